@@ -1,0 +1,1 @@
+"""The decode loop and its replaceable parts. Knows no engine."""

@@ -1,0 +1,74 @@
+"""How often a proposer's tokens are accepted, learned from rounds whose rejected tails say nothing.
+
+Acceptance is censored: after the first rejection nothing is known about the tokens behind it. So what is learned is
+the *conditional* chance (this token accepted, given those before it), by the confidence the proposer itself stated.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .interfaces import Draft, Indices, Probs
+
+_EDGES = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.87, 0.92, 0.95, 0.975, 0.99])
+_PRIOR = 4.0  # weight of the stated confidence, in observations
+_MEMORY = 0.98  # what an old observation of a bin is worth after one more: a window of 50
+_MAX_DEPTH = 64
+
+
+class Acceptance:
+    """Maps one proposer's stated confidence to a calibrated chance, and remembers how confident it tends to be."""
+
+    def __init__(self) -> None:
+        n = len(_EDGES) + 1
+        self._accepted = np.zeros(n)
+        self._seen = np.zeros(n)
+        self._typical = np.full(_MAX_DEPTH, 0.7)  # calibrated confidence by depth, moving average
+
+    def calibrate(self, stated: Probs) -> Probs:
+        """Chance of acceptance for tokens stated with these conditional confidences, (k,) to (k,)."""
+        bins = np.searchsorted(_EDGES, stated, side="right")
+        chance: Probs = (self._accepted[bins] + _PRIOR * stated) / (self._seen[bins] + _PRIOR)
+        return chance
+
+    def typical(self, k: int) -> Probs:
+        """Expected conditional chances of a draft not yet made, (k,)."""
+        return self._typical[np.minimum(np.arange(k), _MAX_DEPTH - 1)]
+
+    def observe(self, draft: Draft, rows: tuple[int, ...]) -> None:
+        """Learn from a verified draft. rows: the accepted rows; children of any other row were never judged."""
+        if draft.expected is None or not len(draft):
+            return
+        stated, parents = conditional(draft), _parents(draft)
+        reached = {0, *rows}
+        judged = np.array([int(p) in reached for p in parents])
+        accepted = np.isin(np.arange(1, len(draft) + 1), rows)
+        bins = np.searchsorted(_EDGES, stated, side="right")
+        for i in np.flatnonzero(judged):
+            b = bins[i]
+            self._seen[b] = self._seen[b] * _MEMORY + 1.0
+            self._accepted[b] = self._accepted[b] * _MEMORY + float(accepted[i])
+        if draft.parents is None:
+            chances = self.calibrate(stated)[:_MAX_DEPTH]
+            self._typical[: len(chances)] += 0.1 * (chances - self._typical[: len(chances)])
+
+
+def conditional(draft: Draft) -> Probs:
+    """Stated confidence of each token given its parent, (k,)."""
+    assert draft.expected is not None
+    above = np.concatenate([[1.0], draft.expected])[_parents(draft)]
+    return np.clip(draft.expected / np.maximum(above, 1e-12), 0.0, 1.0)
+
+
+def path_chances(draft: Draft, chances: Probs) -> Probs:
+    """Chance that the whole path down to each token is accepted, from conditional chances, (k,)."""
+    if draft.parents is None:
+        return np.cumprod(chances)
+    path = np.ones(len(draft) + 1)
+    for i, parent in enumerate(draft.parents):
+        path[i + 1] = path[int(parent)] * chances[i]
+    return path[1:]
+
+
+def _parents(draft: Draft) -> Indices:
+    return np.arange(len(draft)) if draft.parents is None else draft.parents

@@ -1,0 +1,125 @@
+"""Measured time of a forward pass, T(n) for n rows.
+
+The curve is neither linear nor convex and belongs to one engine, build, model, device and thread count, so it is
+measured at first load, remembered, and refined by every step that runs.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from .interfaces import Indices, ModelInfo, Probs, Session
+from .rows import PROBED_WIDTHS, RowClasses, classify
+
+_N_CONTEXT = 8  # entries before the probe's steps
+_N_TOKENS = 24  # tokens run in steps of every width
+_SPEED_RATE = 0.1  # how fast the machine's present speed is followed
+_WIDTH_RATE = 0.05  # how fast one width's own error is followed, when it was seen a step ago
+_STALE_RATE = 0.5  # and when it was seen long ago
+_SHORT_CONTEXT = 1024  # entries up to which a step belongs to the curve that is kept
+
+
+class CostCurve:
+    """Seconds of a forward pass by width, here and now.
+
+    T(n) = speed * correction[n] * base[n]: the base is measured at a short context, `speed` follows what every width
+    has in common (other programs, a longer context) and `correction` what one width has not.
+
+    widths: (m,) ascending, measured; base: (m,) seconds. Widths between them are interpolated.
+    """
+
+    def __init__(self, widths: Indices, base: Probs) -> None:
+        self.widths = widths
+        self.speed = 1.0
+        self._base: Probs = np.interp(np.arange(int(widths[-1]) + 1), widths, base)
+        self._correction = np.ones(len(self._base))
+        self._age = np.ones(len(self._base))  # steps since this width was last run
+        run = int(widths[-1] - widths[0])
+        self._tail = max(float((base[-1] - base[0]) / run), 0.0) if run else float(base[0])
+        self._short = True  # no step with a long context was seen
+
+    def seconds(self, width: int) -> float:
+        """Expected seconds of one step."""
+        return float(self.seconds_of(np.array([width]))[0])
+
+    def seconds_of(self, widths: Indices) -> Probs:
+        """Expected seconds of a step of each of these widths, (m,) to (m,). Beyond the widest measured: its slope."""
+        last = len(self._base) - 1
+        inside = np.minimum(widths, last)
+        base = self._base[inside] + np.maximum(widths - last, 0) * self._tail
+        seconds: Probs = self.speed * self._correction[inside] * base
+        return seconds
+
+    def observe(self, width: int, n_entries: int, seconds: float) -> None:
+        """Learn from a step. One slow step moves little: other programs use the machine too. What has not been seen
+        for long moves more, and takes its neighbours along."""
+        ratio = min(max(seconds / self.seconds(width), 0.5), 2.0)
+        self._short = self._short and n_entries <= _SHORT_CONTEXT
+        self.speed *= ratio**_SPEED_RATE
+        if width < len(self._base):
+            rate = np.minimum(1.0 - (1.0 - _WIDTH_RATE) ** self._age, _STALE_RATE)
+            near = np.exp(-np.abs(np.arange(len(self._base)) - width) / 2.0)
+            self._correction *= ratio ** (rate * near)
+            self._age += 1.0
+            self._age *= 1.0 - near
+
+    def to_facts(self) -> dict[str, list[float]] | None:
+        """The refined curve, to keep between runs; None where long contexts have bent it."""
+        if not self._short:
+            return None
+        refined = self._base[self.widths] * self._correction[self.widths]
+        return {"widths": [float(w) for w in self.widths], "base": [float(b) for b in refined]}
+
+    @classmethod
+    def from_facts(cls, facts: dict[str, list[float]]) -> CostCurve:
+        """The curve that was kept. Raises KeyError, TypeError or ValueError where the facts are not a curve."""
+        widths, base = np.array(facts["widths"], dtype=np.int64), np.array(facts["base"], dtype=np.float64)
+        if len(widths) == 0 or len(widths) != len(base) or not (base > 0).all() or not (np.diff(widths) > 0).all():
+            raise ValueError("not a cost curve")
+        return cls(widths, base)
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What one short probe finds out about a session: its costs and its row classes."""
+
+    curve: CostCurve
+    rows: RowClasses
+
+    @property
+    def price_of_exactness(self) -> float:
+        """Time of the narrowest step of the class in use, over the engine's bare single-row step; 1.2 is 20 % more."""
+        return self.curve.seconds(self.rows.rule().minimum) / self.curve.seconds(1)
+
+
+def calibrate(session: Session, widths: tuple[int, ...] = PROBED_WIDTHS) -> Calibration:
+    """Time and compare steps of every width over the same tokens. The session must be empty and is left empty."""
+    room = session.max_context - _N_CONTEXT
+    tokens = (np.arange(_N_CONTEXT + max(_N_TOKENS, max(widths)), dtype=np.int64) * 37 + 11) % session.info.vocab_size
+    logits, seconds = {}, {}
+    session.truncate(0)
+    session.forward(tokens[:_N_CONTEXT], n_logits=0)
+    for width in (w for w in widths if w <= room):
+        session.forward(tokens[_N_CONTEXT : _N_CONTEXT + width], n_logits=width)  # the first step at a width is slower
+        session.truncate(_N_CONTEXT)
+        rows, times = [], []
+        n_steps = max(1, min(_N_TOKENS, room) // width)
+        for start in range(_N_CONTEXT, _N_CONTEXT + n_steps * width, width):
+            began = time.perf_counter()
+            step = session.forward(tokens[start : start + width], n_logits=width)
+            times.append(time.perf_counter() - began)
+            rows.append(step.logits.copy())
+        session.truncate(_N_CONTEXT)
+        logits[width], seconds[width] = np.concatenate(rows), float(np.median(times))
+    session.truncate(0)
+    curve = CostCurve(np.array(sorted(seconds)), np.array([seconds[w] for w in sorted(seconds)]))
+    return Calibration(curve, classify(logits))
+
+
+def facts_key(info: ModelInfo) -> str:
+    """File name under which what was measured is kept: everything that changes costs or bits."""
+    parts = (info.digest[:16], info.engine, info.engine_version, info.device, str(info.threads), info.settings)
+    return "-".join("".join(c if c.isalnum() or c in "._" else "_" for c in p) for p in parts if p)

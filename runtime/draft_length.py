@@ -1,0 +1,95 @@
+"""How many tokens to draft. Every policy sees the same forecast; 0 is always a choice."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .errors import OptionError
+from .interfaces import Forecast, Probs
+
+_RATE_STEP = 0.1  # weight of the newest round in the running rate
+_MARGIN = 1.02  # drafting must promise this much more than not drafting: estimates are noisy
+_FIRST_PROBE = 32  # rounds without drafts before one is tried again
+_LAST_PROBE = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Fixed:
+    """Always k tokens, or as many as the proposer has."""
+
+    k: int
+    plain_every: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.k < 0:
+            raise OptionError(f"a fixed draft length of {self.k} is impossible; use 0 or more.")
+
+    def choose(self, forecast: Forecast) -> int:
+        return min(self.k, len(forecast.accepted) - 1)
+
+    def value(self, forecast: Forecast, k: int) -> float:
+        return float(forecast.rates[k])
+
+    def observe(self, n_tokens: int, seconds: float) -> None:
+        """Nothing to learn."""
+
+
+@dataclass(frozen=True, slots=True)
+class Confidence:
+    """Tokens up to and including the first whose confidence is below the threshold (as transformers does)."""
+
+    threshold: float = 0.4
+    plain_every: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.threshold <= 1.0:
+            raise OptionError(f"a confidence threshold of {self.threshold} is impossible; use 0 to 1.")
+
+    def choose(self, forecast: Forecast) -> int:
+        doubtful = np.flatnonzero(forecast.confidence[1:] < self.threshold)
+        return int(doubtful[0]) + 1 if len(doubtful) else len(forecast.accepted) - 1
+
+    def value(self, forecast: Forecast, k: int) -> float:
+        return float(forecast.rates[k])
+
+    def observe(self, n_tokens: int, seconds: float) -> None:
+        """Nothing to learn."""
+
+
+class RenewalReward:
+    """The k that makes most of this machine's time: argmax of (1 + A_k) - rate * seconds_k over the measured curve.
+
+    `rate` is the running number of tokens per second, the price of a second (Dinkelbach's form of maximising tokens
+    over time). All k are compared, as the curve has dips and steps. k = 0 wins unless drafting promises clearly more
+    tokens per second than a plain step. While it keeps winning, a draft is tried every so often, ever more rarely;
+    while drafting wins, a plain step is run every so often, because a comparison needs both sides measured.
+    """
+
+    plain_every: int | None = 64
+
+    def __init__(self) -> None:
+        self._tokens = self._seconds = 0.0  # moving sums; their ratio is the rate
+
+    def choose(self, forecast: Forecast) -> int:
+        rates = forecast.rates
+        paying = rates > rates[0] * _MARGIN
+        paying[0] = False
+        if paying.any():
+            return int(np.where(paying, self._worth(forecast), -np.inf).argmax())
+        wait = min(_FIRST_PROBE << min(forecast.probes, 8), _LAST_PROBE)
+        return 1 if len(rates) > 1 and forecast.idle >= wait else 0
+
+    def value(self, forecast: Forecast, k: int) -> float:
+        return float(self._worth(forecast)[k])
+
+    def observe(self, n_tokens: int, seconds: float) -> None:
+        self._tokens += _RATE_STEP * (n_tokens - self._tokens)
+        self._seconds += _RATE_STEP * (seconds - self._seconds)
+
+    def _worth(self, forecast: Forecast) -> Probs:
+        running = self._tokens / self._seconds if self._seconds else 0.0
+        rate = max(running, float(forecast.rates[0]))
+        worth: Probs = (1.0 + forecast.accepted) - rate * forecast.seconds
+        return worth

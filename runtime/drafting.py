@@ -1,0 +1,173 @@
+"""Chooses, round by round, who drafts and how much, by what this machine's time is worth."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from .acceptance import Acceptance, conditional, path_chances
+from .cost import CostCurve
+from .interfaces import EMPTY_DRAFT, Budget, Draft, DraftLengthPolicy, Forecast, Probs, Proposer, Tokens
+from .rows import RowRule
+
+_CHEAP = 0.02  # of a plain step: a proposer this cheap is asked first and judged by its draft
+_OVERHEAD_RATE = 0.1
+_STALE = 64  # rounds after which a proposer that lost to another is heard again
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """What a round will verify, and who guessed it."""
+
+    draft: Draft
+    proposer: str | None
+    draft_s: float
+
+
+@dataclass(slots=True)
+class _Record:
+    """What is known about one proposer: how long a token takes, and how far its confidence can be trusted."""
+
+    token_s: float
+    acceptance: Acceptance
+    idle: int = 0  # rounds since it was last asked for a draft
+    probes: int = 0  # drafts in a row that were not expected to pay
+
+    def asked(self, forecast: Forecast, k: int) -> None:
+        """k tokens of its draft are verified this round."""
+        if k == 0:
+            self.idle += 1
+            return
+        self.idle = 0
+        self.probes = 0 if forecast.rates[k] > forecast.rates[0] else self.probes + 1
+
+    def observe_time(self, n_tokens: int, seconds: float) -> None:
+        self.token_s += 0.2 * (seconds / max(n_tokens, 1) - self.token_s)
+
+
+@dataclass(frozen=True, slots=True)
+class _RoundBudget:
+    """The length policy's price, in the form a proposer asks for it."""
+
+    max_tokens: int
+    drafting: Drafting
+    record: _Record
+    _stated: list[float]
+
+    def more(self, n_drafted: int, confidence: float) -> bool:
+        self._stated.append(confidence)
+        known = self.record.acceptance.calibrate(np.array(self._stated))
+        chances = np.concatenate([known, self.record.acceptance.typical(self.max_tokens)[n_drafted:]])
+        forecast = self.drafting.forecast(np.cumprod(chances), chances, self.record.token_s)
+        return self.drafting.policy.choose(forecast) > n_drafted
+
+
+class Drafting:
+    """The proposers, the length policy and what was learned about both. Lives as long as its model.
+
+    token_s: expected seconds per drafted token of each proposer before anything was measured.
+    """
+
+    def __init__(
+        self,
+        policy: DraftLengthPolicy,
+        costs: CostCurve,
+        rows: RowRule,
+        token_s: dict[str, float] | None = None,
+    ) -> None:
+        self.policy = policy
+        self.costs = costs
+        self.rows = rows
+        self._token_s = token_s or {}
+        self._records: dict[str, _Record] = {}
+        self._fitted = np.array([rows.fit(k + 1) for k in range(rows.maximum)])  # width of a step with k drafts
+        self._since_plain = 0  # rounds since a step of minimal width
+        self._overhead_s = 0.0  # our own code in a round with a draft, beyond one without
+
+    def propose(self, proposers: tuple[Proposer, ...], context: Tokens, max_tokens: int) -> Proposal:
+        """The draft of this round: the best of the cheap proposers' drafts, or a dearer proposer's where that
+        promises more, cut to the length that pays. Tokens beyond it only fill rows that the row class costs anyway."""
+        began = time.perf_counter()
+        k_max = min(max_tokens, self.rows.maximum - 1)
+        if self.policy.plain_every is not None and self._since_plain >= self.policy.plain_every:
+            k_max = min(k_max, self.rows.minimum - 1)  # an undrafted step, to know what it costs now
+        best, best_value = Proposal(EMPTY_DRAFT, None, 0.0), -np.inf
+        if k_max < 1:
+            return best
+        plain_s = self.costs.seconds(self.rows.minimum)
+        ordered = sorted(proposers, key=lambda proposer: self._record(proposer.name).token_s)
+        for proposer in ordered:
+            record = self._record(proposer.name)
+            k = k_max
+            if record.token_s > _CHEAP * plain_s:  # judged by its record before any time is spent on it
+                forecast = self._forecast_record(record, k_max)
+                k = self.policy.choose(forecast)
+                if k == 0 or self.policy.value(forecast, k) <= best_value and forecast.idle < _STALE:
+                    record.idle += 1
+                    continue
+            draft = self._ask(proposer, record, context, k)
+            if not len(draft):
+                continue
+            draft, value, certain = self._cut(draft, record)
+            if value > best_value or not certain:
+                best, best_value = Proposal(draft, proposer.name, 0.0), value
+                if not certain:
+                    break
+        return replace(best, draft_s=time.perf_counter() - began)
+
+    def observe(self, proposal: Proposal, rows: tuple[int, ...], n_tokens: int, seconds: float, other_s: float) -> None:
+        """Learn from a finished round. rows: accepted rows; seconds: of the whole round; other_s: our own code."""
+        self.policy.observe(n_tokens, seconds)
+        drafted = len(proposal.draft) >= self.rows.minimum
+        self._since_plain = self._since_plain + 1 if drafted else 0
+        if proposal.proposer is not None:
+            self._record(proposal.proposer).acceptance.observe(proposal.draft, rows)
+            self._overhead_s += _OVERHEAD_RATE * (other_s - self._overhead_s)
+
+    def forecast(self, paths: Probs, chances: Probs, token_s: float) -> Forecast:
+        """What k = 0..len(paths) drafted tokens bring and cost. paths: chance that each token's path is accepted."""
+        k = np.arange(len(paths) + 1)
+        verify = self.costs.seconds_of(self._fitted[: len(k)])
+        overhead = np.where(k > 0, self._overhead_s, 0.0)
+        return Forecast(
+            accepted=np.concatenate([[0.0], np.cumsum(paths)]),
+            seconds=verify + token_s * k + overhead,
+            confidence=np.concatenate([[1.0], chances]),
+        )
+
+    def _forecast_record(self, record: _Record, k: int) -> Forecast:
+        chances = record.acceptance.typical(k)
+        forecast = self.forecast(np.cumprod(chances), chances, record.token_s)
+        return replace(forecast, idle=record.idle, probes=record.probes)
+
+    def _cut(self, draft: Draft, record: _Record) -> tuple[Draft, float, bool]:
+        """The part of a draft that pays, its value, and whether the verifier may be given something else instead.
+
+        A sampled draft is submitted whole: to drop a token because of its own probability would bias the output.
+        """
+        if draft.expected is None:  # a proposer that states nothing is taken at its record
+            chances = record.acceptance.typical(len(draft))
+        else:
+            chances = record.acceptance.calibrate(conditional(draft))
+        forecast = self.forecast(path_chances(draft, chances), chances, 0.0)  # drafting is paid for
+        forecast = replace(forecast, idle=record.idle, probes=record.probes)
+        if draft.laws is not None:
+            record.asked(forecast, len(draft))
+            return draft, self.policy.value(forecast, len(draft)), False
+        k = self.policy.choose(forecast)
+        record.asked(forecast, k)
+        return draft.head(self.rows.fit(k + 1) - 1), self.policy.value(forecast, k), True
+
+    def _ask(self, proposer: Proposer, record: _Record, context: Tokens, k: int) -> Draft:
+        began = time.perf_counter()
+        budget: Budget = _RoundBudget(k, self, record, [])
+        draft = proposer.propose(context, budget)
+        record.observe_time(len(draft), time.perf_counter() - began)
+        return draft
+
+    def _record(self, name: str) -> _Record:
+        if name not in self._records:
+            self._records[name] = _Record(self._token_s.get(name, 0.0), Acceptance())
+        return self._records[name]

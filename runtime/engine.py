@@ -1,0 +1,154 @@
+"""The decode loop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from .drafting import Drafting
+from .errors import AbilityError, ContextFullError, OptionError
+from .interfaces import Draft, FinishReason, Floats, Indices, Law, Proposer, Round, Tokens
+from .sampling import Sampling
+from .sequence import Cancelled, CachedSequence
+from .verify import Verdict, verify
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Where a generation ends."""
+
+    max_new_tokens: int | None = None  # None: until the context is full
+    stop_ids: frozenset[int] = frozenset()
+    cancelled: Callable[[], bool] = lambda: False  # asked between prefill chunks and between rounds
+    progress: Callable[[int, int], None] | None = None  # prefill: (tokens done, tokens in all)
+
+
+def generate(
+    target: CachedSequence,
+    prompt: Tokens,
+    *,
+    sampling: Sampling,
+    drafting: Drafting,
+    proposers: tuple[Proposer, ...],
+    limits: Limits,
+    rng: np.random.Generator,
+) -> Iterator[Round]:
+    """Rounds of committed tokens, until a stop id, a limit or a cancel; the last one has a finish_reason.
+
+    Between rounds, and whenever the consumer stops early, the target's cache covers the context but its last token.
+    Raises ContextFullError and OptionError before anything changes.
+    """
+    end = _end(target, prompt, limits)
+    context = np.empty(end, dtype=np.int64)
+    context[: len(prompt)] = prompt
+    n = len(prompt)
+    try:
+        target.cover(prompt[:-1], cancelled=limits.cancelled, progress=limits.progress)
+    except Cancelled:
+        yield Round((), 0, 0, 0, 0.0, 0.0, 0.0, None, "cancelled")
+        return
+    while True:
+        if limits.cancelled():
+            yield Round((), 0, 0, 0, 0.0, 0.0, 0.0, None, "cancelled")
+            return
+        began = time.perf_counter()
+        proposal = drafting.propose(proposers, context[:n], _room(target, n, end))
+        step, width, verify_s = _forward(target, context[n - 1], proposal.draft)
+        verdict = _verify(proposal.draft, step, sampling, context[:n], len(prompt), rng)
+        _restore(target, proposal.draft, verdict, n, width)
+        tokens, reason = _commit(proposal.draft, verdict, limits.stop_ids, end - n)
+        context[n : n + len(tokens)] = tokens
+        n += len(tokens)
+        target.truncate(n - 1)  # tokens behind a stop id are not part of the context
+        seconds = time.perf_counter() - began
+        other_s = seconds - proposal.draft_s - verify_s
+        accepted = min(len(verdict.rows), len(tokens))
+        drafting.costs.observe(width, n, verify_s)
+        drafting.observe(proposal, verdict.rows, len(tokens), seconds, other_s)
+        yield Round(
+            tokens, len(proposal.draft), accepted, width, proposal.draft_s, verify_s, other_s, proposal.proposer, reason
+        )
+        if reason is not None:
+            return
+
+
+def _end(target: CachedSequence, prompt: Tokens, limits: Limits) -> int:
+    """Length of the context at which generation ends; checks that it fits."""
+    if not len(prompt):
+        raise OptionError("the prompt is empty; give at least one token (a chat template or a start token does).")
+    if limits.max_new_tokens is not None and limits.max_new_tokens < 1:
+        raise OptionError(f"max_new_tokens is {limits.max_new_tokens}, but must be 1 or more.")
+    holds = target.session.max_context
+    # The last token is never cached, but the step that makes it may need spare rows.
+    longest = holds + 2 - target.rows.minimum
+    asked = longest if limits.max_new_tokens is None else len(prompt) + limits.max_new_tokens
+    if len(prompt) >= longest or asked > longest:
+        wanted = "" if limits.max_new_tokens is None else f" and max_new_tokens is {limits.max_new_tokens}"
+        need = max(asked, len(prompt) + 1) + target.rows.minimum - 2
+        raise ContextFullError(
+            f"the prompt has {len(prompt)} tokens{wanted}, but this session holds {holds}. "
+            f"Open it with max_context={need} or more, or shorten the prompt."
+        )
+    if prompt.min() < 0 or prompt.max() >= target.session.info.vocab_size:
+        raise OptionError(f"the prompt holds token ids outside of 0..{target.session.info.vocab_size - 1}.")
+    return asked
+
+
+def _room(target: CachedSequence, n: int, end: int) -> int:
+    """Drafts that could still be committed, and whose step still fits into the cache."""
+    widest = target.rows.floor(target.session.max_context - n + 1)
+    return min(end - n - 1, 0 if widest is None else widest - 1)
+
+
+def _forward(target: CachedSequence, last: int, draft: Draft) -> tuple[Floats, int, float]:
+    """Logits of the last committed token and the drafted ones, the width run, and the seconds it took.
+
+    The width is padded to one the row class allows; spare rows repeat a token and are forgotten afterwards.
+    """
+    n_rows = len(draft) + 1
+    width = target.rows.fit(n_rows)
+    tokens = np.full(width, last, dtype=np.int64)
+    tokens[1:n_rows] = draft.tokens
+    parents: Indices | None = None
+    if draft.parents is not None:
+        if "tree" not in target.session.abilities:
+            raise AbilityError(
+                f"the {target.session.info.engine} engine cannot verify trees; use a proposer that drafts chains."
+            )
+        parents = np.concatenate([[0], draft.parents, np.zeros(width - n_rows, dtype=np.int64)])
+    began = time.perf_counter()
+    step = target.forward(tokens, n_logits=width, parents=parents)
+    return step.logits, width, time.perf_counter() - began
+
+
+def _verify(
+    draft: Draft, logits: Floats, sampling: Sampling, context: Tokens, n_prompt: int, rng: np.random.Generator
+) -> Verdict:
+    def law_at(row: int, path: tuple[int, ...]) -> Law:
+        sequence = np.concatenate([context, np.array(path, dtype=np.int64)]) if path else context
+        return sampling.law(logits[row], sequence, n_prompt)
+
+    return verify(draft, law_at, rng)
+
+
+def _restore(target: CachedSequence, draft: Draft, verdict: Verdict, n_context: int, width: int) -> None:
+    """Cut the cache back to the context and the accepted path."""
+    if draft.parents is None:
+        target.truncate(n_context + len(verdict.rows))
+    else:
+        target.accept(np.array([0, *verdict.rows], dtype=np.int64), width)
+
+
+def _commit(
+    draft: Draft, verdict: Verdict, stop_ids: frozenset[int], room: int
+) -> tuple[tuple[int, ...], FinishReason | None]:
+    """The tokens of this round, cut behind the first stop id or at the limit."""
+    tokens = (*(int(draft.tokens[row - 1]) for row in verdict.rows), verdict.token)
+    for i, token in enumerate(tokens[:room]):
+        if token in stop_ids:
+            return tokens[: i + 1], "stop"
+    return tokens[:room], "length" if len(tokens) >= room else None
+

@@ -1,0 +1,49 @@
+"""Every error a caller of Pilotfish may catch. Each message names the thing, the limit and the way out."""
+
+
+class PilotfishError(Exception):
+    """Anything Pilotfish refuses to do, with a message meant for the person at the keyboard."""
+
+
+class ModelNotFoundError(PilotfishError):
+    """No model under this name or path."""
+
+
+class ModelFileError(PilotfishError):
+    """A model file is truncated, damaged, foreign, or not what its digest says."""
+
+
+class UnsupportedModelError(PilotfishError):
+    """A sound file whose architecture, tokenizer or tensor type Pilotfish cannot run yet."""
+
+
+class EngineMissingError(PilotfishError):
+    """The engine asked for is not installed; the message holds the command that adds it."""
+
+
+class EngineError(PilotfishError):
+    """An engine failed at something it claims to do, or gave a wrong answer to the canary."""
+
+
+class AbilityError(PilotfishError):
+    """This engine cannot do what was asked; the message names the engine that can."""
+
+
+class ContextFullError(PilotfishError):
+    """The tokens do not fit into the session. Raised before anything changes."""
+
+
+class OptionError(PilotfishError):
+    """An option has an impossible value, or two options contradict each other."""
+
+
+class ChatTemplateError(PilotfishError):
+    """The model's chat template failed, ran too long, or refused these messages."""
+
+
+class DownloadError(PilotfishError):
+    """A model could not be fetched: no network, no such file, or a wrong digest."""
+
+
+class CacheWriteError(PilotfishError):
+    """A cache folder could not be written, for example because the disk is full. Nothing half-written stays."""

@@ -1,0 +1,314 @@
+"""Model: weights, tokenizer and policies behind generate(), stream() and chat()."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .chat_template import ChatTemplate, Message, encode_chat
+from .cost import Calibration
+from .draft_length import RenewalReward
+from .drafting import Drafting
+from .engine import Limits, generate
+from .errors import ChatTemplateError, OptionError
+from .interfaces import DraftLengthPolicy, FinishReason, ModelInfo, Proposer, Round, Tokens, Weights
+from .proposers import DraftModel, Suffix
+from .result import Result, Stats
+from .rows import ANY_WIDTH
+from .sampling import Sampling
+from .sequence import CachedSequence
+from .stopping import TextAssembler
+from .tokenizer import Tokenizer
+
+Prompt = str | Sequence[Message]
+
+
+@dataclass(frozen=True, slots=True)
+class DraftWeights:
+    """A draft model and what its single-token step costs."""
+
+    weights: Weights
+    token_s: float
+
+
+class Stream:
+    """Pieces of text as they are decided; `result` holds everything once the iteration has ended."""
+
+    def __init__(self, pieces: Callable[[Stream], Iterator[str]]) -> None:
+        self.result: Result | None = None
+        self.rounds: list[Round] = []  # grows while streaming
+        self._pieces = pieces(self)
+
+    def __iter__(self) -> Iterator[str]:
+        return self._pieces
+
+    def close(self) -> None:
+        """Stop generating. The model stays usable."""
+        close = getattr(self._pieces, "close", None)
+        if close is not None:
+            close()
+
+
+class Model:
+    """A loaded model. One generation at a time; a second thread waits for its turn.
+
+    target: the weights to answer with; draft: None, or a smaller model with the same vocabulary.
+    policy: how many tokens to draft; None is plain decoding.
+    exact: stay in one row class, so that plain and speculative text are the same bits by construction.
+    """
+
+    def __init__(
+        self,
+        target: Weights,
+        tokenizer: Tokenizer,
+        template: ChatTemplate | None,
+        calibration: Calibration,
+        *,
+        draft: DraftWeights | None = None,
+        policy: DraftLengthPolicy | None = None,
+        exact: bool = True,
+        max_context: int | None = None,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.template = template
+        self.calibration = calibration
+        self.exact = exact
+        self.policy = policy
+        self._target = target
+        self._draft = draft
+        rows = calibration.rows.rule() if exact else ANY_WIDTH
+        self._sequence = CachedSequence(target.session(max_context), rows)
+        self._draft_sequence: CachedSequence | None = None
+        if draft is not None and policy is not None:
+            held = min(self._sequence.session.max_context, draft.weights.info.context_length)
+            self._draft_sequence = CachedSequence(draft.weights.session(held))
+        token_s = {} if draft is None else {DraftModel.name: draft.token_s}
+        self._drafting = Drafting(policy or RenewalReward(), calibration.curve, rows, token_s)
+        self._turn = threading.Lock()
+        self._closed = False
+
+    @property
+    def info(self) -> ModelInfo:
+        """Engine, device and shape of the target."""
+        return self._target.info
+
+    @property
+    def max_context(self) -> int:
+        """Tokens that prompt and output may have together."""
+        return self._sequence.session.max_context
+
+    def generate(
+        self,
+        prompt: Prompt,
+        *,
+        max_new_tokens: int | None = 256,
+        temperature: float | None = None,
+        seed: int | None = None,
+        stop: Sequence[str | int] = (),
+        sampling: Sampling | None = None,
+        raw: bool = False,
+        cancel: threading.Event | None = None,
+    ) -> Result:
+        """The whole answer.
+
+        prompt: a list of messages, or a text. A text is one user message where the model has a chat template;
+            raw=True feeds it as it is.
+        max_new_tokens: None is until the context is full.
+        temperature: 0 (the default) is greedy; `sampling` holds the other settings and replaces it.
+        stop: strings or token ids that end the answer; a stop string is not part of the text.
+        cancel: an event that ends the generation between two steps, prompt processing included.
+        Raises ContextFullError, OptionError and ChatTemplateError before anything changes.
+        """
+        stream = self.stream(
+            prompt,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            seed=seed,
+            stop=stop,
+            sampling=sampling,
+            raw=raw,
+            cancel=cancel,
+        )
+        for _ in stream:
+            pass
+        assert stream.result is not None
+        return stream.result
+
+    def stream(
+        self,
+        prompt: Prompt,
+        *,
+        max_new_tokens: int | None = 256,
+        temperature: float | None = None,
+        seed: int | None = None,
+        stop: Sequence[str | int] = (),
+        sampling: Sampling | None = None,
+        raw: bool = False,
+        cancel: threading.Event | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Stream:
+        """The answer piece by piece; iterate, then read `.result`. Options as in generate().
+
+        progress: called with (tokens done, tokens in all) while the prompt is processed.
+        """
+        settings = _sampling(temperature, sampling)
+        tokens = self.encode(prompt, raw=raw)
+        strings = tuple(s for s in stop if isinstance(s, str))
+        if "" in strings:
+            raise OptionError("a stop string is empty, so nothing could ever be generated; leave it out.")
+        limits = Limits(
+            max_new_tokens=max_new_tokens,
+            stop_ids=self.tokenizer.eos_ids | {s for s in stop if not isinstance(s, str)},
+            cancelled=cancel.is_set if cancel is not None else lambda: False,
+            progress=progress,
+        )
+        return Stream(lambda stream: self._run(stream, tokens, settings, limits, strings, seed))
+
+    def chat(self, system: str | None = None) -> Chat:
+        """A conversation that remembers its messages; the cache of earlier turns is reused."""
+        if self.template is None:
+            raise ChatTemplateError("this model has no chat template; use generate(text, raw=True).")
+        return Chat(self, system)
+
+    def encode(self, prompt: Prompt, *, raw: bool = False) -> Tokens:
+        """Token ids of a prompt, chat template applied."""
+        if self._closed:
+            raise OptionError("this model is closed; load it again.")
+        if isinstance(prompt, str):
+            if raw or self.template is None:
+                return self.tokenizer.encode(prompt)
+            prompt = [{"role": "user", "content": prompt}]
+        elif raw:
+            raise OptionError("raw=True takes a text, but a list of messages was given; drop one of the two.")
+        if self.template is None:
+            raise ChatTemplateError("this model has no chat template, so it cannot take messages; give it a text.")
+        return encode_chat(self.tokenizer, self.template, prompt)
+
+    def close(self) -> None:
+        """Free caches and weights. A second close does nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        self._sequence.session.close()
+        self._target.close()
+        if self._draft_sequence is not None:
+            self._draft_sequence.session.close()
+        if self._draft is not None:
+            self._draft.weights.close()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _proposers(self, sampling: Sampling, n_prompt: int, seed: np.random.SeedSequence) -> tuple[Proposer, ...]:
+        if self.policy is None:
+            return ()
+        if self._draft_sequence is None:
+            return (Suffix(),)
+        rng = np.random.default_rng(seed)
+        vocab_size = self.info.vocab_size
+        return Suffix(), DraftModel(self._draft_sequence, sampling, n_prompt, rng, vocab_size)
+
+    def _run(
+        self, stream: Stream, prompt: Tokens, sampling: Sampling, limits: Limits, stop: tuple[str, ...], seed: int | None
+    ) -> Iterator[str]:
+        with self._turn:
+            began = time.perf_counter()
+            seeds = np.random.SeedSequence(seed).spawn(2)  # drafts draw from a stream of their own
+            reused = self._sequence.common_prefix(prompt[:-1])
+            text = TextAssembler(self.tokenizer, limits.stop_ids, stop)
+            reason: FinishReason = "length"
+            ttft_s: float | None = None
+            rounds = generate(
+                self._sequence,
+                prompt,
+                sampling=sampling,
+                drafting=self._drafting,
+                proposers=self._proposers(sampling, len(prompt), seeds[1]),
+                limits=limits,
+                rng=np.random.default_rng(seeds[0]),
+            )
+            for done in rounds:
+                ttft_s = ttft_s or time.perf_counter() - began
+                piece, done = text.push(done)
+                stream.rounds.append(done)
+                reason = done.finish_reason or reason
+                if piece:
+                    yield piece
+                if done.finish_reason is not None:
+                    break
+            tail = text.finish()
+            stream.result = Result(
+                text.text, text.token_ids, reason, tuple(stream.rounds), self._stats(prompt, reused, ttft_s, stream)
+            )
+            if tail:
+                yield tail
+
+    def _stats(self, prompt: Tokens, reused: int, ttft_s: float | None, stream: Stream) -> Stats:
+        rounds = stream.rounds
+        kv_bytes = self._sequence.session.nbytes
+        if self._draft_sequence is not None:
+            kv_bytes += self._draft_sequence.session.nbytes
+        return Stats(
+            n_prompt=len(prompt),
+            n_reused=reused,
+            n_tokens=sum(len(r.tokens) for r in rounds),
+            n_rounds=len(rounds),
+            drafted=sum(r.drafted for r in rounds),
+            accepted=sum(r.accepted for r in rounds),
+            ttft_s=ttft_s or 0.0,
+            draft_s=sum(r.draft_s for r in rounds),
+            verify_s=sum(r.verify_s for r in rounds),
+            other_s=sum(r.other_s for r in rounds),
+            kv_bytes=kv_bytes,
+            engine=self.info.engine,
+            device=self.info.device,
+            exact=self.exact,
+        )
+
+
+class Chat:
+    """A conversation. A turn that fails or is stopped early leaves the messages as they were before it."""
+
+    def __init__(self, model: Model, system: str | None) -> None:
+        self.model = model
+        self.messages: list[Message] = [] if system is None else [{"role": "system", "content": system}]
+
+    def send(self, text: str, *, max_new_tokens: int | None = 512, temperature: float | None = None) -> Result:
+        """The answer to one more user message."""
+        stream = self.stream(text, max_new_tokens=max_new_tokens, temperature=temperature)
+        for _ in stream:
+            pass
+        assert stream.result is not None
+        return stream.result
+
+    def stream(self, text: str, *, max_new_tokens: int | None = 512, temperature: float | None = None) -> Stream:
+        """The same, piece by piece. The turn is remembered once the stream has been read to its end."""
+        asked: list[Message] = [*self.messages, {"role": "user", "content": text}]
+        inner = self.model.stream(asked, max_new_tokens=max_new_tokens, temperature=temperature)
+
+        def pieces(outer: Stream) -> Iterator[str]:
+            outer.rounds = inner.rounds
+            try:
+                yield from inner
+            finally:
+                inner.close()
+            outer.result = inner.result
+            if inner.result is not None:
+                self.messages = [*asked, {"role": "assistant", "content": inner.result.text}]
+
+        return Stream(pieces)
+
+
+def _sampling(temperature: float | None, sampling: Sampling | None) -> Sampling:
+    if sampling is None:
+        return Sampling(temperature=temperature or 0.0)
+    if temperature is not None:
+        raise OptionError("temperature and sampling are both given; put the temperature into Sampling(temperature=...).")
+    return sampling

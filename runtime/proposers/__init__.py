@@ -1,0 +1,6 @@
+"""Proposers: one idea per file. Each guesses what follows; none of them can change the answer."""
+
+from .draft_model import DraftModel
+from .suffix import Suffix
+
+__all__ = ["DraftModel", "Suffix"]

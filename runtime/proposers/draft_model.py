@@ -1,0 +1,81 @@
+"""A smaller model drafts for a larger one with the same vocabulary."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..errors import OptionError
+from ..interfaces import EMPTY_DRAFT, Budget, Draft, Law, Tokens
+from ..sampling import Sampling
+from ..sequence import CachedSequence
+
+
+class DraftModel:
+    """Drafts with another session, which catches up by common prefix.
+
+    The draft's cache is never rolled back by hand: whatever it holds beyond the common prefix with the committed
+    sequence is forgotten at the next proposal, and whatever it lacks is run then.
+
+    sampling: the target's own settings, so that q is shaped like p. Greedy settings make one-hot drafts.
+    n_prompt: length of the prompt, for penalties that count generated tokens only.
+    """
+
+    name = "draft-model"
+
+    def __init__(
+        self, sequence: CachedSequence, sampling: Sampling, n_prompt: int, rng: np.random.Generator, vocab_size: int
+    ) -> None:
+        if sequence.session.info.vocab_size < vocab_size:
+            raise OptionError(
+                f"the draft model knows {sequence.session.info.vocab_size} tokens and the target {vocab_size}: "
+                "they cannot be paired. Use a draft with the target's vocabulary, or draft=None."
+            )
+        self._sequence = sequence
+        self._sampling = sampling
+        self._n_prompt = n_prompt
+        self._rng = rng
+        self._vocab_size = vocab_size  # of the target; a draft padded to more must not guess the padding
+
+    def propose(self, context: Tokens, budget: Budget) -> Draft:
+        """Up to budget.max_tokens tokens; fewer where the budget says that one more would not pay, or none where the
+        context has outgrown the draft model."""
+        k = min(budget.max_tokens, self._sequence.session.max_context - len(context) + 1)
+        if k < 1:
+            return EMPTY_DRAFT
+        logits = self._catch_up(context)
+        tokens: list[int] = []
+        laws: list[Law] = []
+        expected: list[float] = []
+        path = 1.0
+        while True:
+            law = self._sampling.law(logits, np.concatenate([context, np.array(tokens, np.int64)]), self._n_prompt)
+            token = law.pick(self._rng.random())
+            confidence = law.prob(token) if not self._sampling.greedy else _top_share(logits)
+            path *= confidence
+            tokens.append(token)
+            laws.append(law)
+            expected.append(path)
+            if len(tokens) >= k or not budget.more(len(tokens), confidence):
+                break
+            logits = self._step(token)
+        drawn = None if self._sampling.greedy else tuple(laws)
+        return Draft(np.array(tokens, dtype=np.int64), laws=drawn, expected=np.array(expected))
+
+    def _catch_up(self, context: Tokens) -> np.ndarray:
+        """Logits after the context; runs only what the cache lacks, and at least the last token."""
+        lacking = len(context) - min(self._sequence.common_prefix(context), len(context) - 1)
+        if lacking > 8:
+            self._sequence.cover(context[:-1])
+            lacking = 1
+        self._sequence.truncate(len(context) - lacking)
+        step = self._sequence.forward(context[len(context) - lacking :], n_logits=1)
+        return step.logits[0][: self._vocab_size]
+
+    def _step(self, token: int) -> np.ndarray:
+        step = self._sequence.forward(np.array([token], dtype=np.int64), n_logits=1)
+        return step.logits[0][: self._vocab_size]
+
+
+def _top_share(logits: np.ndarray) -> float:
+    """Softmax probability of the most probable token."""
+    return float(1.0 / np.exp(logits - logits.max()).sum())

@@ -1,0 +1,63 @@
+"""What a generation gives back. Counts and seconds are stored; rates are computed."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from .interfaces import FinishReason, Round
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """Counts and seconds of one generation."""
+
+    n_prompt: int
+    n_reused: int  # prompt tokens that the cache held from an earlier turn
+    n_tokens: int
+    n_rounds: int
+    drafted: int
+    accepted: int
+    ttft_s: float  # from the call to the first committed token
+    draft_s: float
+    verify_s: float
+    other_s: float  # our own code around drafting and verifying
+    kv_bytes: int  # allocated for caches, the draft model's included
+    engine: str
+    device: str
+    exact: bool
+
+    @property
+    def decode_s(self) -> float:
+        """Seconds of all rounds; prompt processing is not in it."""
+        return self.draft_s + self.verify_s + self.other_s
+
+    @property
+    def decode_tok_s(self) -> float:
+        """Tokens per second of decoding."""
+        return self.n_tokens / self.decode_s if self.decode_s else 0.0
+
+    @property
+    def acceptance(self) -> float | None:
+        """Share of drafted tokens that were accepted; None where nothing was drafted."""
+        return self.accepted / self.drafted if self.drafted else None
+
+    @property
+    def tokens_per_round(self) -> float:
+        """Committed tokens per forward pass of the target."""
+        return self.n_tokens / self.n_rounds if self.n_rounds else 0.0
+
+    def as_dict(self) -> dict[str, object]:
+        """Every field and every computed rate, for JSON."""
+        rates = ("decode_s", "decode_tok_s", "acceptance", "tokens_per_round")
+        return {**asdict(self), **{name: getattr(self, name) for name in rates}}
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One answer."""
+
+    text: str
+    token_ids: tuple[int, ...]  # everything committed, a final stop token included
+    finish_reason: FinishReason
+    rounds: tuple[Round, ...]
+    stats: Stats

@@ -1,0 +1,93 @@
+"""Row classes: which widths of a forward pass give the same bits.
+
+Kernels change with the number of rows, and with int8 activations the bits then change visibly. But widths fall into
+classes inside which every row comes out bitwise equal (mostly "one row" and "two and more"). Staying in one class makes
+plain and speculative decoding the same computation, so that their equality is a fact and not luck.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .errors import EngineError
+from .interfaces import Floats
+
+MAX_WIDTH = 33  # widest decode step: 32 drafts and the row before them
+PROBED_WIDTHS = (1, 2, 3, 4, 5, 6, 8, 9, 12, 16, 17, 24, 32, 33)
+
+
+@dataclass(frozen=True, slots=True)
+class RowRule:
+    """The widths a generation may use, ascending; a step is padded to the next of them."""
+
+    widths: tuple[int, ...]
+
+    @property
+    def minimum(self) -> int:
+        return self.widths[0]
+
+    @property
+    def maximum(self) -> int:
+        return self.widths[-1]
+
+    def fit(self, n_rows: int) -> int:
+        """The smallest allowed width of at least n_rows."""
+        for width in self.widths:
+            if width >= n_rows:
+                return width
+        raise ValueError(f"no allowed width holds {n_rows} rows; the widest is {self.maximum}")
+
+    def floor(self, n_rows: int) -> int | None:
+        """The largest allowed width of at most n_rows, or None."""
+        return max((w for w in self.widths if w <= n_rows), default=None)
+
+
+ANY_WIDTH = RowRule(tuple(range(1, MAX_WIDTH + 1)))
+
+
+@dataclass(frozen=True, slots=True)
+class RowClasses:
+    """Probed widths, grouped into classes with bitwise-equal logits."""
+
+    classes: tuple[tuple[int, ...], ...]
+
+    def rule(self) -> RowRule:
+        """The widths of the class to stay in: the one with the narrowest step among those with room for a draft.
+
+        Between two neighbouring probed widths of one class every width is taken to belong to it: kernels change at
+        thresholds and at multiples, and both are probed.
+        Raises EngineError where no two widths agree.
+        """
+        roomy = [c for c in self.classes if c[-1] > 1 and len(c) > 1]
+        if not roomy:
+            raise EngineError(
+                "no two step widths of this engine give the same bits, so speculation cannot be exact here. "
+                "Use exact=False (text may differ from plain decoding by kernel noise) or another cache type."
+            )
+        best = min(roomy, key=lambda c: c[0])
+        probed = sorted(w for c in self.classes for w in c)
+        widths = set(best)
+        for low, high in zip(probed, probed[1:], strict=False):
+            if low in best and high in best:
+                widths.update(range(low, high))
+        return RowRule(tuple(sorted(widths)))
+
+
+def classify(logits_by_width: dict[int, Floats]) -> RowClasses:
+    """Classes of widths whose logits agree bitwise on the rows they share.
+
+    logits_by_width: for each width, logits (n, vocab_size) of the same tokens, run in steps of that width.
+    """
+    classes: list[list[int]] = []
+    for width, logits in sorted(logits_by_width.items()):
+        for members in classes:
+            other = logits_by_width[members[0]]
+            n = min(len(logits), len(other))
+            if np.array_equal(logits[:n], other[:n]):
+                members.append(width)
+                break
+        else:
+            classes.append([width])
+    return RowClasses(tuple(tuple(c) for c in classes))

@@ -1,0 +1,125 @@
+"""Logits to law: one set of rules, applied alike to the target (p) and to a draft model (q)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import numpy as np
+
+from .errors import EngineError, OptionError
+from .interfaces import Floats, Law, Tokens
+
+LogitsProcessor: TypeAlias = Callable[[Floats, Tokens], Floats]
+"""(logits (vocab_size,), context with the drafted path) -> logits. Must not keep state: speculation asks out of order."""
+
+_HEAD = 1024  # tokens looked at before top-p falls back to sorting the vocabulary
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the next token is chosen. The defaults are greedy decoding.
+
+    Applied in this order (as in transformers): logit_bias, repetition_penalty, presence and frequency penalty,
+    processors, temperature, top_k, top_p, min_p.
+    """
+
+    temperature: float = 0.0  # 0: the most probable token
+    top_k: int | None = None  # ties with the k-th logit are kept
+    top_p: float | None = None  # smallest set with at least this mass
+    min_p: float | None = None  # at least this fraction of the largest probability
+    repetition_penalty: float = 1.0  # divides logits > 0 of tokens in the context (Keskar et al. 2019)
+    presence_penalty: float = 0.0  # subtracted once from every token generated so far
+    frequency_penalty: float = 0.0  # subtracted once per occurrence in the generated text
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    processors: tuple[LogitsProcessor, ...] = ()
+
+    def __post_init__(self) -> None:
+        def need(ok: bool, name: str, limit: str) -> None:
+            if not ok:
+                raise OptionError(f"{name} is {getattr(self, name)!r}, but must be {limit}.")
+
+        need(self.temperature >= 0 and np.isfinite(self.temperature), "temperature", "0 (greedy) or more")
+        need(self.top_k is None or self.top_k >= 1, "top_k", "1 or more, or absent")
+        need(self.top_p is None or 0 < self.top_p <= 1, "top_p", "above 0 and at most 1, or absent")
+        need(self.min_p is None or 0 <= self.min_p <= 1, "min_p", "from 0 to 1, or absent")
+        need(self.repetition_penalty > 0, "repetition_penalty", "above 0 (1 is off)")
+        need(np.isfinite(self.presence_penalty), "presence_penalty", "a number")
+        need(np.isfinite(self.frequency_penalty), "frequency_penalty", "a number")
+
+    @property
+    def greedy(self) -> bool:
+        """Whether every law is one certain token."""
+        return self.temperature == 0.0
+
+    def law(self, logits: Floats, context: Tokens, n_prompt: int) -> Law:
+        """The law of the token that follows `context`.
+
+        logits: (vocab_size,) after the context's last token; not modified.
+        context: prompt, output and drafted path; the first n_prompt tokens are the prompt.
+        """
+        adjusted = self._adjust(logits, context, n_prompt)
+        if self.greedy:
+            best = int(adjusted.argmax())
+            _check_finite(float(adjusted[best]))
+            return Law.point(best)
+        return self._truncate(adjusted)
+
+    def _adjust(self, logits: Floats, context: Tokens, n_prompt: int) -> Floats:
+        penalised = self.repetition_penalty != 1.0
+        counted = bool(self.presence_penalty or self.frequency_penalty)
+        if not (penalised or counted or self.logit_bias or self.processors):
+            return logits
+        logits = logits.copy()
+        for token, bias in self.logit_bias.items():
+            if not 0 <= token < len(logits):
+                raise OptionError(f"logit_bias names token {token}, but the vocabulary has {len(logits)} tokens.")
+            logits[token] += bias
+        if penalised:
+            seen = np.unique(context)
+            x = logits[seen]
+            logits[seen] = np.where(x > 0, x / self.repetition_penalty, x * self.repetition_penalty)
+        if counted and len(context) > n_prompt:
+            seen, counts = np.unique(context[n_prompt:], return_counts=True)
+            logits[seen] -= (self.presence_penalty + self.frequency_penalty * counts).astype(logits.dtype)
+        for processor in self.processors:
+            logits = processor(logits, context)
+        return logits
+
+    def _truncate(self, logits: Floats) -> Law:
+        top = float(logits.max())
+        _check_finite(top)
+        ids = None
+        if self.top_k is not None and self.top_k < len(logits):
+            kth = np.partition(logits, -self.top_k)[-self.top_k]
+            ids = np.flatnonzero(logits >= kth)
+        x = (logits if ids is None else logits[ids]).astype(np.float64)
+        probs = np.exp((x - top) / self.temperature)
+        probs /= probs.sum()
+        if self.top_p is not None and self.top_p < 1.0:
+            kept = _nucleus(probs, self.top_p)
+            ids, probs = (kept if ids is None else ids[kept]), probs[kept]
+        if self.min_p:
+            kept = np.flatnonzero(probs >= self.min_p * probs.max())
+            ids, probs = (kept if ids is None else ids[kept]), probs[kept]
+        return Law(probs / probs.sum(), ids)
+
+
+def _nucleus(probs: np.ndarray, mass: float) -> np.ndarray:
+    """Indices, ascending, of the smallest set of most probable tokens that holds `mass`."""
+    head = np.arange(len(probs))
+    if len(probs) > _HEAD:
+        candidates = np.argpartition(-probs, _HEAD)[:_HEAD]
+        if probs[candidates].sum() >= mass:
+            head = np.sort(candidates)
+    order = head[np.argsort(-probs[head], kind="stable")]
+    n = int(np.searchsorted(np.cumsum(probs[order]), mass)) + 1
+    return np.sort(order[:n])
+
+
+def _check_finite(top: float) -> None:
+    if top == -np.inf:
+        raise OptionError("the logit processors left no token to choose from; loosen the bias, grammar or processor.")
+    if not np.isfinite(top):
+        raise EngineError("the engine returned logits that are not numbers; try another engine or device.")

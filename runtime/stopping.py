@@ -1,0 +1,75 @@
+"""Turns rounds into text that can be shown: no half characters, nothing of a stop string, nothing behind it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from .interfaces import Round
+from .tokenizer import Tokenizer
+
+
+class TextAssembler:
+    """Collects tokens and text of one answer and finds the first stop string.
+
+    Tokens are looked at one by one, so where an answer ends does not depend on how many a round committed.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stop_ids: frozenset[int], stop: tuple[str, ...]) -> None:
+        self._stream = tokenizer.stream()
+        self._stop_ids = stop_ids
+        self._stop = stop
+        self._longest = max((len(s) for s in stop), default=0)
+        self._held = ""  # decided, but perhaps the beginning of a stop string
+        self._shown: list[str] = []
+        self._ids: list[int] = []
+        self._ended = False
+
+    @property
+    def text(self) -> str:
+        return "".join(self._shown)
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        return tuple(self._ids)
+
+    def push(self, done: Round) -> tuple[str, Round]:
+        """Text that is now certain, and the round, cut where a stop string was completed."""
+        pieces: list[str] = []
+        for i, token in enumerate(done.tokens):
+            self._ids.append(token)
+            if token in self._stop_ids:
+                break
+            self._held += self._stream.push([token])
+            cut = self._first_stop()
+            if cut is not None:
+                self._held, self._ended = self._held[:cut], True
+                done = replace(
+                    done, tokens=done.tokens[: i + 1], accepted=min(done.accepted, i + 1), finish_reason="stop"
+                )
+                break
+            pieces.append(self._release(self._certain()))
+        return "".join(pieces), done
+
+    def finish(self) -> str:
+        """What was still held back, once it is known that nothing follows."""
+        if not self._ended:
+            self._held += self._stream.finish()
+            cut = self._first_stop()
+            self._held = self._held if cut is None else self._held[:cut]
+        return self._release(len(self._held))
+
+    def _first_stop(self) -> int | None:
+        found = [at for at in (self._held.find(s) for s in self._stop) if at >= 0]
+        return min(found) if found else None
+
+    def _certain(self) -> int:
+        """Length of the held text that cannot belong to a stop string any more."""
+        for n in range(min(self._longest - 1, len(self._held)), 0, -1):
+            if any(s.startswith(self._held[-n:]) for s in self._stop):
+                return len(self._held) - n
+        return len(self._held)
+
+    def _release(self, n: int) -> str:
+        piece, self._held = self._held[:n], self._held[n:]
+        self._shown.append(piece)
+        return piece

@@ -1,0 +1,11 @@
+"""Where tests find each other and the real weights."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))  # toy.py and friends are plain modules
+
+os.environ.setdefault("OMP_NUM_THREADS", "2")

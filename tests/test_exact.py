@@ -1,0 +1,243 @@
+"""Promise 1, by exact enumeration: with every draft, tree and length policy, the output law is the target's."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from enumerate_randomness import LazyRng, law_of
+from toy import ToySession, ToyWeights
+
+from pilotfish.runtime.cost import CostCurve
+from pilotfish.runtime.draft_length import Confidence, Fixed, RenewalReward
+from pilotfish.runtime.drafting import Drafting
+from pilotfish.runtime.engine import Limits, generate
+from pilotfish.runtime.interfaces import Budget, Draft, DraftLengthPolicy, Law, Proposer, Tokens
+from pilotfish.runtime.proposers import DraftModel, Suffix
+from pilotfish.runtime.rows import ANY_WIDTH, RowRule
+from pilotfish.runtime.sampling import Sampling
+from pilotfish.runtime.sequence import CachedSequence
+from pilotfish.runtime.verify import verify
+
+V = 3
+PROMPT = np.array([0, 1, 2, 0, 1], dtype=np.int64)
+SETTINGS = {
+    "plain": Sampling(temperature=1.0),
+    "truncated": Sampling(temperature=0.7, top_k=2),
+    "nucleus": Sampling(temperature=1.3, top_p=0.8),
+    "penalised": Sampling(temperature=1.0, repetition_penalty=1.4, presence_penalty=0.3, frequency_penalty=0.2),
+    "biased": Sampling(temperature=1.0, min_p=0.2, logit_bias={1: 0.5}, processors=(lambda x, c: x - 0.1 * len(c) * (np.arange(len(x)) == c[-1]),)),
+    "greedy": Sampling(),
+}
+
+
+def target_law(weights: ToyWeights, sampling: Sampling, n_tokens: int) -> dict[tuple[int, ...], float]:
+    """The law of n tokens by the chain rule, without any of the runtime but Sampling."""
+    law: dict[tuple[int, ...], float] = {}
+    for sequence in itertools.product(range(V), repeat=n_tokens):
+        weight = 1.0
+        for i, token in enumerate(sequence):
+            context = np.array([*PROMPT, *sequence[:i]], dtype=np.int64)
+            session = weights.session()
+            logits = session.forward(context, n_logits=1).logits[0]
+            weight *= sampling.law(logits, context, len(PROMPT)).prob(token)
+        law[sequence] = weight
+    return law
+
+
+def total_variation(a: dict[tuple[int, ...], float], b: dict[tuple[int, ...], float]) -> float:
+    return 0.5 * sum(abs(a.get(k, 0.0) - b.get(k, 0.0)) for k in a.keys() | b.keys())
+
+
+class OneHotTree:
+    """Drafts every token below the context, two levels deep: any sibling may be right."""
+
+    name = "one-hot tree"
+
+    def propose(self, context: Tokens, budget: Budget) -> Draft:
+        tokens = [2, 0, 1, 1, 2, 0][: budget.max_tokens]
+        parents = [0, 0, 1, 1, 2, 2][: budget.max_tokens]
+        return Draft(np.array(tokens), np.array(parents), expected=np.full(len(tokens), 0.5))
+
+
+class SampledTree:
+    """Draws siblings from another model's law, with or without replacement, and submits all of them."""
+
+    def __init__(self, weights: ToyWeights, rng: LazyRng, sampling: Sampling, replacement: bool) -> None:
+        self.name = "sampled tree"
+        self.weights, self.rng, self.sampling, self.replacement = weights, rng, sampling, replacement
+
+    def propose(self, context: Tokens, budget: Budget) -> Draft:
+        tokens: list[int] = []
+        parents: list[int] = []
+        laws: list[Law] = []
+        paths = {0: context}
+        for row in (0, 1):
+            if row not in paths:
+                break
+            logits = self.weights.session().forward(paths[row], n_logits=1).logits[0]
+            q = self.sampling.law(logits, paths[row], len(PROMPT))
+            for _ in range(2):
+                if len(tokens) == budget.max_tokens or not q.probs.sum():
+                    break
+                token = q.pick(self.rng.random())
+                tokens.append(token)
+                parents.append(row)
+                laws.append(q)
+                paths[len(tokens)] = np.array([*paths[row], token])
+                if not self.replacement:
+                    if q.prob(token) > 1 - 1e-12:
+                        break
+                    q = q.without(token)
+        return Draft(np.array(tokens, dtype=np.int64), np.array(parents, dtype=np.int64), tuple(laws), np.full(len(tokens), 0.5))
+
+
+class Wrong:
+    """Always drafts the same three tokens, and claims to be certain."""
+
+    name = "wrong"
+
+    def propose(self, context: Tokens, budget: Budget) -> Draft:
+        k = min(3, budget.max_tokens)
+        return Draft(np.array([2, 2, 0][:k], dtype=np.int64), expected=np.ones(k))
+
+
+def draft_model(rng: LazyRng, sampling: Sampling, seed: int) -> DraftModel:
+    weights = ToyWeights(V, seed=seed)
+    return DraftModel(CachedSequence(weights.session()), sampling, len(PROMPT), rng, V)  # type: ignore[arg-type]
+
+
+PROPOSERS: dict[str, Callable[[LazyRng, Sampling], tuple[Proposer, ...]]] = {
+    "none": lambda rng, s: (),
+    "suffix": lambda rng, s: (Suffix(),),
+    "suffix tree": lambda rng, s: (Suffix(branches=2),),
+    "draft model": lambda rng, s: (draft_model(rng, s, 1),),
+    "itself": lambda rng, s: (draft_model(rng, s, 0),),
+    "both": lambda rng, s: (Suffix(), draft_model(rng, s, 1)),
+    "one-hot tree": lambda rng, s: (OneHotTree(),),
+    "tree with replacement": lambda rng, s: (SampledTree(ToyWeights(V, seed=2), rng, s, True),),
+    "tree without replacement": lambda rng, s: (SampledTree(ToyWeights(V, seed=2), rng, s, False),),
+    "draft sampled otherwise": lambda rng, s: (draft_model(rng, Sampling(temperature=2.0), 1),),
+    "wrong": lambda rng, s: (Wrong(),),
+}
+POLICIES: dict[str, Callable[[], DraftLengthPolicy]] = {
+    "fixed": lambda: Fixed(2),
+    "confidence": lambda: Confidence(0.5),
+    "renewal": RenewalReward,
+}
+
+
+@pytest.fixture(autouse=True)
+def still_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that ticks evenly, restarted by every run, so that a policy that looks at it can be enumerated."""
+    ticks = itertools.count()
+    monkeypatch.setattr(time, "perf_counter", lambda: next(ticks) * 1e-3)
+
+
+def flat_curve() -> CostCurve:
+    widths = np.arange(1, 34)
+    return CostCurve(widths, 2e-3 + 1e-5 * widths)
+
+
+def run(rng: LazyRng, sampling: Sampling, proposers: str, policy: str, rows: RowRule, n_tokens: int) -> tuple[int, ...]:
+    made = PROPOSERS[proposers](rng, sampling)
+    rounds = generate(
+        CachedSequence(ToyWeights(V).session(), rows),
+        PROMPT,
+        sampling=sampling,
+        drafting=Drafting(POLICIES[policy](), flat_curve(), rows),
+        proposers=made,
+        limits=Limits(max_new_tokens=n_tokens),
+        rng=rng,  # type: ignore[arg-type]
+    )
+    return tuple(t for r in rounds for t in r.tokens)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("proposers", PROPOSERS)
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_output_law_is_the_targets(settings: str, proposers: str, policy: str) -> None:
+    sampling = SETTINGS[settings]
+    law = law_of(lambda rng: run(rng, sampling, proposers, policy, ANY_WIDTH, 3))
+    assert total_variation(law, target_law(ToyWeights(V), sampling, 3)) <= 1e-12
+
+
+@pytest.mark.parametrize("proposers", ["suffix", "draft model", "wrong"])
+def test_output_law_in_a_class_of_wide_steps(proposers: str) -> None:
+    rows = RowRule((2, 3, 4))
+    law = law_of(lambda rng: run(rng, SETTINGS["plain"], proposers, "renewal", rows, 3))
+    assert total_variation(law, target_law(ToyWeights(V), SETTINGS["plain"], 3)) <= 1e-12
+
+
+def test_dropping_a_sampled_token_for_its_own_probability_would_be_seen() -> None:
+    """The trap of value-dependent truncation: this harness must be able to fail."""
+    p, q = Law(np.array([0.5, 0.3, 0.2])), Law(np.array([0.2, 0.3, 0.5]))
+
+    def biased(rng: LazyRng) -> tuple[int, ...]:
+        token = q.pick(rng.random())  # type: ignore[arg-type]
+        kept = [token] if q.prob(token) >= 0.25 else []
+        draft = Draft(np.array(kept, dtype=np.int64), laws=tuple(q for _ in kept))
+        verdict = verify(draft, lambda row, path: p, rng)  # type: ignore[arg-type]
+        return (int(draft.tokens[verdict.rows[0] - 1]) if verdict.rows else verdict.token,)
+
+    assert total_variation(law_of(biased), {(i,): float(x) for i, x in enumerate(p.probs)}) > 0.05
+
+
+def test_seeded_output_does_not_depend_on_one_hot_drafts() -> None:
+    sampling = SETTINGS["plain"]
+    for seed in range(20):
+        outputs = []
+        for proposers in ((), (Suffix(),), (Wrong(),), (OneHotTree(),)):
+            rounds = generate(
+                CachedSequence(ToyWeights(V).session()),
+                PROMPT,
+                sampling=sampling,
+                drafting=Drafting(Fixed(3), flat_curve(), ANY_WIDTH),
+                proposers=proposers,
+                limits=Limits(max_new_tokens=20),
+                rng=np.random.default_rng(seed),
+            )
+            outputs.append([t for r in rounds for t in r.tokens])
+        assert outputs[0] == outputs[1] == outputs[2] == outputs[3]
+
+
+def test_sampled_run_fits_the_law_by_chi_square() -> None:
+    """The same claim on real random numbers: 4,000 runs of two tokens against the enumerated law, p > 0.001."""
+    sampling, n_runs = SETTINGS["truncated"], 4000
+    expected = target_law(ToyWeights(V), sampling, 2)
+    counts = dict.fromkeys(expected, 0)
+    for seed in range(n_runs):
+        rng = np.random.default_rng(seed)
+        counts[run(rng, sampling, "draft model", "fixed", ANY_WIDTH, 2)] += 1  # type: ignore[arg-type]
+    possible = [k for k, p in expected.items() if p > 0]
+    assert all(counts[k] == 0 for k in expected if k not in possible)
+    statistic = sum((counts[k] - n_runs * expected[k]) ** 2 / (n_runs * expected[k]) for k in possible)
+    freedom = len(possible) - 1
+    # Wilson-Hilferty: the cube root of chi-square over its degrees of freedom is nearly normal; 3.09 is p = 0.001.
+    z = ((statistic / freedom) ** (1 / 3) - (1 - 2 / (9 * freedom))) / (2 / (9 * freedom)) ** 0.5
+    assert z < 3.09, (statistic, freedom)
+
+
+def test_accepted_path_leaves_exactly_its_entries() -> None:
+    for proposers in PROPOSERS:
+        rng = np.random.default_rng(5)
+        session: ToySession = ToyWeights(V).session()
+        sequence = CachedSequence(session)
+        rounds = generate(
+            sequence,
+            PROMPT,
+            sampling=SETTINGS["plain"],
+            drafting=Drafting(Fixed(4), flat_curve(), ANY_WIDTH),
+            proposers=PROPOSERS[proposers](rng, SETTINGS["plain"]),  # type: ignore[arg-type]
+            limits=Limits(max_new_tokens=12),
+            rng=rng,
+        )
+        out = list(PROMPT)
+        for done in rounds:
+            out += done.tokens
+            assert [e.token for e in session.entries] == out[:-1]
+            assert list(session.positions) == list(range(len(out) - 1))
+            assert list(sequence.tokens) == out[:-1]
