@@ -1,0 +1,200 @@
+"""Text to token ids and back, and text that streams without ever showing half a character."""
+
+from __future__ import annotations
+
+import codecs
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+
+from .errors import ModelFileError, ModelNotFoundError, OptionError, UnsupportedModelError
+from .interfaces import Tokens
+from .storage import temporary_name, write_error
+
+# Special tokens that end an answer, whatever the model's file names as its end. Source: llama.cpp, llama-vocab.cpp.
+END_TOKENS = frozenset(
+    ("<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|end|>", "<|eot|>", "<|return|>")
+    + ("<|call|>", "<end_of_turn>", "<turn|>", "<end_of_utterance>", "<EOT>", "_<EOT>", "<｜end▁of▁sentence｜>")
+    + ("<eos>", "</s>", "<|fim_pad|>", "<|file_sep|>", "<|repo_name|>")
+)
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """The byte behind each character of a byte-level vocabulary. Source: GPT-2, bytes_to_unicode."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+_BYTES = _byte_alphabet()
+
+
+class Tokenizer:
+    """A byte-level BPE tokenizer. Immutable once made, so threads may share it.
+
+    bos_id, eos_ids, add_bos: what tokenizer.json does not say. Every special token that is known to end a turn
+        counts as an end too. add_bos: whether a text of its own starts with bos_id.
+    vocab_size: number of token ids; the model may have more rows of logits.
+    """
+
+    def __init__(
+        self,
+        inner: tokenizers.Tokenizer,
+        *,
+        bos_id: int | None = None,
+        eos_ids: Iterable[int] = (),
+        add_bos: bool = False,
+    ) -> None:
+        if not isinstance(inner.decoder, tokenizers.decoders.ByteLevel):
+            raise UnsupportedModelError("this tokenizer is not byte-level BPE, the only kind supported so far.")
+        inner.encode_special_tokens = True  # for the library: text that looks like a special token stays text
+        inner.no_truncation()
+        inner.no_padding()
+        self._inner = inner
+        self._added = inner.get_added_tokens_decoder()
+        special = {token.content: i for i, token in self._added.items() if token.special}
+        self._special = special
+        self._special_pattern = _special_pattern([token for token in self._added.values() if token.special])
+        self._pieces: dict[int, bytes] = {}
+        self.vocab_size = max(inner.get_vocab_size(), 1 + max(self._added, default=-1))
+        for i in (*eos_ids, *([] if bos_id is None else [bos_id])):
+            if not 0 <= i < self.vocab_size:
+                raise ModelFileError(f"token id {i} is named as special, but the vocabulary ends at {self.vocab_size}.")
+        self.bos_id = bos_id
+        self.eos_ids = frozenset(eos_ids) | {i for text, i in special.items() if text in END_TOKENS}
+        self.add_bos = add_bos and bos_id is not None
+
+    @classmethod
+    def from_file(
+        cls, path: Path, *, bos_id: int | None = None, eos_ids: Iterable[int] = (), add_bos: bool = False
+    ) -> Tokenizer:
+        """The tokenizer in a tokenizer.json. Raises ModelNotFoundError, ModelFileError, UnsupportedModelError."""
+        try:
+            text = path.read_text("utf-8")
+            inner = tokenizers.Tokenizer.from_str(text)
+        except FileNotFoundError:
+            raise ModelNotFoundError(f"there is no file {path}.") from None
+        except Exception as error:  # the library raises plain Exception for whatever is wrong with the text
+            raise ModelFileError(f"{path} is not a tokenizer.json: {error}.") from error
+        return cls(inner, bos_id=bos_id, eos_ids=eos_ids, add_bos=add_bos)
+
+    def save(self, path: Path) -> None:
+        """Write tokenizer.json. Raises CacheWriteError."""
+        temporary = temporary_name(path)
+        try:
+            self._inner.save(str(temporary), pretty=False)
+            temporary.replace(path)
+        except Exception as error:  # the library raises plain Exception where a file cannot be written
+            reason = error if isinstance(error, OSError) else OSError(str(error))
+            raise write_error(path.parent, reason) from error
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @property
+    def special_tokens(self) -> frozenset[str]:
+        """The text of every special token: what a chat template may write and a message may not."""
+        return frozenset(self._special)
+
+    def token(self, token_id: int) -> str | None:
+        """The text of one special or added token, as in the vocabulary for others; None for an unknown id."""
+        text: str | None = self._inner.id_to_token(token_id)
+        return text
+
+    def encode(self, text: str, special: bool = False, *, bos: bool | None = None) -> Tokens:
+        """Token ids of a text, (n,).
+
+        special: whether "<|im_end|>" in the text means the special token. Only for text that nobody else can write
+            into; see chat_template.encode_chat.
+        bos: whether bos_id comes first; None is what the model was trained with (add_bos).
+        """
+        pieces = self.split_special(text) if special else [text]
+        return self.encode_pieces(pieces, bos=bos)
+
+    def encode_pieces(self, pieces: Iterable[str | int], *, bos: bool | None = None) -> Tokens:
+        """Token ids of plain texts with the ids of special tokens between them, (n,)."""
+        ids: list[int] = []
+        if self.bos_id is not None and (self.add_bos if bos is None else bos):
+            ids.append(self.bos_id)
+        for piece in pieces:
+            if isinstance(piece, int):
+                ids.append(piece)
+            elif piece:
+                ids += self._plain(piece)
+        return np.array(ids, dtype=np.int64)
+
+    def split_special(self, text: str) -> list[str | int]:
+        """The text cut at its special tokens, which become ids."""
+        if self._special_pattern is None:
+            return [text]
+        pieces: list[str | int] = []
+        end = 0
+        for match in self._special_pattern.finditer(text):
+            pieces += [text[end : match.start()], self._special[match.group(match.lastgroup or 0)]]
+            end = match.end()
+        return [*pieces, text[end:]]
+
+    def _plain(self, text: str) -> list[int]:
+        try:
+            ids: list[int] = self._inner.encode(text, add_special_tokens=False).ids
+        except TypeError:
+            at = next((i for i, c in enumerate(text) if "\ud800" <= c <= "\udfff"), None)
+            if at is None:
+                raise
+            message = f"the text is not valid Unicode: character {at} is half a surrogate pair. Send it as UTF-8."
+            raise OptionError(message) from None
+        return ids
+
+    def decode(self, ids: Iterable[int], *, special: bool = False) -> str:
+        """The text of these tokens. Bytes that are not UTF-8 become U+FFFD, special tokens nothing unless asked for."""
+        return b"".join(self.piece(int(i), special=special) for i in ids).decode("utf-8", "replace")
+
+    def piece(self, token_id: int, *, special: bool = False) -> bytes:
+        """The bytes one token stands for, perhaps a part of a character; b"" for ids beyond the vocabulary."""
+        added = self._added.get(token_id)
+        if added is not None:
+            return added.content.encode() if special or not added.special else b""
+        piece = self._pieces.get(token_id)
+        if piece is None:
+            text = self._inner.id_to_token(token_id) or ""
+            try:
+                piece = bytes([_BYTES[char] for char in text])
+            except KeyError:  # not written in the byte alphabet: stands for itself
+                piece = text.encode()
+            self._pieces[token_id] = piece
+        return piece
+
+    def stream(self, *, special: bool = False) -> TextStream:
+        """A decoder for tokens that arrive one after another."""
+        return TextStream(self, special=special)
+
+
+class TextStream:
+    """Text of tokens as they arrive. All that it returned, put together, is `decode` of all tokens."""
+
+    def __init__(self, tokenizer: Tokenizer, *, special: bool = False) -> None:
+        self._tokenizer = tokenizer
+        self._special = special
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, ids: Iterable[int]) -> str:
+        """Text that is certain now; a character that is not complete yet is held back."""
+        return self._decoder.decode(b"".join(self._tokenizer.piece(int(i), special=self._special) for i in ids))
+
+    def finish(self) -> str:
+        """What was held back, as U+FFFD, since nothing can complete it any more."""
+        return self._decoder.decode(b"", final=True)
+
+
+def _special_pattern(tokens: list[tokenizers.AddedToken]) -> re.Pattern[str] | None:
+    """Finds special tokens, the longest first, with the white space that lstrip and rstrip let them swallow."""
+    if not tokens:
+        return None
+    longest_first = sorted(tokens, key=lambda token: len(token.content), reverse=True)
+    alternatives = (
+        (r"\s*" if token.lstrip else "") + f"(?P<t{i}>{re.escape(token.content)})" + (r"\s*" if token.rstrip else "")
+        for i, token in enumerate(longest_first)
+    )
+    return re.compile("|".join(alternatives))

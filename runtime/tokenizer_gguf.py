@@ -1,0 +1,158 @@
+"""The tokenizer inside a GGUF file: its vocabulary and merges, and how it cuts text into words before merging.
+
+Regular expressions are those of the models' own tokenizer.json files; which name stands for which is llama.cpp's
+(llama-vocab.cpp).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
+
+from .errors import ModelFileError, UnsupportedModelError
+from .tokenizer import Tokenizer
+
+_CONTROL, _USER_DEFINED = 3, 4  # token types of the GGUF specification
+
+_CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_TAIL = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_QWEN2 = rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}|{_TAIL}"
+_LLAMA3 = rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}|{_TAIL}"
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_TEKKEN = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*|\p{{N}}|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_GPT4O = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_CONTRACTIONS}?|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*"
+    rf"{_CONTRACTIONS}?|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_DEEPSEEK3 = (
+    r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+|"""
+    r" ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    """How a text is cut into words: by each expression in turn, matches and what lies between them apart."""
+
+    patterns: tuple[str, ...]
+    nfc: bool = False
+    ignore_merges: bool = False  # a word that is in the vocabulary is one token, whatever the merges say
+    add_bos: bool = False  # where the file does not say
+
+
+_GPT2_RULE = _Rule((_GPT2,))
+_DIGITS_RULE = _Rule((r"\p{N}", _GPT2))
+_LLAMA3_RULE = _Rule((_LLAMA3,), ignore_merges=True, add_bos=True)
+_QWEN2_RULE = _Rule((_QWEN2,), nfc=True)
+_RULES: dict[str, _Rule] = {
+    "default": _Rule((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]")),
+    **dict.fromkeys(("gpt-2", "phi-2", "olmo", "mpt", "jais", "exaone4", "granite-docling"), _GPT2_RULE),
+    **dict.fromkeys(("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"), _DIGITS_RULE),
+    **dict.fromkeys(("qwen2", "deepseek-r1-qwen"), _QWEN2_RULE),
+    "megrez": _Rule((_QWEN2,)),
+    "stablelm2": _Rule((_QWEN2,)),
+    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "lfm2"), _LLAMA3_RULE),
+    **dict.fromkeys(("dbrx", "smaug-bpe"), _Rule((_LLAMA3,))),
+    "tekken": _Rule((_TEKKEN,), ignore_merges=True, add_bos=True),
+    "gpt-4o": _Rule((_GPT4O,)),
+    "deepseek-v3": _Rule((r"\p{N}{1,3}", "[一-龥぀-ゟ゠-ヿ]+", _DEEPSEEK3)),
+}
+
+
+def tokenizer_from_gguf(metadata: Mapping[str, object]) -> Tokenizer:
+    """The tokenizer that a GGUF file's metadata describes.
+
+    Raises UnsupportedModelError for kinds other than byte-level BPE with a known pre-tokenizer, and ModelFileError
+    where vocabulary, types and merges do not fit together.
+    """
+    model = metadata.get("tokenizer.ggml.model")
+    if model is None:
+        raise ModelFileError("the GGUF file holds no tokenizer (tokenizer.ggml.model is missing).")
+    if model != "gpt2":
+        raise UnsupportedModelError(
+            f"the GGUF file's tokenizer is of the kind {model!r}; supported is 'gpt2' (byte-level BPE)."
+        )
+    name = str(metadata.get("tokenizer.ggml.pre", "default"))
+    rule = _RULES.get(name)
+    if rule is None:
+        raise UnsupportedModelError(
+            f"the GGUF file's pre-tokenizer {name!r} is not known; known are {', '.join(sorted(_RULES))}."
+        )
+    tokens = _strings(metadata, "tokenizer.ggml.tokens")
+    inner = tokenizers.Tokenizer(_bpe(tokens, _strings(metadata, "tokenizer.ggml.merges"), rule))
+    if rule.nfc:
+        inner.normalizer = normalizers.NFC()
+    inner.pre_tokenizer = _pre_tokenizer(rule)
+    inner.decoder = decoders.ByteLevel()
+    _add_tokens(inner, tokens, _token_types(metadata, len(tokens)))
+    ends = [_id(metadata, f"tokenizer.ggml.{kind}_token_id") for kind in ("eos", "eot", "eom")]
+    return Tokenizer(
+        inner,
+        bos_id=_id(metadata, "tokenizer.ggml.bos_token_id"),
+        eos_ids=[end for end in ends if end is not None],
+        add_bos=bool(metadata.get("tokenizer.ggml.add_bos_token", rule.add_bos)),
+    )
+
+
+def _bpe(tokens: Sequence[str], merges: Sequence[str], rule: _Rule) -> models.BPE:
+    pairs = []
+    for merge in merges:
+        left, space, right = merge.partition(" ")
+        if not (left and space and right):
+            raise ModelFileError(f"the GGUF file's merge {merge!r} is not two tokens with a space between them.")
+        pairs.append((left, right))
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    try:
+        return models.BPE(vocab=vocabulary, merges=pairs, ignore_merges=rule.ignore_merges)
+    except Exception as error:  # the library raises plain Exception for a merge whose result is no token
+        raise ModelFileError(f"the GGUF file's vocabulary and merges do not fit together: {error}.") from error
+
+
+def _pre_tokenizer(rule: _Rule) -> pre_tokenizers.PreTokenizer:
+    """Cuts by the rule, then writes bytes in the byte alphabet."""
+    splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in rule.patterns]
+    return pre_tokenizers.Sequence([*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
+def _add_tokens(inner: tokenizers.Tokenizer, tokens: Sequence[str], types: Sequence[int]) -> None:
+    named = [(text, kind) for text, kind in zip(tokens, types, strict=True) if text]
+    control = [AddedToken(text, special=True, normalized=False) for text, kind in named if kind == _CONTROL]
+    defined = [AddedToken(text, normalized=False) for text, kind in named if kind == _USER_DEFINED]
+    inner.add_special_tokens(control)
+    inner.add_tokens(defined)
+
+
+def _strings(metadata: Mapping[str, object], key: str) -> Sequence[str]:
+    value = metadata.get(key)
+    if not isinstance(value, Sequence) or isinstance(value, str) or not value:
+        raise ModelFileError(f"the GGUF file's {key} is missing or not a list.")
+    if not all(isinstance(text, str) for text in value):
+        raise ModelFileError(f"the GGUF file's {key} does not hold texts.")
+    return value
+
+
+def _token_types(metadata: Mapping[str, object], n_tokens: int) -> Sequence[int]:
+    value = metadata.get("tokenizer.ggml.token_type")
+    if value is None:
+        return [1] * n_tokens
+    types = np.asarray(value)
+    if types.shape != (n_tokens,) or types.dtype.kind not in "iu":
+        raise ModelFileError(f"the GGUF file has {n_tokens} tokens, but its tokenizer.ggml.token_type does not fit.")
+    return [int(kind) for kind in types]
+
+
+def _id(metadata: Mapping[str, object], key: str) -> int | None:
+    value = metadata.get(key)
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ModelFileError(f"the GGUF file's {key} is {value!r} instead of a token id.")
+    return value
