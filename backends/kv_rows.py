@@ -1,0 +1,88 @@
+"""Which entries a cache holds and where they stand: shared bookkeeping of engines that keep entries in rows."""
+
+from __future__ import annotations
+
+from ..runtime.errors import ContextFullError, OptionError
+from ..runtime.interfaces import Indices, Tokens
+
+import numpy as np
+
+
+class Rows:
+    """Positions of the entries in a cache with room for max_context of them, and checks before anything is appended."""
+
+    def __init__(self, max_context: int) -> None:
+        self.max_context = max_context
+        self._positions = np.empty(max_context, dtype=np.int64)
+        self.n = 0
+        self.last_width = 0  # rows of the last forward pass; 0 once something else has changed the cache
+
+    @property
+    def positions(self) -> Indices:
+        """Position of every entry; a view."""
+        return self._positions[: self.n]
+
+    def plan(self, tokens: Tokens, n_logits: int, parents: Indices | None, vocab_size: int) -> Indices:
+        """Positions of new rows. Raises ContextFullError and OptionError; changes nothing."""
+        width = len(tokens)
+        if width == 0 or not 0 <= n_logits <= width:
+            raise OptionError(f"{n_logits} logit rows of {width} tokens are impossible.")
+        if self.n + width > self.max_context:
+            raise ContextFullError(
+                f"{width} tokens do not fit: {self.n} of {self.max_context} entries are used. "
+                f"Open the session with max_context={self.n + width} or more, or truncate it first."
+            )
+        if int(tokens.min()) < 0 or int(tokens.max()) >= vocab_size:
+            raise OptionError(f"token ids must lie in 0..{vocab_size - 1}, but {tokens.min()}..{tokens.max()} were given.")
+        start = int(self._positions[self.n - 1]) + 1 if self.n else 0
+        if parents is None:
+            return np.arange(start, start + width, dtype=np.int64)
+        if len(parents) != width or parents[0] != 0 or (parents[1:] >= np.arange(1, width)).any() or parents.min() < 0:
+            raise OptionError("parents must hold one row index per token, parents[0] == 0 and parents[r] < r.")
+        depth = np.zeros(width, dtype=np.int64)
+        for row in range(1, width):
+            depth[row] = depth[parents[row]] + 1
+        return start + depth
+
+    def append(self, positions: Indices) -> None:
+        """The rows of a forward pass that succeeded."""
+        self._positions[self.n : self.n + len(positions)] = positions
+        self.n += len(positions)
+        self.last_width = len(positions)
+
+    def truncate(self, n_tokens: int) -> None:
+        """Forget entries at positions >= n_tokens; they are at the end, except inside a tree."""
+        if n_tokens < 0:
+            raise OptionError(f"a cache cannot be truncated to {n_tokens} tokens.")
+        self.n = int(np.count_nonzero(self.positions < n_tokens))
+        self.last_width = 0
+
+    def accepted(self, rows: Indices) -> Indices:
+        """Entries that stay when these rows of the last forward pass are accepted."""
+        if not self.last_width or len(rows) == 0 or rows[0] != 0 or rows[-1] >= self.last_width:
+            raise OptionError("accept() follows a forward pass and takes a path of its rows that begins with row 0.")
+        if (np.diff(rows) <= 0).any():
+            raise OptionError("the rows of an accepted path must ascend.")
+        base = self.n - self.last_width
+        return np.concatenate([np.arange(base), base + rows])
+
+    def kept(self, entries: Indices) -> Indices:
+        """Checked ascending entries to keep."""
+        if len(entries) and (entries[0] < 0 or entries[-1] >= self.n or (np.diff(entries) <= 0).any()):
+            raise OptionError(f"entries to keep must ascend and lie in 0..{self.n - 1}.")
+        return entries
+
+    def keep(self, entries: Indices) -> None:
+        """Only these entries are left, in this order."""
+        self._positions[: len(entries)] = self.positions[entries]
+        self.n = len(entries)
+        self.last_width = 0
+
+
+def ancestors(parents: Indices) -> np.ndarray:
+    """(n, n) booleans: row r sees row c, which is itself or above it."""
+    n = len(parents)
+    sees = np.eye(n, dtype=bool)
+    for row in range(1, n):
+        sees[row] |= sees[parents[row]]
+    return sees

@@ -1,0 +1,298 @@
+"""ONNX Runtime: runs the decoder graph of docs/onnx-graph.md with bound memory and one growing cache."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..runtime.bundle import MANIFEST_NAME, Bundle, open_bundle
+from ..runtime.errors import AbilityError, EngineError, EngineMissingError, ModelFileError, OptionError
+from ..runtime.interfaces import Ability, Floats, Indices, ModelInfo, Observation, Step, Tokens
+from .kv_rows import Rows, ancestors
+
+_ABILITIES: frozenset[Ability] = frozenset({"tree", "evict_tokens", "keys", "hidden", "queries"})
+_GROWTH = 512  # entries a cache grows by at least
+_PROVIDERS = {"cpu": "CPUExecutionProvider"}
+_OBSERVING = "observing.onnx"  # the same weights with one more output per layer
+_HIDDEN_BIAS = -np.inf
+
+
+class OrtBackend:
+    """The embedded default engine: wheels only, no compiler, no torch."""
+
+    name = "onnx"
+    install = "pip install 'pilotfish[onnx]'"
+
+    def version(self) -> str | None:
+        try:
+            import onnxruntime
+        except ImportError:
+            return None
+        return str(onnxruntime.__version__)
+
+    def devices(self) -> tuple[str, ...]:
+        return tuple(_PROVIDERS) if self.version() else ()
+
+    def accepts(self, path: Path) -> bool:
+        return path.suffix.lower() == ".gguf" or (path / MANIFEST_NAME).exists()
+
+    def open(self, path: Path, *, device: str | None, threads: int, kv_dtype: str | None) -> OrtWeights:
+        if self.version() is None:
+            raise EngineMissingError(f"the onnx engine is not installed. Add it with: {self.install}")
+        device = device or "cpu"
+        if device not in _PROVIDERS:
+            raise OptionError(f"the onnx engine has no device {device!r} here; it has {', '.join(_PROVIDERS)}.")
+        if kv_dtype not in (None, "f32"):
+            raise OptionError(f"the onnx engine stores its cache in f32 only, not {kv_dtype!r}.")
+        return OrtWeights(open_bundle(path), device, threads)
+
+
+BACKEND = OrtBackend()
+
+
+class OrtWeights:
+    """An inference session of ONNX Runtime; opened a second time, with queries as outputs, if they are observed."""
+
+    def __init__(self, bundle: Bundle, device: str, threads: int) -> None:
+        import onnxruntime
+
+        if "onnx" not in bundle.manifest.formats:
+            raise ModelFileError(f"{bundle.folder} holds no ONNX model; it holds {', '.join(bundle.manifest.formats)}.")
+        self._ort = onnxruntime
+        self._bundle, self._threads = bundle, threads
+        self._provider = _PROVIDERS[device]
+        model = bundle.manifest.formats["onnx"]
+        self._plain: Any = self._create(model)
+        self._observing: Any = None
+        shapes = {x.name: x.shape for x in (*self._plain.get_inputs(), *self._plain.get_outputs())}
+        heads, head_dim = shapes["past_key_0"][1], shapes["past_key_0"][3]
+        recipe = bundle.manifest.recipe
+        self.info = ModelInfo(
+            architecture=bundle.manifest.architecture,
+            vocab_size=shapes["logits"][1],
+            context_length=bundle.manifest.context_length,
+            n_layers=sum(name.startswith("past_key_") for name in shapes),
+            n_heads=int(recipe.get("n_heads", heads)),
+            kv_heads=heads,
+            head_dim=head_dim,
+            hidden_size=shapes["hidden"][2],
+            engine="onnx",
+            engine_version=str(onnxruntime.__version__),
+            device=device,
+            threads=threads,
+            digest=bundle.manifest.files[model].sha256,
+            settings=recipe.get("activations", ""),
+        )
+
+    def _create(self, model: str) -> Any:
+        options = self._ort.SessionOptions()
+        options.intra_op_num_threads = self._threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 4  # what fails is raised, with its message
+        options.graph_optimization_level = self._ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.add_session_config_entry("session.intra_op.allow_spinning", "1")
+        if self._provider != "CPUExecutionProvider":
+            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        path = self._bundle.folder / model
+        try:
+            session = self._ort.InferenceSession(str(path), options, providers=[self._provider])
+        except Exception as error:  # ONNX Runtime raises classes of its own that derive from nothing but Exception
+            raise ModelFileError(f"ONNX Runtime cannot open {path}: {error}") from error
+        session.disable_fallback()  # never another provider behind the user's back
+        return session
+
+    def runner(self, observing: bool) -> Any:
+        """The inference session for steps with or without queries as outputs."""
+        if not observing:
+            return self._plain
+        if self._observing is None:
+            self._observing = self._create(_OBSERVING)
+        return self._observing
+
+    def session(self, max_context: int | None = None) -> OrtSession:
+        if self._plain is None:
+            raise EngineError("these weights are closed; load the model again.")
+        limit = self.info.context_length
+        wanted = limit if max_context is None else max_context
+        if not 1 <= wanted <= limit:
+            raise OptionError(f"max_context is {wanted}, but this model was trained for 1..{limit} tokens.")
+        return OrtSession(self, self._ort, wanted)
+
+    def close(self) -> None:
+        self._plain = self._observing = None
+
+
+class _Step:
+    """Bound inputs and outputs of one width: numpy memory that ONNX Runtime reads and writes in place."""
+
+    def __init__(self, ort: Any, info: ModelInfo, width: int, n_logits: int) -> None:
+        self.ids = np.zeros((1, width), dtype=np.int64)
+        self.positions = np.zeros((1, width), dtype=np.int64)
+        self.rows = np.arange(width - n_logits, width, dtype=np.int64)
+        self.logits = np.empty((n_logits, info.vocab_size), dtype=np.float32)
+        value = ort.OrtValue.ortvalue_from_numpy
+        self.inputs = [
+            ("input_ids", value(self.ids)),
+            ("position_ids", value(self.positions)),
+            ("logit_rows", value(self.rows)),
+        ]
+        self.output = value(self.logits)
+
+
+class OrtSession:
+    """One cache over OrtWeights. Keys and values lie in (1, kv_heads, capacity, head_dim) arrays that grow."""
+
+    abilities = _ABILITIES
+
+    def __init__(self, weights: OrtWeights, ort: Any, max_context: int) -> None:
+        self._weights, self._ort = weights, ort
+        self.info = weights.info
+        self.max_context = max_context
+        self._rows = Rows(max_context)
+        self._cache: list[Floats] = []
+        self._values: list[Any] = []
+        self._capacity = 0
+        self._zeros = np.zeros(0, dtype=np.float32)
+        self._steps: dict[tuple[int, int], _Step] = {}
+        self._bindings: dict[tuple[int, int], Any] = {}
+        self._closed = False
+        self._grow(min(_GROWTH, max_context))
+
+    @property
+    def positions(self) -> Indices:
+        return self._rows.positions
+
+    @property
+    def nbytes(self) -> int:
+        return sum(x.nbytes for x in self._cache)
+
+    def forward(
+        self,
+        tokens: Tokens,
+        *,
+        n_logits: int,
+        parents: Indices | None = None,
+        observe: frozenset[Observation] = frozenset(),
+    ) -> Step:
+        if self._closed:
+            raise EngineError("this session is closed; open another one.")
+        if "attention" in observe:
+            raise AbilityError("the onnx engine does not give attention out; the reference engine does.")
+        positions = self._rows.plan(tokens, n_logits, parents, self.info.vocab_size)
+        total = self._rows.n + len(tokens)
+        if total > self._capacity:
+            self._grow(min(max(total, 2 * self._capacity), self.max_context))
+        step = self._step(len(tokens), n_logits)
+        step.ids[0], step.positions[0] = tokens, positions
+        bias = self._ort.OrtValue.ortvalue_from_numpy(self._bias(len(tokens), total, parents))
+        observed = self._run(step, bias, observe)
+        self._rows.append(positions)
+        return Step(step.logits, hidden=observed.get("hidden"), queries=observed.get("queries"))
+
+    def truncate(self, n_tokens: int) -> None:
+        self._rows.truncate(n_tokens)
+
+    def accept(self, rows: Indices) -> None:
+        self._gather(self._rows.accepted(rows), self._rows.n - self._rows.last_width)
+
+    def keep(self, entries: Indices) -> None:
+        self._gather(self._rows.kept(entries), 0)
+
+    def keys_values(self, layer: int) -> tuple[Floats, Floats]:
+        n = self._rows.n
+        return self._cache[2 * layer][0, :, :n], self._cache[2 * layer + 1][0, :, :n]
+
+    def close(self) -> None:
+        self._closed = True
+        self._bindings.clear()
+        self._steps.clear()
+        self._values.clear()
+        self._cache.clear()
+        self._rows.truncate(0)
+
+    def _gather(self, entries: Indices, unchanged: int) -> None:
+        """Move the kept entries together, in place; those before `unchanged` stay where they are."""
+        moved = entries[unchanged:]
+        for x in self._cache:
+            x[:, :, unchanged : len(entries)] = x[:, :, moved]
+        self._rows.keep(entries)
+
+    def _grow(self, capacity: int) -> None:
+        shape = (1, self.info.kv_heads, capacity, self.info.head_dim)
+        grown = []
+        for i in range(2 * self.info.n_layers):
+            new = np.empty(shape, dtype=np.float32)
+            if self._cache:
+                new[:, :, : self._rows.n] = self._cache[i][:, :, : self._rows.n]
+            grown.append(new)
+        self._cache, self._capacity = grown, capacity
+        self._values = [self._ort.OrtValue.ortvalue_from_numpy(x) for x in grown]
+        self._bindings.clear()  # they point into the old arrays
+
+    def _step(self, width: int, n_logits: int) -> _Step:
+        key = (width, n_logits)
+        if key not in self._steps:
+            if len(self._steps) > 64:
+                self._steps.clear()
+                self._bindings.clear()
+            self._steps[key] = _Step(self._ort, self.info, width, n_logits)
+        return self._steps[key]
+
+    def _bias(self, width: int, total: int, parents: Indices | None) -> Floats:
+        """Additive attention bias (1, 1, width, total): zeros for a chain, from one buffer that is never filled."""
+        size = width * total
+        if parents is None:
+            if size > len(self._zeros):
+                self._zeros = np.zeros(2 * size, dtype=np.float32)
+            return self._zeros[:size].reshape(1, 1, width, total)
+        bias = np.zeros((1, 1, width, total), dtype=np.float32)
+        bias[0, 0, :, total - width :][~ancestors(parents)] = _HIDDEN_BIAS
+        return bias
+
+    def _run(self, step: _Step, bias: Any, observe: frozenset[Observation]) -> dict[str, npt.NDArray[np.float32]]:
+        if not observe:
+            binding = self._binding(step)
+            binding.bind_ortvalue_input("bias", bias)
+            self._execute(self._weights.runner(False), binding)
+            return {}
+        runner = self._weights.runner("queries" in observe)
+        binding = self._bind(runner, step)
+        binding.bind_ortvalue_input("bias", bias)
+        names = ["hidden"] if "hidden" in observe else []
+        names += [f"query_{i}" for i in range(self.info.n_layers)] if "queries" in observe else []
+        for name in names:
+            binding.bind_output(name)
+        self._execute(runner, binding)
+        arrays = binding.copy_outputs_to_cpu()[-len(names) :]  # in the order of binding, ours last
+        observed = dict(zip(names, arrays, strict=True))
+        found = {"hidden": observed.pop("hidden")[0]} if "hidden" in observed else {}
+        if observed:
+            found["queries"] = np.concatenate(list(observed.values()))
+        return found
+
+    def _binding(self, step: _Step) -> Any:
+        key = (step.ids.shape[1], len(step.rows))
+        if key not in self._bindings:
+            self._bindings[key] = self._bind(self._weights.runner(False), step)
+        return self._bindings[key]
+
+    def _bind(self, runner: Any, step: _Step) -> Any:
+        binding = runner.io_binding()
+        for name, value in step.inputs:
+            binding.bind_ortvalue_input(name, value)
+        binding.bind_ortvalue_output("logits", step.output)
+        for i in range(self.info.n_layers):
+            for kind, value in zip(("key", "value"), self._values[2 * i : 2 * i + 2], strict=True):
+                binding.bind_ortvalue_input(f"past_{kind}_{i}", value)
+                binding.bind_ortvalue_output(f"present_{kind}_{i}", value)
+        return binding
+
+    def _execute(self, runner: Any, binding: Any) -> None:
+        try:
+            runner.run_with_iobinding(binding)
+        except Exception as error:  # see OrtWeights._create
+            raise EngineError(f"ONNX Runtime failed: {error}") from error
+

@@ -1,0 +1,256 @@
+"""The reference engine: a llama-like decoder in plain numpy f32, straight from a GGUF file. The judge of right answers.
+
+Slow and readable. Every row attends to exactly the entries that it may see, in f32, with dequantized weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from gguf import GGMLQuantizationType
+from gguf.quants import dequantize
+
+from ..runtime.decoder_shape import DecoderShape, decoder_shape
+from ..runtime.errors import EngineError, OptionError
+from ..runtime.gguf_file import GgufFile, read_gguf
+from ..runtime.interfaces import Ability, Floats, Indices, ModelInfo, Observation, Step, Tokens
+from ..runtime.storage import file_digest
+from .kv_rows import Rows, ancestors
+
+_ABILITIES: frozenset[Ability] = frozenset({"tree", "evict_tokens", "keys", "hidden", "queries", "attention"})
+Matrix: TypeAlias = npt.NDArray[np.float32]
+
+
+class ReferenceBackend:
+    """Always installed; picked only by name."""
+
+    name = "reference"
+    install = "pip install pilotfish"
+
+    def version(self) -> str | None:
+        return np.__version__
+
+    def devices(self) -> tuple[str, ...]:
+        return ("cpu",)
+
+    def accepts(self, path: Path) -> bool:
+        return path.suffix.lower() == ".gguf"
+
+    def open(self, path: Path, *, device: str | None, threads: int, kv_dtype: str | None) -> ReferenceWeights:
+        if device not in (None, "cpu"):
+            raise OptionError(f"the reference engine runs on cpu only, not on {device!r}.")
+        if kv_dtype not in (None, "f32"):
+            raise OptionError(f"the reference engine stores its cache in f32 only, not {kv_dtype!r}.")
+        return ReferenceWeights(read_gguf(path), file_digest(path))
+
+
+BACKEND = ReferenceBackend()
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    attention_norm: Matrix
+    query: Matrix
+    key: Matrix
+    value: Matrix
+    query_bias: Matrix
+    key_bias: Matrix
+    value_bias: Matrix
+    output: Matrix
+    mlp_norm: Matrix
+    gate: Matrix
+    up: Matrix
+    down: Matrix
+
+
+class ReferenceWeights:
+    """Dequantized weights: four bytes each."""
+
+    def __init__(self, file: GgufFile, digest: str) -> None:
+        self._file = file
+        self.shape: DecoderShape = decoder_shape(file)
+        s = self.shape
+        self.embedding = self._tensor("token_embd.weight")
+        self.head = self._tensor("output.weight") if "output.weight" in file.tensors else self.embedding
+        self.final_norm = self._tensor("output_norm.weight")
+        self.layers = [self._layer(i) for i in range(s.n_layers)]
+        self.cos, self.sin = s.rotary_tables(s.context_length)
+        self.info = ModelInfo(
+            architecture=s.architecture,
+            vocab_size=s.vocab_size,
+            context_length=s.context_length,
+            n_layers=s.n_layers,
+            n_heads=s.n_heads,
+            kv_heads=s.kv_heads,
+            head_dim=s.head_dim,
+            hidden_size=s.hidden_size,
+            engine="reference",
+            engine_version=np.__version__,
+            device="cpu",
+            threads=1,
+            digest=digest,
+        )
+
+    def _tensor(self, name: str) -> Matrix:
+        tensor = self._file.tensors[name]
+        values = dequantize(tensor.data, GGMLQuantizationType[tensor.type_name])
+        return np.asarray(values, dtype=np.float32).reshape(tensor.shape)
+
+    def _bias(self, name: str, size: int) -> Matrix:
+        return self._tensor(name) if name in self._file.tensors else np.zeros(size, dtype=np.float32)
+
+    def _layer(self, i: int) -> _Layer:
+        s, at = self.shape, f"blk.{i}."
+        q_order = s.half_order(s.n_heads) if s.permuted else np.arange(s.n_heads * s.head_dim)
+        k_order = s.half_order(s.kv_heads) if s.permuted else np.arange(s.kv_heads * s.head_dim)
+        return _Layer(
+            attention_norm=self._tensor(at + "attn_norm.weight"),
+            query=self._tensor(at + "attn_q.weight")[q_order],
+            key=self._tensor(at + "attn_k.weight")[k_order],
+            value=self._tensor(at + "attn_v.weight"),
+            query_bias=self._bias(at + "attn_q.bias", len(q_order))[q_order],
+            key_bias=self._bias(at + "attn_k.bias", len(k_order))[k_order],
+            value_bias=self._bias(at + "attn_v.bias", len(k_order)),
+            output=self._tensor(at + "attn_output.weight"),
+            mlp_norm=self._tensor(at + "ffn_norm.weight"),
+            gate=self._tensor(at + "ffn_gate.weight"),
+            up=self._tensor(at + "ffn_up.weight"),
+            down=self._tensor(at + "ffn_down.weight"),
+        )
+
+    def session(self, max_context: int | None = None) -> ReferenceSession:
+        limit = self.info.context_length
+        wanted = limit if max_context is None else max_context
+        if not 1 <= wanted <= limit:
+            raise OptionError(f"max_context is {wanted}, but this model was trained for 1..{limit} tokens.")
+        return ReferenceSession(self, wanted)
+
+    def close(self) -> None:
+        self.layers = []
+
+
+class ReferenceSession:
+    """A cache of exactly the entries that are there: (kv_heads, n_entries, head_dim) per layer."""
+
+    abilities = _ABILITIES
+
+    def __init__(self, weights: ReferenceWeights, max_context: int) -> None:
+        self._weights = weights
+        self.info = weights.info
+        self.max_context = max_context
+        self._rows = Rows(max_context)
+        empty = np.empty((self.info.kv_heads, 0, self.info.head_dim), dtype=np.float32)
+        self._keys: list[Floats] = [empty] * self.info.n_layers
+        self._values: list[Floats] = [empty] * self.info.n_layers
+        self._closed = False
+
+    @property
+    def positions(self) -> Indices:
+        return self._rows.positions
+
+    @property
+    def nbytes(self) -> int:
+        return sum(x.nbytes for x in (*self._keys, *self._values))
+
+    def forward(
+        self,
+        tokens: Tokens,
+        *,
+        n_logits: int,
+        parents: Indices | None = None,
+        observe: frozenset[Observation] = frozenset(),
+    ) -> Step:
+        if self._closed:
+            raise EngineError("this session is closed; open another one.")
+        positions = self._rows.plan(tokens, n_logits, parents, self.info.vocab_size)
+        n = len(tokens)
+        inside = np.tril(np.ones((n, n), dtype=bool)) if parents is None else ancestors(parents)
+        visible = np.concatenate([np.ones((n, self._rows.n), dtype=bool), inside], axis=1)
+        w, eps = self._weights, self._weights.shape.norm_epsilon
+        x = w.embedding[tokens]
+        queries, attention = [], []
+        for i, layer in enumerate(w.layers):
+            h = _rms_norm(x, layer.attention_norm, eps)
+            q = self._rotate(self._heads(h @ layer.query.T + layer.query_bias), positions)
+            k = self._rotate(self._heads(h @ layer.key.T + layer.key_bias), positions)
+            v = self._heads(h @ layer.value.T + layer.value_bias)
+            self._keys[i] = np.concatenate([self._keys[i], k], axis=1)
+            self._values[i] = np.concatenate([self._values[i], v], axis=1)
+            attended, shares = _attend(q, self._keys[i], self._values[i], visible)
+            x = x + attended @ layer.output.T
+            h = _rms_norm(x, layer.mlp_norm, eps)
+            x = x + (_silu(h @ layer.gate.T) * (h @ layer.up.T)) @ layer.down.T
+            queries.append(q)
+            attention.append(shares)
+        self._rows.append(positions)
+        hidden = _rms_norm(x, w.final_norm, eps)
+        return Step(
+            hidden[n - n_logits :] @ w.head.T,
+            hidden=hidden if "hidden" in observe else None,
+            queries=np.stack(queries) if "queries" in observe else None,
+            attention=np.stack(attention) if "attention" in observe else None,
+        )
+
+    def truncate(self, n_tokens: int) -> None:
+        self._rows.truncate(n_tokens)
+        self._take(np.arange(self._rows.n))
+
+    def accept(self, rows: Indices) -> None:
+        entries = self._rows.accepted(rows)
+        self._rows.keep(entries)
+        self._take(entries)
+
+    def keep(self, entries: Indices) -> None:
+        self._rows.keep(self._rows.kept(entries))
+        self._take(entries)
+
+    def keys_values(self, layer: int) -> tuple[Floats, Floats]:
+        return self._keys[layer], self._values[layer]
+
+    def close(self) -> None:
+        self._closed = True
+        self.truncate(0)
+
+    def _take(self, entries: Indices) -> None:
+        self._keys = [x[:, entries] for x in self._keys]
+        self._values = [x[:, entries] for x in self._values]
+
+    def _heads(self, x: Floats) -> Floats:
+        """(n, heads * head_dim) to (heads, n, head_dim)"""
+        return x.reshape(len(x), -1, self.info.head_dim).swapaxes(0, 1)
+
+    def _rotate(self, x: Floats, positions: Indices) -> Floats:
+        """Rotary embedding in halves: (a, b) becomes (a cos - b sin, b cos + a sin). Source: Su et al. 2021."""
+        a, b = np.split(x, 2, axis=-1)
+        cos, sin = self._weights.cos[positions], self._weights.sin[positions]
+        return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+
+
+def _rms_norm(x: Floats, gain: Floats, epsilon: float) -> Floats:
+    out: Floats = x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + np.float32(epsilon)) * gain
+    return out
+
+
+def _silu(x: Floats) -> Floats:
+    with np.errstate(over="ignore"):
+        out: Floats = x / (1.0 + np.exp(-x))
+    return out
+
+
+def _attend(q: Floats, k: Floats, v: Floats, visible: npt.NDArray[np.bool_]) -> tuple[Floats, Floats]:
+    """Grouped-query attention.
+
+    q: (heads, n, head_dim); k, v: (kv_heads, n_entries, head_dim); visible: (n, n_entries).
+    Returns (n, heads * head_dim) and the softmax (heads, n, n_entries).
+    """
+    group = len(q) // len(k)
+    scores = q @ np.repeat(k, group, axis=0).swapaxes(1, 2) / np.float32(np.sqrt(q.shape[-1]))
+    scores = np.where(visible, scores, np.float32(-np.inf))
+    shares = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    shares /= shares.sum(axis=-1, keepdims=True)
+    mixed = shares @ np.repeat(v, group, axis=0)
+    return mixed.swapaxes(0, 1).reshape(q.shape[1], -1), shares
