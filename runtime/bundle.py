@@ -234,14 +234,14 @@ def _move_into_place(building: Path, folder: Path, manifest: Manifest) -> bool:
             return False
         outdated = temporary_name(folder)
         with contextlib.suppress(FileNotFoundError):
-            os.rename(folder, outdated)
+            folder.rename(outdated)
         try:
-            os.rename(building, folder)
+            building.rename(folder)
         except OSError:
             if folder.exists():
                 continue
             with contextlib.suppress(FileNotFoundError):
-                os.rename(outdated, folder)
+                outdated.rename(folder)
             raise
         finally:
             shutil.rmtree(outdated, ignore_errors=True)

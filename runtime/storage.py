@@ -41,7 +41,7 @@ def file_digest(path: Path, progress: Progress | None = None) -> str:
     return digest
 
 
-def sha256_of(path: Path, progress: Progress | None) -> str:
+def sha256_of(path: Path, progress: Progress | None = None) -> str:
     """The sha256 of a file, in hex, computed."""
     total, done = path.stat().st_size, 0
     digest = hashlib.sha256()
@@ -94,7 +94,7 @@ def write_atomically(path: Path, data: bytes) -> None:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temporary, path)
+            temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:

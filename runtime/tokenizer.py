@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +16,11 @@ from .storage import temporary_name, write_error
 
 # Special tokens that end an answer, whatever the model's file names as its end. Source: llama.cpp, llama-vocab.cpp.
 END_TOKENS = frozenset(
-    ("<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|end|>", "<|eot|>", "<|return|>")
-    + ("<|call|>", "<end_of_turn>", "<turn|>", "<end_of_utterance>", "<EOT>", "_<EOT>", "<｜end▁of▁sentence｜>")
-    + ("<eos>", "</s>", "<|fim_pad|>", "<|file_sep|>", "<|repo_name|>")
+    {
+        *("<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|end|>", "<|eot|>"),
+        *("<|return|>", "<|call|>", "<end_of_turn>", "<turn|>", "<end_of_utterance>", "<EOT>", "_<EOT>"),
+        *("<｜end▁of▁sentence｜>", "<eos>", "</s>", "<|fim_pad|>", "<|file_sep|>", "<|repo_name|>"),  # noqa: RUF001
+    }
 )
 
 
@@ -35,8 +37,9 @@ _BYTES = _byte_alphabet()
 class Tokenizer:
     """A byte-level BPE tokenizer. Immutable once made, so threads may share it.
 
-    bos_id, eos_ids, add_bos: what tokenizer.json does not say. Every special token that is known to end a turn
-        counts as an end too. add_bos: whether a text of its own starts with bos_id.
+    bos_id, eos_ids, add_bos: what tokenizer.json does not say. The first of eos_ids is the one that chat templates
+        write (`eos_id`); every special token that is known to end a turn counts as an end, too. add_bos: whether a
+        text of its own starts with bos_id.
     vocab_size: number of token ids; the model may have more rows of logits.
     """
 
@@ -45,7 +48,7 @@ class Tokenizer:
         inner: tokenizers.Tokenizer,
         *,
         bos_id: int | None = None,
-        eos_ids: Iterable[int] = (),
+        eos_ids: Sequence[int] = (),
         add_bos: bool = False,
     ) -> None:
         if not isinstance(inner.decoder, tokenizers.decoders.ByteLevel):
@@ -64,12 +67,13 @@ class Tokenizer:
             if not 0 <= i < self.vocab_size:
                 raise ModelFileError(f"token id {i} is named as special, but the vocabulary ends at {self.vocab_size}.")
         self.bos_id = bos_id
+        self.eos_id = eos_ids[0] if eos_ids else None
         self.eos_ids = frozenset(eos_ids) | {i for text, i in special.items() if text in END_TOKENS}
         self.add_bos = add_bos and bos_id is not None
 
     @classmethod
     def from_file(
-        cls, path: Path, *, bos_id: int | None = None, eos_ids: Iterable[int] = (), add_bos: bool = False
+        cls, path: Path, *, bos_id: int | None = None, eos_ids: Sequence[int] = (), add_bos: bool = False
     ) -> Tokenizer:
         """The tokenizer in a tokenizer.json. Raises ModelNotFoundError, ModelFileError, UnsupportedModelError."""
         try:
@@ -92,6 +96,12 @@ class Tokenizer:
             raise write_error(path.parent, reason) from error
         finally:
             temporary.unlink(missing_ok=True)
+
+    @property
+    def ordered_eos_ids(self) -> tuple[int, ...]:
+        """All of eos_ids with eos_id first: what a manifest keeps and `from_file` takes."""
+        first = () if self.eos_id is None else (self.eos_id,)
+        return (*first, *sorted(self.eos_ids.difference(first)))
 
     @property
     def special_tokens(self) -> frozenset[str]:

@@ -63,7 +63,7 @@ _RULES: dict[str, _Rule] = {
     **dict.fromkeys(("dbrx", "smaug-bpe"), _Rule((_LLAMA3,))),
     "tekken": _Rule((_TEKKEN,), ignore_merges=True, add_bos=True),
     "gpt-4o": _Rule((_GPT4O,)),
-    "deepseek-v3": _Rule((r"\p{N}{1,3}", "[一-龥぀-ゟ゠-ヿ]+", _DEEPSEEK3)),
+    "deepseek-v3": _Rule((r"\p{N}{1,3}", r"[\x{4e00}-\x{9fa5}\x{3040}-\x{30ff}]+", _DEEPSEEK3)),
 }
 
 
