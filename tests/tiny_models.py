@@ -18,11 +18,13 @@ CHATML = (
 )
 MERGES = ("h e", "l l", "he ll", "hell o", "t h", "th e", "i n", "a n", "an d", "Ġ the", "Ġ and", "Ġ Ġ", "1 2")
 CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-F16_AT = {  # where the scales of a block lie that must not be random bits (NaN, infinity)
-    **{"Q4_0": (0,), "Q5_0": (0,), "Q8_0": (0,), "Q4_1": (0, 2), "Q5_1": (0, 2)},
-    **{"Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,), "IQ4_NL": (0,), "IQ4_XS": (0,)},
+_F16_AT = {  # where the scales of a block lie, which must not be random bits (NaN, infinity), and their relative size
+    **dict.fromkeys(("Q4_0", "Q5_0", "Q8_0", "IQ4_NL", "IQ4_XS"), ((0, 1.0),)),
+    **{"Q4_1": ((0, 1.0), (2, -7.5)), "Q5_1": ((0, 1.0), (2, -15.5)), "Q3_K": ((108, 1.0),), "Q6_K": ((208, 1.0),)},
+    **{"Q2_K": ((80, 1.0), (82, 1.5)), "Q4_K": ((0, 1.0), (2, 7.5)), "Q5_K": ((0, 1.0), (2, 15.5))},
 }
-_BY_HAND = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS")  # gguf.quants reads them, but cannot write them
+BLOCK_TYPES = tuple(_F16_AT)
+_BY_HAND = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS")  # what gguf.quants reads but cannot write
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +51,16 @@ def random_blocks(type_name: str, rows: int, columns: int, rng: np.random.Genera
     kind = GGMLQuantizationType[type_name]
     block, n_bytes = GGML_QUANT_SIZES[kind]
     raw = rng.integers(0, 256, (rows, columns // block, n_bytes), dtype=np.uint8)
-    scales = rng.uniform(0.5, 1.0, (len(F16_AT[type_name]), rows, columns // block))
-    for factor in (2.0**-10, None):
-        if factor is None:
-            factor = 2.0**-10 * 2.0 / np.sqrt(columns) / float(dequantize(raw.reshape(rows, -1), kind).std())
-        for at, scale in zip(F16_AT[type_name], scales, strict=True):
-            raw[..., at : at + 2] = (factor * scale).astype("<f2").view(np.uint8).reshape(*scale.shape, 2)
-    return raw.reshape(rows, -1)
+    scales = rng.uniform(0.5, 1.0, (len(_F16_AT[type_name]), rows, columns // block))
+
+    def scaled(factor: float) -> npt.NDArray[np.uint8]:
+        for (at, relative), scale in zip(_F16_AT[type_name], scales, strict=True):
+            bits = (factor * relative * scale).astype("<f2").view(np.uint8)
+            raw[..., at : at + 2] = bits.reshape(*scale.shape, 2)
+        return raw.reshape(rows, -1)
+
+    spread = float(dequantize(scaled(2.0**-10), kind).std()) * 2.0**10
+    return scaled(2.0 / np.sqrt(columns) / spread)
 
 
 def tiny_gguf(
@@ -63,7 +68,7 @@ def tiny_gguf(
     *,
     architecture: str = "llama",
     quant: str | Callable[[str], str] = "Q4_1",
-    sizes: Sizes = Sizes(),  # noqa: B008  (frozen)
+    sizes: Sizes = Sizes(),
     tied: bool = True,
     seed: int = 0,
     metadata: dict[str, float | int | str] | None = None,
