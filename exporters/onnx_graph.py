@@ -63,8 +63,8 @@ class DecoderGraph:
     accuracy_level: of MatMulNBits: 4 quantizes activations to int8 per row and block, 0 keeps them in f32.
     """
 
-    def __init__(self, writer: OnnxWriter, decoder: Decoder, accuracy_level: int, observe: bool) -> None:
-        self._w, self._decoder, self._level, self._observe = writer, decoder, accuracy_level, observe
+    def __init__(self, writer: OnnxWriter, decoder: Decoder, accuracy_level: int) -> None:
+        self._w, self._decoder, self._level = writer, decoder, accuracy_level
         self._sums: dict[tuple[str, int], str] = {}
 
     def build(self, progress: Callable[[float], None] | None = None) -> None:
@@ -155,14 +155,14 @@ class DecoderGraph:
         )[0]
         for name in present:
             w.output(name, "float32", [1, s.kv_heads, "MAX", s.head_dim])
-        if self._observe:
+        with w.extra():
             self._queries(i, packed)
         return self._linear(f"l{i}.output", out, layer.output)
 
     def _queries(self, i: int, packed: str) -> None:
         w, s = self._w, self._decoder.shape
-        ends = [w.weight(f"slice.{k}", np.array([v], dtype=np.int64)) for k, v in (("0", 0), ("q", s.n_heads * s.head_dim))]
-        query = w.node("Slice", [packed, *ends, w.weight("axis2", np.array([2], dtype=np.int64))])
+        ends = (("slice.start", 0), ("slice.end", s.n_heads * s.head_dim), ("axis2", 2))
+        query = w.node("Slice", [packed, *(w.weight(name, np.array([at], dtype=np.int64)) for name, at in ends)])
         split = w.weight("heads", np.array([0, 0, s.n_heads, s.head_dim], dtype=np.int64))
         heads = w.node("Transpose", [w.node("Reshape", [query, split])], perm=[0, 2, 1, 3])
         w.node("RotaryEmbedding", [heads, "position_ids", "cos", "sin"], f"query_{i}", contrib=True, interleaved=0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -27,7 +29,18 @@ class OnnxWriter:
         self._initializers: dict[str, onnx.TensorProto] = {}
         self._inputs: list[onnx.ValueInfoProto] = []
         self._outputs: list[onnx.ValueInfoProto] = []
+        self._extra: set[str] = set()  # outputs of nodes that only the observing form has
+        self._in_extra = False
         self._n_names = 0
+
+    @contextlib.contextmanager
+    def extra(self) -> Iterator[None]:
+        """Nodes and outputs added inside belong to the observing form of the graph only."""
+        self._in_extra = True
+        try:
+            yield
+        finally:
+            self._in_extra = False
 
     def input(self, name: str, dtype: str, shape: list[int | str]) -> str:
         """Declare a graph input."""
@@ -68,18 +81,18 @@ class OnnxWriter:
     ) -> list[str]:
         """Add a node with these outputs ("" where one is not wanted)."""
         domain = "com.microsoft" if contrib else ""
+        if self._in_extra:
+            self._extra.update(outputs)
         self._nodes.append(helper.make_node(op, inputs, outputs, domain=domain, **attributes))
         return outputs
 
-    def save(self, path: Path, metadata: dict[str, str]) -> None:
-        """Write the model file."""
-        graph = helper.make_graph(
-            self._nodes, "pilotfish", self._inputs, self._outputs, list(self._initializers.values())
-        )
+    def save(self, path: Path, *, observing: bool = False) -> None:
+        """Write a model file over the data file; observing: with the nodes and outputs of extra()."""
+        nodes = [n for n in self._nodes if observing or n.output[0] not in self._extra]
+        outputs = [o for o in self._outputs if observing or o.name not in self._extra]
+        graph = helper.make_graph(nodes, "pilotfish", self._inputs, outputs, list(self._initializers.values()))
         opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
         model = helper.make_model(graph, opset_imports=opsets, producer_name="pilotfish", ir_version=10)
-        for key, value in metadata.items():
-            model.metadata_props.add(key=key, value=value)
         path.write_bytes(model.SerializeToString())
 
     def _fresh(self, op: str) -> str:

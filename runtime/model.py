@@ -15,7 +15,7 @@ from .draft_length import RenewalReward
 from .drafting import Drafting
 from .engine import Limits, generate
 from .errors import ChatTemplateError, OptionError
-from .interfaces import DraftLengthPolicy, FinishReason, ModelInfo, Proposer, Round, Tokens, Weights
+from .interfaces import DraftLengthPolicy, FinishReason, ModelInfo, Proposer, Round, Session, Tokens, Weights
 from .proposers import DraftModel, Suffix
 from .result import Result, Stats
 from .rows import ANY_WIDTH
@@ -33,6 +33,23 @@ class DraftWeights:
 
     weights: Weights
     token_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Shared:
+    """Weights that somebody else closes."""
+
+    weights: Weights
+
+    @property
+    def info(self) -> ModelInfo:
+        return self.weights.info
+
+    def session(self, max_context: int | None = None) -> Session:
+        return self.weights.session(max_context)
+
+    def close(self) -> None:
+        """Left to the owner."""
 
 
 class Stream:
@@ -90,6 +107,26 @@ class Model:
         self._drafting = Drafting(policy or RenewalReward(), calibration.curve, rows, token_s)
         self._turn = threading.Lock()
         self._closed = False
+        self._closers: list[Callable[[], None]] = []
+
+    def on_close(self, closer: Callable[[], None]) -> None:
+        """Call this when the model is closed, before its weights are."""
+        self._closers.append(closer)
+
+    def sibling(self, *, policy: DraftLengthPolicy | None, exact: bool | None = None) -> Model:
+        """Another model over the same weights, with a cache of its own: to compare policies in one process.
+
+        It does not use the draft model. Close it before this one.
+        """
+        return Model(
+            _Shared(self._target),
+            self.tokenizer,
+            self.template,
+            self.calibration,
+            policy=policy,
+            exact=self.exact if exact is None else exact,
+            max_context=self.max_context,
+        )
 
     @property
     def info(self) -> ModelInfo:
@@ -193,6 +230,8 @@ class Model:
         if self._closed:
             return
         self._closed = True
+        for closer in self._closers:
+            closer()
         self._sequence.session.close()
         self._target.close()
         if self._draft_sequence is not None:

@@ -1,0 +1,95 @@
+"""`run` and `chat`: answers on standard output, everything else on standard error."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from ..runtime.errors import OptionError, PilotfishError
+from ..runtime.model import Model, Prompt
+from ..runtime.result import Result, Stats
+from ..runtime.sampling import Sampling
+from .cli import console
+
+
+def answer(
+    model: Model,
+    text: str,
+    *,
+    sampling: Sampling,
+    seed: int | None,
+    stop: tuple[str, ...],
+    system: str | None,
+    raw: bool,
+    max_new_tokens: int | None,
+    as_json: bool,
+) -> None:
+    """Stream one answer, or print it as one JSON object."""
+    prompt: Prompt = text
+    if system is not None:
+        prompt = [{"role": "system", "content": system}, {"role": "user", "content": text}]
+    stream = model.stream(prompt, max_new_tokens=max_new_tokens, seed=seed, stop=stop, sampling=sampling, raw=raw)
+    for piece in stream:
+        if not as_json:
+            _show(piece)
+    result = stream.result
+    assert result is not None
+    if as_json:
+        print(json.dumps(as_object(result), ensure_ascii=False))
+    else:
+        _show("\n")
+        console().print(summary(result.stats), style="dim")
+
+
+def as_object(result: Result) -> dict[str, object]:
+    """The JSON form of an answer."""
+    head = {"text": result.text, "token_ids": list(result.token_ids), "finish_reason": result.finish_reason}
+    return {**head, **result.stats.as_dict()}
+
+
+def summary(stats: Stats) -> str:
+    """One line on what an answer took."""
+    drafts = f"{stats.accepted} of {stats.drafted} drafts accepted" if stats.drafted else "no drafts"
+    return (
+        f"{stats.n_tokens} tokens, {stats.decode_tok_s:.1f} tokens/s, first after {stats.ttft_s:.2f} s, {drafts}, "
+        f"KV cache {stats.kv_bytes / 2**20:.0f} MiB, {stats.engine} on {stats.device}"
+    )
+
+
+def converse(model: Model, *, system: str | None, temperature: float, max_new_tokens: int | None) -> None:
+    """A conversation on the terminal, or line by line from a pipe."""
+    talk = model.chat(system)
+    terminal = sys.stdin.isatty()
+    while True:
+        if terminal:
+            console().print("> ", style="bold", end="")
+        try:
+            line = sys.stdin.readline()
+        except UnicodeDecodeError as error:
+            raise OptionError(f"standard input is not UTF-8 text ({error.reason}). Convert it first.") from None
+        if not line or line.strip() == "/bye":
+            return
+        if not line.strip():
+            continue
+        stream = talk.stream(line.rstrip("\n"), max_new_tokens=max_new_tokens, temperature=temperature)
+        try:
+            for piece in stream:
+                _show(piece)
+            _show("\n")
+            if stream.result is not None:
+                console().print(summary(stream.result.stats), style="dim")
+        except KeyboardInterrupt:
+            stream.close()
+            console().print(" stopped; this turn is forgotten", style="dim")
+            if not terminal:
+                raise
+        except PilotfishError as error:
+            if not terminal:
+                raise
+            console().print(f"pilotfish: {error}", style="red", markup=False, soft_wrap=True)
+
+
+def _show(piece: str) -> None:
+    data = piece.encode(sys.stdout.encoding or "utf-8", "replace")  # a terminal that cannot show it must not crash us
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()

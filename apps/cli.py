@@ -1,0 +1,299 @@
+"""The `pilotfish` command. Every error a user can cause ends in one line and exit code 2."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ..runtime.errors import OptionError, PilotfishError
+
+app = typer.Typer(
+    name="pilotfish",
+    help="On-device language models: the same text sooner, in less memory.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+bench_app = typer.Typer(help="Measure, interleaved and in one process.", no_args_is_help=True)
+app.add_typer(bench_app, name="bench")
+
+ModelArgument = Annotated[str, typer.Argument(help="Catalogue name, .gguf file or bundle folder.", show_default=False)]
+Engine = Annotated[str | None, typer.Option(help="onnx or reference; default: the first that opens the model.")]
+Device = Annotated[str | None, typer.Option(help="cpu, or an engine's own name for a device.")]
+Threads = Annotated[int | None, typer.Option(help="Threads; default: the usable cores.")]
+MaxContext = Annotated[int | None, typer.Option(help="Entries the cache may hold; default: the model's context.")]
+DraftOption = Annotated[str | None, typer.Option(help="A smaller model with the same vocabulary that drafts.")]
+Plain = Annotated[bool, typer.Option("--plain", help="No speculation.")]
+Exact = Annotated[
+    bool, typer.Option("--exact/--no-exact", help="Stay in one row class, so that drafts cannot change a bit.")
+]
+Temperature = Annotated[float, typer.Option("--temperature", "-t", help="0 is greedy.")]
+MaxNewTokens = Annotated[int | None, typer.Option("--max-new-tokens", "-n", help="0: until the context is full.")]
+
+
+def console() -> Console:
+    """Where everything that is not the answer goes."""
+    return Console(stderr=True, highlight=False)
+
+
+class LoadProgress:
+    """Shows long steps of loading, on a terminal and only if there are any."""
+
+    def __init__(self) -> None:
+        self._progress: Progress | None = None
+        self._tasks: dict[str, object] = {}
+
+    def __enter__(self) -> Callable[[str, float], None]:
+        return self._report
+
+    def __exit__(self, *exc: object) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+    def _report(self, what: str, share: float) -> None:
+        if self._progress is None:
+            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
+            self._progress = Progress(*columns, TimeRemainingColumn(), console=console(), transient=True)
+            self._progress.start()
+        if what not in self._tasks:
+            self._tasks[what] = self._progress.add_task(what, total=1.0)
+        self._progress.update(self._tasks[what], completed=share)  # type: ignore[arg-type]
+
+
+@app.command()
+def run(
+    model: ModelArgument,
+    prompt: Annotated[str | None, typer.Argument(help="The prompt; default: standard input.")] = None,
+    engine: Engine = None,
+    device: Device = None,
+    draft: DraftOption = None,
+    plain: Plain = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
+    max_new_tokens: MaxNewTokens = 256,
+    temperature: Temperature = 0.0,
+    top_k: Annotated[int | None, typer.Option(help="Keep the k most probable tokens.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Keep the smallest set with this mass.")] = None,
+    min_p: Annotated[float | None, typer.Option(help="Keep tokens of at least this share of the best.")] = None,
+    repetition_penalty: Annotated[float, typer.Option(help="Above 1: tokens seen before become less likely.")] = 1.0,
+    presence_penalty: Annotated[float, typer.Option(help="Subtracted from tokens generated before.")] = 0.0,
+    frequency_penalty: Annotated[float, typer.Option(help="The same, per occurrence.")] = 0.0,
+    seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be given several times.")] = None,
+    system: Annotated[str | None, typer.Option(help="System message.")] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="No chat template.")] = False,
+    max_context: MaxContext = None,
+    threads: Threads = None,
+    exact: Exact = True,
+) -> None:
+    """Answer one prompt."""
+    from ..runtime.sampling import Sampling
+    from .answer import answer
+
+    if plain and draft is not None:
+        raise OptionError("--plain and --draft contradict each other; drop one of the two.")
+    if raw and system is not None:
+        raise OptionError("--raw takes no chat template, so --system has no place; drop one of the two.")
+    if temperature == 0 and any(x is not None for x in (top_k, top_p, min_p, seed)):
+        raise OptionError("--top-k, --top-p, --min-p and --seed need --temperature above 0; greedy has no choice.")
+    sampling = Sampling(
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
+    )
+    text = read_prompt(prompt)
+    loaded = _load(
+        model, engine=engine, device=device, draft=draft, plain=plain, max_context=max_context, threads=threads, exact=exact
+    )
+    with loaded:
+        answer(
+            loaded,
+            text,
+            sampling=sampling,
+            seed=seed,
+            stop=tuple(stop or ()),
+            system=system,
+            raw=raw,
+            max_new_tokens=max_new_tokens or None,
+            as_json=as_json,
+        )
+
+
+@app.command()
+def chat(
+    model: ModelArgument,
+    engine: Engine = None,
+    device: Device = None,
+    draft: DraftOption = None,
+    plain: Plain = False,
+    system: Annotated[str | None, typer.Option(help="System message.")] = None,
+    temperature: Temperature = 0.0,
+    max_new_tokens: MaxNewTokens = 512,
+    max_context: MaxContext = None,
+    threads: Threads = None,
+    exact: Exact = True,
+) -> None:
+    """Talk to a model. Ctrl-C stops an answer; Ctrl-D or /bye ends."""
+    from .answer import converse
+
+    if plain and draft is not None:
+        raise OptionError("--plain and --draft contradict each other; drop one of the two.")
+    with _load(
+        model, engine=engine, device=device, draft=draft, plain=plain, max_context=max_context, threads=threads, exact=exact
+    ) as loaded:
+        converse(loaded, system=system, temperature=temperature, max_new_tokens=max_new_tokens or None)
+
+
+@app.command()
+def demo(
+    model: Annotated[str, typer.Option(help="Another model than the demo's.")] = "smollm2-135m",
+    prompt: Annotated[str | None, typer.Option(help="Another prompt than the demo's.")] = None,
+    threads: Threads = None,
+) -> None:
+    """Fetch a small model, answer a prompt with and without speculation, and show what it did."""
+    from .demo import run_demo
+
+    with LoadProgress() as progress:
+        from ..loading import load
+
+        loaded = load(model, threads=threads, progress=progress)
+    with loaded:
+        run_demo(loaded, prompt)
+
+
+@app.command()
+def pull(name: Annotated[str, typer.Argument(help="Catalogue name; see `pilotfish pull --help`.")]) -> None:
+    """Fetch a model of the catalogue into the cache and print where it is."""
+    from ..exporters.catalogue import CATALOGUE
+    from ..loading import resolve
+
+    if name not in CATALOGUE:
+        raise OptionError(f"there is no model {name!r} in the catalogue; it has {', '.join(CATALOGUE)}.")
+    with LoadProgress() as progress:
+        path = resolve(name, progress)
+    print(path)
+
+
+@app.command()
+def inspect(model: ModelArgument, as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
+    """Show what a .gguf file or a bundle holds, without loading it."""
+    from .inspection import inspect_model
+
+    inspect_model(model, as_json)
+
+
+@app.command()
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
+    """Show engines, versions and devices of this machine, and what is missing."""
+    from .doctor import report
+
+    report(as_json)
+
+
+@bench_app.command("run")
+def bench_run(
+    model: Annotated[str, typer.Argument(help="Catalogue name, .gguf file or bundle folder.")] = "smollm2-135m",
+    sets: Annotated[str, typer.Option(help="Prompt sets, comma-separated; all: every one.")] = "all",
+    prompts: Annotated[Path | None, typer.Option(help="A JSONL file of your own: {set, prompt} a line.")] = None,
+    per_set: Annotated[int, typer.Option(help="Prompts per set.")] = 4,
+    tokens: Annotated[int, typer.Option(help="New tokens per prompt.")] = 96,
+    repeats: Annotated[int, typer.Option(help="Interleaved passes over every prompt.")] = 3,
+    draft: DraftOption = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for results.json and a plot.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+    threads: Threads = None,
+    max_context: MaxContext = 4096,
+) -> None:
+    """Plain against speculative decoding, A B A B on the same prompts, and llama.cpp beside them where installed."""
+    from .bench import bench
+
+    for name, value in (("--per-set", per_set), ("--tokens", tokens), ("--repeats", repeats)):
+        if value < 1:
+            raise OptionError(f"{name} is {value}, but must be 1 or more.")
+    bench(
+        model,
+        sets=sets,
+        prompts=prompts,
+        per_set=per_set,
+        n_tokens=tokens,
+        repeats=repeats,
+        draft=draft,
+        out=out,
+        as_json=as_json,
+        threads=threads,
+        max_context=max_context,
+    )
+
+
+def read_prompt(prompt: str | None) -> str:
+    """The prompt given, or standard input. Raises OptionError where there is none, or it is not UTF-8."""
+    if prompt is None:
+        if sys.stdin is None or sys.stdin.isatty():
+            raise OptionError("no prompt: give one as an argument, or pipe it in.")
+        data = sys.stdin.buffer.read()
+        try:
+            prompt = data.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise OptionError(
+                f"standard input is not UTF-8 text: byte {error.start} is 0x{data[error.start]:02x}. Convert it first."
+            ) from None
+    if not prompt.strip():
+        raise OptionError("the prompt is empty.")
+    return prompt
+
+
+def _load(
+    model: str,
+    *,
+    engine: str | None,
+    device: str | None,
+    draft: str | None,
+    plain: bool,
+    max_context: int | None,
+    threads: int | None,
+    exact: bool,
+):  # type: ignore[no-untyped-def]  # a Model; importing it here would slow down --help
+    from ..loading import load
+
+    with LoadProgress() as progress:
+        return load(
+            model,
+            engine,
+            device,
+            draft=draft if draft is not None else "auto",
+            speculate=not plain,
+            max_context=max_context,
+            threads=threads,
+            exact=exact,
+            progress=progress,
+        )
+
+
+def main() -> None:
+    """Entry point. Exit codes: 0, 2 for anything a user can mend, 130 for Ctrl-C."""
+    try:
+        app()
+    except PilotfishError as error:
+        console().print(f"pilotfish: {error}", style="red", markup=False, soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        console().print("stopped", style="dim")
+        sys.exit(130)
+    except BrokenPipeError:  # `pilotfish run ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()
