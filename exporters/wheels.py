@@ -16,6 +16,7 @@ import ssl
 import subprocess
 import sys
 import tempfile
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -89,7 +90,7 @@ def _download(location: Location, path: Path, arrived: Arrived) -> None:
         idle = 0
         before = -1
         while not _fetch_rest(location.url, own, arrived):
-            size = own.stat().st_size
+            size = own.stat().st_size if own.exists() else 0
             idle = 0 if size > before else idle + 1
             before = size
             if idle >= ATTEMPTS:
@@ -110,7 +111,7 @@ def _fetch_rest(url: str, path: Path, arrived: Arrived) -> bool:
     try:
         response = urllib.request.urlopen(request, timeout=TIMEOUT_S, context=_certificates())
     except urllib.error.HTTPError as error:
-        if error.code != http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
+        if error.code != http.client.REQUESTED_RANGE_NOT_SATISFIABLE or not have:
             raise
         path.unlink()  # longer than the file can be
         return False

@@ -56,6 +56,7 @@ def words(text: str, pre: str, **options: bool) -> list[str]:
 def test_ids_and_sizes() -> None:
     assert TOKENIZER.vocab_size == 268
     assert (TOKENIZER.bos_id, TOKENIZER.eos_ids, TOKENIZER.add_bos) == (START, {END}, False)
+    assert (TOKENIZER.eos_id, TOKENIZER.ordered_eos_ids) == (END, (END,))
     assert TOKENIZER.token(END) == "<|im_end|>"
     assert TOKENIZER.token(9999) is None
     assert TOKENIZER.special_tokens == {"<|im_start|>", "<|im_end|>"}
@@ -124,7 +125,10 @@ def test_saved_and_read_it_is_the_same(tmp_path: Path) -> None:
     tokenizer.save(tmp_path / "tokenizer.json")
     assert [path.name for path in tmp_path.iterdir()] == ["tokenizer.json"]
     again = Tokenizer.from_file(
-        tmp_path / "tokenizer.json", bos_id=tokenizer.bos_id, eos_ids=tokenizer.eos_ids, add_bos=tokenizer.add_bos
+        tmp_path / "tokenizer.json",
+        bos_id=tokenizer.bos_id,
+        eos_ids=tokenizer.ordered_eos_ids,
+        add_bos=tokenizer.add_bos,
     )
     for text in ("hello  e\u0301 12 (é) <tool>\n\n x", "<|im_start|>user<|im_end|>"):
         for special in (False, True):
@@ -201,6 +205,7 @@ def smollm2() -> Path:
     return path
 
 
+@pytest.mark.real
 def test_real_tokens_of_smollm2() -> None:
     tokenizer = tokenizer_from_gguf(read_gguf(smollm2()).metadata)
     expected = {  # ids of llama.cpp and of the model's own tokenizer.json
