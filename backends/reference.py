@@ -11,8 +11,6 @@ from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from gguf import GGMLQuantizationType
-from gguf.quants import dequantize
 
 from ..runtime.decoder_shape import DecoderShape, decoder_shape
 from ..runtime.errors import EngineError, OptionError
@@ -96,9 +94,7 @@ class ReferenceWeights:
         )
 
     def _tensor(self, name: str) -> Matrix:
-        tensor = self._file.tensors[name]
-        values = dequantize(tensor.data, GGMLQuantizationType[tensor.type_name])
-        return np.asarray(values, dtype=np.float32).reshape(tensor.shape)
+        return self._file.tensors[name].values()
 
     def _bias(self, name: str, size: int) -> Matrix:
         return self._tensor(name) if name in self._file.tensors else np.zeros(size, dtype=np.float32)

@@ -7,7 +7,6 @@ from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from gguf.quants import dequantize
 
 from .errors import ModelFileError, UnsupportedModelError
 from .gguf_file import GgufFile
@@ -23,6 +22,8 @@ _REFUSED = {  # metadata (without prefix) that changes the computation in ways n
 }
 _LAYER = ("attn_norm", "ffn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 _BIASES = ("attn_q", "attn_k", "attn_v")
+
+_MAX_CONTEXT = 1 << 20  # rotary tables of so many positions are still made in seconds
 
 N = TypeVar("N", int, float)
 
@@ -67,7 +68,9 @@ def decoder_shape(file: GgufFile) -> DecoderShape:
         )
     for key, what in _REFUSED.items():
         if file.metadata.get(f"{arch}.{key}"):
-            raise UnsupportedModelError(f"{file.path} uses {what} ({arch}.{key}), which GGUF import does not build yet.")
+            raise UnsupportedModelError(
+                f"{file.path} uses {what} ({arch}.{key}), which GGUF import does not build yet."
+            )
     hidden, n_heads = _need(file, "embedding_length", int), _need(file, "attention.head_count", int)
     head_dim = _get(file, "attention.key_length", hidden // max(n_heads, 1))
     if "token_embd.weight" not in file.tensors:
@@ -86,6 +89,10 @@ def decoder_shape(file: GgufFile) -> DecoderShape:
         inverse_frequencies=_inverse_frequencies(file, head_dim),
         permuted=arch == "llama",
     )
+    if shape.context_length > _MAX_CONTEXT:
+        raise UnsupportedModelError(
+            f"{file.path} is made for contexts of {shape.context_length} tokens; at most {_MAX_CONTEXT} are built yet."
+        )
     _check_sizes(file, shape)
     _check_tensors(file, shape)
     return shape
@@ -122,17 +129,11 @@ def _inverse_frequencies(file: GgufFile, head_dim: int) -> npt.NDArray[np.float6
         )
     factors = file.tensors.get("rope_freqs.weight")
     if factors is not None:
-        values = dequantize(factors.data, _float_type(factors.type_name)).reshape(-1)
+        values = factors.values().reshape(-1)
         if len(values) != len(frequencies):
             raise ModelFileError(f"{file.path}: rope_freqs.weight has {len(values)} factors, not {len(frequencies)}.")
         frequencies = frequencies / values
     return np.asarray(frequencies, dtype=np.float64)
-
-
-def _float_type(name: str) -> object:
-    from gguf import GGMLQuantizationType
-
-    return GGMLQuantizationType[name]
 
 
 def _check_sizes(file: GgufFile, s: DecoderShape) -> None:

@@ -8,6 +8,7 @@ Source: the GGUF specification, versions 2 and 3, little-endian.
 from __future__ import annotations
 
 import mmap
+import stat
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,14 +17,28 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf.quants import dequantize
 
 from .errors import ModelFileError, ModelNotFoundError, UnsupportedModelError
 
 _MAX_DIMS = 4
 _MAX_DEPTH = 4  # of arrays of arrays
 _MAX_COUNT = 1 << 24  # metadata entries, tensors: far beyond any real file
-_SCALARS = {0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?", 10: "<u8", 11: "<i8", 12: "<f8"}
+_SCALARS = {
+    0: "<u1",
+    1: "<i1",
+    2: "<u2",
+    3: "<i2",
+    4: "<u4",
+    5: "<i4",
+    6: "<f4",
+    7: "?",
+    10: "<u8",
+    11: "<i8",
+    12: "<f8",
+}
 _STRING, _ARRAY = 8, 9
+_U64 = struct.Struct("<Q")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +50,24 @@ class GgufTensor:
     shape: tuple[int, ...]  # numpy order: (rows, columns); quantized blocks run along the last axis
     data: npt.NDArray[np.uint8]  # (rows..., bytes per row)
 
+    def values(self) -> npt.NDArray[np.float32]:
+        """The tensor in f32, of its shape. Raises UnsupportedModelError for types that nobody dequantizes here."""
+        try:
+            found = dequantize(self.data, GGMLQuantizationType[self.type_name])
+        except NotImplementedError:
+            raise UnsupportedModelError(
+                f"tensor {self.name} has the type {self.type_name}, which is not supported. "
+                "Quantize the model to Q4_K_M or Q8_0."
+            ) from None
+        return np.asarray(found, dtype=np.float32).reshape(self.shape)
+
 
 @dataclass(frozen=True, slots=True)
 class GgufFile:
     """Metadata and tensors of one GGUF file."""
 
     path: Path
-    metadata: Mapping[str, object]  # str, bool, int, float; arrays are lists of str or numpy arrays
+    metadata: Mapping[str, object]  # str, bool, int, float, and lists of them
     tensors: Mapping[str, GgufTensor]
 
     @property
@@ -60,9 +86,11 @@ def read_gguf(path: Path) -> GgufFile:
     for versions and tensor types that are not known here.
     """
     try:
+        facts = path.stat()
+        if not stat.S_ISREG(facts.st_mode):
+            raise ModelFileError(f"{path} is not a file; give the path of a .gguf file.")
         with path.open("rb") as file:
-            size = path.stat().st_size
-            if size < 24 or file.read(4) != b"GGUF":
+            if facts.st_size < 24 or file.read(4) != b"GGUF":
                 raise ModelFileError(f"{path} is not a GGUF file (it does not begin with GGUF); check what it is.")
             view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     except FileNotFoundError:
@@ -92,6 +120,8 @@ class _Parser:
         if not isinstance(alignment, int) or not 1 <= alignment <= 1 << 20 or alignment & (alignment - 1):
             raise self._damaged(f"alignment {alignment!r} is not a power of two")
         start = -(-self._at // alignment) * alignment
+        if any(at % alignment for *_, at in infos):
+            raise self._damaged(f"a tensor does not begin at a multiple of {alignment} bytes")
         tensors = {name: self._tensor(name, shape, kind, start + at) for name, shape, kind, at in infos}
         if len(tensors) != n_tensors:
             raise self._damaged("two tensors have the same name")
@@ -112,7 +142,7 @@ class _Parser:
         return int(struct.unpack_from("<I", self._view, self._take(4))[0])
 
     def _u64(self) -> int:
-        return int(struct.unpack_from("<Q", self._view, self._take(8))[0])
+        return int(_U64.unpack_from(self._view, self._take(8))[0])
 
     def _count(self, what: str, min_bytes: int) -> int:
         """A number of things of at least min_bytes each, which the rest of the file must be able to hold."""
@@ -122,9 +152,19 @@ class _Parser:
         return n
 
     def _string(self) -> str:
-        n = self._u64()
-        at = self._take(n)
-        return bytes(self._view[at : at + n]).decode("utf-8", errors="replace")
+        return self._strings(1)[0]
+
+    def _strings(self, n: int) -> list[str]:
+        """The next n strings: a vocabulary has 150,000, so the loop keeps to local names."""
+        view, at, end, unpack, found = self._view, self._at, len(self._view), _U64.unpack_from, []
+        for _ in range(n):
+            first = at + 8
+            at = first + unpack(view, at)[0] if first <= end else end + 1
+            if at > end:
+                raise self._damaged(f"it ends at byte {end}, inside its header")
+            found.append(str(view[first:at], "utf-8", "replace"))
+        self._at = at
+        return found
 
     def _value(self, kind: int, depth: int = 0) -> object:
         if kind == _STRING:
@@ -141,7 +181,9 @@ class _Parser:
         if kind in _SCALARS:
             dtype = np.dtype(_SCALARS[kind])
             n = self._count("array elements", dtype.itemsize)
-            return np.frombuffer(self._view, dtype, n, self._take(n * dtype.itemsize))
+            return np.frombuffer(self._view, dtype, n, self._take(n * dtype.itemsize)).tolist()
+        if kind == _STRING:
+            return self._strings(self._count("array elements", 8))
         if depth >= _MAX_DEPTH:
             raise self._damaged("its metadata holds arrays inside arrays inside arrays")
         n = self._count("array elements", 8)
