@@ -12,8 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from gguf import GGMLQuantizationType
-from gguf.quants import dequantize
 
 from ..runtime.gguf_file import GgufTensor
 
@@ -91,8 +89,7 @@ def unpack(tensor: GgufTensor) -> Blocks | Floats:
 
 def floats(tensor: GgufTensor) -> Floats:
     """Any tensor in f32, shaped as in the file."""
-    values = dequantize(tensor.data, GGMLQuantizationType[tensor.type_name])
-    return np.asarray(values, dtype=np.float32).reshape(tensor.shape)
+    return tensor.values()
 
 
 def requantize(values: Floats) -> Blocks:

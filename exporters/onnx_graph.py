@@ -106,7 +106,7 @@ class DecoderGraph:
         rows, columns = table.shape
         codes = w.weight("embedding.codes", pack(table).reshape(rows, -1))
         scale = w.weight("embedding.scale", table.scale)
-        inputs = [codes, ids, scale, w.weight("embedding.zero", _pack_zero(table).reshape(rows, -1))]
+        inputs = [codes, ids, scale, w.weight("embedding.zero", pack_zero_points(table).reshape(rows, -1))]
         found = w.node(
             "GatherBlockQuantized",
             inputs,
@@ -140,7 +140,9 @@ class DecoderGraph:
     def _attention(self, i: int, layer: Layer, x: str) -> str:
         w, s = self._w, self._decoder.shape
         packed = self._fused(f"l{i}.qkv", x, [layer.query, layer.key, layer.value])
-        cache = [w.input(f"past_{kind}_{i}", "float32", [1, s.kv_heads, "MAX", s.head_dim]) for kind in ("key", "value")]
+        cache = [
+            w.input(f"past_{kind}_{i}", "float32", [1, s.kv_heads, "MAX", s.head_dim]) for kind in ("key", "value")
+        ]
         inputs = [packed, "", "", *cache, "last_entry", "total_length", "cos", "sin", "position_ids", "bias"]
         present = [f"present_{kind}_{i}" for kind in ("key", "value")]
         out = w.nodes(
@@ -202,9 +204,13 @@ class DecoderGraph:
         last = linear.bias is None and residual is None
         if isinstance(weight, Blocks):
             rows, columns = weight.shape
-            inputs = [x, w.weight(f"{name}.codes", pack(weight), like), w.weight(f"{name}.scale", weight.scale.reshape(-1))]
+            inputs = [
+                x,
+                w.weight(f"{name}.codes", pack(weight), like),
+                w.weight(f"{name}.scale", weight.scale.reshape(-1)),
+            ]
             if not _default_zero(weight):
-                inputs.append(w.weight(f"{name}.zero", _pack_zero(weight)))
+                inputs.append(w.weight(f"{name}.zero", pack_zero_points(weight)))
             out = w.node(
                 "MatMulNBits",
                 inputs,
@@ -256,7 +262,7 @@ def _default_zero(blocks: Blocks) -> bool:
     return isinstance(blocks.zero_point, int) and blocks.zero_point == 1 << (blocks.bits - 1)
 
 
-def _pack_zero(blocks: Blocks) -> npt.NDArray[np.uint8]:
+def pack_zero_points(blocks: Blocks) -> npt.NDArray[np.uint8]:
     """Zero points, (rows * ceil(n_blocks * bits / 8),)."""
     zero = np.broadcast_to(np.asarray(blocks.zero_point, dtype=np.uint8), blocks.scale.shape)
     if blocks.bits == 8:
