@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import shutil
 import zipfile
 import zlib
@@ -152,10 +153,12 @@ def _from_hub(entry: CatalogueModel, parts: Path, target: Path, progress: Progre
     try:
         from huggingface_hub import hf_hub_download  # takes a while to import
 
-        folder = parts / "hub"
-        found = Path(
-            hf_hub_download(entry.hub.repository, entry.hub.filename, revision=entry.hub.revision, local_dir=folder)
-        )
+        with _quiet("huggingface_hub"):  # it logs each attempt; the error below says it once
+            found = Path(
+                hf_hub_download(
+                    entry.hub.repository, entry.hub.filename, revision=entry.hub.revision, local_dir=parts / "hub"
+                )
+            )
     except Exception as error:  # the library's errors have no common class
         if isinstance(error, OSError) and disk_is_full(error, parts):
             raise
@@ -171,6 +174,17 @@ def _from_hub(entry: CatalogueModel, parts: Path, target: Path, progress: Progre
 def _check_digest(entry: CatalogueModel, digest: str) -> None:
     if digest != entry.sha256:
         raise DownloadError(f"what arrived has the sha256 {digest} instead of {entry.sha256} and was deleted")
+
+
+@contextlib.contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 @contextlib.contextmanager

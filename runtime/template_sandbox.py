@@ -30,6 +30,8 @@ MAX_NUMBER = 1_000_000  # as a width, a count or a repetition
 MAX_BITS = 10_000
 _REMOVED_FILTERS = ("urlize", "striptags", "wordwrap", "pprint", "random")  # slow on hostile text, or not repeatable
 
+_WIDTH = re.compile(r"(?:[%:)] ?|[.<>^=+\-#_,*])(\d{1,12})")  # in a format: what may be the width of a field
+
 
 class Meter:
     """What one rendering may still spend."""
@@ -107,9 +109,10 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def call(self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         meter = _meter.get()
         meter.tick()
-        owner = getattr(__obj, "__self__", None)
+        method = getattr(__obj, "__wrapped__", __obj)  # the sandbox wraps str.format
+        owner = getattr(method, "__self__", None)
         if isinstance(owner, str):
-            _charge_text_method(meter, __obj.__name__, owner, args, kwargs)
+            _charge_text_method(meter, method.__name__, owner, args, kwargs)
         result = super().call(__context, __obj, *args, **kwargs)
         meter.charge(_length(result))
         return result
@@ -138,14 +141,16 @@ def _length(value: object) -> int:
 
 def _charge_text_method(meter: Meter, name: str, text: str, args: tuple[Any, ...], named: Mapping[str, Any]) -> None:
     """Charge what a method of str (or the filter of that name) is about to make."""
-    if any(isinstance(value, int) and value > MAX_NUMBER for value in (*args, *named.values())):
+    values = [*args, *named.values()]
+    values += [inner for value in values if isinstance(value, Mapping) for inner in value.values()]
+    number = max((value for value in values if isinstance(value, int)), default=0)
+    if number > MAX_NUMBER:
         raise SecurityError(f"it gave {name} a number above {MAX_NUMBER}")
-    longest = max((_length(value) for value in (*args, *named.values())), default=0)
+    n_chars = _length(text) + max(number, 0)
     if name in ("format", "format_map"):
-        if re.search(r"\d{7}", text):
-            raise SecurityError(f"it gave {name} a number above {MAX_NUMBER}")
-        meter.charge((text.count("{") + text.count("%")) * longest)
-    n_chars = _length(text) + sum(value for value in args if isinstance(value, int) and value > 0)
+        longest = max((_length(value) for value in values), default=0)
+        n_chars += (text.count("{") + text.count("%")) * max(longest, number)
+        n_chars += sum(int(width) for width in _WIDTH.findall(text))
     if name == "replace" and len(args) >= 2 and isinstance(args[0], str) and isinstance(args[1], str):
         n_chars += text.count(args[0]) * len(args[1])
     if name == "join" and args and isinstance(args[0], (list, tuple)):
