@@ -132,6 +132,8 @@ def _inverse_frequencies(file: GgufFile, head_dim: int) -> npt.NDArray[np.float6
         values = factors.values().reshape(-1)
         if len(values) != len(frequencies):
             raise ModelFileError(f"{file.path}: rope_freqs.weight has {len(values)} factors, not {len(frequencies)}.")
+        if not (np.isfinite(values) & (values > 0)).all():
+            raise ModelFileError(f"{file.path}: rope_freqs.weight holds factors that are not positive numbers.")
         frequencies = frequencies / values
     return np.asarray(frequencies, dtype=np.float64)
 

@@ -114,6 +114,8 @@ class _Parser:
         metadata: dict[str, object] = {}
         for _ in range(n_entries):
             key = self._string()
+            if key in metadata:
+                raise self._damaged(f"it gives {key!r} twice")
             metadata[key] = self._value(self._u32())
         infos = [self._tensor_info() for _ in range(n_tensors)]
         alignment = metadata.get("general.alignment", 32)
