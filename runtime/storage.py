@@ -107,10 +107,12 @@ def temporary_name(path: Path) -> Path:
 
 
 def disk_is_full(error: OSError, folder: Path) -> bool:
-    """Whether an error comes from a lack of space. Some writers (numpy's tofile) give no error number."""
+    """Whether an error comes from a lack of space."""
     if error.errno is not None:
         return error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
-    with contextlib.suppress(OSError):
+    if "free space" in str(error):  # numpy's tofile gives words instead of a number,
+        return True
+    with contextlib.suppress(OSError):  # or neither
         return shutil.disk_usage(folder).free < 1 << 20
     return False
 

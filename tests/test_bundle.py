@@ -181,6 +181,11 @@ def test_the_same_bundle_stays_and_another_replaces_it(bundle: Path) -> None:
     assert names(bundle.parent) == ["tiny"]
 
 
+def test_numpy_says_in_words_that_the_disk_is_full(tmp_path: Path) -> None:
+    with pytest.raises(CacheWriteError, match="disk is full"), new_bundle(tmp_path / "tiny"):
+        raise OSError("Not enough free space to write 20000000 bytes after offset 0")
+
+
 def test_what_a_killed_process_left_is_removed_in_the_end(tmp_path: Path) -> None:
     old, new = tmp_path / ".tiny.old.tmp", tmp_path / ".tiny.new.tmp"
     for folder in (old, new):
