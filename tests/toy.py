@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pilotfish.runtime.errors import AbilityError, ContextFullError, OptionError
+from pilotfish.runtime.errors import AbilityError, ContextFullError, EngineError, OptionError
 from pilotfish.runtime.interfaces import Floats, Indices, ModelInfo, Step, Tokens
 
 ALL = frozenset({"tree", "evict_tokens"})
@@ -45,6 +45,8 @@ class ToyWeights:
         return logits + noise if width == 1 else logits
 
     def session(self, max_context: int | None = None) -> ToySession:
+        if max_context is not None and max_context < 1:
+            raise OptionError(f"max_context is {max_context}, but must be 1 or more.")
         return ToySession(self, max_context or self.info.context_length)
 
     def close(self) -> None:
@@ -59,6 +61,7 @@ class ToySession:
         self.info = replace(weights.info)
         self.abilities = weights.abilities
         self.entries: list[_Entry] = []
+        self.closed = False
         self.n_forward = 0
         self.widths: list[int] = []
         self.tokens_run: list[int] = []
@@ -79,6 +82,8 @@ class ToySession:
         parents: Indices | None = None,
         observe: frozenset[str] = frozenset(),
     ) -> Step:
+        if self.closed:
+            raise EngineError("this session is closed; open another one.")
         n = len(tokens)
         if n == 0 or not 0 <= n_logits <= n:
             raise OptionError(f"{n_logits} logit rows of {n} tokens are impossible.")
@@ -90,6 +95,8 @@ class ToySession:
             raise AbilityError("the toy engine observes nothing; the reference engine does.")
         if parents is not None and "tree" not in self.abilities:
             raise AbilityError("the toy engine was made without trees; the reference engine has them.")
+        if parents is not None and not (len(parents) == n and parents[0] == 0 and _all_above(parents)):
+            raise OptionError("parents must hold one row index per token, parents[0] == 0 and parents[r] < r.")
         base = tuple(self.entries)
         start = base[-1].position + 1 if base else 0
         paths: list[tuple[_Entry, ...]] = []
@@ -110,16 +117,24 @@ class ToySession:
         self.entries = [e for e in self.entries if e.position < n_tokens]
 
     def accept(self, rows: Indices) -> None:
+        if len(rows) == 0 or rows[0] != 0 or rows[-1] >= self.widths[-1] or (np.diff(rows) <= 0).any():
+            raise OptionError("an accepted path begins with row 0 and ascends.")
         base = len(self.entries) - self.widths[-1]
         self.entries = self.entries[:base] + [self.entries[base + int(r)] for r in rows]
 
     def keep(self, entries: Indices) -> None:
         if "evict_tokens" not in self.abilities:
             raise AbilityError("the toy engine was made without eviction; the reference engine has it.")
+        if len(entries) and (entries[0] < 0 or entries[-1] >= len(self.entries) or (np.diff(entries) <= 0).any()):
+            raise OptionError(f"entries to keep must ascend and lie in 0..{len(self.entries) - 1}.")
         self.entries = [self.entries[int(i)] for i in entries]
 
     def keys_values(self, layer: int) -> tuple[Floats, Floats]:
         raise AbilityError("the toy engine has no keys; the reference engine has them.")
 
     def close(self) -> None:
-        self.entries = []
+        self.entries, self.closed = [], True
+
+
+def _all_above(parents: Indices) -> bool:
+    return all(0 <= parent < row for row, parent in enumerate(parents.tolist()) if row)
