@@ -6,13 +6,16 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..runtime.errors import OptionError, PilotfishError
+
+if TYPE_CHECKING:  # imported when it is needed: `--help` should not wait for it
+    from ..runtime.model import Model
 
 app = typer.Typer(
     name="pilotfish",
@@ -114,7 +117,14 @@ def run(
     )
     text = read_prompt(prompt)
     loaded = _load(
-        model, engine=engine, device=device, draft=draft, plain=plain, max_context=max_context, threads=threads, exact=exact
+        model,
+        engine=engine,
+        device=device,
+        draft=draft,
+        plain=plain,
+        max_context=max_context,
+        threads=threads,
+        exact=exact,
     )
     with loaded:
         answer(
@@ -150,7 +160,14 @@ def chat(
     if plain and draft is not None:
         raise OptionError("--plain and --draft contradict each other; drop one of the two.")
     with _load(
-        model, engine=engine, device=device, draft=draft, plain=plain, max_context=max_context, threads=threads, exact=exact
+        model,
+        engine=engine,
+        device=device,
+        draft=draft,
+        plain=plain,
+        max_context=max_context,
+        threads=threads,
+        exact=exact,
     ) as loaded:
         converse(loaded, system=system, temperature=temperature, max_new_tokens=max_new_tokens or None)
 
@@ -255,7 +272,6 @@ def read_prompt(prompt: str | None) -> str:
 
 def _load(
     model: str,
-    *,
     engine: str | None,
     device: str | None,
     draft: str | None,
@@ -263,7 +279,7 @@ def _load(
     max_context: int | None,
     threads: int | None,
     exact: bool,
-):  # type: ignore[no-untyped-def]  # a Model; importing it here would slow down --help
+) -> Model:
     from ..loading import load
 
     with LoadProgress() as progress:

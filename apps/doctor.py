@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import sys
 
 import psutil
 from rich.console import Console
@@ -71,5 +70,3 @@ def report(as_json: bool) -> None:
         steps = ", ".join(f"{width}: {ms}" for width, ms in curve["step_ms"].items())
         out.print(f"{curve['key']}: ms for a step of so many rows: {steps}")
         out.print(f"  widths with equal bits: {curve['row_classes']}", style="dim")
-    if sys.version_info < (3, 10):
-        out.print("Python 3.10 or newer is needed.", style="red")

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-
 from . import backends
 from .backends import Backend
 from .runtime.bundle import MANIFEST_NAME, cache_dir, open_bundle, read_json, write_json_atomically
@@ -100,7 +99,7 @@ def resolve(path: str | os.PathLike[str], report: Progress | None = None) -> Pat
     found = Path(path).expanduser()
     if found.is_file():
         if found.suffix.lower() != ".gguf":
-            raise ModelFileError(f"{found} is not a .gguf file; give a .gguf file, a bundle folder or a catalogue name.")
+            raise ModelFileError(f"{found} is not a .gguf file; give one, or a bundle folder or a catalogue name.")
         return found
     if found.is_dir():
         return _resolve_folder(found)
@@ -127,7 +126,7 @@ def _resolve_folder(folder: Path) -> Path:
         raise OptionError(f"{folder} holds {len(models)} .gguf files; name one: {', '.join(m.name for m in models)}.")
     if (folder / "config.json").exists():
         raise UnsupportedModelError(
-            f"{folder} is a Hugging Face folder, which Pilotfish cannot open directly yet. Give a .gguf file of the model."
+            f"{folder} is a Hugging Face folder, which cannot be opened directly yet. Give a .gguf file of the model."
         )
     raise ModelNotFoundError(f"{folder} holds no model: no {MANIFEST_NAME} and no .gguf file.")
 

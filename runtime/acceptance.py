@@ -7,8 +7,9 @@ the *conditional* chance (this token accepted, given those before it), by the co
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
-from .interfaces import Draft, Indices, Probs
+from .interfaces import Draft, Probs
 
 _EDGES = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.87, 0.92, 0.95, 0.975, 0.99])
 _PRIOR = 4.0  # weight of the stated confidence, in observations
@@ -39,36 +40,41 @@ class Acceptance:
         """Learn from a verified draft. rows: the accepted rows; children of any other row were never judged."""
         if draft.expected is None or not len(draft):
             return
-        stated, parents = conditional(draft), _parents(draft)
-        reached = {0, *rows}
-        judged = np.array([int(p) in reached for p in parents])
-        accepted = np.isin(np.arange(1, len(draft) + 1), rows)
-        bins = np.searchsorted(_EDGES, stated, side="right")
-        for i in np.flatnonzero(judged):
-            b = bins[i]
-            self._seen[b] = self._seen[b] * _MEMORY + 1.0
-            self._accepted[b] = self._accepted[b] * _MEMORY + float(accepted[i])
-        if draft.parents is None:
-            chances = self.calibrate(stated)[:_MAX_DEPTH]
+        stated = conditional(draft)
+        if draft.parents is None:  # judged: the accepted tokens and the one that was rejected
+            self._learn(stated[: len(rows) + 1], np.arange(1, min(len(rows) + 1, len(draft)) + 1) <= len(rows))
+            chances = self.calibrate(stated[:_MAX_DEPTH])
             self._typical[: len(chances)] += 0.1 * (chances - self._typical[: len(chances)])
+        else:
+            judged = np.isin(draft.parents, (0, *rows))
+            self._learn(stated[judged], np.isin(np.arange(1, len(draft) + 1), rows)[judged])
+
+    def _learn(self, stated: Probs, accepted: npt.NDArray[np.bool_]) -> None:
+        bins = np.searchsorted(_EDGES, stated, side="right").tolist()
+        for b, hit in zip(bins, accepted.tolist(), strict=True):
+            self._seen[b] = self._seen[b] * _MEMORY + 1.0
+            self._accepted[b] = self._accepted[b] * _MEMORY + hit
 
 
 def conditional(draft: Draft) -> Probs:
     """Stated confidence of each token given its parent, (k,)."""
     assert draft.expected is not None
-    above = np.concatenate([[1.0], draft.expected])[_parents(draft)]
-    return np.clip(draft.expected / np.maximum(above, 1e-12), 0.0, 1.0)
+    above = np.empty(len(draft) + 1)
+    above[0], above[1:] = 1.0, draft.expected
+    above = above[:-1] if draft.parents is None else above[draft.parents]
+    stated = np.empty(len(draft))
+    np.divide(draft.expected, np.maximum(above, 1e-12), out=stated)
+    np.minimum(stated, 1.0, out=stated)
+    return stated
 
 
 def path_chances(draft: Draft, chances: Probs) -> Probs:
     """Chance that the whole path down to each token is accepted, from conditional chances, (k,)."""
     if draft.parents is None:
-        return np.cumprod(chances)
+        chain = np.empty(len(chances))
+        np.cumprod(chances, out=chain)
+        return chain
     path = np.ones(len(draft) + 1)
     for i, parent in enumerate(draft.parents):
         path[i + 1] = path[int(parent)] * chances[i]
     return path[1:]
-
-
-def _parents(draft: Draft) -> Indices:
-    return np.arange(len(draft)) if draft.parents is None else draft.parents

@@ -6,6 +6,7 @@ measured at first load, remembered, and refined by every step that runs.
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 
@@ -39,6 +40,8 @@ class CostCurve:
         self._age = np.ones(len(self._base))  # steps since this width was last run
         run = int(widths[-1] - widths[0])
         self._tail = max(float((base[-1] - base[0]) / run), 0.0) if run else float(base[0])
+        apart = np.abs(np.arange(len(self._base))[:, None] - np.arange(len(self._base)))
+        self._near = np.exp(-apart / 2.0)  # how much one width's error says about another's
         self._short = True  # no step with a long context was seen
 
     def seconds(self, width: int) -> float:
@@ -56,15 +59,15 @@ class CostCurve:
     def observe(self, width: int, n_entries: int, seconds: float) -> None:
         """Learn from a step. One slow step moves little: other programs use the machine too. What has not been seen
         for long moves more, and takes its neighbours along."""
-        ratio = min(max(seconds / self.seconds(width), 0.5), 2.0)
+        error = math.log(min(max(seconds / self.seconds(width), 0.5), 2.0))
         self._short = self._short and n_entries <= _SHORT_CONTEXT
-        self.speed *= ratio**_SPEED_RATE
+        self.speed *= math.exp(_SPEED_RATE * error)
         if width < len(self._base):
-            rate = np.minimum(1.0 - (1.0 - _WIDTH_RATE) ** self._age, _STALE_RATE)
-            near = np.exp(-np.abs(np.arange(len(self._base)) - width) / 2.0)
-            self._correction *= ratio ** (rate * near)
+            rate = min(1.0 - (1.0 - _WIDTH_RATE) ** self._age[width], _STALE_RATE)
+            # Neighbours move with this width, never further, so that a width nobody runs cannot drift away alone.
+            self._correction *= np.exp(rate * error * self._near[width])
             self._age += 1.0
-            self._age *= 1.0 - near
+            self._age[width] = 1.0
 
     def to_facts(self) -> dict[str, list[float]] | None:
         """The refined curve, to keep between runs; None where long contexts have bent it."""

@@ -12,7 +12,7 @@ from .cost import CostCurve
 from .interfaces import EMPTY_DRAFT, Budget, Draft, DraftLengthPolicy, Forecast, Probs, Proposer, Tokens
 from .rows import RowRule
 
-_CHEAP = 0.02  # of a plain step: a proposer this cheap is asked first and judged by its draft
+_CHEAP = 0.1  # of a plain step: a proposer whose whole call costs less is asked first and judged by its draft
 _OVERHEAD_RATE = 0.1
 _STALE = 64  # rounds after which a proposer that lost to another is heard again
 
@@ -30,7 +30,8 @@ class Proposal:
 class _Record:
     """What is known about one proposer: how long a token takes, and how far its confidence can be trusted."""
 
-    token_s: float
+    call_s: float  # a whole call
+    token_s: float  # a drafted token
     acceptance: Acceptance
     idle: int = 0  # rounds since it was last asked for a draft
     probes: int = 0  # drafts in a row that were not expected to pay
@@ -44,7 +45,8 @@ class _Record:
         self.probes = 0 if forecast.rates[k] > forecast.rates[0] else self.probes + 1
 
     def observe_time(self, n_tokens: int, seconds: float) -> None:
-        self.token_s += 0.2 * (seconds / max(n_tokens, 1) - self.token_s)
+        self.call_s += 0.1 * (seconds - self.call_s)
+        self.token_s += 0.1 * (seconds / max(n_tokens, 1) - self.token_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,14 +99,14 @@ class Drafting:
         if k_max < 1:
             return best
         plain_s = self.costs.seconds(self.rows.minimum)
-        ordered = sorted(proposers, key=lambda proposer: self._record(proposer.name).token_s)
+        ordered = sorted(proposers, key=lambda proposer: self._record(proposer.name).call_s)
         for proposer in ordered:
             record = self._record(proposer.name)
             k = k_max
-            if record.token_s > _CHEAP * plain_s:  # judged by its record before any time is spent on it
+            if record.call_s > _CHEAP * plain_s:  # judged by its record before any time is spent on it
                 forecast = self._forecast_record(record, k_max)
                 k = self.policy.choose(forecast)
-                if k == 0 or self.policy.value(forecast, k) <= best_value and forecast.idle < _STALE:
+                if k == 0 or (self.policy.value(forecast, k) <= best_value and forecast.idle < _STALE):
                     record.idle += 1
                     continue
             draft = self._ask(proposer, record, context, k)
@@ -117,13 +119,29 @@ class Drafting:
                     break
         return replace(best, draft_s=time.perf_counter() - began)
 
-    def observe(self, proposal: Proposal, rows: tuple[int, ...], n_tokens: int, seconds: float, other_s: float) -> None:
-        """Learn from a finished round. rows: accepted rows; seconds: of the whole round; other_s: our own code."""
+    def observe(
+        self,
+        proposal: Proposal,
+        rows: tuple[int, ...],
+        width: int,
+        *,
+        n_context: int,
+        n_tokens: int,
+        verify_s: float,
+        began: float,
+    ) -> None:
+        """Learn from a finished round.
+
+        rows: accepted rows; width: rows of the forward pass, which took verify_s; n_tokens: committed;
+        began: time.perf_counter() at the beginning of the round.
+        """
+        seconds = time.perf_counter() - began
+        self.costs.observe(width, n_context, verify_s)
         self.policy.observe(n_tokens, seconds)
-        drafted = len(proposal.draft) >= self.rows.minimum
-        self._since_plain = self._since_plain + 1 if drafted else 0
+        self._since_plain = self._since_plain + 1 if width > self.rows.minimum else 0
         if proposal.proposer is not None:
             self._record(proposal.proposer).acceptance.observe(proposal.draft, rows)
+            other_s = seconds - proposal.draft_s - verify_s
             self._overhead_s += _OVERHEAD_RATE * (other_s - self._overhead_s)
 
     def forecast(self, paths: Probs, chances: Probs, token_s: float) -> Forecast:
@@ -147,6 +165,7 @@ class Drafting:
 
         A sampled draft is submitted whole: to drop a token because of its own probability would bias the output.
         """
+        chances: Probs
         if draft.expected is None:  # a proposer that states nothing is taken at its record
             chances = record.acceptance.typical(len(draft))
         else:
@@ -169,5 +188,6 @@ class Drafting:
 
     def _record(self, name: str) -> _Record:
         if name not in self._records:
-            self._records[name] = _Record(self._token_s.get(name, 0.0), Acceptance())
+            token_s = self._token_s.get(name, 0.0)
+            self._records[name] = _Record(token_s, token_s, Acceptance())
         return self._records[name]

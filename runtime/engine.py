@@ -12,7 +12,7 @@ from .drafting import Drafting
 from .errors import AbilityError, ContextFullError, OptionError
 from .interfaces import Draft, FinishReason, Floats, Indices, Law, Proposer, Round, Tokens
 from .sampling import Sampling
-from .sequence import Cancelled, CachedSequence
+from .sequence import CachedSequence, Cancelled
 from .verify import Verdict, verify
 
 
@@ -24,6 +24,9 @@ class Limits:
     stop_ids: frozenset[int] = frozenset()
     cancelled: Callable[[], bool] = lambda: False  # asked between prefill chunks and between rounds
     progress: Callable[[int, int], None] | None = None  # prefill: (tokens done, tokens in all)
+
+
+_CANCELLED = Round((), 0, 0, 0, 0.0, 0.0, 0.0, None, "cancelled")
 
 
 def generate(
@@ -48,11 +51,11 @@ def generate(
     try:
         target.cover(prompt[:-1], cancelled=limits.cancelled, progress=limits.progress)
     except Cancelled:
-        yield Round((), 0, 0, 0, 0.0, 0.0, 0.0, None, "cancelled")
+        yield _CANCELLED
         return
     while True:
         if limits.cancelled():
-            yield Round((), 0, 0, 0, 0.0, 0.0, 0.0, None, "cancelled")
+            yield _CANCELLED
             return
         began = time.perf_counter()
         proposal = drafting.propose(proposers, context[:n], _room(target, n, end))
@@ -63,13 +66,19 @@ def generate(
         context[n : n + len(tokens)] = tokens
         n += len(tokens)
         target.truncate(n - 1)  # tokens behind a stop id are not part of the context
-        seconds = time.perf_counter() - began
-        other_s = seconds - proposal.draft_s - verify_s
-        accepted = min(len(verdict.rows), len(tokens))
-        drafting.costs.observe(width, n, verify_s)
-        drafting.observe(proposal, verdict.rows, len(tokens), seconds, other_s)
+        drafting.observe(
+            proposal, verdict.rows, width, n_context=n, n_tokens=len(tokens), verify_s=verify_s, began=began
+        )
         yield Round(
-            tokens, len(proposal.draft), accepted, width, proposal.draft_s, verify_s, other_s, proposal.proposer, reason
+            tokens,
+            drafted=len(proposal.draft),
+            accepted=min(len(verdict.rows), len(tokens)),
+            width=width,
+            draft_s=proposal.draft_s,
+            verify_s=verify_s,
+            other_s=time.perf_counter() - began - proposal.draft_s - verify_s,
+            proposer=proposal.proposer,
+            finish_reason=reason,
         )
         if reason is not None:
             return
@@ -151,4 +160,3 @@ def _commit(
         if token in stop_ids:
             return tokens[: i + 1], "stop"
     return tokens[:room], "length" if len(tokens) >= room else None
-

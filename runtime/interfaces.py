@@ -30,6 +30,9 @@ Observation: TypeAlias = Literal["hidden", "queries", "attention"]
 FinishReason: TypeAlias = Literal["stop", "length", "cancelled"]
 
 
+_CERTAIN: Probs = np.ones(1)
+
+
 @dataclass(frozen=True, slots=True)
 class Law:
     """A probability distribution over the vocabulary: p, q, or what is left of them after a rejection.
@@ -44,7 +47,7 @@ class Law:
     @classmethod
     def point(cls, token: int) -> Law:
         """The law of a certain token."""
-        return cls(np.ones(1), np.array([token], dtype=np.int64))
+        return cls(_CERTAIN, np.array([token], dtype=np.int64))
 
     def prob(self, token: int) -> float:
         """Probability of one token."""

@@ -6,25 +6,29 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 
+from .chat import Chat
 from .chat_template import ChatTemplate, Message, encode_chat
 from .cost import Calibration
 from .draft_length import RenewalReward
 from .drafting import Drafting
 from .engine import Limits, generate
 from .errors import ChatTemplateError, OptionError
-from .interfaces import DraftLengthPolicy, FinishReason, ModelInfo, Proposer, Round, Session, Tokens, Weights
+from .interfaces import DraftLengthPolicy, FinishReason, ModelInfo, Proposer, Session, Tokens, Weights
 from .proposers import DraftModel, Suffix
 from .result import Result, Stats
 from .rows import ANY_WIDTH
 from .sampling import Sampling
 from .sequence import CachedSequence
 from .stopping import TextAssembler
+from .stream import Stream
 from .tokenizer import Tokenizer
 
-Prompt = str | Sequence[Message]
+Prompt: TypeAlias = str | Sequence[Message]
+Stop: TypeAlias = tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,24 +54,6 @@ class _Shared:
 
     def close(self) -> None:
         """Left to the owner."""
-
-
-class Stream:
-    """Pieces of text as they are decided; `result` holds everything once the iteration has ended."""
-
-    def __init__(self, pieces: Callable[[Stream], Iterator[str]]) -> None:
-        self.result: Result | None = None
-        self.rounds: list[Round] = []  # grows while streaming
-        self._pieces = pieces(self)
-
-    def __iter__(self) -> Iterator[str]:
-        return self._pieces
-
-    def close(self) -> None:
-        """Stop generating. The model stays usable."""
-        close = getattr(self._pieces, "close", None)
-        if close is not None:
-            close()
 
 
 class Model:
@@ -255,7 +241,13 @@ class Model:
         return Suffix(), DraftModel(self._draft_sequence, sampling, n_prompt, rng, vocab_size)
 
     def _run(
-        self, stream: Stream, prompt: Tokens, sampling: Sampling, limits: Limits, stop: tuple[str, ...], seed: int | None
+        self,
+        stream: Stream,
+        prompt: Tokens,
+        sampling: Sampling,
+        limits: Limits,
+        stop: tuple[str, ...],
+        seed: int | None,
     ) -> Iterator[str]:
         with self._turn:
             began = time.perf_counter()
@@ -312,42 +304,9 @@ class Model:
         )
 
 
-class Chat:
-    """A conversation. A turn that fails or is stopped early leaves the messages as they were before it."""
-
-    def __init__(self, model: Model, system: str | None) -> None:
-        self.model = model
-        self.messages: list[Message] = [] if system is None else [{"role": "system", "content": system}]
-
-    def send(self, text: str, *, max_new_tokens: int | None = 512, temperature: float | None = None) -> Result:
-        """The answer to one more user message."""
-        stream = self.stream(text, max_new_tokens=max_new_tokens, temperature=temperature)
-        for _ in stream:
-            pass
-        assert stream.result is not None
-        return stream.result
-
-    def stream(self, text: str, *, max_new_tokens: int | None = 512, temperature: float | None = None) -> Stream:
-        """The same, piece by piece. The turn is remembered once the stream has been read to its end."""
-        asked: list[Message] = [*self.messages, {"role": "user", "content": text}]
-        inner = self.model.stream(asked, max_new_tokens=max_new_tokens, temperature=temperature)
-
-        def pieces(outer: Stream) -> Iterator[str]:
-            outer.rounds = inner.rounds
-            try:
-                yield from inner
-            finally:
-                inner.close()
-            outer.result = inner.result
-            if inner.result is not None:
-                self.messages = [*asked, {"role": "assistant", "content": inner.result.text}]
-
-        return Stream(pieces)
-
-
 def _sampling(temperature: float | None, sampling: Sampling | None) -> Sampling:
     if sampling is None:
         return Sampling(temperature=temperature or 0.0)
     if temperature is not None:
-        raise OptionError("temperature and sampling are both given; put the temperature into Sampling(temperature=...).")
+        raise OptionError("temperature and sampling are both given; put the temperature into Sampling.")
     return sampling

@@ -7,6 +7,7 @@ plain and speculative decoding the same computation, so that their equality is a
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,7 +70,7 @@ class RowClasses:
         best = min(roomy, key=lambda c: c[0])
         probed = sorted(w for c in self.classes for w in c)
         widths = set(best)
-        for low, high in zip(probed, probed[1:], strict=False):
+        for low, high in itertools.pairwise(probed):
             if low in best and high in best:
                 widths.update(range(low, high))
         return RowRule(tuple(sorted(widths)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -12,7 +13,7 @@ from .errors import EngineError, OptionError
 from .interfaces import Floats, Law, Tokens
 
 LogitsProcessor: TypeAlias = Callable[[Floats, Tokens], Floats]
-"""(logits (vocab_size,), context with the drafted path) -> logits. Must not keep state: speculation asks out of order."""
+"""(logits (vocab_size,), context with the drafted path) -> logits. Keeps no state: speculation asks out of order."""
 
 _HEAD = 1024  # tokens looked at before top-p falls back to sorting the vocabulary
 
@@ -119,7 +120,8 @@ def _nucleus(probs: np.ndarray, mass: float) -> np.ndarray:
 
 
 def _check_finite(top: float) -> None:
-    if top == -np.inf:
+    if math.isfinite(top):
+        return
+    if top == -math.inf:
         raise OptionError("the logit processors left no token to choose from; loosen the bias, grammar or processor.")
-    if not np.isfinite(top):
-        raise EngineError("the engine returned logits that are not numbers; try another engine or device.")
+    raise EngineError("the engine returned logits that are not numbers; try another engine or device.")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 
 from pilotfish.runtime.cost import CostCurve
 from pilotfish.runtime.draft_length import Confidence, Fixed, RenewalReward
-from pilotfish.runtime.drafting import Drafting
+from pilotfish.runtime.drafting import Drafting, Proposal
 from pilotfish.runtime.errors import OptionError
 from pilotfish.runtime.interfaces import Budget, Draft, DraftLengthPolicy, Forecast, Tokens
 from pilotfish.runtime.rows import ANY_WIDTH, RowRule
@@ -42,6 +44,19 @@ class Guesser:
         return Draft(np.zeros(k, dtype=np.int64), expected=self.stated ** np.arange(1, k + 1))
 
 
+def finish(drafting: Drafting, proposal: Proposal, accepted: int, width: int, seconds: float) -> None:
+    """Tell the controller about a round that took so long on the simulated machine."""
+    drafting.observe(
+        proposal,
+        tuple(range(1, accepted + 1)),
+        width,
+        n_context=500,
+        n_tokens=accepted + 1,
+        verify_s=seconds,
+        began=time.perf_counter() - seconds,
+    )
+
+
 def simulate(policy: DraftLengthPolicy, curve: np.ndarray, chance: float, stated: float, rows: RowRule) -> float:
     """Seconds of 2,000 tokens over those of plain decoding, on a machine that follows the curve with 10 % noise."""
     rng = np.random.default_rng(0)
@@ -56,8 +71,7 @@ def simulate(policy: DraftLengthPolicy, curve: np.ndarray, chance: float, stated
         accepted = int(misses[0]) if len(misses) else k
         width = rows.fit(k + 1)
         seconds = float(curve[width - 1] * rng.uniform(0.95, 1.05))
-        drafting.costs.observe(width, len(context), seconds)
-        drafting.observe(proposal, tuple(range(1, accepted + 1)), accepted + 1, seconds, 0.0)
+        finish(drafting, proposal, accepted, width, seconds)
         n, spent = n + accepted + 1, spent + seconds
     return spent / (n * float(curve[rows.minimum - 1]))
 
@@ -119,7 +133,7 @@ def test_drafting_comes_back_when_the_text_becomes_predictable() -> None:
         proposal = drafting.propose((guesser,), context, 32)
         k = len(proposal.draft)
         accepted = k if i >= 300 else 0
-        drafting.observe(proposal, tuple(range(1, accepted + 1)), accepted + 1, float(curve[k]), 0.0)
+        finish(drafting, proposal, accepted, k + 1, float(curve[k]))
         drafted.append(k)
     assert sum(drafted[250:300]) <= 4
     assert np.mean(drafted[-100:]) > 8
@@ -133,8 +147,7 @@ def test_a_machine_that_became_slower_for_wide_steps_only_is_noticed() -> None:
     for _ in range(800):
         proposal = drafting.propose((guesser,), context, 32)
         width = len(proposal.draft) + 1
-        drafting.costs.observe(width, 500, float(truth[width - 1]))
-        drafting.observe(proposal, (), 1, float(truth[width - 1]), 0.0)
+        finish(drafting, proposal, 0, width, float(truth[width - 1]))
     recent = [len(drafting.propose((guesser,), context, 32).draft) for _ in range(20)]
     assert np.mean(recent) < 2
 

@@ -29,7 +29,12 @@ SETTINGS = {
     "truncated": Sampling(temperature=0.7, top_k=2),
     "nucleus": Sampling(temperature=1.3, top_p=0.8),
     "penalised": Sampling(temperature=1.0, repetition_penalty=1.4, presence_penalty=0.3, frequency_penalty=0.2),
-    "biased": Sampling(temperature=1.0, min_p=0.2, logit_bias={1: 0.5}, processors=(lambda x, c: x - 0.1 * len(c) * (np.arange(len(x)) == c[-1]),)),
+    "biased": Sampling(
+        temperature=1.0,
+        min_p=0.2,
+        logit_bias={1: 0.5},
+        processors=(lambda x, c: x - 0.1 * len(c) * (np.arange(len(x)) == c[-1]),),
+    ),
     "greedy": Sampling(),
 }
 
@@ -92,7 +97,8 @@ class SampledTree:
                     if q.prob(token) > 1 - 1e-12:
                         break
                     q = q.without(token)
-        return Draft(np.array(tokens, dtype=np.int64), np.array(parents, dtype=np.int64), tuple(laws), np.full(len(tokens), 0.5))
+        chances = np.full(len(tokens), 0.5)
+        return Draft(np.array(tokens, dtype=np.int64), np.array(parents, dtype=np.int64), tuple(laws), chances)
 
 
 class Wrong:

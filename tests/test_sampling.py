@@ -107,7 +107,10 @@ def test_no_token_left_and_broken_logits_are_told_apart() -> None:
         law([1, float("nan")])
 
 
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=8).filter(lambda x: sum(x) > 0.01), st.floats(0, 1, exclude_max=True))
+@given(
+    st.lists(st.floats(0, 1), min_size=1, max_size=8).filter(lambda x: sum(x) > 0.01),
+    st.floats(0, 1, exclude_max=True),
+)
 def test_pick_is_the_inverse_of_the_cumulative_law(weights: list[float], u: float) -> None:
     probs = np.array(weights) / sum(weights)
     token = Law(probs).pick(u)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..errors import OptionError
-from ..interfaces import EMPTY_DRAFT, Budget, Draft, Law, Tokens
+from ..interfaces import EMPTY_DRAFT, Budget, Draft, Floats, Law, Tokens
 from ..sampling import Sampling
 from ..sequence import CachedSequence
 
@@ -61,7 +61,7 @@ class DraftModel:
         drawn = None if self._sampling.greedy else tuple(laws)
         return Draft(np.array(tokens, dtype=np.int64), laws=drawn, expected=np.array(expected))
 
-    def _catch_up(self, context: Tokens) -> np.ndarray:
+    def _catch_up(self, context: Tokens) -> Floats:
         """Logits after the context; runs only what the cache lacks, and at least the last token."""
         lacking = len(context) - min(self._sequence.common_prefix(context), len(context) - 1)
         if lacking > 8:
@@ -69,13 +69,15 @@ class DraftModel:
             lacking = 1
         self._sequence.truncate(len(context) - lacking)
         step = self._sequence.forward(context[len(context) - lacking :], n_logits=1)
-        return step.logits[0][: self._vocab_size]
+        logits: Floats = step.logits[0, : self._vocab_size]
+        return logits
 
-    def _step(self, token: int) -> np.ndarray:
+    def _step(self, token: int) -> Floats:
         step = self._sequence.forward(np.array([token], dtype=np.int64), n_logits=1)
-        return step.logits[0][: self._vocab_size]
+        logits: Floats = step.logits[0, : self._vocab_size]
+        return logits
 
 
-def _top_share(logits: np.ndarray) -> float:
+def _top_share(logits: Floats) -> float:
     """Softmax probability of the most probable token."""
     return float(1.0 / np.exp(logits - logits.max()).sum())

@@ -93,31 +93,48 @@ def _confidence(votes: int, occurrences: int, match: int) -> float:
 def _chain(context: Tokens, ends: Indices, match: int, k: int) -> Draft:
     """The most voted continuation. Occurrences that reach the end of the text go on into the draft itself (periods)."""
     n = len(context)
-    text = np.concatenate([context, np.empty(k, dtype=np.int64)])
+    text = np.empty(n + k, dtype=np.int64)
+    text[:n] = context
     expected = np.empty(k)
     at, path, drafted = ends + 1, 1.0, 0
     while drafted < k:
         if len(at) == 1:
-            start = int(at[0])
-            for i in range(drafted, k):  # element by element: the source may overlap what is being written
-                text[n + i] = text[start + i - drafted]
-            chances = 1.0 / (1.0 + 1.0 / (match + np.arange(k - drafted)))
-            expected[drafted:] = path * np.cumprod(chances)
+            _copy(text, int(at[0]), n + drafted)
+            match += drafted
+            expected[drafted:] = path * np.cumprod(1.0 / (1.0 + 1.0 / (match + np.arange(k - drafted))))
             drafted = k
             break
-        following = text[at]
-        tokens, votes = np.unique(following, return_counts=True)
-        most = tokens[votes == votes.max()]
-        token = most[0] if len(most) == 1 else following[np.isin(following, most)][-1]  # tie: the most recent
-        voters = at[following == token]
+        token, voters = _most_voted(text[at], at)
         path *= _confidence(len(voters), len(at), match + drafted)
         if path < _FLOOR:
             break
         text[n + drafted], expected[drafted] = token, path
-        at, match_next = voters + 1, drafted + 1
-        drafted = match_next
+        at = voters + 1
+        drafted += 1
     kept = int(np.count_nonzero(expected[:drafted] >= _FLOOR))
     return Draft(text[n : n + kept], expected=expected[:kept])
+
+
+def _copy(text: Tokens, source: int, to: int) -> None:
+    """Fill the text from `to` on with what stands from `source` on, which may run into what is being written."""
+    period = to - source
+    while to < len(text):
+        n = min(period, len(text) - to)
+        text[to : to + n] = text[source : source + n]
+        source, to = source + n, to + n
+
+
+def _most_voted(following: Tokens, at: Indices) -> tuple[int, Indices]:
+    """The most frequent token, on a tie the most recent, and the places that voted for it."""
+    first = int(following[-1])
+    same = following == first
+    if same.all():
+        return first, at
+    votes: dict[int, int] = {}
+    for token in reversed(following.tolist()):  # the first to reach the maximum is the most recent
+        votes[token] = votes.get(token, 0) + 1
+    best = max(votes, key=votes.__getitem__)
+    return best, at[following == best]
 
 
 def _tree(context: Tokens, levels: list[tuple[int, Indices]], k: int, branches: int) -> Draft:

@@ -1,0 +1,240 @@
+"""`pilotfish bench run`: plain against speculative decoding on the same prompts, interleaved, in one process."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from statistics import mean, median
+
+import psutil
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from .. import __version__
+from ..loading import load, resolve
+from ..runtime.errors import OptionError
+from ..runtime.interfaces import Round
+from ..runtime.model import Model
+from ..runtime.storage import write_atomically
+from .cli import LoadProgress, console
+from .llamacpp_peer import LlamaCpp
+
+PLAIN, SPECULATIVE, ONE_ROW, LLAMA = "plain", "speculative", "one row", "llama.cpp"
+_Decode = Callable[[str, int], "Sample"]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One decoding of one prompt."""
+
+    token_ids: tuple[int, ...]
+    seconds: float
+    rounds: tuple[Round, ...] = ()
+
+    @property
+    def rate(self) -> float:
+        return len(self.token_ids) / self.seconds if self.seconds else 0.0
+
+
+@dataclass(slots=True)
+class PromptResult:
+    """All passes over one prompt, by contestant."""
+
+    set: str
+    prompt: str
+    samples: dict[str, list[Sample]] = field(default_factory=dict)
+
+    def rate(self, name: str) -> float:
+        """Median tokens per second."""
+        return median(s.rate for s in self.samples[name])
+
+    @property
+    def same_text(self) -> bool:
+        """Whether every plain and every speculative pass gave the same tokens."""
+        return len({s.token_ids for name in (PLAIN, SPECULATIVE) for s in self.samples[name]}) == 1
+
+
+def bench(
+    model: str,
+    *,
+    sets: str,
+    prompts: Path | None,
+    per_set: int,
+    n_tokens: int,
+    repeats: int,
+    draft: str | None,
+    out: Path | None,
+    as_json: bool,
+    threads: int | None,
+    max_context: int | None,
+) -> None:
+    """Run the benchmark and show a table; with `out`, write results.json and ratios.png there."""
+    chosen = _choose(_read_prompts(prompts), sets, per_set)
+    with LoadProgress() as progress:
+        loaded = load(model, draft=draft or "auto", threads=threads, max_context=max_context, progress=progress)
+    with loaded:
+        results = _measure(loaded, model, chosen, n_tokens, repeats)
+        report = _report(loaded, results, n_tokens, repeats)
+    if as_json:
+        print(json.dumps(report))
+    else:
+        _show(report)
+    if out is not None:
+        write_atomically(out / "results.json", json.dumps(report, indent=1).encode())
+        _plot(report, out / "ratios.png")
+        console().print(f"wrote {out / 'results.json'} and {out / 'ratios.png'}", soft_wrap=True)
+
+
+def _read_prompts(path: Path | None) -> list[tuple[str, str]]:
+    try:
+        source = resources.files(__package__) / "prompts" / "bench.jsonl" if path is None else path
+        lines = source.read_text("utf-8").splitlines()
+        rows = [json.loads(line) for line in lines if line.strip()]
+        return [(str(row["set"]), str(row["prompt"])) for row in rows]
+    except FileNotFoundError:
+        raise OptionError(f"there is no file {path}.") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise OptionError(f'{path} must hold one JSON object {{"set", "prompt"}} a line: {error}.') from error
+
+
+def _choose(rows: list[tuple[str, str]], sets: str, per_set: int) -> list[PromptResult]:
+    known = list(dict.fromkeys(name for name, _ in rows))
+    wanted = known if sets == "all" else [s.strip() for s in sets.split(",")]
+    for name in wanted:
+        if name not in known:
+            raise OptionError(f"there is no prompt set {name!r}; there are {', '.join(known)}.")
+    return [PromptResult(name, text) for w in wanted for name, text in [r for r in rows if r[0] == w][:per_set]]
+
+
+def _measure(model: Model, source: str, results: list[PromptResult], n_tokens: int, repeats: int) -> list[PromptResult]:
+    plain, one_row = model.sibling(policy=None), model.sibling(policy=None, exact=False)
+    contestants: dict[str, _Decode] = {
+        PLAIN: _decoder(plain),
+        SPECULATIVE: _decoder(model),
+        ONE_ROW: _decoder(one_row),
+    }
+    peer = LlamaCpp.open(resolve(source), model.info.threads, model.max_context)
+    if peer is not None:
+        contestants[LLAMA] = lambda prompt, n: Sample(*peer.decode(model.encode(prompt).tolist(), n))
+    names = list(contestants)
+    try:
+        for decode in contestants.values():
+            decode(results[0].prompt, 8)  # the first steps of a process are slower
+        with Progress(console=console(), transient=True) as progress:
+            task = progress.add_task("measuring", total=len(results) * repeats * len(names))
+            for turn in range(repeats):
+                for result in results:
+                    for name in names if turn % 2 == 0 else reversed(names):  # A B, then B A
+                        result.samples.setdefault(name, []).append(contestants[name](result.prompt, n_tokens))
+                        progress.advance(task)
+    finally:
+        plain.close()
+        one_row.close()
+        if peer is not None:
+            peer.close()
+    return results
+
+
+def _decoder(model: Model) -> _Decode:
+    def decode(prompt: str, n: int) -> Sample:
+        result = model.generate(prompt, max_new_tokens=n)
+        return Sample(result.token_ids, result.stats.decode_s, result.rounds)
+
+    return decode
+
+
+def _report(model: Model, results: list[PromptResult], n_tokens: int, repeats: int) -> dict[str, object]:
+    """Everything measured, as plain data. A set's ratio is the mean of rates over the mean of plain rates."""
+    sets, info = {}, model.info
+    for name in dict.fromkeys(r.set for r in results):
+        group = [r for r in results if r.set == name]
+        rates = {c: mean(r.rate(c) for r in group) for c in group[0].samples}
+        rounds = [r for result in group for s in result.samples[SPECULATIVE] for r in s.rounds]
+        drafted, accepted = sum(r.drafted for r in rounds), sum(r.accepted for r in rounds)
+        sets[name] = {
+            "prompts": len(group),
+            "tokens_per_s": rates,
+            "times_plain": {c: rate / rates[PLAIN] for c, rate in rates.items()},
+            "lowest_times_plain": min(r.rate(SPECULATIVE) / r.rate(PLAIN) for r in group),
+            "accepted": accepted,
+            "drafted": drafted,
+            "tokens_per_round": sum(len(r.tokens) for r in rounds) / max(len(rounds), 1),
+            "same_text": sum(r.same_text for r in group),
+        }
+    every = [r for result in results for s in result.samples[SPECULATIVE] for r in s.rounds]
+    undrafted = [r for result in results for s in result.samples[PLAIN] for r in s.rounds]
+    return {
+        "pilotfish": __version__,
+        "machine": f"{platform.processor() or platform.machine()}, {psutil.cpu_count()} cores, {platform.system()}",
+        "date": time.strftime("%Y-%m-%d"),
+        "model": info.digest[:16],
+        "engine": f"{info.engine} {info.engine_version} on {info.device}, {info.threads} threads",
+        "new_tokens": n_tokens,
+        "repeats": repeats,
+        "sets": sets,
+        "own_ms_per_round": {
+            SPECULATIVE: 1e3 * median(r.other_s + r.draft_s for r in every),
+            PLAIN: 1e3 * median(r.other_s for r in undrafted),
+        },
+        "price_of_exactness": model.calibration.price_of_exactness,
+        "kv_bytes": model.generate(results[0].prompt, max_new_tokens=1).stats.kv_bytes,
+    }
+
+
+def _show(report: dict[str, object]) -> None:
+    out = Console(highlight=False)
+    sets = report["sets"]
+    assert isinstance(sets, dict)
+    names = list(next(iter(sets.values()))["tokens_per_s"])
+    table = Table("set", *[f"{n} tok/s" for n in names], "speculative / plain", "lowest", "accepted", "same text")
+    for name, row in sets.items():
+        rates = [f"{row['tokens_per_s'][n]:.1f}" for n in names]
+        accepted = f"{row['accepted']} of {row['drafted']}"
+        ratio, lowest = row["times_plain"][SPECULATIVE], row["lowest_times_plain"]
+        same = f"{row['same_text']} of {row['prompts']}"
+        table.add_row(name, *rates, f"{ratio:.2f}", f"{lowest:.2f}", accepted, same)
+    out.print(f"{report['machine']}; {report['engine']}; {report['new_tokens']} tokens, {report['repeats']} passes")
+    out.print(table)
+    own = report["own_ms_per_round"]
+    assert isinstance(own, dict)
+    out.print(
+        f"our own code, median ms a round: {own[SPECULATIVE]:.2f} with drafts, {own[PLAIN]:.2f} without; "
+        f"price of exactness (two-row over one-row step): {report['price_of_exactness']:.2f}"
+    )
+
+
+def _plot(report: dict[str, object], path: Path) -> None:
+    """Bars of every contestant's speed relative to plain decoding, by prompt set."""
+    try:
+        import matplotlib
+    except ImportError:
+        raise OptionError("a plot needs matplotlib. Add it with: pip install 'pilotfish[demo]'") from None
+    matplotlib.use("Agg")
+    import io
+
+    from matplotlib import pyplot
+
+    sets = report["sets"]
+    assert isinstance(sets, dict)
+    contestants = list(next(iter(sets.values()))["times_plain"])
+    figure, axes = pyplot.subplots(figsize=(8, 4))
+    width = 0.8 / len(contestants)
+    for i, name in enumerate(contestants):
+        at = [x + i * width for x in range(len(sets))]
+        axes.bar(at, [row["times_plain"][name] for row in sets.values()], width, label=name)
+    axes.axhline(1.0, color="black", linewidth=0.8)
+    axes.set_xticks([x + 0.4 - width / 2 for x in range(len(sets))], list(sets))
+    axes.set_ylabel("tokens per second, plain = 1")
+    axes.set_title(f"{report['engine']} ({report['machine']})", fontsize=9)
+    axes.legend(fontsize=8)
+    figure.tight_layout()
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=130)
+    pyplot.close(figure)
+    write_atomically(path, image.getvalue())
