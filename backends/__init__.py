@@ -73,7 +73,9 @@ def pick(path: Path, name: str | None) -> Backend:
         if backend.version() is None:
             raise EngineMissingError(f"the {name} engine is not installed. Add it with: {backend.install}")
         if not backend.accepts(path):
-            raise UnsupportedModelError(f"the {name} engine does not open {path}; leave the engine out to pick another.")
+            raise UnsupportedModelError(
+                f"the {name} engine does not open {path}; leave the engine out to pick another."
+            )
         return backend
     able = [backend for backend in map(get, names()) if backend.accepts(path)]
     for backend in able:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from ..runtime.errors import ContextFullError, OptionError
-from ..runtime.interfaces import Indices, Tokens
-
 import numpy as np
+import numpy.typing as npt
+
+from ..runtime.errors import ContextFullError, EngineError, OptionError
+from ..runtime.interfaces import Indices, Tokens
 
 
 class Rows:
-    """Positions of the entries in a cache with room for max_context of them, and checks before anything is appended."""
+    """Positions of the entries in a cache with room for max_context of them. Everything is checked before it is done.
+
+    After a tree the positions do not ascend, so until a path is accepted, or the tree forgotten, nothing else works.
+    """
 
     def __init__(self, max_context: int) -> None:
         self.max_context = max_context
         self._positions = np.empty(max_context, dtype=np.int64)
         self.n = 0
         self.last_width = 0  # rows of the last forward pass; 0 once something else has changed the cache
+        self._parents: Indices | None = None  # of the last forward pass, if it branched
+        self._closed = False
 
     @property
     def positions(self) -> Indices:
@@ -23,7 +29,9 @@ class Rows:
         return self._positions[: self.n]
 
     def plan(self, tokens: Tokens, n_logits: int, parents: Indices | None, vocab_size: int) -> Indices:
-        """Positions of new rows. Raises ContextFullError and OptionError; changes nothing."""
+        """Positions of new rows. Raises ContextFullError, OptionError and EngineError; changes nothing."""
+        self.check_open()
+        self._check_settled()
         width = len(tokens)
         if width == 0 or not 0 <= n_logits <= width:
             raise OptionError(f"{n_logits} logit rows of {width} tokens are impossible.")
@@ -33,7 +41,9 @@ class Rows:
                 f"Open the session with max_context={self.n + width} or more, or truncate it first."
             )
         if int(tokens.min()) < 0 or int(tokens.max()) >= vocab_size:
-            raise OptionError(f"token ids must lie in 0..{vocab_size - 1}, but {tokens.min()}..{tokens.max()} were given.")
+            raise OptionError(
+                f"token ids must lie in 0..{vocab_size - 1}, but {tokens.min()}..{tokens.max()} were given."
+            )
         start = int(self._positions[self.n - 1]) + 1 if self.n else 0
         if parents is None:
             return np.arange(start, start + width, dtype=np.int64)
@@ -44,30 +54,43 @@ class Rows:
             depth[row] = depth[parents[row]] + 1
         return start + depth
 
-    def append(self, positions: Indices) -> None:
+    def append(self, positions: Indices, parents: Indices | None) -> None:
         """The rows of a forward pass that succeeded."""
         self._positions[self.n : self.n + len(positions)] = positions
         self.n += len(positions)
         self.last_width = len(positions)
+        branches = parents is not None and (parents[1:] != np.arange(len(parents) - 1)).any()
+        self._parents = parents.copy() if parents is not None and branches else None
 
     def truncate(self, n_tokens: int) -> None:
-        """Forget entries at positions >= n_tokens; they are at the end, except inside a tree."""
+        """Forget entries at positions >= n_tokens."""
+        self.check_open()
         if n_tokens < 0:
             raise OptionError(f"a cache cannot be truncated to {n_tokens} tokens.")
-        self.n = int(np.count_nonzero(self.positions < n_tokens))
+        stays = self.positions < n_tokens
+        n = int(np.count_nonzero(stays))
+        if self._parents is not None:
+            if n > self.n - self.last_width + 1:  # more than row 0 of the tree
+                self._check_settled()
+            self._parents = None
+        self.n = n
         self.last_width = 0
 
     def accepted(self, rows: Indices) -> Indices:
         """Entries that stay when these rows of the last forward pass are accepted."""
+        self.check_open()
         if not self.last_width or len(rows) == 0 or rows[0] != 0 or rows[-1] >= self.last_width:
             raise OptionError("accept() follows a forward pass and takes a path of its rows that begins with row 0.")
-        if (np.diff(rows) <= 0).any():
-            raise OptionError("the rows of an accepted path must ascend.")
+        parents = np.arange(-1, self.last_width - 1) if self._parents is None else self._parents
+        if (np.diff(rows) <= 0).any() or (parents[rows[1:]] != rows[:-1]).any():
+            raise OptionError("the rows of an accepted path must ascend, each the child of the one before it.")
         base = self.n - self.last_width
         return np.concatenate([np.arange(base), base + rows])
 
     def kept(self, entries: Indices) -> Indices:
         """Checked ascending entries to keep."""
+        self.check_open()
+        self._check_settled()
         if len(entries) and (entries[0] < 0 or entries[-1] >= self.n or (np.diff(entries) <= 0).any()):
             raise OptionError(f"entries to keep must ascend and lie in 0..{self.n - 1}.")
         return entries
@@ -77,9 +100,25 @@ class Rows:
         self._positions[: len(entries)] = self.positions[entries]
         self.n = len(entries)
         self.last_width = 0
+        self._parents = None
+
+    def close(self) -> None:
+        """No entries any more, and none to come."""
+        self._closed = True
+        self.n = self.last_width = 0
+        self._parents = None
+
+    def check_open(self) -> None:
+        """Raise EngineError after close()."""
+        if self._closed:
+            raise EngineError("this session is closed; open another one.")
+
+    def _check_settled(self) -> None:
+        if self._parents is not None:
+            raise OptionError("the last step was a tree: accept a path of it, or truncate to before its first branch.")
 
 
-def ancestors(parents: Indices) -> np.ndarray:
+def ancestors(parents: Indices) -> npt.NDArray[np.bool_]:
     """(n, n) booleans: row r sees row c, which is itself or above it."""
     n = len(parents)
     sees = np.eye(n, dtype=bool)

@@ -18,6 +18,7 @@ _GROWTH = 512  # entries a cache grows by at least
 _PROVIDERS = {"cpu": "CPUExecutionProvider"}
 _OBSERVING = "observing.onnx"  # the same weights with one more output per layer
 _HIDDEN_BIAS = -np.inf
+_EXPECTED = {"input_ids", "position_ids", "logit_rows", "bias", "past_key_0", "past_value_0", "logits", "hidden"}
 
 
 class OrtBackend:
@@ -68,6 +69,12 @@ class OrtWeights:
         self._plain: Any = self._create(model)
         self._observing: Any = None
         shapes = {x.name: x.shape for x in (*self._plain.get_inputs(), *self._plain.get_outputs())}
+        missing = _EXPECTED - set(shapes)
+        if missing:
+            raise ModelFileError(
+                f"{bundle.folder / model} is no decoder graph of Pilotfish: it has no {', '.join(sorted(missing))}. "
+                "Build the bundle again from its source."
+            )
         heads, head_dim = shapes["past_key_0"][1], shapes["past_key_0"][3]
         recipe = bundle.manifest.recipe
         self.info = ModelInfo(
@@ -106,6 +113,8 @@ class OrtWeights:
 
     def runner(self, observing: bool) -> Any:
         """The inference session for steps with or without queries as outputs."""
+        if self._plain is None:
+            raise EngineError("these weights are closed; load the model again.")
         if not observing:
             return self._plain
         if self._observing is None:
@@ -113,8 +122,7 @@ class OrtWeights:
         return self._observing
 
     def session(self, max_context: int | None = None) -> OrtSession:
-        if self._plain is None:
-            raise EngineError("these weights are closed; load the model again.")
+        self.runner(False)  # raises once the weights are closed
         limit = self.info.context_length
         wanted = limit if max_context is None else max_context
         if not 1 <= wanted <= limit:
@@ -158,7 +166,6 @@ class OrtSession:
         self._zeros = np.zeros(0, dtype=np.float32)
         self._steps: dict[tuple[int, int], _Step] = {}
         self._bindings: dict[tuple[int, int], Any] = {}
-        self._closed = False
         self._grow(min(_GROWTH, max_context))
 
     @property
@@ -177,10 +184,9 @@ class OrtSession:
         parents: Indices | None = None,
         observe: frozenset[Observation] = frozenset(),
     ) -> Step:
-        if self._closed:
-            raise EngineError("this session is closed; open another one.")
-        if "attention" in observe:
-            raise AbilityError("the onnx engine does not give attention out; the reference engine does.")
+        if not observe <= _ABILITIES:
+            missing = ", ".join(sorted(observe - _ABILITIES))
+            raise AbilityError(f"the onnx engine does not give out {missing}; the reference engine does.")
         positions = self._rows.plan(tokens, n_logits, parents, self.info.vocab_size)
         total = self._rows.n + len(tokens)
         if total > self._capacity:
@@ -189,7 +195,7 @@ class OrtSession:
         step.ids[0], step.positions[0] = tokens, positions
         bias = self._ort.OrtValue.ortvalue_from_numpy(self._bias(len(tokens), total, parents))
         observed = self._run(step, bias, observe)
-        self._rows.append(positions)
+        self._rows.append(positions, parents)
         return Step(step.logits, hidden=observed.get("hidden"), queries=observed.get("queries"))
 
     def truncate(self, n_tokens: int) -> None:
@@ -202,16 +208,16 @@ class OrtSession:
         self._gather(self._rows.kept(entries), 0)
 
     def keys_values(self, layer: int) -> tuple[Floats, Floats]:
+        self._rows.check_open()
         n = self._rows.n
         return self._cache[2 * layer][0, :, :n], self._cache[2 * layer + 1][0, :, :n]
 
     def close(self) -> None:
-        self._closed = True
+        self._rows.close()
         self._bindings.clear()
         self._steps.clear()
         self._values.clear()
         self._cache.clear()
-        self._rows.truncate(0)
 
     def _gather(self, entries: Indices, unchanged: int) -> None:
         """Move the kept entries together, in place; those before `unchanged` stay where they are."""
@@ -266,7 +272,7 @@ class OrtSession:
         for name in names:
             binding.bind_output(name)
         self._execute(runner, binding)
-        arrays = binding.copy_outputs_to_cpu()[-len(names) :]  # in the order of binding, ours last
+        arrays = [x.numpy() for x in binding.get_outputs()[-len(names) :]]  # in the order of binding, so ours are last
         observed = dict(zip(names, arrays, strict=True))
         found = {"hidden": observed.pop("hidden")[0]} if "hidden" in observed else {}
         if observed:
@@ -295,4 +301,3 @@ class OrtSession:
             runner.run_with_iobinding(binding)
         except Exception as error:  # see OrtWeights._create
             raise EngineError(f"ONNX Runtime failed: {error}") from error
-

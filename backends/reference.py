@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..runtime.decoder_shape import DecoderShape, decoder_shape
-from ..runtime.errors import EngineError, OptionError
+from ..runtime.errors import AbilityError, EngineError, OptionError
 from ..runtime.gguf_file import GgufFile, read_gguf
 from ..runtime.interfaces import Ability, Floats, Indices, ModelInfo, Observation, Step, Tokens
 from ..runtime.storage import file_digest
@@ -119,6 +119,7 @@ class ReferenceWeights:
         )
 
     def session(self, max_context: int | None = None) -> ReferenceSession:
+        self.check_open()
         limit = self.info.context_length
         wanted = limit if max_context is None else max_context
         if not 1 <= wanted <= limit:
@@ -127,6 +128,11 @@ class ReferenceWeights:
 
     def close(self) -> None:
         self.layers = []
+
+    def check_open(self) -> None:
+        """Raise EngineError after close()."""
+        if not self.layers:
+            raise EngineError("these weights are closed; load the model again.")
 
 
 class ReferenceSession:
@@ -142,7 +148,6 @@ class ReferenceSession:
         empty = np.empty((self.info.kv_heads, 0, self.info.head_dim), dtype=np.float32)
         self._keys: list[Floats] = [empty] * self.info.n_layers
         self._values: list[Floats] = [empty] * self.info.n_layers
-        self._closed = False
 
     @property
     def positions(self) -> Indices:
@@ -160,9 +165,13 @@ class ReferenceSession:
         parents: Indices | None = None,
         observe: frozenset[Observation] = frozenset(),
     ) -> Step:
-        if self._closed:
-            raise EngineError("this session is closed; open another one.")
+        if not observe <= _ABILITIES:
+            missing = ", ".join(sorted(observe - _ABILITIES))
+            raise AbilityError(
+                f"the reference engine does not give out {missing}; it has {', '.join(sorted(_ABILITIES))}."
+            )
         positions = self._rows.plan(tokens, n_logits, parents, self.info.vocab_size)
+        self._weights.check_open()
         n = len(tokens)
         inside = np.tril(np.ones((n, n), dtype=bool)) if parents is None else ancestors(parents)
         visible = np.concatenate([np.ones((n, self._rows.n), dtype=bool), inside], axis=1)
@@ -177,12 +186,12 @@ class ReferenceSession:
             self._keys[i] = np.concatenate([self._keys[i], k], axis=1)
             self._values[i] = np.concatenate([self._values[i], v], axis=1)
             attended, shares = _attend(q, self._keys[i], self._values[i], visible)
-            x = x + attended @ layer.output.T
+            x += attended @ layer.output.T
             h = _rms_norm(x, layer.mlp_norm, eps)
-            x = x + (_silu(h @ layer.gate.T) * (h @ layer.up.T)) @ layer.down.T
+            x += (_silu(h @ layer.gate.T) * (h @ layer.up.T)) @ layer.down.T
             queries.append(q)
             attention.append(shares)
-        self._rows.append(positions)
+        self._rows.append(positions, parents)
         hidden = _rms_norm(x, w.final_norm, eps)
         return Step(
             hidden[n - n_logits :] @ w.head.T,
@@ -205,11 +214,12 @@ class ReferenceSession:
         self._take(entries)
 
     def keys_values(self, layer: int) -> tuple[Floats, Floats]:
+        self._rows.check_open()
         return self._keys[layer], self._values[layer]
 
     def close(self) -> None:
-        self._closed = True
-        self.truncate(0)
+        self._rows.close()
+        self._keys, self._values = [], []
 
     def _take(self, entries: Indices) -> None:
         self._keys = [x[:, entries] for x in self._keys]
@@ -227,7 +237,8 @@ class ReferenceSession:
 
 
 def _rms_norm(x: Floats, gain: Floats, epsilon: float) -> Floats:
-    out: Floats = x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + np.float32(epsilon)) * gain
+    size: Floats = np.mean(x * x, axis=-1, keepdims=True, dtype=np.float32)
+    out: Floats = x / np.sqrt(size + np.float32(epsilon)) * gain
     return out
 
 
