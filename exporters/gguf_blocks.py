@@ -125,7 +125,7 @@ def _nibbles(data: Bytes) -> Bytes:
 
 def _fifth_bits(data: Bytes) -> Bytes:
     """(..., 4) bytes to (..., 32) bits, shifted to where a fifth bit belongs."""
-    return np.unpackbits(np.ascontiguousarray(data), axis=-1, bitorder="little") << 4
+    return np.unpackbits(np.ascontiguousarray(data), axis=-1, bitorder="little") << np.uint8(4)
 
 
 def _split(rows: Bytes, block_bytes: int) -> Bytes:
@@ -188,8 +188,8 @@ def _q4_k(rows: Bytes) -> Blocks:
 
 def _q5_k(rows: Bytes) -> Blocks:
     b = _split(rows, 176)
-    high = (b[..., 16:48][:, :, None, :] >> np.arange(8, dtype=np.uint8)[:, None]) & 1
-    codes, (scale, minimum) = _flat(_k_nibbles(b[..., 48:]) | (high << 4), *_k_scales(b))
+    high = (b[..., 16:48][:, :, None, :] >> np.arange(8, dtype=np.uint8)[:, None]) & np.uint8(1)
+    codes, (scale, minimum) = _flat(_k_nibbles(b[..., 48:]) | (high << np.uint8(4)), *_k_scales(b))
     return _with_minimum(codes, 8, scale, minimum)
 
 
@@ -198,7 +198,7 @@ def _q6_k(rows: Bytes) -> Blocks:
     n = b.shape[:2]
     low = b[..., :128].reshape(*n, 2, 1, 64) >> np.array([0, 4], dtype=np.uint8)[:, None]
     high = b[..., 128:192].reshape(*n, 2, 1, 32) >> np.array([0, 2, 4, 6], dtype=np.uint8)[:, None]
-    codes = (low & 0x0F).reshape(*n, 256) | ((high & 0x03).reshape(*n, 256) << 4)
+    codes = (low & np.uint8(0x0F)).reshape(*n, 256) | ((high & np.uint8(0x03)).reshape(*n, 256) << np.uint8(4))
     scale = _f16(b[..., 208:210])[..., None] * np.ascontiguousarray(b[..., 192:208]).view(np.int8).astype(np.float32)
     flat, (scales,) = _flat((codes + np.uint8(128 - 32)).reshape(*n, 16, 16), scale)
     return Blocks(flat, 8, scales, 128, None)

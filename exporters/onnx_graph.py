@@ -254,8 +254,7 @@ def pack(blocks: Blocks) -> npt.NDArray[np.uint8]:
     """Codes as MatMulNBits stores them: (rows, n_blocks, block * bits / 8), low nibble first."""
     if blocks.bits == 8:
         return blocks.codes
-    packed: npt.NDArray[np.uint8] = blocks.codes[..., 0::2] | (blocks.codes[..., 1::2] << 4)
-    return packed
+    return blocks.codes[..., 0::2] | (blocks.codes[..., 1::2] << np.uint8(4))
 
 
 def _default_zero(blocks: Blocks) -> bool:
@@ -269,4 +268,4 @@ def pack_zero_points(blocks: Blocks) -> npt.NDArray[np.uint8]:
         return np.ascontiguousarray(zero).reshape(-1)
     if zero.shape[1] % 2:
         zero = np.concatenate([zero, np.zeros((len(zero), 1), dtype=np.uint8)], axis=1)
-    return (zero[:, 0::2] | (zero[:, 1::2] << 4)).reshape(-1)
+    return (zero[:, 0::2] | (zero[:, 1::2] << np.uint8(4))).reshape(-1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,13 @@ from onnx import TensorProto, helper
 
 _ALIGNMENT = 4096  # of a weight in the data file, so that it can be mapped
 _INLINE_BYTES = 1024  # smaller constants stay inside the model file
-_TYPES = {"float32": TensorProto.FLOAT, "uint8": TensorProto.UINT8, "int64": TensorProto.INT64, "int32": TensorProto.INT32}
+Attribute: TypeAlias = int | float | list[int]
+_TYPES = {
+    "float32": TensorProto.FLOAT,
+    "uint8": TensorProto.UINT8,
+    "int64": TensorProto.INT64,
+    "int32": TensorProto.INT32,
+}
 
 
 class OnnxWriter:
@@ -65,25 +71,29 @@ class OnnxWriter:
         else:
             self._data.write(b"\0" * (-self._data.tell() % _ALIGNMENT))
             place = {"location": self._data_name, "offset": self._data.tell(), "length": values.nbytes}
-            self._data.write(memoryview(values).cast("B"))
+            self._data.write(values.view(np.uint8).data)
             tensor.data_location = TensorProto.EXTERNAL
             for key, value in place.items():
                 tensor.external_data.add(key=key, value=str(value))
         self._initializers[name] = tensor
         return name
 
-    def node(self, op: str, inputs: list[str], name: str = "", *, contrib: bool = False, **attributes: object) -> str:
+    def node(
+        self, op: str, inputs: list[str], name: str = "", *, contrib: bool = False, **attributes: Attribute
+    ) -> str:
         """Add a node with one output and return the output's name."""
         return self.nodes(op, inputs, [name or self._fresh(op)], contrib=contrib, **attributes)[0]
 
     def nodes(
-        self, op: str, inputs: list[str], outputs: list[str], *, contrib: bool = False, **attributes: object
+        self, op: str, inputs: list[str], outputs: list[str], *, contrib: bool = False, **attributes: Attribute
     ) -> list[str]:
         """Add a node with these outputs ("" where one is not wanted)."""
         domain = "com.microsoft" if contrib else ""
         if self._in_extra:
             self._extra.update(outputs)
-        self._nodes.append(helper.make_node(op, inputs, outputs, domain=domain, **attributes))
+        node = helper.make_node(op, inputs, outputs, domain=domain)
+        node.attribute.extend(helper.make_attribute(key, value) for key, value in attributes.items())
+        self._nodes.append(node)
         return outputs
 
     def save(self, path: Path, *, observing: bool = False) -> None:
