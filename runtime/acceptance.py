@@ -71,10 +71,15 @@ def conditional(draft: Draft) -> Probs:
 def path_chances(draft: Draft, chances: Probs) -> Probs:
     """Chance that the whole path down to each token is accepted, from conditional chances, (k,)."""
     if draft.parents is None:
-        chain = np.empty(len(chances))
-        np.cumprod(chances, out=chain)
-        return chain
+        return chain_chances(chances)
     path = np.ones(len(draft) + 1)
     for i, parent in enumerate(draft.parents):
         path[i + 1] = path[int(parent)] * chances[i]
     return path[1:]
+
+
+def chain_chances(chances: Probs) -> Probs:
+    """The same for a chain."""
+    paths = np.empty(len(chances))
+    np.cumprod(chances, out=paths)
+    return paths

@@ -20,6 +20,7 @@ _N_TOKENS = 24  # tokens run in steps of every width
 _SPEED_RATE = 0.1  # how fast the machine's present speed is followed
 _WIDTH_RATE = 0.05  # how fast one width's own error is followed, when it was seen a step ago
 _STALE_RATE = 0.5  # and when it was seen long ago
+_MOST_CORRECTION = 8.0  # a curve that is further off than this belongs to another machine
 _SHORT_CONTEXT = 1024  # entries up to which a step belongs to the curve that is kept
 
 
@@ -66,21 +67,25 @@ class CostCurve:
             rate = min(1.0 - (1.0 - _WIDTH_RATE) ** self._age[width], _STALE_RATE)
             # Neighbours move with this width, never further, so that a width nobody runs cannot drift away alone.
             self._correction *= np.exp(rate * error * self._near[width])
+            np.clip(self._correction, 1 / _MOST_CORRECTION, _MOST_CORRECTION, out=self._correction)
             self._age += 1.0
             self._age[width] = 1.0
 
     def to_facts(self) -> dict[str, list[float]] | None:
-        """The refined curve, to keep between runs; None where long contexts have bent it."""
+        """The refined curve, to keep between runs; None where long contexts have bent it. What moved all widths alike
+        is of the moment and stays behind."""
         if not self._short:
             return None
-        refined = self._base[self.widths] * self._correction[self.widths]
+        correction = self._correction[self.widths]
+        refined = self._base[self.widths] * correction / np.exp(np.log(correction).mean())
         return {"widths": [float(w) for w in self.widths], "base": [float(b) for b in refined]}
 
     @classmethod
     def from_facts(cls, facts: dict[str, list[float]]) -> CostCurve:
         """The curve that was kept. Raises KeyError, TypeError or ValueError where the facts are not a curve."""
         widths, base = np.array(facts["widths"], dtype=np.int64), np.array(facts["base"], dtype=np.float64)
-        if len(widths) == 0 or len(widths) != len(base) or not (base > 0).all() or not (np.diff(widths) > 0).all():
+        ordered = len(widths) and len(widths) == len(base) and (np.diff(widths) > 0).all() and widths[0] == 1
+        if not ordered or not ((base > 0) & (base < 1000.0)).all():
             raise ValueError("not a cost curve")
         return cls(widths, base)
 

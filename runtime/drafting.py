@@ -7,13 +7,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .acceptance import Acceptance, conditional, path_chances
+from .acceptance import Acceptance, chain_chances, conditional, path_chances
 from .cost import CostCurve
 from .interfaces import EMPTY_DRAFT, Budget, Draft, DraftLengthPolicy, Forecast, Probs, Proposer, Tokens
 from .rows import RowRule
 
 _CHEAP = 0.1  # of a plain step: a proposer whose whole call costs less is asked first and judged by its draft
 _OVERHEAD_RATE = 0.1
+_HICCUP_S = 1e-3
 _STALE = 64  # rounds after which a proposer that lost to another is heard again
 
 
@@ -45,6 +46,7 @@ class _Record:
         self.probes = 0 if forecast.rates[k] > forecast.rates[0] else self.probes + 1
 
     def observe_time(self, n_tokens: int, seconds: float) -> None:
+        seconds = min(seconds, 2.0 * self.call_s + _HICCUP_S)  # a first call, or another program's turn, proves little
         self.call_s += 0.1 * (seconds - self.call_s)
         self.token_s += 0.1 * (seconds / max(n_tokens, 1) - self.token_s)
 
@@ -62,7 +64,7 @@ class _RoundBudget:
         self._stated.append(confidence)
         known = self.record.acceptance.calibrate(np.array(self._stated))
         chances = np.concatenate([known, self.record.acceptance.typical(self.max_tokens)[n_drafted:]])
-        forecast = self.drafting.forecast(np.cumprod(chances), chances, self.record.token_s)
+        forecast = self.drafting.forecast(chain_chances(chances), chances, self.record.token_s)
         return self.drafting.policy.choose(forecast) > n_drafted
 
 
@@ -157,7 +159,7 @@ class Drafting:
 
     def _forecast_record(self, record: _Record, k: int) -> Forecast:
         chances = record.acceptance.typical(k)
-        forecast = self.forecast(np.cumprod(chances), chances, record.token_s)
+        forecast = self.forecast(chain_chances(chances), chances, record.token_s)
         return replace(forecast, idle=record.idle, probes=record.probes)
 
     def _cut(self, draft: Draft, record: _Record) -> tuple[Draft, float, bool]:

@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from toy import ToyWeights
+
+from pilotfish.runtime.acceptance import Acceptance, conditional, path_chances
+from pilotfish.runtime.cost import CostCurve, calibrate, facts_key
+from pilotfish.runtime.interfaces import Draft, ModelInfo
+
+WIDTHS = np.array([1, 2, 4, 8, 16])
+BASE = np.array([10e-3, 11e-3, 9e-3, 20e-3, 40e-3])  # with a dip at 4
+
+
+def test_widths_between_are_interpolated_and_wider_ones_extrapolated() -> None:
+    curve = CostCurve(WIDTHS, BASE)
+    assert [curve.seconds(w) for w in (1, 2, 4, 16)] == pytest.approx([10e-3, 11e-3, 9e-3, 40e-3])
+    assert curve.seconds(3) == pytest.approx(10e-3)
+    assert curve.seconds(31) == pytest.approx(40e-3 + 15 * 2e-3)
+
+
+def test_a_slower_machine_moves_every_width_alike() -> None:
+    curve = CostCurve(WIDTHS, BASE)
+    for _ in range(50):
+        for width, base in zip(WIDTHS, BASE, strict=True):
+            curve.observe(int(width), 100, 3.0 * base)
+    assert curve.seconds_of(WIDTHS) == pytest.approx(3.0 * BASE, rel=0.1)
+    facts = curve.to_facts()
+    assert facts is not None and facts["base"] == pytest.approx(BASE.tolist(), rel=0.2)
+
+
+def test_one_wrong_width_is_found_and_the_others_stay() -> None:
+    curve = CostCurve(WIDTHS, BASE)
+    truth = BASE.copy()
+    truth[3] *= 2.5
+    for _ in range(150):
+        for width, seconds in zip(WIDTHS, truth, strict=True):
+            curve.observe(int(width), 100, seconds)
+    assert curve.seconds_of(WIDTHS) == pytest.approx(truth, rel=0.2)
+
+
+def test_a_width_nobody_runs_does_not_drift_away() -> None:
+    """Found on a real machine: noise on its neighbours had moved width 1 by a factor of 10^12."""
+    curve = CostCurve(WIDTHS, BASE)
+    rng = np.random.default_rng(0)
+    for _ in range(20_000):
+        width = int(rng.choice([2, 4, 8]))
+        seconds = BASE[list(WIDTHS).index(width)] * rng.lognormal(0.0, 0.3)
+        curve.observe(width, 100, float(seconds))
+    assert 0.5 < curve.seconds(1) / BASE[0] < 2.0
+    assert 0.5 < curve.seconds(16) / BASE[4] < 2.0
+
+
+def test_one_hiccup_moves_little() -> None:
+    curve = CostCurve(WIDTHS, BASE)
+    curve.observe(2, 100, 5.0)
+    assert curve.seconds(2) < 1.2 * BASE[1]
+
+
+@given(st.lists(st.tuples(st.sampled_from([1, 2, 3, 8, 40]), st.floats(1e-6, 1e3)), max_size=200))
+def test_whatever_is_observed_every_cost_stays_a_positive_number(steps: list[tuple[int, float]]) -> None:
+    curve = CostCurve(WIDTHS, BASE)
+    for width, seconds in steps:
+        curve.observe(width, 10, seconds)
+    costs = curve.seconds_of(np.arange(1, 50))
+    assert (costs > 0).all() and np.isfinite(costs).all()
+
+
+def test_facts_survive_json_and_damaged_ones_are_refused() -> None:
+    curve = CostCurve(WIDTHS, BASE)
+    curve.observe(2, 100, 12e-3)
+    facts = json.loads(json.dumps(curve.to_facts()))
+    again = CostCurve.from_facts(facts)
+    assert np.ptp(again.seconds_of(WIDTHS) / curve.seconds_of(WIDTHS)) < 1e-9
+    for damage in (
+        {"widths": []},
+        {"widths": [1, 1, 2, 3, 4]},
+        {"base": [1.0]},
+        {"base": [0.0] * 5},
+        {"base": [float("nan")] * 5},
+        {"base": [1e12] * 5},
+        {"widths": "x"},
+    ):
+        with pytest.raises((KeyError, TypeError, ValueError)):
+            CostCurve.from_facts({**facts, **damage})
+
+
+def test_a_curve_bent_by_long_contexts_is_not_kept() -> None:
+    curve = CostCurve(WIDTHS, BASE)
+    curve.observe(2, 5000, 30e-3)
+    assert curve.to_facts() is None
+
+
+def test_calibration_finds_the_classes_and_leaves_the_session_empty() -> None:
+    session = ToyWeights(vocab_size=11, context_length=128, row_noise=1.0).session()
+    found = calibrate(session)
+    assert found.rows.classes[0] == (1,)
+    assert len(found.rows.classes) == 2
+    assert found.rows.rule().minimum == 2
+    assert found.price_of_exactness > 0
+    assert len(session.positions) == 0
+    assert len(calibrate(ToyWeights(vocab_size=11, context_length=128).session()).rows.classes) == 1
+
+
+def test_calibration_of_a_small_context_uses_the_widths_that_fit() -> None:
+    found = calibrate(ToyWeights(vocab_size=11, context_length=20).session())
+    assert max(w for c in found.rows.classes for w in c) <= 12
+
+
+def test_everything_that_changes_costs_changes_the_key() -> None:
+    info = ModelInfo("llama", 9, 9, 1, 1, 1, 1, 1, "onnx", "1.0", "cpu", 2, "abc", "int8")
+    keys = {facts_key(info)}
+    changes = [{"engine": "x"}, {"engine_version": "2"}, {"device": "gpu:0"}, {"digest": "d"}, {"settings": "f32"}]
+    for change in (*changes, {"threads": 1}):
+        fields = {name: getattr(info, name) for name in ModelInfo.__dataclass_fields__} | change
+        keys.add(facts_key(ModelInfo(**fields)))
+    assert len(keys) == 7
+    assert all(math.prod(c.isalnum() or c in "._-" for c in key) for key in keys)
+
+
+# -- acceptance ----------------------------------------------------------------------------------------------------
+
+
+def chain(*expected: float) -> Draft:
+    return Draft(np.zeros(len(expected), dtype=np.int64), expected=np.array(expected))
+
+
+def test_conditional_and_path_chances_are_inverses() -> None:
+    draft = chain(0.8, 0.4, 0.1)
+    assert conditional(draft) == pytest.approx([0.8, 0.5, 0.25])
+    assert path_chances(draft, conditional(draft)) == pytest.approx(draft.expected)
+    tree = Draft(np.zeros(3, dtype=np.int64), np.array([0, 0, 1]), expected=np.array([0.6, 0.3, 0.3]))
+    assert conditional(tree) == pytest.approx([0.6, 0.3, 0.5])
+    assert path_chances(tree, conditional(tree)) == pytest.approx(tree.expected)
+
+
+def test_the_rejected_tail_is_not_counted() -> None:
+    """Censoring: tokens behind a rejection were never judged, so they must not pull the estimate down."""
+    record = Acceptance()
+    rng = np.random.default_rng(0)
+    draft = chain(*0.75 ** np.arange(1, 11))
+    for _ in range(2000):
+        misses = np.flatnonzero(rng.random(10) >= 0.75)
+        n = int(misses[0]) if len(misses) else 10
+        record.observe(draft, tuple(range(1, n + 1)))
+    assert record.calibrate(np.array([0.75]))[0] == pytest.approx(0.75, abs=0.08)
+
+
+def test_wrong_confidence_is_corrected_and_changes_are_followed() -> None:
+    record = Acceptance()
+    draft = chain(0.9)
+    for _ in range(200):
+        record.observe(draft, ())
+    assert record.calibrate(np.array([0.9]))[0] < 0.1
+    for _ in range(200):
+        record.observe(draft, (1,))
+    assert record.calibrate(np.array([0.9]))[0] > 0.9
+
+
+def test_siblings_of_an_accepted_child_were_judged_and_cousins_were_not() -> None:
+    tree = Draft(np.array([5, 6, 7, 8]), np.array([0, 0, 1, 2]), expected=np.array([0.65, 0.25, 0.6, 0.2]))
+    record = Acceptance()
+    for _ in range(100):
+        record.observe(tree, (1,))  # token 5 accepted, its child 7 rejected; 8, below 6, never reached
+    accepted, refused, rejected, unjudged = record.calibrate(np.array([0.65, 0.25, 0.93, 0.82]))
+    assert accepted > 0.9 and refused < 0.1 and rejected < 0.15
+    assert unjudged == pytest.approx(0.82)
