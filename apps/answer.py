@@ -50,8 +50,9 @@ def as_object(result: Result) -> dict[str, object]:
 def summary(stats: Stats) -> str:
     """One line on what an answer took."""
     drafts = f"{stats.accepted} of {stats.drafted} drafts accepted" if stats.drafted else "no drafts"
+    first = "" if stats.ttft_s is None else f"first after {stats.ttft_s:.2f} s, "
     return (
-        f"{stats.n_tokens} tokens, {stats.decode_tok_s:.1f} tokens/s, first after {stats.ttft_s:.2f} s, {drafts}, "
+        f"{stats.n_tokens} tokens, {stats.decode_tok_s:.1f} tokens/s, {first}{drafts}, "
         f"KV cache {stats.kv_bytes / 2**20:.0f} MiB, {stats.engine} on {stats.device}"
     )
 

@@ -238,8 +238,7 @@ class ReferenceSession:
 
 def _rms_norm(x: Floats, gain: Floats, epsilon: float) -> Floats:
     size: Floats = np.mean(x * x, axis=-1, keepdims=True, dtype=np.float32)
-    out: Floats = x / np.sqrt(size + np.float32(epsilon)) * gain
-    return out
+    return np.asarray(gain * x / np.sqrt(size + np.float32(epsilon)), dtype=np.float32)
 
 
 def _silu(x: Floats) -> Floats:

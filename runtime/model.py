@@ -266,7 +266,8 @@ class Model:
                 rng=np.random.default_rng(seeds[0]),
             )
             for done in rounds:
-                ttft_s = ttft_s or time.perf_counter() - began
+                if ttft_s is None and done.tokens:
+                    ttft_s = time.perf_counter() - began
                 piece, done = text.push(done)
                 stream.rounds.append(done)
                 reason = done.finish_reason or reason
@@ -293,7 +294,7 @@ class Model:
             n_rounds=len(rounds),
             drafted=sum(r.drafted for r in rounds),
             accepted=sum(r.accepted for r in rounds),
-            ttft_s=ttft_s or 0.0,
+            ttft_s=ttft_s,
             draft_s=sum(r.draft_s for r in rounds),
             verify_s=sum(r.verify_s for r in rounds),
             other_s=sum(r.other_s for r in rounds),

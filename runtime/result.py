@@ -17,7 +17,7 @@ class Stats:
     n_rounds: int
     drafted: int
     accepted: int
-    ttft_s: float  # from the call to the first committed token
+    ttft_s: float | None  # from the call to the first committed token; None: there was none
     draft_s: float
     verify_s: float
     other_s: float  # our own code around drafting and verifying

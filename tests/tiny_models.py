@@ -74,6 +74,7 @@ def tiny_gguf(
     metadata: dict[str, float | int | str] | None = None,
     rope_factors: npt.NDArray[np.float32] | None = None,
     extra_tensors: dict[str, npt.NDArray[np.float32]] | None = None,
+    template: str = CHATML,
 ) -> Path:
     """The path of a random model written there, with a byte-level BPE tokenizer and a ChatML template.
 
@@ -84,7 +85,7 @@ def tiny_gguf(
     """
     rng = np.random.default_rng(seed)
     writer = gguf.GGUFWriter(path, architecture)
-    vocab_size = _add_tokenizer(writer)
+    vocab_size = _add_tokenizer(writer, template)
     _add_sizes(writer, architecture, sizes, metadata or {})
     pick = quant if callable(quant) else lambda name: quant
     shapes = _shapes(sizes, vocab_size, tied)
@@ -108,7 +109,7 @@ def tiny_gguf(
     return path
 
 
-def _add_tokenizer(writer: gguf.GGUFWriter) -> int:
+def _add_tokenizer(writer: gguf.GGUFWriter, template: str) -> int:
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [chr(256 + i) for i in range(256 - len(printable))]
     tokens = [chr(byte) for byte in printable] + others + [merge.replace(" ", "") for merge in MERGES]
@@ -121,7 +122,7 @@ def _add_tokenizer(writer: gguf.GGUFWriter) -> int:
     writer.add_token_merges(list(MERGES))
     writer.add_bos_token_id(tokens.index("<|im_start|>"))
     writer.add_eos_token_id(tokens.index("<|im_end|>"))
-    writer.add_chat_template(CHATML)
+    writer.add_chat_template(template)
     return len(tokens)
 
 

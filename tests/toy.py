@@ -35,6 +35,7 @@ class ToyWeights:
         abilities: frozenset[str] = ALL,
     ) -> None:
         self.seed, self.scale, self.row_noise, self.abilities = seed, scale, row_noise, abilities
+        self.closed = False
         self.info = ModelInfo("toy", vocab_size, context_length, 1, 1, 1, 1, 1, "toy", "1", "cpu", 1, f"toy-{seed}")
 
     def logits(self, visible: tuple[_Entry, ...], width: int) -> Floats:
@@ -61,6 +62,8 @@ class ToySession:
         self.info = replace(weights.info)
         self.abilities = weights.abilities
         self.entries: list[_Entry] = []
+        self.last_parents: list[int] = []  # of the last step; empty once something else has changed the cache
+        self.closed = False
         self.closed = False
         self.n_forward = 0
         self.widths: list[int] = []
@@ -85,18 +88,11 @@ class ToySession:
         if self.closed:
             raise EngineError("this session is closed; open another one.")
         n = len(tokens)
-        if n == 0 or not 0 <= n_logits <= n:
-            raise OptionError(f"{n_logits} logit rows of {n} tokens are impossible.")
-        if len(self.entries) + n > self.max_context:
-            raise ContextFullError(
-                f"{n} tokens do not fit: {len(self.entries)} of {self.max_context} entries are used. Use max_context."
-            )
         if observe:
             raise AbilityError("the toy engine observes nothing; the reference engine does.")
         if parents is not None and "tree" not in self.abilities:
             raise AbilityError("the toy engine was made without trees; the reference engine has them.")
-        if parents is not None and not (len(parents) == n and parents[0] == 0 and _all_above(parents)):
-            raise OptionError("parents must hold one row index per token, parents[0] == 0 and parents[r] < r.")
+        self._check_step(tokens, n_logits, parents)
         base = tuple(self.entries)
         start = base[-1].position + 1 if base else 0
         paths: list[tuple[_Entry, ...]] = []
@@ -107,27 +103,63 @@ class ToySession:
             entry = _Entry(position, int(token))
             paths.append((*above, entry))
             self.entries.append(entry)
+        self.last_parents = list(range(-1, n - 1)) if parents is None else [-1, *(int(p) for p in parents[1:])]
         self.n_forward += 1
         self.widths.append(n)
         self.tokens_run += [int(t) for t in tokens]
         rows = [self.weights.logits(path, n) for path in paths[n - n_logits :]]
         return Step(np.array(rows, dtype=np.float32).reshape(n_logits, self.info.vocab_size))
 
+    def _check_step(self, tokens: Tokens, n_logits: int, parents: Indices | None) -> None:
+        n = len(tokens)
+        self._check_settled()
+        if n == 0 or not 0 <= n_logits <= n:
+            raise OptionError(f"{n_logits} logit rows of {n} tokens are impossible.")
+        if len(self.entries) + n > self.max_context:
+            raise ContextFullError(
+                f"{n} tokens do not fit: {len(self.entries)} of {self.max_context} entries are used. Use max_context."
+            )
+        if not all(0 <= token < self.info.vocab_size for token in tokens):
+            raise OptionError(f"tokens must lie in 0..{self.info.vocab_size - 1}.")
+        if parents is not None and (
+            len(parents) != n or parents[0] != 0 or not all(0 <= parents[r] < r for r in range(1, n))
+        ):
+            raise OptionError("parents must be rows before their children.")
+
+    def _check_settled(self) -> None:
+        if self.closed or self.weights.closed:
+            raise EngineError("the toy session is closed.")
+        if self.last_parents != list(range(-1, len(self.last_parents) - 1)):
+            raise OptionError("the last step was a tree: accept a path of it first.")
+
     def truncate(self, n_tokens: int) -> None:
+        if n_tokens < 0:
+            raise OptionError(f"{n_tokens} tokens are impossible.")
+        base = len(self.entries) - len(self.last_parents)
+        if self.closed or n_tokens > base and sum(e.position < n_tokens for e in self.entries[base:]) > 1:
+            self._check_settled()
         self.entries = [e for e in self.entries if e.position < n_tokens]
+        self.last_parents = []
 
     def accept(self, rows: Indices) -> None:
-        if len(rows) == 0 or rows[0] != 0 or rows[-1] >= self.widths[-1] or (np.diff(rows) <= 0).any():
-            raise OptionError("an accepted path begins with row 0 and ascends.")
-        base = len(self.entries) - self.widths[-1]
-        self.entries = self.entries[:base] + [self.entries[base + int(r)] for r in rows]
+        if self.closed:
+            raise EngineError("the toy session is closed.")
+        path = [int(r) for r in rows]
+        if not path or path[-1] >= len(self.last_parents) or [self.last_parents[r] for r in path] != [-1, *path[:-1]]:
+            raise OptionError("accept() takes a path of the last step, from row 0 downwards.")
+        base = len(self.entries) - len(self.last_parents)
+        self.entries = self.entries[:base] + [self.entries[base + r] for r in path]
+        self.last_parents = []
 
     def keep(self, entries: Indices) -> None:
         if "evict_tokens" not in self.abilities:
             raise AbilityError("the toy engine was made without eviction; the reference engine has it.")
-        if len(entries) and (entries[0] < 0 or entries[-1] >= len(self.entries) or (np.diff(entries) <= 0).any()):
-            raise OptionError(f"entries to keep must ascend and lie in 0..{len(self.entries) - 1}.")
-        self.entries = [self.entries[int(i)] for i in entries]
+        self._check_settled()
+        kept = [int(i) for i in entries]
+        if kept != sorted(set(kept)) or not all(0 <= i < len(self.entries) for i in kept):
+            raise OptionError("entries to keep must ascend and exist.")
+        self.entries = [self.entries[i] for i in kept]
+        self.last_parents = []
 
     def keys_values(self, layer: int) -> tuple[Floats, Floats]:
         raise AbilityError("the toy engine has no keys; the reference engine has them.")

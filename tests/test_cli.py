@@ -1,0 +1,300 @@
+"""The command line as a user meets it: answers, JSON, and one clear line with exit code 2 for every mistake."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tiny_models import tiny_gguf
+
+from pilotfish.apps import cli
+from pilotfish.exporters.import_gguf import import_gguf
+from pilotfish.runtime import storage
+
+pytest.importorskip("onnxruntime")
+PROMPT = "hello the hello and the hello"
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_gguf(tmp_path_factory.mktemp("models") / "tiny.gguf", seed=10)  # one that talks
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    cache = tmp_path_factory.getbasetemp() / "cli-cache"
+    monkeypatch.setenv("PILOTFISH_CACHE", str(cache))
+    return cache
+
+
+class Outcome:
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, " ".join(err.split())
+
+
+Run = Callable[..., Outcome]
+
+
+@pytest.fixture
+def pilotfish(monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]) -> Run:
+    def run(*arguments: object, stdin: bytes | None = None) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["pilotfish", *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin or b""), "utf-8"))
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 1
+        captured = capfdbinary.readouterr()
+        return Outcome(code, captured.out.decode(), captured.err.decode())
+
+    return run
+
+
+def refused(outcome: Outcome, *words: str) -> None:
+    """One clear line, exit code 2, nothing on standard output and no traceback."""
+    assert outcome.code == 2, (outcome.out, outcome.err)
+    assert "Traceback" not in outcome.err
+    assert outcome.out == ""
+    for word in words:
+        assert word in outcome.err, outcome.err
+
+
+def test_run_prints_the_answer_and_says_what_it_took(tiny: Path, pilotfish: Run) -> None:
+    outcome = pilotfish("run", tiny, PROMPT, "-n", 12)
+    assert outcome.code == 0 and outcome.out.strip()
+    assert "tokens/s" in outcome.err and "onnx on cpu" in outcome.err
+
+
+def test_run_reads_the_prompt_from_a_pipe(tiny: Path, pilotfish: Run) -> None:
+    piped = pilotfish("run", tiny, "-n", 12, stdin=PROMPT.encode())
+    assert piped.out == pilotfish("run", tiny, PROMPT, "-n", 12).out
+
+
+def test_json_holds_the_answer_and_every_statistic(tiny: Path, pilotfish: Run) -> None:
+    found = json.loads(pilotfish("run", tiny, PROMPT, "-n", 16, "--json").out)
+    plain = json.loads(pilotfish("run", tiny, PROMPT, "-n", 16, "--json", "--plain").out)
+    wanted = "n_prompt n_tokens drafted accepted ttft_s decode_s decode_tok_s kv_bytes engine device"
+    assert set(wanted.split()) | {"text", "token_ids", "finish_reason"} <= set(found)
+    assert found["token_ids"] == plain["token_ids"] and found["text"] == plain["text"]
+    assert found["n_tokens"] == len(found["token_ids"]) == 16 and found["finish_reason"] == "length"
+    assert found["drafted"] > 0 == plain["drafted"]
+
+
+def test_sampling_is_repeatable_and_penalties_change_the_text(tiny: Path, pilotfish: Run) -> None:
+    def text(*options: object) -> str:
+        return str(pilotfish("run", tiny, PROMPT, "-n", 16, *options).out)
+
+    sampled = text("-t", 1.0, "--seed", 7)
+    assert sampled == text("-t", 1.0, "--seed", 7) == text("-t", 1.0, "--seed", 7, "--plain")
+    assert len({text("-t", 1.0, "--seed", s) for s in range(4)}) > 1
+    assert text("--repetition-penalty", 3.0) != text()
+
+
+def test_a_draft_model_changes_nothing_but_the_time(tiny: Path, pilotfish: Run) -> None:
+    plain = json.loads(pilotfish("run", tiny, PROMPT, "-n", 24, "--json", "--plain").out)
+    drafted = json.loads(pilotfish("run", tiny, PROMPT, "-n", 24, "--json", "--draft", tiny).out)
+    assert drafted["token_ids"] == plain["token_ids"]
+    assert drafted["kv_bytes"] > plain["kv_bytes"]
+
+
+def test_a_stop_string_is_not_shown(tiny: Path, pilotfish: Run) -> None:
+    whole = json.loads(pilotfish("run", tiny, PROMPT, "-n", 24, "--json").out)["text"]
+    stop = whole[5:8]
+    cut = json.loads(pilotfish("run", tiny, PROMPT, "-n", 24, "--json", "--stop", stop).out)
+    assert cut["text"] == whole[: whole.index(stop)] and cut["finish_reason"] == "stop"
+
+
+def test_chat_remembers_and_ends(tiny: Path, pilotfish: Run) -> None:
+    outcome = pilotfish("chat", tiny, "-n", 8, stdin=b"hello\n\nthe and\n/bye\nnever read\n")
+    assert outcome.code == 0 and len(outcome.out.splitlines()) >= 2
+    assert outcome.err.count("tokens/s") == 2
+
+
+def test_inspect_and_doctor(tiny: Path, pilotfish: Run) -> None:
+    found = json.loads(pilotfish("inspect", tiny, "--json").out)
+    assert found["general.architecture"] == "llama" and found["tensors"] > 0
+    assert "general.architecture" in pilotfish("inspect", tiny).out
+    bundle = import_gguf(tiny)
+    assert json.loads(pilotfish("inspect", bundle, "--json").out)["source"]["name"] == "tiny.gguf"
+    pilotfish("run", tiny, PROMPT, "-n", 2)
+    facts = json.loads(pilotfish("doctor", "--json").out)
+    assert facts["engines"]["onnx"]["available"] and facts["engines"]["onnx"]["devices"] == ["cpu"]
+    assert facts["measured"]
+    assert "onnx" in pilotfish("doctor").out
+
+
+def test_bench_writes_results_and_a_plot(tiny: Path, tmp_path: Path, pilotfish: Run) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text(json.dumps({"set": "mine", "prompt": PROMPT}) + "\n")
+    options = ("--prompts", prompts, "--tokens", 8, "--repeats", 2, "--max-context", 256, "--out", tmp_path / "out")
+    outcome = pilotfish("bench", "run", tiny, *options)
+    assert outcome.code == 0, outcome.err
+    report = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert report["sets"]["mine"]["same_text"] == 1
+    assert report["sets"]["mine"]["times_plain"]["plain"] == 1.0
+    assert (tmp_path / "out" / "ratios.png").read_bytes().startswith(b"\x89PNG")
+
+
+# -- mistakes ------------------------------------------------------------------------------------------------------
+
+
+def test_no_such_model(pilotfish: Run) -> None:
+    refused(pilotfish("run", "smollm2-135", "hi"), "no file or folder smollm2-135", "Did you mean smollm2-135m?")
+    refused(pilotfish("pull", "nonsense"), "no model 'nonsense'", "smollm2-135m")
+
+
+def test_foreign_truncated_and_empty_files(tiny: Path, tmp_path: Path, pilotfish: Run) -> None:
+    whole = tiny.read_bytes()
+    for name, data in (("foreign", b"PK\x03\x04" * 100), ("empty", b""), ("short", whole[: len(whole) // 2])):
+        path = tmp_path / f"{name}.gguf"
+        path.write_bytes(data)
+        refused(pilotfish("run", path, "hi"), str(path.name))
+    other = tmp_path / "model.bin"
+    other.write_bytes(whole)
+    refused(pilotfish("run", other, "hi"), "not a .gguf file")
+    refused(pilotfish("run", tmp_path / "nowhere", "hi"), "no file or folder")
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf" / "config.json").write_text("{}")
+    refused(pilotfish("run", tmp_path / "hf", "hi"), "Hugging Face folder", ".gguf")
+
+
+def test_architectures_and_tensor_types_that_are_not_known(tmp_path: Path, pilotfish: Run) -> None:
+    path = tiny_gguf(tmp_path / "falcon.gguf")
+    path.write_bytes(path.read_bytes().replace(b"llama", b"gemma"))
+    refused(pilotfish("run", path, "hi"), "gemma", "llama and qwen2")
+
+
+def test_a_damaged_bundle_is_built_again_and_a_foreign_one_refused(tiny: Path, tmp_path: Path, pilotfish: Run) -> None:
+    before = pilotfish("run", tiny, PROMPT, "-n", 8).out
+    bundle = import_gguf(tiny)
+    data = bundle / "model.onnx.data"
+    data.write_bytes(data.read_bytes()[:-7])
+    refused(pilotfish("run", bundle, PROMPT), "bytes instead of")
+    assert pilotfish("run", tiny, PROMPT, "-n", 8).out == before
+    stat = data.stat()
+    changed = bytearray(data.read_bytes())
+    changed[100] ^= 1
+    data.write_bytes(changed)
+    os.utime(data, ns=(stat.st_atime_ns, stat.st_mtime_ns + 10))
+    refused(pilotfish("run", bundle, PROMPT), "sha256")
+    assert pilotfish("run", tiny, PROMPT, "-n", 8).out == before
+
+
+def test_prompts_that_do_not_fit(tiny: Path, pilotfish: Run) -> None:
+    refused(pilotfish("run", tiny, "hello " * 100, "--max-context", 64), "session holds 64", "max_context=")
+    refused(pilotfish("run", tiny, "   "), "prompt is empty")
+    refused(pilotfish("run", tiny, stdin=b""), "prompt is empty")
+    refused(pilotfish("run", tiny, stdin=b"caf\xe9"), "not UTF-8", "byte 3 is 0xe9")
+    refused(pilotfish("run", tiny, "hi", "--max-context", 10**9), "max_context is 1000000000")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--plain", "--draft", "x"], ["--plain and --draft"]),
+        (["--raw", "--system", "x"], ["--raw", "--system"]),
+        (["--top-k", "3"], ["--temperature above 0"]),
+        (["-t", "-1"], ["temperature is -1.0"]),
+        (["-t", "1", "--top-p", "2"], ["top_p is 2.0"]),
+        (["-n", "-5"], ["max_new_tokens is -5"]),
+        (["--threads", "0"], ["threads is 0"]),
+        (["--engine", "tensorrt"], ["no engine 'tensorrt'", "onnx, reference"]),
+        (["--device", "npu"], ["no device 'npu'", "cpu"]),
+        (["--stop", ""], ["stop string is empty"]),
+        (["--draft", "nowhere.gguf"], ["no file or folder nowhere.gguf"]),
+        (["--temprature", "1"], ["No such option"]),
+    ],
+)
+def test_contradictory_and_impossible_options(tiny: Path, pilotfish: Run, options: list[str], words: list[str]) -> None:
+    refused(pilotfish("run", tiny, "hi", *options), *words)
+
+
+def test_a_draft_with_another_vocabulary_names_the_first_difference(tiny: Path, tmp_path: Path, pilotfish: Run) -> None:
+    other = tiny_gguf(tmp_path / "other.gguf")
+    other.write_bytes(other.read_bytes().replace(b"<|endoftext|>", b"<|endofword|>"))
+    outcome = pilotfish("run", tiny, "hi", "--draft", other)
+    refused(outcome, "cannot draft", "token 269 is '<|endoftext|>'", "'<|endofword|>'")
+
+
+def test_missing_engine_names_the_command(tiny: Path, pilotfish: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    refused(pilotfish("run", tiny, "hi"), "pip install 'pilotfish[onnx]'")
+    refused(pilotfish("run", tiny, "hi", "--engine", "onnx"), "pip install 'pilotfish[onnx]'")
+
+
+def test_templates_that_raise_or_loop(tmp_path: Path, pilotfish: Run) -> None:
+    for name, template in (
+        ("raises", "{{ raise_exception('no roles here') }}"),
+        ("loops", "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"),
+        ("broken", "{% for %}"),
+    ):
+        path = tiny_gguf(tmp_path / f"{name}.gguf", template=template)
+        began = time.monotonic()
+        refused(pilotfish("run", path, "hi"), "template")
+        assert time.monotonic() - began < 20
+        assert pilotfish("run", path, "hi", "--raw", "-n", 2).code == (2 if name == "broken" else 0)
+
+
+def test_disk_full_while_caching_leaves_nothing(
+    tmp_path: Path, pilotfish: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tiny_gguf(tmp_path / "tiny.gguf", seed=5)
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("PILOTFISH_CACHE", str(cache))
+
+    def full(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    from pilotfish.exporters.onnx_writer import OnnxWriter
+
+    with monkeypatch.context() as patch:
+        patch.setattr(OnnxWriter, "save", full)
+        refused(pilotfish("run", path, "hi"), "disk is full", "PILOTFISH_CACHE")
+        assert list((cache / "bundles").iterdir()) == []
+    with monkeypatch.context() as patch:  # facts that only save time may be lost
+        patch.setattr(storage.os, "fsync", full)
+        refused(pilotfish("run", path, "hi"), "disk is full")
+    assert pilotfish("run", path, "hi", "-n", 2).code == 0
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sends a POSIX signal")
+def test_ctrl_c_ends_with_130_and_no_traceback(tiny: Path, own_cache: Path) -> None:
+    command = [sys.executable, "-m", "pilotfish.apps.cli", "run", str(tiny), "-n", "0", PROMPT]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.read(1)  # it is answering
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130 or process.returncode == 0  # 0: it had answered already
+    assert b"Traceback" not in err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes end differently there")
+def test_a_reader_that_goes_away_is_no_error(tiny: Path) -> None:
+    command = f"{sys.executable} -m pilotfish.apps.cli run {tiny} -n 0 '{PROMPT}' | head -c 1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, timeout=60, check=False)
+    assert len(done.stdout) == 1 and b"Traceback" not in done.stderr
+
+
+def test_help_is_quick_and_loads_no_engine() -> None:
+    heavy = ("onnxruntime", "onnx", "torch", "transformers", "matplotlib", "huggingface_hub")
+    code = f"""
+import sys
+sys.argv = ["pilotfish", "--help"]
+from pilotfish.apps import cli
+try:
+    cli.main()
+except SystemExit:
+    print([m for m in {heavy} if m in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]", done.stdout
