@@ -46,12 +46,16 @@ class ToyWeights:
         return logits + noise if width == 1 else logits
 
     def session(self, max_context: int | None = None) -> ToySession:
-        if max_context is not None and max_context < 1:
-            raise OptionError(f"max_context is {max_context}, but must be 1 or more.")
-        return ToySession(self, max_context or self.info.context_length)
+        limit = self.info.context_length
+        wanted = limit if max_context is None else max_context
+        if self.closed:
+            raise EngineError("these weights are closed.")
+        if not 1 <= wanted <= limit:
+            raise OptionError(f"max_context is {wanted}, but must lie in 1..{limit}.")
+        return ToySession(self, wanted)
 
     def close(self) -> None:
-        pass
+        self.closed = True
 
 
 class ToySession:
@@ -63,7 +67,6 @@ class ToySession:
         self.abilities = weights.abilities
         self.entries: list[_Entry] = []
         self.last_parents: list[int] = []  # of the last step; empty once something else has changed the cache
-        self.closed = False
         self.closed = False
         self.n_forward = 0
         self.widths: list[int] = []
@@ -85,8 +88,6 @@ class ToySession:
         parents: Indices | None = None,
         observe: frozenset[str] = frozenset(),
     ) -> Step:
-        if self.closed:
-            raise EngineError("this session is closed; open another one.")
         n = len(tokens)
         if observe:
             raise AbilityError("the toy engine observes nothing; the reference engine does.")
@@ -136,7 +137,7 @@ class ToySession:
         if n_tokens < 0:
             raise OptionError(f"{n_tokens} tokens are impossible.")
         base = len(self.entries) - len(self.last_parents)
-        if self.closed or n_tokens > base and sum(e.position < n_tokens for e in self.entries[base:]) > 1:
+        if self.closed or (n_tokens > base and sum(e.position < n_tokens for e in self.entries[base:]) > 1):
             self._check_settled()
         self.entries = [e for e in self.entries if e.position < n_tokens]
         self.last_parents = []
@@ -166,7 +167,3 @@ class ToySession:
 
     def close(self) -> None:
         self.entries, self.closed = [], True
-
-
-def _all_above(parents: Indices) -> bool:
-    return all(0 <= parent < row for row, parent in enumerate(parents.tolist()) if row)
