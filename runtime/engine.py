@@ -61,11 +61,12 @@ def generate(
         proposal = drafting.propose(proposers, context[:n], _room(target, n, end))
         step, width, verify_s = _forward(target, context[n - 1], proposal.draft)
         verdict = _verify(proposal.draft, step, sampling, context[:n], len(prompt), rng)
-        _restore(target, proposal.draft, verdict, n, width)
+        if proposal.draft.parents is not None:
+            target.accept(np.array([0, *verdict.rows], dtype=np.int64), width)
         tokens, reason = _commit(proposal.draft, verdict, limits.stop_ids, end - n)
         context[n : n + len(tokens)] = tokens
         n += len(tokens)
-        target.truncate(n - 1)  # tokens behind a stop id are not part of the context
+        target.truncate(n - 1)  # forgets rejected drafts, spare rows and what lies behind a stop id
         drafting.observe(
             proposal, verdict.rows, width, n_context=n, n_tokens=len(tokens), verify_s=verify_s, began=began
         )
@@ -141,14 +142,6 @@ def _verify(
         return sampling.law(logits[row], sequence, n_prompt)
 
     return verify(draft, law_at, rng)
-
-
-def _restore(target: CachedSequence, draft: Draft, verdict: Verdict, n_context: int, width: int) -> None:
-    """Cut the cache back to the context and the accepted path."""
-    if draft.parents is None:
-        target.truncate(n_context + len(verdict.rows))
-    else:
-        target.accept(np.array([0, *verdict.rows], dtype=np.int64), width)
 
 
 def _commit(

@@ -152,6 +152,21 @@ def test_a_machine_that_became_slower_for_wide_steps_only_is_noticed() -> None:
     assert np.mean(recent) < 2
 
 
+def test_plain_steps_that_are_cheaper_than_was_measured_are_found() -> None:
+    """A hiccup while one row was timed must not leave drafting on for ever: now and then a round goes without."""
+    drafting = Drafting(RenewalReward(), CostCurve(WIDTHS.copy(), CURVES["flat"].copy()), ANY_WIDTH)
+    guesser, context, rng = Guesser(0.5, 0.5), np.zeros(500, dtype=np.int64), np.random.default_rng(0)
+    drafted = []
+    for _ in range(1500):
+        proposal = drafting.propose((guesser,), context, 32)
+        k = len(proposal.draft)
+        misses = np.flatnonzero(rng.random(k) >= 0.5)
+        finish(drafting, proposal, int(misses[0]) if len(misses) else k, k + 1, 10e-3 if k else 2e-3)
+        drafted.append(k)
+    assert np.mean(drafted[:100]) > 2
+    assert np.mean(drafted[-100:]) < 0.5
+
+
 def test_fixed_and_confidence() -> None:
     ten = forecast([0.9, 0.8, 0.2, 0.1], [1.0] * 5)
     assert Fixed(2).choose(ten) == 2

@@ -1,0 +1,171 @@
+"""Breaks the engine in known ways, one at a time, and shows that a test notices each.
+
+Run by hand: `python tests/mutate.py`. Not part of the test run: it takes minutes. Exit code 1 if a mutant survives.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+TESTS = ("exact", "engine", "proposers", "sampling", "draft_length", "cost", "model")
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """A change that must not survive."""
+
+    what: str
+    file: str
+    old: str
+    new: str
+
+
+MUTANTS = (
+    Mutant(
+        "a sampled draft is accepted by p alone",
+        "runtime/verify.py",
+        "if rng.random() * q.prob(token) < p.prob(token):",
+        "if rng.random() < p.prob(token):",
+    ),
+    Mutant("the residual forgets to subtract q", "runtime/verify.py", "        p = left\n", "        pass\n"),
+    Mutant(
+        "acceptance reuses the bonus row of the parent",
+        "runtime/verify.py",
+        "p = law_at(row, path)",
+        "p = law_at(max(row - 1, 0), path)",
+    ),
+    Mutant(
+        "penalties do not see the drafted path",
+        "runtime/engine.py",
+        "sequence = np.concatenate([context, np.array(path, dtype=np.int64)]) if path else context",
+        "sequence = context",
+    ),
+    Mutant(
+        "a rejected draft stays in the cache",
+        "runtime/engine.py",
+        "target.truncate(n - 1)",
+        "target.truncate(n)",
+    ),
+    Mutant(
+        "tokens behind a stop id stay", "runtime/engine.py", 'return tokens[: i + 1], "stop"', 'return tokens, "stop"'
+    ),
+    Mutant(
+        "a path in a tree keeps the wrong entries",
+        "runtime/engine.py",
+        "target.accept(np.array([0, *verdict.rows], dtype=np.int64), width)",
+        "target.accept(np.arange(len(verdict.rows) + 1), width)",
+    ),
+    Mutant(
+        "a step is not padded to its class",
+        "runtime/engine.py",
+        "width = target.rows.fit(n_rows)",
+        "width = n_rows",
+    ),
+    Mutant(
+        "prefix reuse is one token too generous",
+        "runtime/sequence.py",
+        "return int(differ[0]) if len(differ) else n",
+        "return min(int(differ[0]) + 1, n) if len(differ) else n",
+    ),
+    Mutant(
+        "a draft model computes accepted tokens again",
+        "runtime/proposers/draft_model.py",
+        "lacking = len(context) - min(self._sequence.common_prefix(context), len(context) - 1)",
+        "lacking = min(len(context), 8)",
+    ),
+    Mutant(
+        "a draft model keeps its rejected tokens",
+        "runtime/proposers/draft_model.py",
+        "        self._sequence.truncate(len(context) - lacking)\n",
+        "",
+    ),
+    Mutant(
+        "sampled drafts lose their laws",
+        "runtime/proposers/draft_model.py",
+        "drawn = None if self._sampling.greedy else tuple(laws)",
+        "drawn = None",
+    ),
+    Mutant(
+        "a sampled draft is cut by its own confidence",
+        "runtime/drafting.py",
+        "        if draft.laws is not None:\n",
+        "        if draft.laws is not None and False:\n",
+    ),
+    Mutant(
+        "the rejected tail counts as rejected",
+        "runtime/acceptance.py",
+        "self._learn(stated[: len(rows) + 1], np.arange(1, min(len(rows) + 1, len(draft)) + 1) <= len(rows))",
+        "self._learn(stated, np.arange(1, len(draft) + 1) <= len(rows))",
+    ),
+    Mutant("no draft is no choice", "runtime/draft_length.py", "if paying.any():", "if len(rates) > 1:"),
+    Mutant(
+        "plain steps are never measured again",
+        "runtime/draft_length.py",
+        "plain_every: int | None = 64",
+        "plain_every: int | None = None",
+    ),
+    Mutant(
+        "the shortest match wins",
+        "runtime/proposers/suffix.py",
+        "levels = _occurrences(context)[::-1]",
+        "levels = _occurrences(context)[:1]",
+    ),
+    Mutant(
+        "top-p keeps one token too few",
+        "runtime/sampling.py",
+        "n = int(np.searchsorted(np.cumsum(probs[order]), mass)) + 1",
+        "n = max(int(np.searchsorted(np.cumsum(probs[order]), mass)), 1)",
+    ),
+    Mutant(
+        "a stop string that spans two pieces is shown",
+        "runtime/stopping.py",
+        "pieces.append(self._release(self._certain()))",
+        "pieces.append(self._release(len(self._held)))",
+    ),
+)
+
+
+def copy_of_the_project(folder: Path) -> None:
+    """Everything the tests need, links included."""
+    for name in ("runtime", "backends", "exporters", "apps", "pilotfish", "tests"):
+        shutil.copytree(ROOT / name, folder / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", folder)
+
+
+def survives(mutant: Mutant, folder: Path) -> bool:
+    """Whether all tests pass although the engine is broken."""
+    path = folder / mutant.file
+    whole = path.read_text("utf-8")
+    if whole.count(mutant.old) != 1:
+        raise SystemExit(
+            f"{mutant.file} does not hold the text of mutant {mutant.what!r} exactly once; bring it up to date"
+        )
+    path.write_text(whole.replace(mutant.old, mutant.new), "utf-8")
+    files = [f"tests/test_{name}.py" for name in TESTS]
+    environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    path.write_text(whole, "utf-8")
+    killer = next((line for line in done.stdout.splitlines() if line.startswith("FAILED")), "")
+    print(f"{'SURVIVES' if done.returncode == 0 else 'dies    '}  {mutant.what:<48} {killer[:110]}", flush=True)
+    return done.returncode == 0
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        copy_of_the_project(folder)
+        survivors = [m for m in MUTANTS if survives(m, folder)]
+    print(f"{len(MUTANTS) - len(survivors)} of {len(MUTANTS)} mutants die")
+    sys.exit(bool(survivors))
+
+
+if __name__ == "__main__":
+    main()
