@@ -15,9 +15,11 @@ class Rows:
     After a tree the positions do not ascend, so until a path is accepted, or the tree forgotten, nothing else works.
     """
 
-    def __init__(self, max_context: int) -> None:
+    def __init__(self, max_context: int, n_positions: int) -> None:
+        """n_positions: how many the model's rotary embedding has; an evicted cache holds fewer entries than that."""
         self.max_context = max_context
         self._positions = np.empty(max_context, dtype=np.int64)
+        self._numbers = np.arange(n_positions, dtype=np.int64)
         self.n = 0
         self.last_width = 0  # rows of the last forward pass; 0 once something else has changed the cache
         self._parents: Indices | None = None  # of the last forward pass, if it branched
@@ -40,18 +42,19 @@ class Rows:
                 f"{width} tokens do not fit: {self.n} of {self.max_context} entries are used. "
                 f"Open the session with max_context={self.n + width} or more, or truncate it first."
             )
-        if int(tokens.min()) < 0 or int(tokens.max()) >= vocab_size:
-            raise OptionError(
-                f"token ids must lie in 0..{vocab_size - 1}, but {tokens.min()}..{tokens.max()} were given."
-            )
+        ids = tokens.tolist()  # of a handful, minimum and maximum are faster in Python
+        if min(ids) < 0 or max(ids) >= vocab_size:
+            raise OptionError(f"token ids must lie in 0..{vocab_size - 1}, but {min(ids)}..{max(ids)} were given.")
         start = int(self._positions[self.n - 1]) + 1 if self.n else 0
         if parents is None:
-            return np.arange(start, start + width, dtype=np.int64)
+            self._check_positions(start + width)
+            return self._numbers[start : start + width]
         if len(parents) != width or parents[0] != 0 or (parents[1:] >= np.arange(1, width)).any() or parents.min() < 0:
             raise OptionError("parents must hold one row index per token, parents[0] == 0 and parents[r] < r.")
         depth = np.zeros(width, dtype=np.int64)
         for row in range(1, width):
             depth[row] = depth[parents[row]] + 1
+        self._check_positions(start + int(depth.max()) + 1)
         return start + depth
 
     def append(self, positions: Indices, parents: Indices | None) -> None:
@@ -67,8 +70,10 @@ class Rows:
         self.check_open()
         if n_tokens < 0:
             raise OptionError(f"a cache cannot be truncated to {n_tokens} tokens.")
-        stays = self.positions < n_tokens
-        n = int(np.count_nonzero(stays))
+        if self._parents is None:
+            n = int(np.searchsorted(self.positions, n_tokens))
+        else:
+            n = int(np.count_nonzero(self.positions < n_tokens))
         if self._parents is not None:
             if n > self.n - self.last_width + 1:  # more than row 0 of the tree
                 self._check_settled()
@@ -112,6 +117,13 @@ class Rows:
         """Raise EngineError after close()."""
         if self._closed:
             raise EngineError("this session is closed; open another one.")
+
+    def _check_positions(self, end: int) -> None:
+        if end > len(self._numbers):
+            raise ContextFullError(
+                f"these tokens would stand at positions up to {end - 1}, but the model knows {len(self._numbers)}; "
+                "eviction adds none. Begin a new context (truncate(0)), or use a model with a longer one."
+            )
 
     def _check_settled(self) -> None:
         if self._parents is not None:

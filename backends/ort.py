@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +20,8 @@ from .kv_rows import Rows, ancestors
 _ABILITIES: frozenset[Ability] = frozenset({"tree", "evict_tokens", "keys", "hidden", "queries"})
 _GROWTH = 512  # entries a cache grows by at least
 _PROVIDERS = {"cpu": "CPUExecutionProvider"}
+_MAX_STEPS = 64  # widths whose bindings are remembered
+_NO_TILES = "ORT_GQA_DISABLE_FLASH_ATTENTION"
 _OBSERVING = "observing.onnx"  # the same weights with one more output per layer
 _HIDDEN_BIAS = -np.inf
 _EXPECTED = {"input_ids", "position_ids", "logit_rows", "bias", "past_key_0", "past_value_0", "logits", "hidden"}
@@ -90,7 +96,7 @@ class OrtWeights:
             engine_version=str(onnxruntime.__version__),
             device=device,
             threads=threads,
-            digest=bundle.manifest.files[model].sha256,
+            digest=_digest(bundle),
             settings=recipe.get("activations", ""),
         )
 
@@ -105,7 +111,8 @@ class OrtWeights:
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         path = self._bundle.folder / model
         try:
-            session = self._ort.InferenceSession(str(path), options, providers=[self._provider])
+            with _attention_by_rows():
+                session = self._ort.InferenceSession(str(path), options, providers=[self._provider])
         except Exception as error:  # ONNX Runtime raises classes of its own that derive from nothing but Exception
             raise ModelFileError(f"ONNX Runtime cannot open {path}: {error}") from error
         session.disable_fallback()  # never another provider behind the user's back
@@ -133,14 +140,42 @@ class OrtWeights:
         self._plain = self._observing = None
 
 
-class _Step:
-    """Bound inputs and outputs of one width: numpy memory that ONNX Runtime reads and writes in place."""
+def _digest(bundle: Bundle) -> str:
+    """Of graph and weights together: two models may share a graph."""
+    digests = (fact.sha256 for _, fact in sorted(bundle.manifest.files.items()))
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
 
-    def __init__(self, ort: Any, info: ModelInfo, width: int, n_logits: int) -> None:
+
+@contextlib.contextmanager
+def _attention_by_rows() -> Iterator[None]:
+    """Attention kernels that do not cut the rows of a step into tiles.
+
+    The tiled ("flash") kernel of the CPU leaves one row over where a width is one more than a multiple of its tile, 2
+    head_dim rows, and computes that row as a step of one row: other bits than in any other width. Measured: without
+    tiles steps are as fast. The variable is read while a session is made.
+    """
+    before = os.environ.get(_NO_TILES)
+    os.environ[_NO_TILES] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(_NO_TILES)
+        if before is not None:
+            os.environ[_NO_TILES] = before
+
+
+class _Step:
+    """Bound inputs and outputs of one width: numpy memory that ONNX Runtime reads and writes in place.
+
+    logits: (n_logits, vocab_size)
+    """
+
+    def __init__(self, ort: Any, width: int, logits: Floats) -> None:
+        n_logits = len(logits)
         self.ids = np.zeros((1, width), dtype=np.int64)
         self.positions = np.zeros((1, width), dtype=np.int64)
         self.rows = np.arange(width - n_logits, width, dtype=np.int64)
-        self.logits = np.empty((n_logits, info.vocab_size), dtype=np.float32)
+        self.logits = logits
         value = ort.OrtValue.ortvalue_from_numpy
         self.inputs = [
             ("input_ids", value(self.ids)),
@@ -159,11 +194,12 @@ class OrtSession:
         self._weights, self._ort = weights, ort
         self.info = weights.info
         self.max_context = max_context
-        self._rows = Rows(max_context)
+        self._rows = Rows(max_context, self.info.context_length)
         self._cache: list[Floats] = []
         self._values: list[Any] = []
         self._capacity = 0
         self._zeros = np.zeros(0, dtype=np.float32)
+        self._logits: Floats = np.empty((0, self.info.vocab_size), dtype=np.float32)  # shared by steps of all widths
         self._steps: dict[tuple[int, int], _Step] = {}
         self._bindings: dict[tuple[int, int], Any] = {}
         self._grow(min(_GROWTH, max_context))
@@ -241,10 +277,12 @@ class OrtSession:
     def _step(self, width: int, n_logits: int) -> _Step:
         key = (width, n_logits)
         if key not in self._steps:
-            if len(self._steps) > 64:
+            if len(self._steps) >= _MAX_STEPS or n_logits > len(self._logits):
                 self._steps.clear()
                 self._bindings.clear()
-            self._steps[key] = _Step(self._ort, self.info, width, n_logits)
+            if n_logits > len(self._logits):
+                self._logits = np.empty((n_logits, self.info.vocab_size), dtype=np.float32)
+            self._steps[key] = _Step(self._ort, width, self._logits[:n_logits])
         return self._steps[key]
 
     def _bias(self, width: int, total: int, parents: Indices | None) -> Floats:

@@ -144,7 +144,7 @@ class ReferenceSession:
         self._weights = weights
         self.info = weights.info
         self.max_context = max_context
-        self._rows = Rows(max_context)
+        self._rows = Rows(max_context, self.info.context_length)
         empty = np.empty((self.info.kv_heads, 0, self.info.head_dim), dtype=np.float32)
         self._keys: list[Floats] = [empty] * self.info.n_layers
         self._values: list[Floats] = [empty] * self.info.n_layers
@@ -243,8 +243,7 @@ def _rms_norm(x: Floats, gain: Floats, epsilon: float) -> Floats:
 
 def _silu(x: Floats) -> Floats:
     with np.errstate(over="ignore"):
-        out: Floats = x / (1.0 + np.exp(-x))
-    return out
+        return np.asarray(x / (1.0 + np.exp(-x)), dtype=np.float32)
 
 
 def _attend(q: Floats, k: Floats, v: Floats, visible: npt.NDArray[np.bool_]) -> tuple[Floats, Floats]:

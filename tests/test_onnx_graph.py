@@ -14,7 +14,7 @@ from tiny_models import K_SIZES, Sizes, tiny_gguf
 from pilotfish.backends import reference
 from pilotfish.exporters.import_gguf import Activations, import_gguf
 from pilotfish.runtime.bundle import open_bundle
-from pilotfish.runtime.errors import CacheWriteError, UnsupportedModelError
+from pilotfish.runtime.errors import CacheWriteError, ContextFullError, EngineError, UnsupportedModelError
 from pilotfish.runtime.interfaces import Floats, Session
 
 ort = pytest.importorskip("pilotfish.backends.ort")
@@ -118,6 +118,58 @@ def test_an_evicted_entry_is_a_masked_entry(tmp_path: Path) -> None:
     assert relative(ours, theirs) < F32_NOISE
     whole = judge(gguf)
     assert relative(ours, whole.forward(TOKENS[:34], n_logits=4).logits) > 1e-3  # so the entries did matter
+
+
+def test_no_width_leaves_one_row_over(tmp_path: Path) -> None:
+    """A tile of 32 rows (2 head_dim) and a row over: that row came out as a step of one row before tiles were off."""
+    session = engine(tiny_gguf(tmp_path / "m.gguf"), "int8")
+    tokens = np.random.default_rng(1).integers(0, 270, 270)
+    expected = np.concatenate(
+        [session.forward(tokens[i : i + 10], n_logits=10).logits.copy() for i in range(0, 270, 10)]
+    )
+    for width in (31, 32, 33, 34, 64, 65, 97, 129, 256, 257):
+        session.truncate(0)
+        assert np.array_equal(session.forward(tokens[:width], n_logits=width).logits, expected[:width]), width
+
+
+def test_positions_end_where_the_model_ends(tmp_path: Path) -> None:
+    gguf = tiny_gguf(tmp_path / "m.gguf", sizes=Sizes(context=40))
+    for session in (engine(gguf, max_context=40), judge(gguf)):
+        session.forward(TOKENS[:40], n_logits=0)
+        session.keep(np.arange(20, 40))
+        with pytest.raises(ContextFullError, match=r"positions up to 41.*knows 40"):
+            session.forward(TOKENS[40:42], n_logits=1)
+        assert session.positions.tolist() == list(range(20, 40))
+
+
+def test_growing_moves_nothing(tmp_path: Path) -> None:
+    session = engine(tiny_gguf(tmp_path / "m.gguf"))
+    tokens = np.random.default_rng(1).integers(0, 270, 1400)
+    sizes, seen = [session.nbytes], []
+    for i in range(0, 1400, 50):
+        seen.append(session.forward(tokens[i : i + 50], n_logits=50).logits.copy())
+        sizes.append(session.nbytes)
+    assert sizes == sorted(sizes) and len(set(sizes)) >= 3
+    assert session.nbytes <= 2 * 2 * 2 * 16 * 4 * 2 * 1400  # layers, keys and values, heads, head_dim, bytes; twice
+    whole = engine(tmp_path / "m.gguf").forward(tokens, n_logits=1400).logits
+    assert np.array_equal(np.concatenate(seen), whole)
+
+
+def test_a_failing_engine_leaves_the_session_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = engine(tiny_gguf(tmp_path / "m.gguf"))
+    session.forward(TOKENS[:10], n_logits=0)
+    runner = session._weights.runner(False)  # type: ignore[attr-defined]
+
+    def fail(binding: object) -> None:
+        raise RuntimeError("device lost")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "run_with_iobinding", fail)
+        with pytest.raises(EngineError, match="device lost"):
+            session.forward(TOKENS[10:15], n_logits=1)
+    assert session.positions.tolist() == list(range(10))
+    ours = session.forward(TOKENS[10:15], n_logits=5).logits
+    assert np.array_equal(ours, engine(tmp_path / "m.gguf").forward(TOKENS[:15], n_logits=15).logits[10:])
 
 
 def nodes(gguf: Path) -> Counter[str]:
