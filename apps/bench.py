@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,7 +10,6 @@ from importlib import resources
 from pathlib import Path
 from statistics import mean, median
 
-import psutil
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -22,6 +20,7 @@ from ..runtime.errors import OptionError
 from ..runtime.interfaces import Round
 from ..runtime.model import Model
 from ..runtime.storage import write_atomically
+from . import machine
 from .cli import LoadProgress, console
 from .llamacpp_peer import LlamaCpp
 
@@ -171,7 +170,7 @@ def _report(model: Model, results: list[PromptResult], n_tokens: int, repeats: i
     undrafted = [r for result in results for s in result.samples[PLAIN] for r in s.rounds]
     return {
         "pilotfish": __version__,
-        "machine": f"{platform.processor() or platform.machine()}, {psutil.cpu_count()} cores, {platform.system()}",
+        "machine": machine.describe(),
         "date": time.strftime("%Y-%m-%d"),
         "model": info.digest[:16],
         "engine": f"{info.engine} {info.engine_version} on {info.device}, {info.threads} threads",

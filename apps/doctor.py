@@ -12,6 +12,7 @@ from rich.table import Table
 
 from .. import __version__, backends
 from ..runtime.bundle import cache_dir, read_json
+from . import machine
 
 
 def facts() -> dict[str, object]:
@@ -30,6 +31,7 @@ def facts() -> dict[str, object]:
         "pilotfish": __version__,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "processor": machine.processor(),
         "cores": os.cpu_count(),
         "memory_bytes": psutil.virtual_memory().total,
         "cache": str(cache_dir()),
@@ -57,7 +59,9 @@ def report(as_json: bool) -> None:
         return
     out = Console(highlight=False)
     out.print(f"pilotfish {found['pilotfish']}, Python {found['python']}, {found['system']}")
-    out.print(f"{found['cores']} cores, {psutil.virtual_memory().total / 2**30:.1f} GiB, cache in {found['cache']}")
+    out.print(
+        f"{found['processor']}, {found['cores']} cores, {psutil.virtual_memory().total / 2**30:.1f} GiB, cache in {found['cache']}"
+    )
     table = Table("engine", "version", "devices", "to add it")
     engines = found["engines"]
     assert isinstance(engines, dict)
