@@ -1,0 +1,18 @@
+"""Where the real SmolLM2 is, for tests marked `real`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from pilotfish.exporters.fetch import model_path
+
+
+def smollm2() -> Path:
+    """Its .gguf file: PILOTFISH_TEST_MODEL, or the one the product has fetched; else the test is skipped."""
+    path = Path(os.environ.get("PILOTFISH_TEST_MODEL") or model_path("smollm2-135m"))
+    if not path.is_file():
+        pytest.skip("no SmolLM2: set PILOTFISH_TEST_MODEL or run `pilotfish pull smollm2-135m`")
+    return path
