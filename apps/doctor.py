@@ -59,9 +59,8 @@ def report(as_json: bool) -> None:
         return
     out = Console(highlight=False)
     out.print(f"pilotfish {found['pilotfish']}, Python {found['python']}, {found['system']}")
-    out.print(
-        f"{found['processor']}, {found['cores']} cores, {psutil.virtual_memory().total / 2**30:.1f} GiB, cache in {found['cache']}"
-    )
+    memory = psutil.virtual_memory().total / 2**30
+    out.print(f"{found['processor']}, {found['cores']} cores, {memory:.1f} GiB, cache in {found['cache']}")
     table = Table("engine", "version", "devices", "to add it")
     engines = found["engines"]
     assert isinstance(engines, dict)
