@@ -91,7 +91,7 @@ class OrtWeights:
             n_heads=int(recipe.get("n_heads", heads)),
             kv_heads=heads,
             head_dim=head_dim,
-            hidden_size=shapes["hidden"][2],
+            hidden_size=shapes["hidden"][1],
             engine="onnx",
             engine_version=str(onnxruntime.__version__),
             device=device,
@@ -312,7 +312,7 @@ class OrtSession:
         self._execute(runner, binding)
         arrays = [x.numpy() for x in binding.get_outputs()[-len(names) :]]  # in the order of binding, so ours are last
         observed = dict(zip(names, arrays, strict=True))
-        found = {"hidden": observed.pop("hidden")[0]} if "hidden" in observed else {}
+        found = {"hidden": observed.pop("hidden")} if "hidden" in observed else {}
         if observed:
             found["queries"] = np.concatenate(list(observed.values()))
         return found

@@ -14,7 +14,7 @@ from ..runtime.tokenizer_gguf import tokenizer_from_gguf
 
 Activations: TypeAlias = Literal["int8", "f32"]
 
-BUILDER = 1  # raise it when the graph changes, so that older bundles are not taken for new ones
+BUILDER = 2  # raise it when the graph changes, so that older bundles are not taken for new ones
 _ACCURACY_LEVEL = {"int8": 4, "f32": 0}  # of MatMulNBits
 
 

@@ -77,7 +77,7 @@ class DecoderGraph:
         cos, sin = s.rotary_tables(s.context_length)
         w.weight("cos", cos)
         w.weight("sin", sin)
-        residual, delta = self._embed(ids), ""
+        residual, delta = w.node("Squeeze", [self._embed(ids), self._int("axis0", 0)]), ""
         for i in range(s.n_layers):
             layer = self._decoder.layer(i)
             normed, residual = self._norm(f"l{i}.attention_norm", layer.attention_norm, residual, delta)
@@ -87,9 +87,8 @@ class DecoderGraph:
             if progress:
                 progress((i + 1) / s.n_layers)
         normed, _ = self._norm("final_norm", self._decoder.final_norm, residual, delta, "hidden")
-        w.output("hidden", "float32", [1, "n", s.hidden_size])
-        flat = w.node("Squeeze", [normed, w.weight("axis0", np.array([0], dtype=np.int64))])
-        self._head(w.node("Gather", [flat, rows], axis=0))
+        w.output("hidden", "float32", ["n", s.hidden_size])
+        self._head(w.node("Gather", [normed, rows], axis=0))
 
     def _lengths(self, bias: str) -> None:
         """T - 1 and T, as the attention operator wants them, from the bias's own shape."""
@@ -139,7 +138,8 @@ class DecoderGraph:
 
     def _attention(self, i: int, layer: Layer, x: str) -> str:
         w, s = self._w, self._decoder.shape
-        packed = self._fused(f"l{i}.qkv", x, [layer.query, layer.key, layer.value])
+        fused = self._fused(f"l{i}.qkv", x, [layer.query, layer.key, layer.value])
+        packed = w.node("Unsqueeze", [fused, self._int("axis0", 0)])
         cache = [
             w.input(f"past_{kind}_{i}", "float32", [1, s.kv_heads, "MAX", s.head_dim]) for kind in ("key", "value")
         ]
@@ -159,12 +159,15 @@ class DecoderGraph:
             w.output(name, "float32", [1, s.kv_heads, "MAX", s.head_dim])
         with w.extra():
             self._queries(i, packed)
-        return self._linear(f"l{i}.output", out, layer.output)
+        return self._linear(f"l{i}.output", w.node("Squeeze", [out, self._int("axis0", 0)]), layer.output)
+
+    def _int(self, name: str, value: int) -> str:
+        return self._w.weight(name, np.array([value], dtype=np.int64))
 
     def _queries(self, i: int, packed: str) -> None:
         w, s = self._w, self._decoder.shape
         ends = (("slice.start", 0), ("slice.end", s.n_heads * s.head_dim), ("axis2", 2))
-        query = w.node("Slice", [packed, *(w.weight(name, np.array([at], dtype=np.int64)) for name, at in ends)])
+        query = w.node("Slice", [packed, *(self._int(name, at) for name, at in ends)])
         split = w.weight("heads", np.array([0, 0, s.n_heads, s.head_dim], dtype=np.int64))
         heads = w.node("Transpose", [w.node("Reshape", [query, split])], perm=[0, 2, 1, 3])
         w.node("RotaryEmbedding", [heads, "position_ids", "cos", "sin"], f"query_{i}", contrib=True, interleaved=0)
@@ -200,40 +203,31 @@ class DecoderGraph:
 
     def _linear(self, name: str, x: str, linear: Linear, output: str = "", like: str | None = None) -> str:
         w, weight = self._w, linear.weight
-        residual = weight.residual if isinstance(weight, Blocks) else None
-        last = linear.bias is None and residual is None
-        if isinstance(weight, Blocks):
-            rows, columns = weight.shape
-            inputs = [
-                x,
-                w.weight(f"{name}.codes", pack(weight), like),
-                w.weight(f"{name}.scale", weight.scale.reshape(-1)),
-            ]
-            if not _default_zero(weight):
-                inputs.append(w.weight(f"{name}.zero", pack_zero_points(weight)))
-            out = w.node(
-                "MatMulNBits",
-                inputs,
-                output if last else "",
-                contrib=True,
-                K=columns,
-                N=rows,
-                bits=weight.bits,
-                block_size=weight.block,
-                accuracy_level=self._level,
-            )
-        else:
-            out = w.node("MatMul", [x, w.weight(f"{name}.weight", weight.T)], output if last else "")
-        if residual is not None:
-            left = w.node("MatMul", [self._block_sums(x, weight), w.weight(f"{name}.residual", residual.T)])
-            out = w.node("Add", [out, left], output if linear.bias is None else "")
-        if linear.bias is not None:
-            out = w.node("Add", [out, w.weight(f"{name}.bias", linear.bias)], output)
-        return out
+        bias = "" if linear.bias is None else w.weight(f"{name}.bias", linear.bias)
+        if not isinstance(weight, Blocks):
+            inputs = [x, w.weight(f"{name}.weight", weight.T)]
+            return w.node("Gemm", [*inputs, bias], output) if bias else w.node("MatMul", inputs, output)
+        residual = weight.residual
+        codes = w.weight(f"{name}.codes", pack(weight), like)
+        scale = w.weight(f"{name}.scale", weight.scale.reshape(-1))
+        zero = "" if _default_zero(weight) else w.weight(f"{name}.zero", pack_zero_points(weight))
+        out = w.node(
+            "MatMulNBits",
+            [x, codes, scale, *([zero, "", bias] if bias else [zero] if zero else [])],
+            output if residual is None else "",
+            contrib=True,
+            K=weight.shape[1],
+            N=weight.shape[0],
+            bits=weight.bits,
+            block_size=weight.block,
+            accuracy_level=self._level,
+        )
+        if residual is None:
+            return out
+        return w.node("Gemm", [self._block_sums(x, weight), w.weight(f"{name}.residual", residual.T), out], output)
 
-    def _block_sums(self, x: str, weight: Blocks | Floats) -> str:
+    def _block_sums(self, x: str, weight: Blocks) -> str:
         """Sums of x over each block of columns: what the residual of a minimum is multiplied with."""
-        assert isinstance(weight, Blocks)
         key = (x, weight.block)
         if key not in self._sums:
             columns, block = weight.shape[1], weight.block

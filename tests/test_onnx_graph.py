@@ -183,7 +183,11 @@ def test_projections_are_fused_and_a_residual_costs_only_where_there_is_one(tmp_
     assert plain["MatMul"] == 0 and plain["GroupQueryAttention"] == 2
     residual = nodes(tiny_gguf(tmp_path / "q4_1.gguf", quant="Q4_1"))
     assert residual["MatMulNBits"] == plain["MatMulNBits"]
-    assert residual["MatMul"] <= 2 * (4 + 4 + 4) + 2  # residuals, and the sums of each distinct input once
+    assert residual["Gemm"] == 4 * 2 + 1  # a residual for every product
+    assert residual["MatMul"] == 4 * 2 + 1  # block sums, once for every distinct input
+    assert plain["Add"] == 0 and residual["Add"] == 1  # the residual of the looked-up embedding
+    biased = nodes(tiny_gguf(tmp_path / "qwen2.gguf", architecture="qwen2", quant="Q8_0"))
+    assert biased["Add"] == 0 and biased["MatMulNBits"] == plain["MatMulNBits"]
 
 
 def test_a_bundle_is_built_once_and_damage_is_mended(tmp_path: Path, own_cache: Path) -> None:
