@@ -63,7 +63,7 @@ def widths_of_a_row_class_give_equal_bits(subject: Subject) -> None:
         return
     with subject.session() as session:
         room = min(session.max_context, 256)
-        pasts = [past for past in (0, 8, 64, 200) if past + 36 <= room]
+        pasts = [past for past in subject.pasts if past + 36 <= room]
         tokens = text(session, room)
         for row_class in subject.row_classes:
             for past in pasts:

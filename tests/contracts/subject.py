@@ -20,13 +20,14 @@ class Subject:
     open: the weights, opened anew; a vocabulary of 3 tokens or more, a context of 128 entries or more.
     noise: largest difference, relative to the largest logit, between the same token computed in steps of different
         widths, in a tree, or with other prefill chunks. 0 claims equal bits.
-    row_classes: widths whose steps give equal bits, whatever else changes; () claims none.
+    row_classes: widths whose steps give equal bits, whatever else changes; () claims none. Tried after `pasts` tokens.
     reference: other weights that give the same answers up to reference_noise.
     """
 
     open: Callable[[], Weights]
     noise: float
     row_classes: tuple[tuple[int, ...], ...] = ()
+    pasts: tuple[int, ...] = (0, 8, 64, 200)
     reference: Callable[[], Weights] | None = None
     reference_noise: float = 0.0
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import pytest
 from engine_contract import CHECKS, Subject
+from real_weights import smollm2
 from tiny_models import K_SIZES, Sizes, tiny_gguf
 from toy import ToyWeights
 
 from pilotfish.backends import get
 from pilotfish.exporters.import_gguf import import_gguf
-from pilotfish.runtime.interfaces import Weights
+from pilotfish.runtime.interfaces import ModelInfo, Session, Weights
 
 WIDE = (*range(2, 18), 32, 33)  # ONNX Runtime: one row is a class of its own, all others are another
 ORT_CLASSES = ((1,), WIDE)
@@ -22,6 +24,7 @@ HEADS_OF_32 = Sizes(hidden=128, heads=4, head_dim=32)
 F32 = 2e-5  # sums in another order
 # Noise of 1e-7 is amplified where it carries an activation over the edge between two int8 codes.
 INT8, INT8_MODEL = 0.05, 0.3  # between widths; between the int8 recipe and f32
+REAL_INT8, REAL_INT8_MODEL = 0.1, 0.2
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +61,9 @@ def onnx(path: Path, activations: str, threads: int = 2) -> Subject:
     folder = import_gguf(path, activations=activations)  # type: ignore[arg-type]
     judge = partial(open_engine, "reference", path)
     noise, model_noise = (F32, F32) if activations == "f32" else (INT8, INT8_MODEL)
-    return Subject(partial(open_engine, "onnx", folder, threads), noise, ORT_CLASSES, judge, model_noise)
+    return Subject(
+        partial(open_engine, "onnx", folder, threads), noise, ORT_CLASSES, reference=judge, reference_noise=model_noise
+    )
 
 
 Models = dict[str, Path]
@@ -80,3 +85,39 @@ SUBJECTS: dict[str, Callable[[Models], Subject]] = {
 @pytest.mark.parametrize("name", SUBJECTS)
 def test_contract(name: str, check: Callable[[Subject], None], models: Models) -> None:
     check(SUBJECTS[name](models))
+
+
+@pytest.fixture(scope="module")
+def real() -> Iterator[Subject]:
+    """SmolLM2 as the product runs it, opened once for all checks but the one that closes weights."""
+    path = smollm2()
+    shared, judge = onnx(path, "int8").open(), open_engine("reference", path)
+    yield Subject(lambda: Shared(shared), REAL_INT8, ORT_CLASSES, (8, 200), lambda: Shared(judge), REAL_INT8_MODEL)
+    shared.close()
+    judge.close()
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Weights that somebody else closes."""
+
+    weights: Weights
+
+    @property
+    def info(self) -> ModelInfo:
+        return self.weights.info
+
+    def session(self, max_context: int | None = None) -> Session:
+        return self.weights.session(max_context)
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_contract_on_real_weights(check: Callable[[Subject], None], real: Subject) -> None:
+    if check.__name__ == "closed_weights_open_nothing":
+        check(onnx(smollm2(), "int8"))
+    else:
+        check(real)
