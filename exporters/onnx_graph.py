@@ -4,7 +4,7 @@ Inputs, batch 1, n new tokens, T cached and new entries, MAX entries of room:
   input_ids [1, n] int64, position_ids [1, n] int64, logit_rows [m] int64 (rows whose logits are wanted),
   bias [1, 1, n, T] f32 (added to attention scores; T is read off it), past_key_<l>, past_value_<l>
   [1, kv_heads, MAX, head_dim] f32.
-Outputs: logits [m, vocab_size], hidden [1, n, hidden_size] (after the final norm), present_key_<l>, present_value_<l>
+Outputs: logits [m, vocab_size], hidden [n, hidden_size] (after the final norm), present_key_<l>, present_value_<l>
   (bound to the same memory as the past), and in the observing form query_<l> [1, n_heads, n, head_dim] after rotation.
 
 Causality is the attention operator's own; the bias only takes away more. Rewinding is a smaller T.

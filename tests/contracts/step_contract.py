@@ -111,11 +111,11 @@ def truncating_leaves_no_trace(subject: Subject) -> None:
 def a_long_context_is_like_a_short_one(subject: Subject) -> None:
     """Caches that grow keep what they hold."""
     with subject.sessions(2) as (one, other):
-        n = min(one.max_context, 1200)
+        n = min(one.max_context, 700)
         tokens = text(one, n)
         for part in parts(tokens[: n - 8], 100):
             one.forward(part, n_logits=0)
-        for part in parts(tokens[: n - 8], 333):
+        for part in parts(tokens[: n - 8], 303):
             other.forward(part, n_logits=0)
         held = one.nbytes
         ours, theirs = (s.forward(tokens[n - 8 :], n_logits=8).logits for s in (one, other))

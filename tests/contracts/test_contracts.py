@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from engine_contract import CHECKS, Subject
 from real_weights import smollm2
-from tiny_models import K_SIZES, Sizes, tiny_gguf
+from tiny_models import K_SIZES, tiny_gguf
 from toy import ToyWeights
 
 from pilotfish.backends import get
@@ -19,8 +19,6 @@ from pilotfish.runtime.interfaces import ModelInfo, Session, Weights
 
 WIDE = (*range(2, 18), 32, 33)  # ONNX Runtime: one row is a class of its own, all others are another
 ORT_CLASSES = ((1,), WIDE)
-# Its attention works in groups of 2 * head_dim rows, and a lone row in the last group is of the class of one row.
-HEADS_OF_32 = Sizes(hidden=128, heads=4, head_dim=32)
 F32 = 2e-5  # sums in another order
 # Noise of 1e-7 is amplified where it carries an activation over the edge between two int8 codes.
 INT8, INT8_MODEL = 0.05, 0.3  # between widths; between the int8 recipe and f32
@@ -31,7 +29,7 @@ REAL_INT8, REAL_INT8_MODEL = 0.1, 0.2
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("models")
     return {
-        "llama": tiny_gguf(folder / "llama.gguf", sizes=HEADS_OF_32),
+        "llama": tiny_gguf(folder / "llama.gguf"),
         "qwen2": tiny_gguf(folder / "qwen2.gguf", architecture="qwen2", quant="Q6_K", sizes=K_SIZES, tied=False),
     }
 
