@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -264,12 +265,16 @@ class OrtSession:
 
     def _grow(self, capacity: int) -> None:
         shape = (1, self.info.kv_heads, capacity, self.info.head_dim)
-        grown = []
-        for i in range(2 * self.info.n_layers):
-            new = np.empty(shape, dtype=np.float32)
-            if self._cache:
-                new[:, :, : self._rows.n] = self._cache[i][:, :, : self._rows.n]
-            grown.append(new)
+        try:
+            grown: list[Floats] = [np.empty(shape, dtype=np.float32) for _ in range(2 * self.info.n_layers)]
+        except MemoryError:
+            mebibytes = 2 * self.info.n_layers * 4 * math.prod(shape) >> 20
+            raise EngineError(
+                f"there is no memory for a cache of {capacity} entries ({mebibytes} MiB). "
+                "Close other programs, or open the session with a smaller max_context."
+            ) from None
+        for old, new in zip(self._cache, grown, strict=False):
+            new[:, :, : self._rows.n] = old[:, :, : self._rows.n]
         self._cache, self._capacity = grown, capacity
         self._values = [self._ort.OrtValue.ortvalue_from_numpy(x) for x in grown]
         self._bindings.clear()  # they point into the old arrays

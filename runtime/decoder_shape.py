@@ -120,9 +120,9 @@ def _inverse_frequencies(file: GgufFile, head_dim: int) -> npt.NDArray[np.float6
             f"{file.path} rotates {rotated} of {head_dim} dimensions of a head; only whole, even heads are built yet."
         )
     frequencies = _get(file, "rope.freq_base", 10000.0) ** (-np.arange(0, head_dim, 2) / head_dim)
-    scaling = file.metadata.get(f"{arch}.rope.scaling.type", "none")
+    scaling = file.metadata.get(f"{arch}.rope.scaling.type", "linear")  # as llama.cpp takes a factor without a type
     if scaling == "linear":
-        frequencies = frequencies / _need(file, "rope.scaling.factor", float)
+        frequencies = frequencies / _get(file, "rope.scaling.factor", _get(file, "rope.scale_linear", 1.0))
     elif scaling != "none":
         raise UnsupportedModelError(
             f"{file.path} scales its rotary embedding by {scaling!r}; only linear scaling and factors are built yet."

@@ -225,3 +225,19 @@ def test_other_architectures_and_unknown_tensors_are_refused(tmp_path: Path) -> 
     path = tiny_gguf(tmp_path / "norms.gguf", sizes=Sizes(layers=1), extra_tensors=extra)
     with pytest.raises(UnsupportedModelError, match=r"blk\.0\.attn_q_norm\.weight"):
         decoder_shape(read_gguf(path))
+
+
+@pytest.mark.parametrize(
+    ("metadata", "factor"),
+    [
+        ({}, 1.0),
+        ({"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}, 4.0),
+        ({"rope.scaling.factor": 4.0}, 4.0),
+        ({"rope.scale_linear": 2.0}, 2.0),
+        ({"rope.scaling.type": "none", "rope.scaling.factor": 4.0}, 1.0),
+    ],
+)
+def test_linear_rope_scaling(tmp_path: Path, metadata: dict[str, int | float | str], factor: float) -> None:
+    path = tiny_gguf(tmp_path / "m.gguf", sizes=Sizes(layers=1), metadata=metadata)
+    expected = 10000.0 ** (-np.arange(0, 16, 2) / 16) / factor
+    assert np.allclose(decoder_shape(read_gguf(path)).inverse_frequencies, expected, rtol=1e-12)

@@ -155,6 +155,23 @@ def test_growing_moves_nothing(tmp_path: Path) -> None:
     assert np.array_equal(np.concatenate(seen), whole)
 
 
+def test_no_memory_to_grow_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = engine(tiny_gguf(tmp_path / "m.gguf"))
+    tokens = np.random.default_rng(1).integers(0, 270, 600)
+    session.forward(tokens[:500], n_logits=0)
+
+    def full(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ort.np, "empty", full)
+        with pytest.raises(EngineError, match=r"no memory for a cache of \d+ entries.*max_context"):
+            session.forward(tokens[500:], n_logits=1)
+    assert session.positions.tolist() == list(range(500))
+    ours = session.forward(tokens[500:], n_logits=2).logits
+    assert np.array_equal(ours, engine(tmp_path / "m.gguf").forward(tokens, n_logits=2).logits)
+
+
 def test_a_failing_engine_leaves_the_session_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     session = engine(tiny_gguf(tmp_path / "m.gguf"))
     session.forward(TOKENS[:10], n_logits=0)
