@@ -4,27 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import math
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from ..runtime.bundle import MANIFEST_NAME, Bundle, open_bundle
-from ..runtime.errors import AbilityError, EngineError, EngineMissingError, ModelFileError, OptionError
-from ..runtime.interfaces import Ability, Floats, Indices, ModelInfo, Observation, Step, Tokens
-from .kv_rows import Rows, ancestors
+from ..runtime.errors import EngineError, EngineMissingError, ModelFileError, OptionError
+from ..runtime.interfaces import ModelInfo
+from .ort_session import OrtSession
 
-_ABILITIES: frozenset[Ability] = frozenset({"tree", "evict_tokens", "keys", "hidden", "queries"})
-_GROWTH = 512  # entries a cache grows by at least
 _PROVIDERS = {"cpu": "CPUExecutionProvider"}
-_MAX_STEPS = 64  # widths whose bindings are remembered
 _NO_TILES = "ORT_GQA_DISABLE_FLASH_ATTENTION"
+_environment = threading.Lock()  # held while it differs from what the user set
 _OBSERVING = "observing.onnx"  # the same weights with one more output per layer
-_HIDDEN_BIAS = -np.inf
 _EXPECTED = {"input_ids", "position_ids", "logit_rows", "bias", "past_key_0", "past_value_0", "logits", "hidden"}
 
 
@@ -155,192 +149,12 @@ def _attention_by_rows() -> Iterator[None]:
     head_dim rows, and computes that row as a step of one row: other bits than in any other width. Measured: without
     tiles steps are as fast. The variable is read while a session is made.
     """
-    before = os.environ.get(_NO_TILES)
-    os.environ[_NO_TILES] = "1"
-    try:
-        yield
-    finally:
-        os.environ.pop(_NO_TILES)
-        if before is not None:
-            os.environ[_NO_TILES] = before
-
-
-class _Step:
-    """Bound inputs and outputs of one width: numpy memory that ONNX Runtime reads and writes in place.
-
-    logits: (n_logits, vocab_size)
-    """
-
-    def __init__(self, ort: Any, width: int, logits: Floats) -> None:
-        n_logits = len(logits)
-        self.ids = np.zeros((1, width), dtype=np.int64)
-        self.positions = np.zeros((1, width), dtype=np.int64)
-        self.rows = np.arange(width - n_logits, width, dtype=np.int64)
-        self.logits = logits
-        value = ort.OrtValue.ortvalue_from_numpy
-        self.inputs = [
-            ("input_ids", value(self.ids)),
-            ("position_ids", value(self.positions)),
-            ("logit_rows", value(self.rows)),
-        ]
-        self.output = value(self.logits)
-
-
-class OrtSession:
-    """One cache over OrtWeights. Keys and values lie in (1, kv_heads, capacity, head_dim) arrays that grow."""
-
-    abilities = _ABILITIES
-
-    def __init__(self, weights: OrtWeights, ort: Any, max_context: int) -> None:
-        self._weights, self._ort = weights, ort
-        self.info = weights.info
-        self.max_context = max_context
-        self._rows = Rows(max_context, self.info.context_length)
-        self._cache: list[Floats] = []
-        self._values: list[Any] = []
-        self._capacity = 0
-        self._zeros = np.zeros(0, dtype=np.float32)
-        self._logits: Floats = np.empty((0, self.info.vocab_size), dtype=np.float32)  # shared by steps of all widths
-        self._steps: dict[tuple[int, int], _Step] = {}
-        self._bindings: dict[tuple[int, int], Any] = {}
-        self._grow(min(_GROWTH, max_context))
-
-    @property
-    def positions(self) -> Indices:
-        return self._rows.positions
-
-    @property
-    def nbytes(self) -> int:
-        return sum(x.nbytes for x in self._cache)
-
-    def forward(
-        self,
-        tokens: Tokens,
-        *,
-        n_logits: int,
-        parents: Indices | None = None,
-        observe: frozenset[Observation] = frozenset(),
-    ) -> Step:
-        if not observe <= _ABILITIES:
-            missing = ", ".join(sorted(observe - _ABILITIES))
-            raise AbilityError(f"the onnx engine does not give out {missing}; the reference engine does.")
-        positions = self._rows.plan(tokens, n_logits, parents, self.info.vocab_size)
-        total = self._rows.n + len(tokens)
-        if total > self._capacity:
-            self._grow(min(max(total, 2 * self._capacity), self.max_context))
-        step = self._step(len(tokens), n_logits)
-        step.ids[0], step.positions[0] = tokens, positions
-        bias = self._ort.OrtValue.ortvalue_from_numpy(self._bias(len(tokens), total, parents))
-        observed = self._run(step, bias, observe)
-        self._rows.append(positions, parents)
-        return Step(step.logits, hidden=observed.get("hidden"), queries=observed.get("queries"))
-
-    def truncate(self, n_tokens: int) -> None:
-        self._rows.truncate(n_tokens)
-
-    def accept(self, rows: Indices) -> None:
-        self._gather(self._rows.accepted(rows), self._rows.n - self._rows.last_width)
-
-    def keep(self, entries: Indices) -> None:
-        self._gather(self._rows.kept(entries), 0)
-
-    def keys_values(self, layer: int) -> tuple[Floats, Floats]:
-        self._rows.check_open()
-        n = self._rows.n
-        return self._cache[2 * layer][0, :, :n], self._cache[2 * layer + 1][0, :, :n]
-
-    def close(self) -> None:
-        self._rows.close()
-        self._bindings.clear()
-        self._steps.clear()
-        self._values.clear()
-        self._cache.clear()
-
-    def _gather(self, entries: Indices, unchanged: int) -> None:
-        """Move the kept entries together, in place; those before `unchanged` stay where they are."""
-        moved = entries[unchanged:]
-        for x in self._cache:
-            x[:, :, unchanged : len(entries)] = x[:, :, moved]
-        self._rows.keep(entries)
-
-    def _grow(self, capacity: int) -> None:
-        shape = (1, self.info.kv_heads, capacity, self.info.head_dim)
+    with _environment:
+        before = os.environ.get(_NO_TILES)
+        os.environ[_NO_TILES] = "1"
         try:
-            grown: list[Floats] = [np.empty(shape, dtype=np.float32) for _ in range(2 * self.info.n_layers)]
-        except MemoryError:
-            mebibytes = 2 * self.info.n_layers * 4 * math.prod(shape) >> 20
-            raise EngineError(
-                f"there is no memory for a cache of {capacity} entries ({mebibytes} MiB). "
-                "Close other programs, or open the session with a smaller max_context."
-            ) from None
-        for old, new in zip(self._cache, grown, strict=False):
-            new[:, :, : self._rows.n] = old[:, :, : self._rows.n]
-        self._cache, self._capacity = grown, capacity
-        self._values = [self._ort.OrtValue.ortvalue_from_numpy(x) for x in grown]
-        self._bindings.clear()  # they point into the old arrays
-
-    def _step(self, width: int, n_logits: int) -> _Step:
-        key = (width, n_logits)
-        if key not in self._steps:
-            if len(self._steps) >= _MAX_STEPS or n_logits > len(self._logits):
-                self._steps.clear()
-                self._bindings.clear()
-            if n_logits > len(self._logits):
-                self._logits = np.empty((n_logits, self.info.vocab_size), dtype=np.float32)
-            self._steps[key] = _Step(self._ort, width, self._logits[:n_logits])
-        return self._steps[key]
-
-    def _bias(self, width: int, total: int, parents: Indices | None) -> Floats:
-        """Additive attention bias (1, 1, width, total): zeros for a chain, from one buffer that is never filled."""
-        size = width * total
-        if parents is None:
-            if size > len(self._zeros):
-                self._zeros = np.zeros(2 * size, dtype=np.float32)
-            return self._zeros[:size].reshape(1, 1, width, total)
-        bias = np.zeros((1, 1, width, total), dtype=np.float32)
-        bias[0, 0, :, total - width :][~ancestors(parents)] = _HIDDEN_BIAS
-        return bias
-
-    def _run(self, step: _Step, bias: Any, observe: frozenset[Observation]) -> dict[str, npt.NDArray[np.float32]]:
-        if not observe:
-            binding = self._binding(step)
-            binding.bind_ortvalue_input("bias", bias)
-            self._execute(self._weights.runner(False), binding)
-            return {}
-        runner = self._weights.runner("queries" in observe)
-        binding = self._bind(runner, step)
-        binding.bind_ortvalue_input("bias", bias)
-        names = ["hidden"] if "hidden" in observe else []
-        names += [f"query_{i}" for i in range(self.info.n_layers)] if "queries" in observe else []
-        for name in names:
-            binding.bind_output(name)
-        self._execute(runner, binding)
-        arrays = [x.numpy() for x in binding.get_outputs()[-len(names) :]]  # in the order of binding, so ours are last
-        observed = dict(zip(names, arrays, strict=True))
-        found = {"hidden": observed.pop("hidden")} if "hidden" in observed else {}
-        if observed:
-            found["queries"] = np.concatenate(list(observed.values()))
-        return found
-
-    def _binding(self, step: _Step) -> Any:
-        key = (step.ids.shape[1], len(step.rows))
-        if key not in self._bindings:
-            self._bindings[key] = self._bind(self._weights.runner(False), step)
-        return self._bindings[key]
-
-    def _bind(self, runner: Any, step: _Step) -> Any:
-        binding = runner.io_binding()
-        for name, value in step.inputs:
-            binding.bind_ortvalue_input(name, value)
-        binding.bind_ortvalue_output("logits", step.output)
-        for i in range(self.info.n_layers):
-            for kind, value in zip(("key", "value"), self._values[2 * i : 2 * i + 2], strict=True):
-                binding.bind_ortvalue_input(f"past_{kind}_{i}", value)
-                binding.bind_ortvalue_output(f"present_{kind}_{i}", value)
-        return binding
-
-    def _execute(self, runner: Any, binding: Any) -> None:
-        try:
-            runner.run_with_iobinding(binding)
-        except Exception as error:  # see OrtWeights._create
-            raise EngineError(f"ONNX Runtime failed: {error}") from error
+            yield
+        finally:
+            os.environ.pop(_NO_TILES, None)
+            if before is not None:
+                os.environ[_NO_TILES] = before

@@ -164,7 +164,7 @@ def test_no_memory_to_grow_changes_nothing(tmp_path: Path, monkeypatch: pytest.M
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr(ort.np, "empty", full)
+        patch.setattr(np, "empty", full)
         with pytest.raises(EngineError, match=r"no memory for a cache of \d+ entries.*max_context"):
             session.forward(tokens[500:], n_logits=1)
     assert session.positions.tolist() == list(range(500))
