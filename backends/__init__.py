@@ -77,11 +77,12 @@ def pick(path: Path, name: str | None) -> Backend:
                 f"the {name} engine does not open {path}; leave the engine out to pick another."
             )
         return backend
-    able = [backend for backend in map(get, names()) if backend.accepts(path)]
-    for backend in able:
-        if backend.version() is not None and backend.name != "reference":
-            return backend
-    ways = " or ".join(b.install for b in able if b.name != "reference")
+    ways = []
+    for backend in map(get, names()):  # one by one: what another package brings is not imported without need
+        if backend.name != "reference" and backend.accepts(path):
+            if backend.version() is not None:
+                return backend
+            ways.append(backend.install)
     if ways:
-        raise EngineMissingError(f"no engine that opens {path} is installed. Add one with: {ways}")
+        raise EngineMissingError(f"no engine that opens {path} is installed. Add one with: {' or '.join(ways)}")
     raise UnsupportedModelError(f"no engine opens {path}.")

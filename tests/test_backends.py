@@ -1,0 +1,110 @@
+"""Engines by name: built in, from other packages, missing."""
+
+from __future__ import annotations
+
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from tiny_models import tiny_gguf
+
+from pilotfish import backends
+from pilotfish.backends import Backend
+from pilotfish.runtime.errors import EngineMissingError, OptionError, UnsupportedModelError
+
+
+class Mine:
+    """An engine of another package, which opens what no other does."""
+
+    name = "mine"
+    install = "pip install mine"
+
+    def version(self) -> str | None:
+        return "1.0"
+
+    def devices(self) -> tuple[str, ...]:
+        return ("cpu",)
+
+    def accepts(self, path: Path) -> bool:
+        return path.suffix == ".mine"
+
+    def open(self, path: Path, *, device: str | None, threads: int, kv_dtype: str | None) -> object:
+        return (path, device, threads, kv_dtype)
+
+
+BACKEND = Mine()
+
+
+@pytest.fixture
+def mine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine above, as an installed package announces it."""
+    entry = metadata.EntryPoint("mine", f"{__name__}:BACKEND", "pilotfish.backends")
+    monkeypatch.setattr(metadata, "entry_points", lambda group: [entry] if group == "pilotfish.backends" else [])
+
+
+@pytest.fixture
+def gguf(tmp_path: Path) -> Path:
+    return tiny_gguf(tmp_path / "m.gguf")
+
+
+def test_built_in_engines_say_what_they_are() -> None:
+    assert {"onnx", "reference"} <= set(backends.names())
+    for name in ("onnx", "reference"):
+        backend: Backend = backends.get(name)
+        assert backend.name == name and backend.install.startswith("pip install")
+        if backend.version() is not None:
+            assert backend.devices()[0] == "cpu"
+
+
+def test_an_unknown_engine_is_named_with_those_that_exist() -> None:
+    with pytest.raises(OptionError, match=r"no engine 'tensorflow'.*onnx.*reference"):
+        backends.get("tensorflow")
+
+
+def test_engines_of_other_packages(mine: None, tmp_path: Path) -> None:
+    assert backends.names()[-1] == "mine"
+    assert backends.get("mine") is BACKEND
+    assert backends.pick(tmp_path / "x.mine", None) is BACKEND
+
+
+def test_a_missing_engine_comes_with_the_command_that_adds_it(gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)  # what import then finds
+    onnx = backends.get("onnx")
+    assert onnx.version() is None and onnx.devices() == ()
+    for ask in (lambda: backends.pick(gguf, "onnx"), lambda: backends.pick(gguf, None)):
+        with pytest.raises(EngineMissingError, match=r"pip install 'pilotfish\[onnx\]'"):
+            ask()
+    with pytest.raises(EngineMissingError, match=r"pip install 'pilotfish\[onnx\]'"):
+        onnx.open(gguf, device=None, threads=1, kv_dtype=None)
+
+
+def test_a_broken_engine_of_another_package_is_not_touched(gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxruntime")
+    entry = metadata.EntryPoint("broken", "no_such_module:BACKEND", "pilotfish.backends")
+    monkeypatch.setattr(metadata, "entry_points", lambda group: [entry])
+    assert backends.pick(gguf, None).name == "onnx"
+
+
+def test_the_reference_is_picked_only_by_name(gguf: Path) -> None:
+    assert backends.pick(gguf, "reference").name == "reference"
+    if backends.get("onnx").version() is not None:
+        assert backends.pick(gguf, None).name == "onnx"
+
+
+def test_what_no_engine_opens(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match=r"model\.bin"):
+        backends.pick(tmp_path / "model.bin", None)
+    with pytest.raises(UnsupportedModelError, match=r"model\.bin"):
+        backends.pick(tmp_path / "model.bin", "reference")
+
+
+@pytest.mark.parametrize("name", ["onnx", "reference"])
+def test_devices_and_cache_types_that_do_not_exist(name: str, gguf: Path) -> None:
+    backend = backends.get(name)
+    if backend.version() is None:
+        pytest.skip(f"{name} is not installed")
+    with pytest.raises(OptionError, match="'gpu9'"):
+        backend.open(gguf, device="gpu9", threads=1, kv_dtype=None)
+    with pytest.raises(OptionError, match="'int2'"):
+        backend.open(gguf, device=None, threads=1, kv_dtype="int2")
