@@ -1,0 +1,195 @@
+"""What the documentation says is run: its Python, its command lines, its options, its links.
+
+Every page is one program: its ```python blocks, in order, share a namespace. The pages name the model
+"smollm2-135m"; here a tiny model of random weights stands in its place.
+"""
+
+from __future__ import annotations
+
+import re
+import runpy
+import shlex
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from tiny_models import tiny_gguf
+
+from pilotfish.apps.cli import app
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+MODEL = '"smollm2-135m"'
+FENCE = re.compile(r"^```(\w*)\s*$")
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def blocks(page: Path) -> Iterator[tuple[str, int, list[str]]]:
+    """(language, line number of the first line, lines) of every fenced block."""
+    language, start, lines = None, 0, list[str]()
+    for number, line in enumerate(page.read_text("utf-8").splitlines(), 1):
+        fence = FENCE.match(line)
+        if fence and language is None:
+            language, start, lines = fence[1], number + 1, []
+        elif fence:
+            yield language or "", start, lines
+            language = None
+        elif language is not None:
+            lines.append(line)
+    assert language is None, f"{page}: the block at line {start} never ends"
+
+
+def prose(page: Path) -> str:
+    """The page without its fenced blocks."""
+    return re.sub(r"^```.*?^```\s*$", "", page.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
+
+
+def program(page: Path) -> str:
+    """The page with everything blanked out but its Python, so that line numbers are the page's own."""
+    lines = [""] * len(page.read_text("utf-8").splitlines())
+    for language, start, code in blocks(page):
+        if language == "python":
+            lines[start - 1 : start - 1 + len(code)] = code
+    return "\n".join(lines) + "\n"
+
+
+PROGRAMS = [page for page in PAGES if program(page).strip()]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_gguf(tmp_path_factory.mktemp("models") / "tiny.gguf", seed=10)  # one that talks
+
+
+@pytest.mark.parametrize("page", PROGRAMS, ids=name_of)
+def test_python_of_a_page_runs(
+    page: Path, tiny: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setenv("PILOTFISH_CACHE", str(tmp_path_factory.getbasetemp() / "docs-cache"))
+    monkeypatch.chdir(tmp_path)
+    code = program(page)
+    assert "pilotfish.load(" not in code or MODEL in code, "a page loads the model by the name that is replaced here"
+    script = tmp_path / f"{page.stem.replace('-', '_')}_page.py"
+    script.write_text(code.replace(MODEL, repr(str(tiny))), "utf-8")
+    runpy.run_path(str(script))
+
+
+def test_there_are_programs_to_run() -> None:
+    wanted = {"README.md", "docs/how-a-round-works.md", "docs/exactness.md", "docs/adding-a-proposer.md"}
+    assert wanted <= {name_of(page) for page in PROGRAMS}
+
+
+def commands(text: str) -> Iterator[list[str]]:
+    """The arguments of every `pilotfish` in a line of shell, pipes and redirections apart."""
+    lexer = shlex.shlex(text, posix=True, punctuation_chars=True)
+    lexer.whitespace_split, lexer.commenters = True, "#"
+    words: list[str] = []
+    for word in [*lexer, ";"]:
+        if set(word) <= set("();<>|&"):
+            if "pilotfish" in words[:1]:
+                yield words[1:]
+            words = [] if set(word) <= set("();|&") else ["(file)"]
+        elif word != "$" and not (not words and re.fullmatch(r"\w+=.*", word)):
+            words.append(word)
+
+
+def documented_commands() -> Iterator[tuple[str, list[str]]]:
+    """(where, arguments); what only names a command in a sentence, `pilotfish inspect`, asks for its help."""
+    for page in PAGES:
+        lines = [
+            line
+            for language, _, code in blocks(page)
+            for line in code
+            if language in ("bash", "sh") or (language == "console" and line.startswith("$ "))
+        ]
+        named = re.findall(r"(?<!`)`(pilotfish [^`]*)`", prose(page))
+        for line in lines + [f"{c} --help" if re.fullmatch(r"[a-z ]+", c) else c for c in named]:
+            for arguments in commands(line):
+                yield f"{name_of(page)}: {line}", arguments
+
+
+def parse(arguments: list[str]) -> None:
+    """Run the command line's own parser over the arguments, and nothing else. Raises what it raises."""
+    command: Any = typer.main.get_command(app)
+    names: list[str] = []
+    while hasattr(command, "commands") and arguments and not arguments[0].startswith("-"):
+        assert arguments[0] in command.commands, f"there is no command {' '.join([*names, arguments[0]])}"
+        command, names, arguments = command.commands[arguments[0]], [*names, arguments[0]], arguments[1:]
+    if not hasattr(command, "commands") and "--help" not in arguments:
+        command.make_context(" ".join(names), arguments)
+
+
+@pytest.mark.parametrize(("line", "arguments"), [pytest.param(*c, id=c[0]) for c in documented_commands()])
+def test_documented_command_line_parses(line: str, arguments: list[str]) -> None:
+    parse(arguments)
+
+
+def test_the_parser_refuses_what_does_not_exist() -> None:
+    for line, said in {
+        "pilotfish run m --nonsense": "nonsense",
+        "pilotfish fly --help": "fly",
+        "pilotfish run --json": "model",
+        "pilotfish bench run m --tokens many": "valid integer",
+    }.items():
+        (arguments,) = commands(line)
+        with pytest.raises(Exception, match=said):  # of typer's own classes, which it keeps to itself
+            parse(arguments)
+
+
+def test_shell_lines_are_taken_apart() -> None:
+    line = "$ PILOTFISH_CACHE=big cat a.txt | pilotfish run m 'two words' > out.txt && pilotfish doctor  # why"
+    assert list(commands(line)) == [["run", "m", "two words"], ["doctor"]]
+
+
+def all_options() -> set[str]:
+    found: set[str] = set()
+    todo: list[Any] = [typer.main.get_command(app)]
+    while todo:
+        command = todo.pop()
+        todo += getattr(command, "commands", {}).values()
+        found.update(option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts))
+    return found
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *(ROOT / "docs").glob("*.md")], ids=name_of)
+def test_named_options_exist(page: Path) -> None:
+    named = set(re.findall(r"(?<!`)`(--[a-z][a-z-]*)", prose(page)))
+    assert named <= all_options()
+
+
+def test_readme_names_every_option_of_run() -> None:
+    command: Any = typer.main.get_command(app)
+    options = {o for p in command.commands["run"].params for o in p.opts if o.startswith("--")}
+    assert {o for o in options if f"`{o}" not in prose(ROOT / "README.md")} == set()
+
+
+def test_named_extras_exist() -> None:
+    extras = set(metadata.metadata("pilotfish").get_all("Provides-Extra") or [])
+    named = {x for page in PAGES for x in re.findall(r"pip install [^`\n]*\[(\w+)\]", page.read_text("utf-8"))}
+    assert {"demo", "dev"} <= named <= extras
+
+
+def anchors(page: Path) -> set[str]:
+    """Anchors of a page's headings, made as GitHub makes them."""
+    titles = re.findall(r"^#+ (.*)$", prose(page), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_relative_links_resolve(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if "://" in target or target.startswith("mailto:"):
+            continue
+        path, _, anchor = target.partition("#")
+        linked = (page.parent / path).resolve() if path else page
+        assert linked.exists(), target
+        assert linked.is_relative_to(ROOT), target
+        if anchor:
+            assert anchor in anchors(linked), target
