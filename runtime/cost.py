@@ -16,7 +16,6 @@ from .interfaces import Indices, ModelInfo, Probs, Session
 from .rows import PROBED_WIDTHS, RowClasses, classify
 
 _N_CONTEXT = 8  # entries before the probe's steps
-_N_TOKENS = 24  # tokens run in steps of every width
 _SPEED_RATE = 0.1  # how fast the machine's present speed is followed
 _WIDTH_RATE = 0.05  # how fast one width's own error is followed, when it was seen a step ago
 _STALE_RATE = 0.5  # and when it was seen long ago
@@ -106,22 +105,22 @@ class Calibration:
 def calibrate(session: Session, widths: tuple[int, ...] = PROBED_WIDTHS) -> Calibration:
     """Time and compare steps of every width over the same tokens. The session must be empty and is left empty."""
     room = session.max_context - _N_CONTEXT
-    tokens = (np.arange(_N_CONTEXT + max(_N_TOKENS, max(widths)), dtype=np.int64) * 37 + 11) % session.info.vocab_size
+    n_tokens = min(max(widths), room)  # every width runs all of them, so that every row of the widest is compared
+    tokens = (np.arange(_N_CONTEXT + 2 * max(widths), dtype=np.int64) * 37 + 11) % session.info.vocab_size
     logits, seconds = {}, {}
     session.truncate(0)
     session.forward(tokens[:_N_CONTEXT], n_logits=0)
     for width in (w for w in widths if w <= room):
-        session.forward(tokens[_N_CONTEXT : _N_CONTEXT + width], n_logits=width)  # the first step at a width is slower
-        session.truncate(_N_CONTEXT)
+        n_steps = min(max(-(-n_tokens // width), 2), room // width)
         rows, times = [], []
-        n_steps = max(1, min(_N_TOKENS, room) // width)
         for start in range(_N_CONTEXT, _N_CONTEXT + n_steps * width, width):
             began = time.perf_counter()
             step = session.forward(tokens[start : start + width], n_logits=width)
             times.append(time.perf_counter() - began)
             rows.append(step.logits.copy())
         session.truncate(_N_CONTEXT)
-        logits[width], seconds[width] = np.concatenate(rows), float(np.median(times))
+        logits[width] = np.concatenate(rows)
+        seconds[width] = float(np.median(times[1:] or times))  # the first step at a width is slower
     session.truncate(0)
     curve = CostCurve(np.array(sorted(seconds)), np.array([seconds[w] for w in sorted(seconds)]))
     return Calibration(curve, classify(logits))

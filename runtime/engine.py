@@ -60,9 +60,13 @@ def generate(
         began = time.perf_counter()
         proposal = drafting.propose(proposers, context[:n], _room(target, n, end))
         step, width, verify_s = _forward(target, context[n - 1], proposal.draft)
-        verdict = _verify(proposal.draft, step, sampling, context[:n], len(prompt), rng)
-        if proposal.draft.parents is not None:
-            target.accept(np.array([0, *verdict.rows], dtype=np.int64), width)
+        try:
+            verdict = _verify(proposal.draft, step, sampling, context[:n], len(prompt), rng)
+            if proposal.draft.parents is not None:
+                target.accept(np.array([0, *verdict.rows], dtype=np.int64), width)
+        except BaseException:  # a processor that raises, Ctrl-C: the cache must not keep what was not judged
+            target.truncate(n - 1)
+            raise
         tokens, reason = _commit(proposal.draft, verdict, limits.stop_ids, end - n)
         context[n : n + len(tokens)] = tokens
         n += len(tokens)

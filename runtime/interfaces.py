@@ -157,7 +157,10 @@ class Session(Protocol):
         ...
 
     def accept(self, rows: Indices) -> None:
-        """After a tree: keep, of the last forward pass, only these rows, a path from row 0 downwards."""
+        """After a tree: keep, of the last forward pass, only these rows, a path from row 0 downwards.
+
+        A tree must be settled, by this or by truncating to before its first branch, before anything else is done.
+        """
         ...
 
     def keep(self, entries: Indices) -> None:

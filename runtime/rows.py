@@ -12,11 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .errors import EngineError
 from .interfaces import Floats
 
 MAX_WIDTH = 33  # widest decode step: 32 drafts and the row before them
-PROBED_WIDTHS = (1, 2, 3, 4, 5, 6, 8, 9, 12, 16, 17, 24, 32, 33)
+PROBED_WIDTHS = (1, 2, 3, 4, 5, 8, 9, 16, 17, 32, 33)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,16 +56,12 @@ class RowClasses:
     def rule(self) -> RowRule:
         """The widths of the class to stay in: the one with the narrowest step among those with room for a draft.
 
+        Where no two widths agree, every step has one and the same width, the narrowest that has room for a draft.
+
         Between two neighbouring probed widths of one class every width is taken to belong to it: kernels change at
         thresholds and at multiples, and both are probed.
-        Raises EngineError where no two widths agree.
         """
-        roomy = [c for c in self.classes if c[-1] > 1 and len(c) > 1]
-        if not roomy:
-            raise EngineError(
-                "no two step widths of this engine give the same bits, so speculation cannot be exact here. "
-                "Use exact=False (text may differ from plain decoding by kernel noise) or another cache type."
-            )
+        roomy = [c for c in self.classes if len(c) > 1] or [c for c in self.classes if c[0] > 1] or list(self.classes)
         best = min(roomy, key=lambda c: c[0])
         probed = sorted(w for c in self.classes for w in c)
         widths = set(best)

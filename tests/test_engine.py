@@ -253,10 +253,29 @@ def test_row_rule_stays_in_the_class_with_the_narrowest_step() -> None:
     assert RowClasses(((1,), (2, 3, 8, 9))).rule().widths == (2, 3, 4, 5, 6, 7, 8, 9)
     assert RowClasses(((1, 2, 3), (4,), (8, 16))).rule().widths == (1, 2, 3)
     assert RowClasses(((1, 8, 16), (2,), (3, 4))).rule().widths == (1, *range(8, 17))
-    with pytest.raises(EngineError, match="exact=False"):
-        RowClasses(((1,), (2,), (3,))).rule()
+    assert RowClasses(((1,), (2,), (3,))).rule().widths == (2,)
+    assert RowClasses(((1,),)).rule().widths == (1,)
     rule = RowRule((2, 4, 8))
     assert [rule.fit(n) for n in (1, 2, 3, 8)] == [2, 2, 4, 8]
     assert [rule.floor(n) for n in (1, 3, 9)] == [None, 2, 8]
     with pytest.raises(ValueError, match="widest is 8"):
         rule.fit(9)
+
+
+@pytest.mark.parametrize("proposer", [Random(0, False), OneHotTree()])
+def test_a_processor_that_raises_leaves_a_true_cache(proposer: Proposer) -> None:
+    calls: list[int] = []
+
+    def fails_late(logits: np.ndarray, context: Tokens) -> np.ndarray:
+        calls.append(len(context))
+        if len(calls) == 4:
+            raise RuntimeError("a bug in the caller's processor")
+        return logits
+
+    sequence = CachedSequence(ToyWeights(V).session())
+    with pytest.raises(RuntimeError):
+        tokens(
+            run([1, 2, 3], (proposer,), policy=Fixed(4), sequence=sequence, sampling=Sampling(processors=(fails_late,)))
+        )
+    assert sequence.tokens.tolist() == [e.token for e in sequence.session.entries]  # type: ignore[attr-defined]
+    assert tokens(run([1, 2, 3], sequence=sequence)) == tokens(run([1, 2, 3]))

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from real_weights import smollm2
 
-from pilotfish.runtime.bundle import cache_dir
 from pilotfish.runtime.errors import (
     CacheWriteError,
     ModelFileError,
@@ -196,13 +195,6 @@ def test_an_emoji_over_several_tokens() -> None:
     cut = TOKENIZER.stream()
     assert cut.push(ids[:3]) == ""
     assert cut.finish() == "\ufffd" == TOKENIZER.decode(ids[:3])
-
-
-def smollm2() -> Path:
-    path = Path(os.environ.get("PILOTFISH_TEST_MODEL") or cache_dir() / "models/smollm2-135m-instruct-q4_1.gguf")
-    if not path.is_file():
-        pytest.skip("no SmolLM2: set PILOTFISH_TEST_MODEL or run `pilotfish pull smollm2-135m`")
-    return path
 
 
 @pytest.mark.real
