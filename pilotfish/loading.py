@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +16,9 @@ from .runtime.chat_template import ChatTemplate
 from .runtime.cost import Calibration, CostCurve, calibrate, facts_key
 from .runtime.draft_length import RenewalReward
 from .runtime.errors import ModelFileError, ModelNotFoundError, OptionError, UnsupportedModelError
-from .runtime.interfaces import DraftLengthPolicy, Weights
+from .runtime.interfaces import DraftLengthPolicy, Proposer, Weights
 from .runtime.model import DraftWeights, Model
+from .runtime.proposers import Suffix
 from .runtime.rows import RowClasses
 from .runtime.tokenizer import Tokenizer
 
@@ -37,6 +38,7 @@ def load(
     max_context: int | None = None,
     threads: int | None = None,
     exact: bool = True,
+    proposers: Sequence[Proposer] = (Suffix(),),
     progress: Progress | None = None,
 ) -> Model:
     """A model, ready to generate.
@@ -50,6 +52,7 @@ def load(
     max_context: entries the cache may hold; the default is what the model was trained for.
     threads: None is the number of usable cores.
     exact: all steps in one row class, so that drafts cannot change a bit; False lifts it for speed.
+    proposers: who drafts besides a draft model; the default looks the text's end up in the text before it.
     progress: called while files are fetched and converted, which happens once.
 
     Raises ModelNotFoundError, ModelFileError, UnsupportedModelError, EngineMissingError, OptionError, DownloadError
@@ -72,6 +75,7 @@ def load(
             calibration,
             draft=assistant,
             policy=policy,
+            proposers=proposers,
             exact=exact,
             max_context=max_context,
         )

@@ -38,7 +38,10 @@ class Acceptance:
 
     def observe(self, draft: Draft, rows: tuple[int, ...]) -> None:
         """Learn from a verified draft. rows: the accepted rows; children of any other row were never judged."""
-        if draft.expected is None or not len(draft):
+        if not len(draft):
+            return
+        if draft.expected is None:
+            self._learn_by_depth(draft, rows)
             return
         stated = conditional(draft)
         if draft.parents is None:  # judged: the accepted tokens and the one that was rejected
@@ -48,6 +51,12 @@ class Acceptance:
         else:
             judged = np.isin(draft.parents, (0, *rows))
             self._learn(stated[judged], np.isin(np.arange(1, len(draft) + 1), rows)[judged])
+
+    def _learn_by_depth(self, draft: Draft, rows: tuple[int, ...]) -> None:
+        """A proposer that states no confidence has a record by depth instead; a tree counts as its first level."""
+        judged = len(rows) + 1 if draft.parents is None else 1
+        for depth in range(min(judged, len(draft), _MAX_DEPTH)):
+            self._typical[depth] += 0.1 * (float(depth < len(rows)) - self._typical[depth])
 
     def _learn(self, stated: Probs, accepted: npt.NDArray[np.bool_]) -> None:
         bins = np.searchsorted(_EDGES, stated, side="right").tolist()

@@ -37,6 +37,7 @@ class CostCurve:
         self.speed = 1.0
         self._base: Probs = np.interp(np.arange(int(widths[-1]) + 1), widths, base)
         self._correction = np.ones(len(self._base))
+        self._grid: Probs = self._base  # speed * correction * base
         self._age = np.ones(len(self._base))  # steps since this width was last run
         run = int(widths[-1] - widths[0])
         self._tail = max(float((base[-1] - base[0]) / run), 0.0) if run else float(base[0])
@@ -46,14 +47,19 @@ class CostCurve:
 
     def seconds(self, width: int) -> float:
         """Expected seconds of one step."""
-        return float(self.seconds_of(np.array([width]))[0])
+        return float(self._grid[width] if width < len(self._grid) else self.seconds_of(np.array([width]))[0])
 
     def seconds_of(self, widths: Indices) -> Probs:
-        """Expected seconds of a step of each of these widths, (m,) to (m,). Beyond the widest measured: its slope."""
-        last = len(self._base) - 1
-        inside = np.minimum(widths, last)
-        base = self._base[inside] + np.maximum(widths - last, 0) * self._tail
-        seconds: Probs = self.speed * self._correction[inside] * base
+        """Expected seconds of a step of each of these ascending widths, (m,) to (m,).
+
+        Beyond the widest that was measured, the slope of the whole curve goes on.
+        """
+        last = len(self._grid) - 1
+        if int(widths[-1]) <= last:
+            inside: Probs = self._grid[widths]
+            return inside
+        beyond = np.maximum(widths - last, 0) * self._tail * self.speed * self._correction[last]
+        seconds: Probs = self._grid[np.minimum(widths, last)] + beyond
         return seconds
 
     def observe(self, width: int, n_entries: int, seconds: float) -> None:
@@ -69,6 +75,7 @@ class CostCurve:
             np.clip(self._correction, 1 / _MOST_CORRECTION, _MOST_CORRECTION, out=self._correction)
             self._age += 1.0
             self._age[width] = 1.0
+        self._grid = self.speed * self._correction * self._base
 
     def to_facts(self) -> dict[str, list[float]] | None:
         """The refined curve, to keep between runs; None where long contexts have bent it. What moved all widths alike

@@ -13,7 +13,6 @@ from .interfaces import EMPTY_DRAFT, Budget, Draft, DraftLengthPolicy, Forecast,
 from .rows import RowRule
 
 _CHEAP = 0.1  # of a plain step: a proposer whose whole call costs less is asked first and judged by its draft
-_OVERHEAD_RATE = 0.1
 _HICCUP_S = 1e-3
 _STALE = 64  # rounds after which a proposer that lost to another is heard again
 
@@ -88,7 +87,6 @@ class Drafting:
         self._records: dict[str, _Record] = {}
         self._fitted = np.array([rows.fit(k + 1) for k in range(rows.maximum)])  # width of a step with k drafts
         self._since_plain = 0  # rounds since a step of minimal width
-        self._overhead_s = 0.0  # our own code in a round with a draft, beyond one without
 
     def propose(self, proposers: tuple[Proposer, ...], context: Tokens, max_tokens: int) -> Proposal:
         """The draft of this round: the best of the cheap proposers' drafts, or a dearer proposer's where that
@@ -143,24 +141,26 @@ class Drafting:
         self._since_plain = self._since_plain + 1 if width > self.rows.minimum else 0
         if proposal.proposer is not None:
             self._record(proposal.proposer).acceptance.observe(proposal.draft, rows)
-            other_s = seconds - proposal.draft_s - verify_s
-            self._overhead_s += _OVERHEAD_RATE * (other_s - self._overhead_s)
 
-    def forecast(self, paths: Probs, chances: Probs, token_s: float) -> Forecast:
-        """What k = 0..len(paths) drafted tokens bring and cost. paths: chance that each token's path is accepted."""
-        k = np.arange(len(paths) + 1)
-        verify = self.costs.seconds_of(self._fitted[: len(k)])
-        overhead = np.where(k > 0, self._overhead_s, 0.0)
-        return Forecast(
-            accepted=np.concatenate([[0.0], np.cumsum(paths)]),
-            seconds=verify + token_s * k + overhead,
-            confidence=np.concatenate([[1.0], chances]),
-        )
+    def forecast(self, paths: Probs, chances: Probs, token_s: float, record: _Record | None = None) -> Forecast:
+        """What k = 0..len(paths) drafted tokens bring and cost.
+
+        paths: chance that each token's path is accepted; chances: that of each token given its parent.
+        token_s: seconds that drafting a token would still take; record: of the proposer.
+        """
+        n = len(paths) + 1
+        accepted, confidence = np.zeros(n), np.ones(n)
+        np.cumsum(paths, out=accepted[1:])
+        confidence[1:] = chances
+        seconds = self.costs.seconds_of(self._fitted[:n])
+        if token_s:
+            seconds = seconds + token_s * np.arange(n)
+        idle, probes = (0, 0) if record is None else (record.idle, record.probes)
+        return Forecast(accepted, seconds, confidence, idle, probes)
 
     def _forecast_record(self, record: _Record, k: int) -> Forecast:
         chances = record.acceptance.typical(k)
-        forecast = self.forecast(chain_chances(chances), chances, record.token_s)
-        return replace(forecast, idle=record.idle, probes=record.probes)
+        return self.forecast(chain_chances(chances), chances, record.token_s, record)
 
     def _cut(self, draft: Draft, record: _Record) -> tuple[Draft, float, bool]:
         """The part of a draft that pays, its value, and whether the verifier may be given something else instead.
@@ -172,8 +172,7 @@ class Drafting:
             chances = record.acceptance.typical(len(draft))
         else:
             chances = record.acceptance.calibrate(conditional(draft))
-        forecast = self.forecast(path_chances(draft, chances), chances, 0.0)  # drafting is paid for
-        forecast = replace(forecast, idle=record.idle, probes=record.probes)
+        forecast = self.forecast(path_chances(draft, chances), chances, 0.0, record)  # drafting is paid for
         if draft.laws is not None:
             record.asked(forecast, len(draft))
             return draft, self.policy.value(forecast, len(draft)), False

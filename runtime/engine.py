@@ -47,7 +47,8 @@ def generate(
     end = _end(target, prompt, limits)
     context = np.empty(end, dtype=np.int64)
     context[: len(prompt)] = prompt
-    n = len(prompt)
+    committed, n = context.view(), len(prompt)
+    committed.flags.writeable = False  # proposers and processors look at it
     try:
         target.cover(prompt[:-1], cancelled=limits.cancelled, progress=limits.progress)
     except Cancelled:
@@ -58,10 +59,10 @@ def generate(
             yield _CANCELLED
             return
         began = time.perf_counter()
-        proposal = drafting.propose(proposers, context[:n], _room(target, n, end))
+        proposal = drafting.propose(proposers, committed[:n], _room(target, n, end))
         step, width, verify_s = _forward(target, context[n - 1], proposal.draft)
         try:
-            verdict = _verify(proposal.draft, step, sampling, context[:n], len(prompt), rng)
+            verdict = _verify(proposal.draft, step, sampling, committed[:n], len(prompt), rng)
             if proposal.draft.parents is not None:
                 target.accept(np.array([0, *verdict.rows], dtype=np.int64), width)
         except BaseException:  # a processor that raises, Ctrl-C: the cache must not keep what was not judged
@@ -131,6 +132,11 @@ def _forward(target: CachedSequence, last: int, draft: Draft) -> tuple[Floats, i
         if "tree" not in target.session.abilities:
             raise AbilityError(
                 f"the {target.session.info.engine} engine cannot verify trees; use a proposer that drafts chains."
+            )
+        if not target.rows.trees:
+            raise OptionError(
+                "a proposer drafted a tree, and trees are not bit for bit what chains are, as exact=True promises. "
+                "Use a proposer that drafts chains, or load the model with exact=False."
             )
         parents = np.concatenate([[0], draft.parents, np.zeros(width - n_rows, dtype=np.int64)])
     began = time.perf_counter()

@@ -61,6 +61,7 @@ class Model:
 
     target: the weights to answer with; draft: None, or a smaller model with the same vocabulary.
     policy: how many tokens to draft; None is plain decoding.
+    proposers: who drafts besides the draft model.
     exact: stay in one row class, so that plain and speculative text are the same bits by construction.
     """
 
@@ -73,6 +74,7 @@ class Model:
         *,
         draft: DraftWeights | None = None,
         policy: DraftLengthPolicy | None = None,
+        proposers: Sequence[Proposer] = (Suffix(),),
         exact: bool = True,
         max_context: int | None = None,
     ) -> None:
@@ -81,6 +83,7 @@ class Model:
         self.calibration = calibration
         self.exact = exact
         self.policy = policy
+        self._lookups = tuple(proposers)
         self._target = target
         self._draft = draft
         rows = calibration.rows.rule() if exact else ANY_WIDTH
@@ -235,10 +238,10 @@ class Model:
         if self.policy is None:
             return ()
         if self._draft_sequence is None:
-            return (Suffix(),)
+            return self._lookups
         rng = np.random.default_rng(seed)
         vocab_size = self.info.vocab_size
-        return Suffix(), DraftModel(self._draft_sequence, sampling, n_prompt, rng, vocab_size)
+        return *self._lookups, DraftModel(self._draft_sequence, sampling, n_prompt, rng, vocab_size)
 
     def _run(
         self,

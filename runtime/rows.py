@@ -23,6 +23,7 @@ class RowRule:
     """The widths a generation may use, ascending; a step is padded to the next of them."""
 
     widths: tuple[int, ...]
+    trees: bool = True  # whether a tree may be verified: its bits are those of no chain
 
     @property
     def minimum(self) -> int:
@@ -68,7 +69,7 @@ class RowClasses:
         for low, high in itertools.pairwise(probed):
             if low in best and high in best:
                 widths.update(range(low, high))
-        return RowRule(tuple(sorted(widths)))
+        return RowRule(tuple(sorted(widths)), trees=False)
 
 
 def classify(logits_by_width: dict[int, Floats]) -> RowClasses:

@@ -170,3 +170,12 @@ def test_siblings_of_an_accepted_child_were_judged_and_cousins_were_not() -> Non
     accepted, refused, rejected, unjudged = record.calibrate(np.array([0.65, 0.25, 0.93, 0.82]))
     assert accepted > 0.9 and refused < 0.1 and rejected < 0.15
     assert unjudged == pytest.approx(0.82)
+
+
+def test_a_proposer_that_states_nothing_is_known_by_its_record() -> None:
+    record = Acceptance()
+    draft = Draft(np.zeros(3, dtype=np.int64))
+    for _ in range(100):
+        record.observe(draft, (1,))  # the first is always right, the second never, the third is not judged
+    first, second, third = record.typical(3)
+    assert first > 0.95 and second < 0.05 and third == pytest.approx(0.7)

@@ -16,7 +16,8 @@ import pilotfish
 from pilotfish import Model, Sampling, load
 from pilotfish.runtime.draft_length import Fixed
 from pilotfish.runtime.errors import ChatTemplateError, ContextFullError, OptionError
-from pilotfish.runtime.interfaces import Round
+from pilotfish.runtime.interfaces import Budget, Draft, Round
+from pilotfish.runtime.proposers import Suffix
 from pilotfish.runtime.stopping import TextAssembler
 from pilotfish.runtime.storage import cache_dir
 
@@ -192,6 +193,30 @@ def test_a_model_without_a_template_takes_text_only(tmp_path: Path) -> None:
             loaded.chat()
         with pytest.raises(ChatTemplateError, match="give it a text"):
             loaded.generate([{"role": "user", "content": "hi"}])
+
+
+def test_proposers_of_ones_own_and_trees_only_where_bits_may_differ(path: Path, plain: Model) -> None:
+    expected = plain.generate(PROMPT, max_new_tokens=30).token_ids
+
+    class Oracle:
+        """Knows the answer, states no confidence, and tries to write where it may only read."""
+
+        name = "oracle"
+
+        def propose(self, context: np.ndarray, budget: Budget) -> Draft:
+            with pytest.raises(ValueError, match="read-only"):
+                context[0] = 1
+            done = len(context) - plain.generate(PROMPT, max_new_tokens=1).stats.n_prompt
+            return Draft(np.array(expected[done : done + budget.max_tokens], dtype=np.int64))
+
+    with load(path, speculate=Fixed(4), proposers=[Oracle()]) as loaded:
+        result = loaded.generate(PROMPT, max_new_tokens=30)
+        assert result.token_ids == expected and result.stats.acceptance == 1.0
+    trees = load(path, speculate=Fixed(4), proposers=[Suffix(branches=2)])
+    with trees, pytest.raises(OptionError, match="exact=False"):
+        trees.generate("the the the the", max_new_tokens=30)
+    with load(path, speculate=Fixed(4), proposers=[Suffix(branches=2)], exact=False) as loaded:
+        assert loaded.generate("the the the the", max_new_tokens=30).stats.drafted > 0
 
 
 def test_a_closed_model_says_so(path: Path) -> None:
