@@ -19,6 +19,7 @@ _N_CONTEXT = 8  # entries before the probe's steps
 _SPEED_RATE = 0.1  # how fast the machine's present speed is followed
 _WIDTH_RATE = 0.05  # how fast one width's own error is followed, when it was seen a step ago
 _STALE_RATE = 0.5  # and when it was seen long ago
+_WORTH_CORRECTING = 0.002  # smaller steps are noise, and arrays take time
 _MOST_CORRECTION = 8.0  # a curve that is further off than this belongs to another machine
 _SHORT_CONTEXT = 1024  # entries up to which a step belongs to the curve that is kept
 
@@ -37,8 +38,8 @@ class CostCurve:
         self.speed = 1.0
         self._base: Probs = np.interp(np.arange(int(widths[-1]) + 1), widths, base)
         self._correction = np.ones(len(self._base))
-        self._grid: Probs = self._base  # speed * correction * base
-        self._age = np.ones(len(self._base))  # steps since this width was last run
+        self._grid: Probs = self._base  # correction * base
+        self._age = np.zeros(len(self._base))  # steps since this width was last run
         run = int(widths[-1] - widths[0])
         self._tail = max(float((base[-1] - base[0]) / run), 0.0) if run else float(base[0])
         apart = np.abs(np.arange(len(self._base))[:, None] - np.arange(len(self._base)))
@@ -47,7 +48,9 @@ class CostCurve:
 
     def seconds(self, width: int) -> float:
         """Expected seconds of one step."""
-        return float(self._grid[width] if width < len(self._grid) else self.seconds_of(np.array([width]))[0])
+        if width < len(self._grid):
+            return self.speed * float(self._grid[width])
+        return float(self.seconds_of(np.array([width]))[0])
 
     def seconds_of(self, widths: Indices) -> Probs:
         """Expected seconds of a step of each of these ascending widths, (m,) to (m,).
@@ -56,10 +59,10 @@ class CostCurve:
         """
         last = len(self._grid) - 1
         if int(widths[-1]) <= last:
-            inside: Probs = self._grid[widths]
+            inside: Probs = self.speed * self._grid[widths]
             return inside
-        beyond = np.maximum(widths - last, 0) * self._tail * self.speed * self._correction[last]
-        seconds: Probs = self._grid[np.minimum(widths, last)] + beyond
+        beyond = np.maximum(widths - last, 0) * self._tail * self._correction[last]
+        seconds: Probs = self.speed * (self._grid[np.minimum(widths, last)] + beyond)
         return seconds
 
     def observe(self, width: int, n_entries: int, seconds: float) -> None:
@@ -68,14 +71,16 @@ class CostCurve:
         error = math.log(min(max(seconds / self.seconds(width), 0.5), 2.0))
         self._short = self._short and n_entries <= _SHORT_CONTEXT
         self.speed *= math.exp(_SPEED_RATE * error)
-        if width < len(self._base):
-            rate = min(1.0 - (1.0 - _WIDTH_RATE) ** self._age[width], _STALE_RATE)
+        self._age += 1.0
+        if width >= len(self._base):
+            return
+        rate = min(1.0 - (1.0 - _WIDTH_RATE) ** float(self._age[width]), _STALE_RATE)
+        self._age[width] = 0.0
+        if abs(rate * error) > _WORTH_CORRECTING:
             # Neighbours move with this width, never further, so that a width nobody runs cannot drift away alone.
             self._correction *= np.exp(rate * error * self._near[width])
             np.clip(self._correction, 1 / _MOST_CORRECTION, _MOST_CORRECTION, out=self._correction)
-            self._age += 1.0
-            self._age[width] = 1.0
-        self._grid = self.speed * self._correction * self._base
+            self._grid = self._correction * self._base
 
     def to_facts(self) -> dict[str, list[float]] | None:
         """The refined curve, to keep between runs; None where long contexts have bent it. What moved all widths alike

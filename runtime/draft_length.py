@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .errors import OptionError
-from .interfaces import Forecast, Probs
+from .interfaces import Forecast
 
 _RATE_STEP = 0.1  # weight of the newest round in the running rate
 _MARGIN = 1.02  # drafting must promise this much more than not drafting: estimates are noisy
@@ -77,19 +77,20 @@ class RenewalReward:
         paying = rates > rates[0] * _MARGIN
         paying[0] = False
         if paying.any():
-            return int(np.where(paying, self._worth(forecast), -np.inf).argmax())
+            worth = forecast.accepted - self._rate(forecast) * forecast.seconds
+            worth[~paying] = -np.inf
+            return int(worth.argmax())
         wait = min(_FIRST_PROBE << min(forecast.probes, 8), _LAST_PROBE)
         return 1 if len(rates) > 1 and forecast.idle >= wait else 0
 
     def value(self, forecast: Forecast, k: int) -> float:
-        return float(self._worth(forecast)[k])
+        return 1.0 + float(forecast.accepted[k]) - self._rate(forecast) * float(forecast.seconds[k])
 
     def observe(self, n_tokens: int, seconds: float) -> None:
         self._tokens += _RATE_STEP * (n_tokens - self._tokens)
         self._seconds += _RATE_STEP * (seconds - self._seconds)
 
-    def _worth(self, forecast: Forecast) -> Probs:
+    def _rate(self, forecast: Forecast) -> float:
+        """Tokens per second: the running rate, but never less than what a plain step brings."""
         running = self._tokens / self._seconds if self._seconds else 0.0
-        rate = max(running, float(forecast.rates[0]))
-        worth: Probs = (1.0 + forecast.accepted) - rate * forecast.seconds
-        return worth
+        return max(running, 1.0 / float(forecast.seconds[0]))

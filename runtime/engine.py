@@ -147,8 +147,10 @@ def _forward(target: CachedSequence, last: int, draft: Draft) -> tuple[Floats, i
 def _verify(
     draft: Draft, logits: Floats, sampling: Sampling, context: Tokens, n_prompt: int, rng: np.random.Generator
 ) -> Verdict:
+    grows = sampling.looks_at_context  # else the path need not be appended for every row
+
     def law_at(row: int, path: tuple[int, ...]) -> Law:
-        sequence = np.concatenate([context, np.array(path, dtype=np.int64)]) if path else context
+        sequence = np.concatenate([context, np.array(path, dtype=np.int64)]) if path and grows else context
         return sampling.law(logits[row], sequence, n_prompt)
 
     return verify(draft, law_at, rng)

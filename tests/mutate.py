@@ -44,7 +44,7 @@ MUTANTS = (
     Mutant(
         "penalties do not see the drafted path",
         "runtime/engine.py",
-        "sequence = np.concatenate([context, np.array(path, dtype=np.int64)]) if path else context",
+        "sequence = np.concatenate([context, np.array(path, dtype=np.int64)]) if path and grows else context",
         "sequence = context",
     ),
     Mutant(

@@ -18,6 +18,7 @@ from ..interfaces import EMPTY_DRAFT, Budget, Draft, Indices, Tokens
 _MAX_MATCH = 64
 _MAX_LEVELS = 3  # distinct sets of occurrences looked at, longest match first
 _MAX_OCCURRENCES = 256  # most recent ones that vote
+_VOTED = 4  # tokens that occurrences vote on; behind them the most recent one that is left is followed
 _FLOOR = 0.02  # a path less likely than this is not followed
 
 
@@ -98,8 +99,8 @@ def _chain(context: Tokens, ends: Indices, match: int, k: int) -> Draft:
     expected = np.empty(k)
     at, path, drafted = ends + 1, 1.0, 0
     while drafted < k:
-        if len(at) == 1:
-            _copy(text, int(at[0]), n + drafted)
+        if len(at) == 1 or drafted == _VOTED:
+            _copy(text, int(at[-1]), n + drafted)
             match += drafted
             expected[drafted:] = path * np.cumprod(1.0 / (1.0 + 1.0 / (match + np.arange(k - drafted))))
             drafted = k
