@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ..exporters.catalogue import CATALOGUE
 from ..runtime.errors import OptionError, PilotfishError
 
 if TYPE_CHECKING:  # imported when it is needed: `--help` should not wait for it
@@ -190,9 +191,8 @@ def demo(
 
 
 @app.command()
-def pull(name: Annotated[str, typer.Argument(help="Catalogue name; see `pilotfish pull --help`.")]) -> None:
+def pull(name: Annotated[str, typer.Argument(help=f"One of: {', '.join(CATALOGUE)}.")]) -> None:
     """Fetch a model of the catalogue into the cache and print where it is."""
-    from ..exporters.catalogue import CATALOGUE
     from ..loading import resolve
 
     if name not in CATALOGUE:
