@@ -8,10 +8,10 @@ import time
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from test_tokenizer import END, START, TOKENIZER
 
 from pilotfish.runtime.chat_template import ChatTemplate, Message, encode_chat
 from pilotfish.runtime.errors import ChatTemplateError
-from tests.test_tokenizer import END, START, TOKENIZER
 
 CHATML = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
