@@ -12,13 +12,12 @@ from rich.text import Text
 from ..runtime.model import Model
 from ..runtime.result import Stats
 
-PROMPT = """Rewrite this function with the name `total_price` instead of `calc` and type hints, and repeat it whole:
+PROMPT = """Repeat this poem, then say in one sentence what it is about.
 
-def calc(items, tax):
-    subtotal = 0
-    for item in items:
-        subtotal = subtotal + item["price"] * item["count"]
-    return subtotal + subtotal * tax
+The little fish swims far ahead,
+the big one follows where it led,
+and when the guess is right, they glide
+together on the evening tide.
 """
 _N_TOKENS = 160
 _PASSES = 3
@@ -52,6 +51,9 @@ def run_demo(model: Model, prompt: str | None) -> None:
     out.print(_table(stats))
     same = "the same text, token by token" if texts["plain"] == texts["speculative"] else "A DIFFERENT TEXT: a bug"
     out.print(f"Speculative and plain decoding gave {same}. Green: rounds in which drafts were accepted.")
+    out.print(
+        "Drafts come from the text so far, so answers that repeat their prompt gain most; pilotfish bench run has others."
+    )
     memory = psutil.Process().memory_info().rss / 2**20
     last = stats["speculative"][-1]
     out.print(f"KV cache {last.kv_bytes / 2**20:.0f} MiB, process {memory:.0f} MiB, {last.engine} on {last.device}.")
