@@ -52,7 +52,7 @@ def run_demo(model: Model, prompt: str | None) -> None:
     same = "the same text, token by token" if texts["plain"] == texts["speculative"] else "A DIFFERENT TEXT: a bug"
     out.print(f"Speculative and plain decoding gave {same}. Green: rounds in which drafts were accepted.")
     out.print(
-        "Drafts come from the text so far, so answers that repeat their prompt gain most; pilotfish bench run has others."
+        "Drafts come from the text so far, so answers that repeat their prompt gain most; see pilotfish bench run."
     )
     memory = psutil.Process().memory_info().rss / 2**20
     last = stats["speculative"][-1]

@@ -50,8 +50,8 @@ MUTANTS = (
     Mutant(
         "a rejected draft stays in the cache",
         "runtime/engine.py",
-        "target.truncate(n - 1)",
-        "target.truncate(n)",
+        "target.truncate(n - 1)  # forgets",
+        "target.truncate(n)  # forgets",
     ),
     Mutant(
         "tokens behind a stop id stay", "runtime/engine.py", 'return tokens[: i + 1], "stop"', 'return tokens, "stop"'
