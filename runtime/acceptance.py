@@ -6,12 +6,14 @@ the *conditional* chance (this token accepted, given those before it), by the co
 
 from __future__ import annotations
 
+from bisect import bisect_right
+
 import numpy as np
-import numpy.typing as npt
 
 from .interfaces import Draft, Probs
 
-_EDGES = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.87, 0.92, 0.95, 0.975, 0.99])
+_EDGES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.87, 0.92, 0.95, 0.975, 0.99)  # of the bins of confidence
+_EDGE_ARRAY = np.array(_EDGES)
 _PRIOR = 4.0  # weight of the stated confidence, in observations
 _MEMORY = 0.98  # what an old observation of a bin is worth after one more: a window of 50
 _MAX_DEPTH = 64
@@ -28,7 +30,7 @@ class Acceptance:
 
     def calibrate(self, stated: Probs) -> Probs:
         """Chance of acceptance for tokens stated with these conditional confidences, (k,) to (k,)."""
-        bins = np.searchsorted(_EDGES, stated, side="right")
+        bins = np.searchsorted(_EDGE_ARRAY, stated, side="right")
         chance: Probs = (self._accepted[bins] + _PRIOR * stated) / (self._seen[bins] + _PRIOR)
         return chance
 
@@ -43,14 +45,23 @@ class Acceptance:
         if draft.expected is None:
             self._learn_by_depth(draft, rows)
             return
-        stated = conditional(draft)
         if draft.parents is None:  # judged: the accepted tokens and the one that was rejected
-            self._learn(stated[: len(rows) + 1], np.arange(1, min(len(rows) + 1, len(draft)) + 1) <= len(rows))
-            chances = self.calibrate(stated[:_MAX_DEPTH])
-            self._typical[: len(chances)] += 0.1 * (chances - self._typical[: len(chances)])
+            self._learn_chain(draft.expected[: len(rows) + 1].tolist(), len(rows))
         else:
             judged = np.isin(draft.parents, (0, *rows))
-            self._learn(stated[judged], np.isin(np.arange(1, len(draft) + 1), rows)[judged])
+            accepted = np.isin(np.arange(1, len(draft) + 1), rows)[judged]
+            for stated, hit in zip(conditional(draft)[judged].tolist(), accepted.tolist(), strict=True):
+                self._learn(stated, hit)
+
+    def _learn_chain(self, paths: list[float], n_accepted: int) -> None:
+        """paths: stated chance of every judged prefix. Plain floats: of a handful they are faster than arrays."""
+        above = 1.0
+        for depth, path in enumerate(paths):
+            stated = min(path / max(above, 1e-12), 1.0)
+            chance = self._learn(stated, depth < n_accepted)
+            if depth < _MAX_DEPTH:
+                self._typical[depth] += 0.1 * (chance - self._typical[depth])
+            above = path
 
     def _learn_by_depth(self, draft: Draft, rows: tuple[int, ...]) -> None:
         """A proposer that states no confidence has a record by depth instead; a tree counts as its first level."""
@@ -58,11 +69,12 @@ class Acceptance:
         for depth in range(min(judged, len(draft), _MAX_DEPTH)):
             self._typical[depth] += 0.1 * (float(depth < len(rows)) - self._typical[depth])
 
-    def _learn(self, stated: Probs, accepted: npt.NDArray[np.bool_]) -> None:
-        bins = np.searchsorted(_EDGES, stated, side="right").tolist()
-        for b, hit in zip(bins, accepted.tolist(), strict=True):
-            self._seen[b] = self._seen[b] * _MEMORY + 1.0
-            self._accepted[b] = self._accepted[b] * _MEMORY + hit
+    def _learn(self, stated: float, hit: bool) -> float:
+        """Count one judged token in the bin of its stated confidence, and return what that is worth now."""
+        b = bisect_right(_EDGES, stated)
+        self._seen[b] = self._seen[b] * _MEMORY + 1.0
+        self._accepted[b] = self._accepted[b] * _MEMORY + hit
+        return float((self._accepted[b] + _PRIOR * stated) / (self._seen[b] + _PRIOR))
 
 
 def conditional(draft: Draft) -> Probs:

@@ -19,7 +19,7 @@ _N_CONTEXT = 8  # entries before the probe's steps
 _SPEED_RATE = 0.1  # how fast the machine's present speed is followed
 _WIDTH_RATE = 0.05  # how fast one width's own error is followed, when it was seen a step ago
 _STALE_RATE = 0.5  # and when it was seen long ago
-_WORTH_CORRECTING = 0.002  # smaller steps are noise, and arrays take time
+_WORTH_CORRECTING = 0.005  # smaller steps are noise, and arrays take time
 _MOST_CORRECTION = 8.0  # a curve that is further off than this belongs to another machine
 _SHORT_CONTEXT = 1024  # entries up to which a step belongs to the curve that is kept
 
@@ -39,7 +39,8 @@ class CostCurve:
         self._base: Probs = np.interp(np.arange(int(widths[-1]) + 1), widths, base)
         self._correction = np.ones(len(self._base))
         self._grid: Probs = self._base  # correction * base
-        self._age = np.zeros(len(self._base))  # steps since this width was last run
+        self._step = 0
+        self._seen = [0] * len(self._base)  # step at which a width was run last
         run = int(widths[-1] - widths[0])
         self._tail = max(float((base[-1] - base[0]) / run), 0.0) if run else float(base[0])
         apart = np.abs(np.arange(len(self._base))[:, None] - np.arange(len(self._base)))
@@ -71,11 +72,11 @@ class CostCurve:
         error = math.log(min(max(seconds / self.seconds(width), 0.5), 2.0))
         self._short = self._short and n_entries <= _SHORT_CONTEXT
         self.speed *= math.exp(_SPEED_RATE * error)
-        self._age += 1.0
+        self._step += 1
         if width >= len(self._base):
             return
-        rate = min(1.0 - (1.0 - _WIDTH_RATE) ** float(self._age[width]), _STALE_RATE)
-        self._age[width] = 0.0
+        rate = min(1.0 - (1.0 - _WIDTH_RATE) ** (self._step - self._seen[width]), _STALE_RATE)
+        self._seen[width] = self._step
         if abs(rate * error) > _WORTH_CORRECTING:
             # Neighbours move with this width, never further, so that a width nobody runs cannot drift away alone.
             self._correction *= np.exp(rate * error * self._near[width])

@@ -101,8 +101,8 @@ MUTANTS = (
     Mutant(
         "the rejected tail counts as rejected",
         "runtime/acceptance.py",
-        "self._learn(stated[: len(rows) + 1], np.arange(1, min(len(rows) + 1, len(draft)) + 1) <= len(rows))",
-        "self._learn(stated, np.arange(1, len(draft) + 1) <= len(rows))",
+        "self._learn_chain(draft.expected[: len(rows) + 1].tolist(), len(rows))",
+        "self._learn_chain(draft.expected.tolist(), len(rows))",
     ),
     Mutant("no draft is no choice", "runtime/draft_length.py", "if paying.any():", "if len(rates) > 1:"),
     Mutant(
