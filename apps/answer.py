@@ -87,7 +87,7 @@ def converse(model: Model, *, system: str | None, temperature: float, max_new_to
         except PilotfishError as error:
             if not terminal:
                 raise
-            console().print(f"pilotfish: {error}", style="red", markup=False, soft_wrap=True)
+            console().print(f"pilotfish: {error}", style="red", soft_wrap=True)
 
 
 def _show(piece: str) -> None:

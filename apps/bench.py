@@ -187,7 +187,7 @@ def _report(model: Model, results: list[PromptResult], n_tokens: int, repeats: i
 
 
 def _show(report: dict[str, object]) -> None:
-    out = Console(highlight=False)
+    out = Console(highlight=False, markup=False)
     sets = report["sets"]
     assert isinstance(sets, dict)
     names = list(next(iter(sets.values()))["tokens_per_s"])

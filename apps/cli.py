@@ -45,7 +45,7 @@ MaxNewTokens = Annotated[int | None, typer.Option("--max-new-tokens", "-n", help
 
 def console() -> Console:
     """Where everything that is not the answer goes."""
-    return Console(stderr=True, highlight=False)
+    return Console(stderr=True, highlight=False, markup=False)
 
 
 class LoadProgress:
@@ -301,7 +301,7 @@ def main() -> None:
     try:
         app()
     except PilotfishError as error:
-        console().print(f"pilotfish: {error}", style="red", markup=False, soft_wrap=True)
+        console().print(f"pilotfish: {error}", style="red", soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt:
         console().print("stopped", style="dim")

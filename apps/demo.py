@@ -25,7 +25,7 @@ _PASSES = 3
 
 def run_demo(model: Model, prompt: str | None) -> None:
     """Stream the answer, then measure plain and speculative decoding in turn on the same prompt."""
-    out = Console(highlight=False)
+    out = Console(highlight=False, markup=False)
     asked = prompt or PROMPT
     out.print(Text(asked.strip(), style="dim"), "\n")
     stream = model.stream(asked, max_new_tokens=_N_TOKENS)

@@ -57,7 +57,7 @@ def report(as_json: bool) -> None:
     if as_json:
         print(json.dumps(found))
         return
-    out = Console(highlight=False)
+    out = Console(highlight=False, markup=False)
     out.print(f"pilotfish {found['pilotfish']}, Python {found['python']}, {found['system']}")
     memory = psutil.virtual_memory().total / 2**30
     out.print(f"{found['processor']}, {found['cores']} cores, {memory:.1f} GiB, cache in {found['cache']}")

@@ -24,7 +24,7 @@ def inspect_model(model: str, as_json: bool) -> None:
     if as_json:
         print(json.dumps(found, ensure_ascii=False))
         return
-    out = Console(highlight=False)
+    out = Console(highlight=False, markup=False)
     table = Table("what", "value")
     for key, value in found.items():
         text = str(value)

@@ -227,6 +227,7 @@ def test_a_draft_with_another_vocabulary_names_the_first_difference(tiny: Path, 
 
 def test_missing_engine_names_the_command(tiny: Path, pilotfish: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert "pip install 'pilotfish[onnx]'" in pilotfish("doctor").out  # brackets are not markup
     refused(pilotfish("run", tiny, "hi"), "pip install 'pilotfish[onnx]'")
     refused(pilotfish("run", tiny, "hi", "--engine", "onnx"), "pip install 'pilotfish[onnx]'")
 
