@@ -16,6 +16,7 @@ from .interfaces import Indices, ModelInfo, Probs, Session
 from .rows import PROBED_WIDTHS, RowClasses, classify
 
 _N_CONTEXT = 8  # entries before the probe's steps
+_N_TOKENS = 12  # tokens run at least in steps of every width
 _SPEED_RATE = 0.1  # how fast the machine's present speed is followed
 _WIDTH_RATE = 0.05  # how fast one width's own error is followed, when it was seen a step ago
 _STALE_RATE = 0.5  # and when it was seen long ago
@@ -118,13 +119,13 @@ class Calibration:
 def calibrate(session: Session, widths: tuple[int, ...] = PROBED_WIDTHS) -> Calibration:
     """Time and compare steps of every width over the same tokens. The session must be empty and is left empty."""
     room = session.max_context - _N_CONTEXT
-    n_tokens = min(max(widths), room)  # every width runs all of them, so that every row of the widest is compared
     tokens = (np.arange(_N_CONTEXT + 2 * max(widths), dtype=np.int64) * 37 + 11) % session.info.vocab_size
     logits, seconds = {}, {}
     session.truncate(0)
     session.forward(tokens[:_N_CONTEXT], n_logits=0)
     for width in (w for w in widths if w <= room):
-        n_steps = min(max(-(-n_tokens // width), 2), room // width)
+        n_rows = max(widths) if width == 2 else _N_TOKENS  # two rows at a time: the yardstick for every other row
+        n_steps = min(max(-(-n_rows // width), 2), room // width)
         rows, times = [], []
         for start in range(_N_CONTEXT, _N_CONTEXT + n_steps * width, width):
             began = time.perf_counter()

@@ -80,7 +80,7 @@ def classify(logits_by_width: dict[int, Floats]) -> RowClasses:
     classes: list[list[int]] = []
     for width, logits in sorted(logits_by_width.items()):
         for members in classes:
-            other = logits_by_width[members[0]]
+            other = max((logits_by_width[m] for m in members), key=len)
             n = min(len(logits), len(other))
             if np.array_equal(logits[:n], other[:n]):
                 members.append(width)
