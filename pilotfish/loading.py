@@ -61,9 +61,9 @@ def load(
     _check(cache, kv_dtype, max_context, threads, speculate, draft)
     report = progress or (lambda what, share: None)
     opened = _open(resolve(path, report), engine, device, threads, kv_dtype, report)
+    policy: DraftLengthPolicy | None = RenewalReward() if speculate is True else (speculate or None)
+    assistant: DraftWeights | None = None
     try:
-        policy: DraftLengthPolicy | None = RenewalReward() if speculate is True else (speculate or None)
-        assistant = None
         if draft is not None and draft != "auto" and policy is not None:
             assistant = _open_draft(opened, draft, device, threads, report)
         calibration = _calibration(opened.weights, report)
@@ -81,6 +81,8 @@ def load(
         )
     except BaseException:
         opened.weights.close()
+        if assistant is not None:
+            assistant.weights.close()
         raise
     model.on_close(lambda: _keep(calibration, opened.weights))
     return model
