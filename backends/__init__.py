@@ -6,15 +6,20 @@ A package of yours adds an engine through the entry point group "pilotfish.backe
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol
 
+from ..runtime.bundle import MANIFEST_NAME, read_json
 from ..runtime.errors import EngineMissingError, OptionError, UnsupportedModelError
 from ..runtime.interfaces import Weights
 
 _BUILT_IN = {"onnx": "ort", "reference": "reference"}  # in the order in which they are tried
+FROM_GGUF = frozenset({"gguf", "onnx"})  # formats that a .gguf file is, or is imported into
 _GROUP = "pilotfish.backends"
+NO_OPTIONS: Mapping[str, object] = MappingProxyType({})
 
 
 class Backend(Protocol):
@@ -36,12 +41,27 @@ class Backend(Protocol):
         """Devices that can be named, the default first; empty where the engine is not installed."""
         ...
 
-    def accepts(self, path: Path) -> bool:
-        """Whether a model at this path (a .gguf file or a bundle folder) is of a form this engine opens."""
+    def formats(self, device: str | None = None) -> tuple[str, ...]:
+        """What it opens on a device (None: its default), the preferred first: keys of Manifest.formats, where "gguf"
+        is a file and any other format a bundle folder that lists it."""
         ...
 
-    def open(self, path: Path, *, device: str | None, threads: int, kv_dtype: str | None) -> Weights:
-        """The weights on a device. Raises EngineMissingError, OptionError, ModelFileError, UnsupportedModelError."""
+    def open(
+        self,
+        path: Path,
+        *,
+        device: str | None,
+        threads: int,
+        kv_dtype: str | None,
+        options: Mapping[str, object] = NO_OPTIONS,
+    ) -> Weights:
+        """The weights on a device.
+
+        path: a .gguf file, or a bundle folder with one of the formats.
+        kv_dtype: how keys and values are stored, "f16" or, apart, "u8/u4"; None is the engine's exact default.
+        options: settings of this engine alone; an unknown one is an OptionError that lists those there are.
+        Raises EngineMissingError, OptionError, ModelFileError, UnsupportedModelError.
+        """
         ...
 
 
@@ -63,6 +83,22 @@ def get(name: str) -> Backend:
     raise OptionError(f"there is no engine {name!r}; known engines: {', '.join(names())}.")
 
 
+def opens(backend: Backend, path: Path, device: str | None = None) -> bool:
+    """Whether this engine opens what lies at a path, a .gguf file or a bundle folder, directly or after an import."""
+    formats = backend.formats(device)
+    if path.is_dir():
+        value = read_json(path / MANIFEST_NAME)
+        listed = value.get("formats") if isinstance(value, dict) else None
+        return isinstance(listed, dict) and not listed.keys().isdisjoint(formats)
+    return path.suffix.lower() == ".gguf" and not FROM_GGUF.isdisjoint(formats)
+
+
+def refuse_options(name: str, options: Mapping[str, object]) -> None:
+    """Raise OptionError if an engine without settings of its own was given some."""
+    if options:
+        raise OptionError(f"the {name} engine has no options of its own, but {', '.join(options)} were given.")
+
+
 def pick(path: Path, name: str | None) -> Backend:
     """The engine asked for, or the first installed one that opens the model at this path.
 
@@ -72,14 +108,14 @@ def pick(path: Path, name: str | None) -> Backend:
         backend = get(name)
         if backend.version() is None:
             raise EngineMissingError(f"the {name} engine is not installed. Add it with: {backend.install}")
-        if not backend.accepts(path):
+        if not opens(backend, path):
             raise UnsupportedModelError(
                 f"the {name} engine does not open {path}; leave the engine out to pick another."
             )
         return backend
     ways = []
     for backend in map(get, names()):  # one by one: what another package brings is not imported without need
-        if backend.name != "reference" and backend.accepts(path):
+        if backend.name != "reference" and opens(backend, path):
             if backend.version() is not None:
                 return backend
             ways.append(backend.install)

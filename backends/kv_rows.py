@@ -107,6 +107,18 @@ class Rows:
         self.last_width = 0
         self._parents = None
 
+    def replace(self, positions: Indices) -> None:
+        """Entries at these positions instead of the present ones."""
+        self._positions[: len(positions)] = positions
+        self.n = len(positions)
+        self.last_width = 0
+        self._parents = None
+
+    def check_settled(self) -> None:
+        """Raise EngineError after close() and OptionError while a tree waits for a path of it to be accepted."""
+        self.check_open()
+        self._check_settled()
+
     def close(self) -> None:
         """No entries any more, and none to come."""
         self._closed = True

@@ -6,13 +6,14 @@ import contextlib
 import hashlib
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..runtime.bundle import MANIFEST_NAME, Bundle, open_bundle
+from ..runtime.bundle import Bundle, open_bundle
 from ..runtime.errors import EngineError, EngineMissingError, ModelFileError, OptionError
 from ..runtime.interfaces import ModelInfo
+from . import NO_OPTIONS, refuse_options
 from .ort_session import OrtSession
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider"}
@@ -38,10 +39,19 @@ class OrtBackend:
     def devices(self) -> tuple[str, ...]:
         return tuple(_PROVIDERS) if self.version() else ()
 
-    def accepts(self, path: Path) -> bool:
-        return path.suffix.lower() == ".gguf" or (path / MANIFEST_NAME).exists()
+    def formats(self, device: str | None = None) -> tuple[str, ...]:
+        return ("onnx",)
 
-    def open(self, path: Path, *, device: str | None, threads: int, kv_dtype: str | None) -> OrtWeights:
+    def open(
+        self,
+        path: Path,
+        *,
+        device: str | None,
+        threads: int,
+        kv_dtype: str | None,
+        options: Mapping[str, object] = NO_OPTIONS,
+    ) -> OrtWeights:
+        refuse_options(self.name, options)
         if self.version() is None:
             raise EngineMissingError(f"the onnx engine is not installed. Add it with: {self.install}")
         device = device or "cpu"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,12 +11,13 @@ import numpy.typing as npt
 
 from ..runtime.errors import AbilityError, EngineError
 from ..runtime.interfaces import Ability, Floats, Indices, Observation, Step, Tokens
+from .cache_state import Array, pack, unpack
 from .kv_rows import Rows, ancestors
 
 if TYPE_CHECKING:
     from .ort import OrtWeights
 
-_ABILITIES: frozenset[Ability] = frozenset({"tree", "evict_tokens", "keys", "hidden", "queries"})
+_ABILITIES: frozenset[Ability] = frozenset({"tree", "evict_tokens", "keys", "hidden", "queries", "fork", "save"})
 _GROWTH = 512  # entries a cache begins with, at most
 _MAX_STEPS = 64  # widths whose bindings are remembered
 _HIDDEN_BIAS = -np.inf
@@ -105,12 +107,36 @@ class OrtSession:
         n = self._rows.n
         return self._cache[2 * layer][0, :, :n], self._cache[2 * layer + 1][0, :, :n]
 
+    def fork(self) -> OrtSession:
+        self._rows.check_settled()
+        other = OrtSession(self._weights, self._ort, self.max_context)
+        other._fill(self.positions, self._entries())
+        return other
+
+    def save(self) -> bytes:
+        self._rows.check_settled()
+        return pack(self.info, self.positions, self._entries())
+
+    def restore(self, state: bytes) -> None:
+        self._rows.check_open()
+        self._fill(*unpack(self.info, state, self.max_context))
+
     def close(self) -> None:
         self._rows.close()
         self._bindings.clear()
         self._steps.clear()
         self._values.clear()
         self._cache.clear()
+
+    def _entries(self) -> list[Array]:
+        return [x[0, :, : self._rows.n] for x in self._cache]
+
+    def _fill(self, positions: Indices, entries: Sequence[Array]) -> None:
+        if len(positions) > self._capacity:
+            self._grow(len(positions))
+        for x, held in zip(self._cache, entries, strict=True):
+            x[0, :, : len(positions)] = held
+        self._rows.replace(positions)
 
     def _gather(self, entries: Indices, unchanged: int) -> None:
         """Move the kept entries together, in place; those before `unchanged` stay where they are."""

@@ -5,6 +5,7 @@ Slow and readable. Every row attends to exactly the entries that it may see, in 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -17,9 +18,13 @@ from ..runtime.errors import AbilityError, EngineError, OptionError
 from ..runtime.gguf_file import GgufFile, read_gguf
 from ..runtime.interfaces import Ability, Floats, Indices, ModelInfo, Observation, Step, Tokens
 from ..runtime.storage import file_digest
+from . import NO_OPTIONS, refuse_options
+from .cache_state import pack, unpack
 from .kv_rows import Rows, ancestors
 
-_ABILITIES: frozenset[Ability] = frozenset({"tree", "evict_tokens", "keys", "hidden", "queries", "attention"})
+_ABILITIES: frozenset[Ability] = frozenset(
+    {"tree", "evict_tokens", "keys", "hidden", "queries", "attention", "fork", "save"}
+)
 Matrix: TypeAlias = npt.NDArray[np.float32]
 
 
@@ -35,10 +40,19 @@ class ReferenceBackend:
     def devices(self) -> tuple[str, ...]:
         return ("cpu",)
 
-    def accepts(self, path: Path) -> bool:
-        return path.suffix.lower() == ".gguf"
+    def formats(self, device: str | None = None) -> tuple[str, ...]:
+        return ("gguf",)
 
-    def open(self, path: Path, *, device: str | None, threads: int, kv_dtype: str | None) -> ReferenceWeights:
+    def open(
+        self,
+        path: Path,
+        *,
+        device: str | None,
+        threads: int,
+        kv_dtype: str | None,
+        options: Mapping[str, object] = NO_OPTIONS,
+    ) -> ReferenceWeights:
+        refuse_options(self.name, options)
         if device not in (None, "cpu"):
             raise OptionError(f"the reference engine runs on cpu only, not on {device!r}.")
         if kv_dtype not in (None, "f32"):
@@ -216,6 +230,24 @@ class ReferenceSession:
     def keys_values(self, layer: int) -> tuple[Floats, Floats]:
         self._rows.check_open()
         return self._keys[layer], self._values[layer]
+
+    def fork(self) -> ReferenceSession:
+        self._rows.check_settled()
+        other = ReferenceSession(self._weights, self.max_context)
+        other._rows.replace(self.positions)
+        other._keys, other._values = list(self._keys), list(self._values)  # never written in place
+        return other
+
+    def save(self) -> bytes:
+        self._rows.check_settled()
+        return pack(self.info, self.positions, [*self._keys, *self._values])
+
+    def restore(self, state: bytes) -> None:
+        self._rows.check_open()
+        positions, arrays = unpack(self.info, state, self.max_context)
+        self._rows.replace(positions)
+        held = [np.asarray(x, dtype=np.float32) for x in arrays]
+        self._keys, self._values = held[: self.info.n_layers], held[self.info.n_layers :]
 
     def close(self) -> None:
         self._rows.close()

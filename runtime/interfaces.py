@@ -99,6 +99,7 @@ class ModelInfo:
     threads: int
     digest: str  # of the weights, so that what was measured is remembered for the right model
     settings: str = ""  # whatever else changes bits or speed: cache type, activation type
+    widths: tuple[int, ...] = ()  # ascending: steps run fastest with so many rows, others are padded; (): all alike
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +170,22 @@ class Session(Protocol):
 
     def keys_values(self, layer: int) -> tuple[Floats, Floats]:
         """Keys (after rotation) and values of a layer, each (kv_heads, n_entries, head_dim); a view. Ability "keys"."""
+        ...
+
+    def fork(self) -> Session:
+        """A new session with the same entries, independent of this one from here on. Ability "fork"."""
+        ...
+
+    def save(self) -> bytes:
+        """The entries, for restore() by a session of the same weights, engine, device and settings. Ability "save"."""
+        ...
+
+    def restore(self, state: bytes) -> None:
+        """Hold the saved entries instead of the present ones; the next step gives the bits it would have given.
+
+        Raises OptionError for what save() has not made or what other weights or settings made, ContextFullError
+        where the entries do not fit, each before anything changes. Ability "save".
+        """
         ...
 
     def close(self) -> None:

@@ -26,8 +26,8 @@ class Mine:
     def devices(self) -> tuple[str, ...]:
         return ("cpu",)
 
-    def accepts(self, path: Path) -> bool:
-        return path.suffix == ".mine"
+    def formats(self, device: str | None = None) -> tuple[str, ...]:
+        return ("mine",)
 
     def open(self, path: Path, *, device: str | None, threads: int, kv_dtype: str | None) -> object:
         return (path, device, threads, kv_dtype)
@@ -65,7 +65,8 @@ def test_an_unknown_engine_is_named_with_those_that_exist() -> None:
 def test_engines_of_other_packages(mine: None, tmp_path: Path) -> None:
     assert backends.names()[-1] == "mine"
     assert backends.get("mine") is BACKEND
-    assert backends.pick(tmp_path / "x.mine", None) is BACKEND
+    (tmp_path / "pilotfish.json").write_text('{"formats": {"mine": "x.mine"}}')
+    assert backends.pick(tmp_path, None) is BACKEND
 
 
 def test_a_missing_engine_comes_with_the_command_that_adds_it(gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:

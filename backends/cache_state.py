@@ -1,0 +1,66 @@
+"""The bytes of a saved cache: what made it, the positions, and one array after the other. Shared by engines."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from ..runtime.errors import ContextFullError, OptionError
+from ..runtime.interfaces import Indices, ModelInfo
+
+_MAGIC = b"PFKV1\n"
+Array = npt.NDArray[np.generic]
+
+
+def pack(info: ModelInfo, positions: Indices, arrays: Sequence[Array]) -> bytes:
+    """The state of a session: positions (n,) and whatever arrays the engine needs to hold these entries again."""
+    described = [(x.dtype.str, x.shape) for x in arrays]
+    header = json.dumps({"made_by": _maker(info), "n": len(positions), "arrays": described}).encode()
+    body = [np.ascontiguousarray(x).tobytes() for x in (positions.astype("<i8"), *arrays)]
+    return b"".join([_MAGIC, len(header).to_bytes(8, "little"), header, *body])
+
+
+def unpack(info: ModelInfo, state: bytes, max_context: int) -> tuple[Indices, list[Array]]:
+    """What pack() was given, as read-only views. Raises OptionError and ContextFullError."""
+    start = len(_MAGIC) + 8
+    size = int.from_bytes(state[len(_MAGIC) : start], "little")
+    damaged = OptionError("this is no saved cache, or it is damaged; save it again.")
+    if not state.startswith(_MAGIC) or start + size > len(state):
+        raise damaged
+    try:
+        header = json.loads(state[start : start + size])
+        made_by, n, described = header["made_by"], int(header["n"]), header["arrays"]
+        kinds = [(np.dtype(kind), tuple(int(d) for d in shape)) for kind, shape in described]
+    except (ValueError, KeyError, TypeError):
+        raise damaged from None
+    if made_by != _maker(info):
+        differs = [f"{k}: {made_by.get(k)!r}, here {v!r}" for k, v in _maker(info).items() if made_by.get(k) != v]
+        raise OptionError(
+            f"this cache was saved by another model or engine ({'; '.join(differs)}); process the text again."
+        )
+    shapes = [(np.dtype("<i8"), (n,)), *kinds]
+    if n < 0 or any(d < 0 for _, shape in shapes for d in shape) or any(k.hasobject for k, _ in shapes):
+        raise damaged
+    if start + size + sum(kind.itemsize * math.prod(shape) for kind, shape in shapes) != len(state):
+        raise damaged
+    if n > max_context:
+        raise ContextFullError(f"{n} saved entries do not fit; open the session with max_context={n} or more.")
+    at, arrays = start + size, []
+    for kind, shape in shapes:
+        arrays.append(np.frombuffer(state, kind, math.prod(shape), at).reshape(shape))
+        at += arrays[-1].nbytes
+    return arrays[0].astype(np.int64), arrays[1:]
+
+
+def _maker(info: ModelInfo) -> dict[str, str]:
+    return {
+        "digest": info.digest,
+        "engine": info.engine,
+        "version": info.engine_version,
+        "device": info.device,
+        "settings": info.settings,
+    }
