@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from pilotfish.backends.cache_state import pack, unpack
 from pilotfish.runtime.errors import AbilityError, ContextFullError, EngineError, OptionError
 from pilotfish.runtime.interfaces import Floats, Indices, ModelInfo, Step, Tokens
 
-ALL = frozenset({"tree", "evict_tokens"})
+ALL = frozenset({"tree", "evict_tokens", "fork", "save"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +165,29 @@ class ToySession:
 
     def keys_values(self, layer: int) -> tuple[Floats, Floats]:
         raise AbilityError("the toy engine has no keys; the reference engine has them.")
+
+    def fork(self) -> ToySession:
+        self._check_able("fork")
+        self._check_settled()
+        other = ToySession(self.weights, self.max_context)
+        other.entries = list(self.entries)
+        return other
+
+    def save(self) -> bytes:
+        self._check_able("save")
+        self._check_settled()
+        tokens = np.array([e.token for e in self.entries], dtype=np.int64)
+        return pack(self.info, self.positions, [tokens])
+
+    def restore(self, state: bytes) -> None:
+        self._check_able("save")
+        positions, (tokens,) = unpack(self.info, state, self.max_context)
+        self.entries = [_Entry(int(p), int(t)) for p, t in zip(positions, tokens, strict=True)]
+        self.last_parents = []
+
+    def _check_able(self, ability: str) -> None:
+        if ability not in self.abilities:
+            raise AbilityError(f"the toy engine was made without {ability}; the reference engine has it.")
 
     def close(self) -> None:
         self.entries, self.closed = [], True
