@@ -1,0 +1,142 @@
+"""llama.cpp: runs GGUF files as they are, on the processor or offloaded to a GPU, through its low-level interface."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+from ..runtime.errors import EngineError, EngineMissingError, OptionError
+from ..runtime.gguf_file import read_gguf
+from ..runtime.interfaces import Ability, ModelInfo
+from ..runtime.storage import file_digest
+from . import NO_OPTIONS
+from .llamacpp_context import Context, ContextOptions, Handle
+from .llamacpp_file import check_file
+from .llamacpp_library import gpus, version
+from .llamacpp_model import LlamaCppOptions, Placement, cache_types, load_model, parse_options
+from .llamacpp_probe import Verdict, build_verdict
+from .llamacpp_session import LlamaCppSession
+
+_ABILITIES: frozenset[Ability] = frozenset({"tree", "evict_tokens", "hidden", "fork", "save"})
+_WITHOUT_FLASH: frozenset[Ability] = frozenset({"attention"})
+_FLASH = {"auto": -1, "on": 1, "off": 0}
+
+
+class LlamaCppBackend:
+    """The engine that opens a .gguf file as it is, and the one with the most kinds of GPU."""
+
+    name = "llamacpp"
+    install = (
+        'CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_AVX512=ON -DGGML_AVX512_VBMI=ON -DGGML_AVX512_VNNI=ON '
+        "-DGGML_AVX512_BF16=ON -DLLAVA_BUILD=OFF\" pip install 'pilotfish[llamacpp]'"
+    )
+
+    def version(self) -> str | None:
+        return version()
+
+    def devices(self) -> tuple[str, ...]:
+        return ("cpu", *gpus()) if self.version() is not None and build_verdict().usable else ()
+
+    def formats(self, device: str | None = None) -> tuple[str, ...]:
+        return ("gguf",)
+
+    def probe(self) -> dict[str, str]:
+        """Whether the installed build survives a batch of quantized rows on this processor, and how that was found.
+
+        Keys "verdict", "how", "system_info" and "build"; empty where the engine is not installed.
+        """
+        return {} if self.version() is None else build_verdict().facts()
+
+    def open(
+        self,
+        path: Path,
+        *,
+        device: str | None,
+        threads: int,
+        kv_dtype: str | None,
+        options: Mapping[str, object] = NO_OPTIONS,
+    ) -> LlamaCppWeights:
+        chosen = parse_options(dict(options))
+        if self.version() is None:
+            raise EngineMissingError(f"the llamacpp engine is not installed. Add it with: {self.install}")
+        verdict = build_verdict()
+        if not verdict.usable:
+            raise EngineError(f"{verdict.how} Build it anew: {self.install}")
+        return LlamaCppWeights(path, Placement(device or "cpu", chosen), threads, kv_dtype, chosen, verdict)
+
+
+BACKEND = LlamaCppBackend()
+
+
+class LlamaCppWeights:
+    """One llama_model, shared by its sessions, and freed when the last of them is gone."""
+
+    def __init__(
+        self,
+        path: Path,
+        placement: Placement,
+        threads: int,
+        kv_dtype: str | None,
+        options: LlamaCppOptions,
+        verdict: Verdict,
+    ) -> None:
+        shape = check_file(read_gguf(path))
+        keys, values = cache_types(kv_dtype, shape.head_dim, options.flash_attention)
+        repacked = verdict.extra_buffers if options.use_extra_bufts is None else options.use_extra_bufts
+        if repacked and not verdict.extra_buffers:
+            raise OptionError(f"use_extra_bufts=True would end this process: {verdict.how} Leave the option out.")
+        self._model: Handle | None = load_model(path, placement, options.use_mmap, repacked)
+        self.info = ModelInfo(
+            architecture=shape.architecture,
+            vocab_size=shape.vocab_size,
+            context_length=shape.context_length,
+            n_layers=shape.n_layers,
+            n_heads=shape.n_heads,
+            kv_heads=shape.kv_heads,
+            head_dim=shape.head_dim,
+            hidden_size=shape.hidden_size,
+            engine="llamacpp",
+            engine_version=str(version()),
+            device=placement.device,
+            threads=threads,
+            digest=file_digest(path),
+        )
+        flash = _FLASH[options.flash_attention]
+        if flash < 0 and not placement.offload:
+            flash = 1
+        self._context_options = ContextOptions(threads, keys, values, flash, placement.offload)
+        if flash < 0:  # devices differ, and only a context tells
+            flash = int(self.context(1).flash)
+            self._context_options = dataclasses.replace(self._context_options, flash=flash)
+        self.abilities: frozenset[Ability] = _ABILITIES if flash else _ABILITIES | _WITHOUT_FLASH
+        settings = (
+            f"{keys} keys {values} values",
+            f"flash attention {'on' if flash else 'off'}",
+            placement.described(),
+            "" if repacked else "weights not repacked",
+            f"build {verdict.build[:8]}",
+        )
+        self.info = dataclasses.replace(self.info, settings=", ".join(part for part in settings if part))
+
+    def context(self, n_entries: int, watching: bool = False) -> Context:
+        """Memory for so many entries. Raises EngineError after close(), and where there is no memory."""
+        if self._model is None:
+            raise EngineError("these weights are closed; load the model again.")
+        return Context(self._model, self.info, self._context_options, n_entries, watching)
+
+    def session(self, max_context: int | None = None) -> LlamaCppSession:
+        self.check_open()
+        limit = self.info.context_length
+        wanted = limit if max_context is None else max_context
+        if not 1 <= wanted <= limit:
+            raise OptionError(f"max_context is {wanted}, but this model was trained for 1..{limit} tokens.")
+        return LlamaCppSession(self, wanted)
+
+    def close(self) -> None:
+        self._model = None  # sessions hold it too: it is freed with the last of their contexts
+
+    def check_open(self) -> None:
+        """Raise EngineError after close()."""
+        if self._model is None:
+            raise EngineError("these weights are closed; load the model again.")
