@@ -1,0 +1,244 @@
+"""OpenVINO: decoders with PagedAttention over our own block tables, from an IR or straight from a GGUF file."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ..runtime.bundle import open_bundle
+from ..runtime.decoder_shape import decoder_shape
+from ..runtime.errors import EngineError, EngineMissingError, ModelFileError, OptionError, UnsupportedModelError
+from ..runtime.gguf_file import read_gguf
+from ..runtime.interfaces import ModelInfo
+from ..runtime.storage import file_digest
+from . import NO_OPTIONS
+from .ov_graph import add_queries, attentions, read_gguf_graph, read_ir, reason
+from .ov_pool import BlockPool, BlockShape
+from .ov_request import Request
+from .ov_session import OvSession
+
+_PLAIN = ("f32", "f16", "bf16")  # of a cache; keys and values alike
+_QUANTIZED = ("u8", "u4")  # keys and values may differ
+_DEFAULT_CACHE = {"f32": "f16", "f16": "f16", "bf16": "bf16"}  # by precision
+
+
+class OpenVinoOptions(BaseModel):
+    """Settings of this engine alone.
+
+    precision: in which activations are computed; bf16 and f16 are faster where the processor has them, and not exact.
+    dynamic_quantization: activations are rounded to int8 in groups of so many before they meet quantized weights;
+        0 is off, which is slower and closer to the weights as they are.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    precision: Literal["f32", "bf16", "f16"] = "f32"
+    dynamic_quantization: int = Field(32, ge=0, multiple_of=16, le=1 << 16)
+
+
+class OvBackend:
+    """The fastest to verify on a CPU; wheels only, no compiler, no torch."""
+
+    name = "openvino"
+    install = "pip install 'pilotfish[openvino]'"
+
+    def version(self) -> str | None:
+        try:
+            import openvino
+        except ImportError:
+            return None
+        return str(openvino.__version__).split("-")[0]
+
+    def devices(self) -> tuple[str, ...]:
+        if self.version() is None:
+            return ()
+        import openvino
+
+        return tuple(sorted((d.lower() for d in openvino.Core().available_devices), key=lambda d: (d != "cpu", d)))
+
+    def formats(self, device: str | None = None) -> tuple[str, ...]:
+        return ("openvino", "gguf") if device in (None, "cpu") else ()
+
+    def open(
+        self,
+        path: Path,
+        *,
+        device: str | None,
+        threads: int,
+        kv_dtype: str | None,
+        options: Mapping[str, object] = NO_OPTIONS,
+    ) -> OvWeights:
+        chosen = _options(options)
+        if self.version() is None:
+            raise EngineMissingError(f"the openvino engine is not installed. Add it with: {self.install}")
+        if device not in (None, "cpu"):
+            raise OptionError(f"the openvino engine runs models on cpu so far, not on {device!r}.")
+        cache = _cache_types(kv_dtype, chosen.precision)
+        read, facts = _bundle(path) if path.is_dir() else _gguf(path)
+        return OvWeights(read, facts, chosen, cache, threads, str(self.version()))
+
+
+BACKEND = OvBackend()
+
+
+def _options(options: Mapping[str, object]) -> OpenVinoOptions:
+    try:
+        return OpenVinoOptions.model_validate(dict(options))
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        known = ", ".join(f"{n}={field.default!r}" for n, field in OpenVinoOptions.model_fields.items())
+        raise OptionError(f"the openvino engine: {name}: {first['msg']}. Its options are {known}.") from error
+
+
+def _cache_types(kv_dtype: str | None, precision: str) -> tuple[str, str]:
+    """Types of keys and values."""
+    keys, _, values = (kv_dtype or _DEFAULT_CACHE[precision]).partition("/")
+    values = values or keys
+    plain = keys in _PLAIN and keys == values and ("bf16" in (keys, precision)) <= (keys == precision)
+    if plain or (keys in _QUANTIZED and values in _QUANTIZED):
+        return keys, values
+    raise OptionError(
+        f"the openvino engine cannot store its cache in {kv_dtype!r} with precision {precision}; it has f32, f16, u8 "
+        "and u4, and keys and values apart: u8/u4, u4/u8. With precision bf16 it has bf16 in place of f32 and f16."
+    )
+
+
+class _Facts(BaseModel):
+    """What the graph does not say."""
+
+    name: str
+    architecture: str
+    context_length: int
+    digest: str
+    paired: bool = False  # queries and keys are rotated in pairs (i, i + 1), as llama's are in GGUF, not in halves
+
+
+def _bundle(folder: Path) -> tuple[Callable[[], Any], _Facts]:
+    bundle = open_bundle(folder)
+    manifest = bundle.manifest
+    if "openvino" not in manifest.formats:
+        raise ModelFileError(f"{folder} holds no OpenVINO model; it holds {', '.join(manifest.formats)}.")
+    digests = (fact.sha256 for _, fact in sorted(manifest.files.items()))
+    facts = _Facts(
+        name=str(folder),
+        architecture=manifest.architecture,
+        context_length=manifest.context_length,
+        digest=hashlib.sha256("".join(digests).encode()).hexdigest(),
+    )
+    path = bundle.file(manifest.formats["openvino"])
+    return lambda: read_ir(path), facts
+
+
+def _gguf(path: Path) -> tuple[Callable[[], Any], _Facts]:
+    shape = decoder_shape(read_gguf(path))  # so that OpenVINO never sees a damaged header
+    facts = _Facts(
+        name=str(path),
+        architecture=shape.architecture,
+        context_length=shape.context_length,
+        digest=file_digest(path),
+        paired=shape.permuted,
+    )
+    return lambda: read_gguf_graph(path, shape), facts
+
+
+class OvWeights:
+    """A compiled graph, and the pool of blocks that all its sequences share.
+
+    The graph with queries as outputs is compiled when something is observed that needs them, with weights of its own.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[], Any],
+        facts: _Facts,
+        options: OpenVinoOptions,
+        cache: tuple[str, str],
+        threads: int,
+        version: str,
+    ) -> None:
+        self._read, self._name, self._cache, self._options, self._threads = read, facts.name, cache, options, threads
+        model = read()
+        layers = attentions(model)
+        kv_heads, head_dim = (layers[0].get_rt_info()[name].value for name in ("num_k_heads", "k_head_size"))
+        self.kv_dtype = "/".join(dict.fromkeys(cache))
+        self.readable_cache = cache[0] in ("f32", "f16")
+        self.scale = float(layers[0].input_value(9).get_node().get_data())
+        self.half_order = np.arange(head_dim)  # of the columns of queries and keys, so that they are rotated in halves
+        if facts.paired:
+            self.half_order = np.concatenate([self.half_order[::2], self.half_order[1::2]])
+        self._compiled: Any = self._compile(model)
+        self._observing: Any = None
+        self.pool = BlockPool([self._block(i, kind) for i in range(len(layers)) for kind in ("key", "value")])
+        self.info = ModelInfo(
+            architecture=facts.architecture,
+            vocab_size=model.output("logits").get_partial_shape()[1].get_length(),
+            context_length=facts.context_length,
+            n_layers=len(layers),
+            n_heads=layers[0].get_input_partial_shape(0)[1].get_length() // head_dim,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            hidden_size=model.output("hidden").get_partial_shape()[1].get_length(),
+            engine="openvino",
+            engine_version=version,
+            device="cpu",
+            threads=threads,
+            digest=facts.digest,
+            settings=f"{options.precision}-cache_{self.kv_dtype}-dq{options.dynamic_quantization}",
+        )
+
+    def session(self, max_context: int | None = None) -> OvSession:
+        self.check_open()
+        limit = self.info.context_length
+        wanted = limit if max_context is None else max_context
+        if not 1 <= wanted <= limit:
+            raise OptionError(f"max_context is {wanted}, but this model was trained for 1..{limit} tokens.")
+        return OvSession(self, wanted)
+
+    def request(self, observing: bool = False) -> Request:
+        """An infer request of the graph with or without queries as outputs."""
+        self.check_open()
+        if observing and self._observing is None:
+            model = self._read()
+            add_queries(model)
+            self._observing = self._compile(model)
+        return Request(self._observing if observing else self._compiled, self.pool, self.info.vocab_size)
+
+    def close(self) -> None:
+        self._compiled = self._observing = None
+
+    def check_open(self) -> None:
+        """Raise EngineError after close()."""
+        if self._compiled is None:
+            raise EngineError("these weights are closed; load the model again.")
+
+    def _compile(self, model: Any) -> Any:
+        import openvino
+
+        keys, values = self._cache
+        settings: dict[str, object] = {
+            "INFERENCE_PRECISION_HINT": self._options.precision,
+            "INFERENCE_NUM_THREADS": self._threads,
+            "NUM_STREAMS": 1,
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": self._options.dynamic_quantization,
+            "KEY_CACHE_PRECISION": keys,
+            "VALUE_CACHE_PRECISION": values,
+        }
+        if keys in _QUANTIZED:  # by channel a block's scales would depend on how its tokens arrived
+            settings["KEY_CACHE_QUANT_MODE"] = "BY_TOKEN"
+        try:
+            return openvino.Core().compile_model(model, "CPU", settings)
+        except RuntimeError as error:
+            raise UnsupportedModelError(
+                f"OpenVINO cannot run {self._name} with these settings: {reason(error)}. Open it with another engine."
+            ) from error
+
+    def _block(self, layer: int, kind: str) -> BlockShape:
+        port = self._compiled.input(f"{kind}_cache.{layer}")
+        heads, entries, row = (port.get_partial_shape()[i].get_length() for i in (1, 2, 3))
+        return BlockShape(port.get_element_type(), heads, entries, row, port.get_element_type().bitwidth)

@@ -1,0 +1,211 @@
+"""One sequence over OpenVINO: a table of blocks in a pool that all sequences over the same weights share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from ..runtime.errors import AbilityError
+from ..runtime.interfaces import Ability, Floats, Indices, Observation, Step, Tokens
+from .cache_state import Array, pack, unpack
+from .kv_rows import Rows, ancestors
+from .ov_pool import Blocks
+from .ov_request import Request
+
+if TYPE_CHECKING:
+    from .ov import OvWeights
+
+_ABILITIES: frozenset[Ability] = frozenset({"tree", "evict_tokens", "hidden", "queries", "fork", "save"})
+_SEEN: frozenset[Ability] = frozenset({"keys", "attention"})  # where the cache holds plain numbers
+Mask = npt.NDArray[np.bool_]
+
+
+class OvSession:
+    """One sequence. Its entries lie in the blocks of `_table`, in order; only the last block has room left."""
+
+    def __init__(self, weights: OvWeights, max_context: int) -> None:
+        self._weights, self._pool = weights, weights.pool
+        self.info = weights.info
+        self.max_context = max_context
+        self.abilities = _ABILITIES | _SEEN if weights.readable_cache else _ABILITIES
+        self._rows = Rows(max_context, self.info.context_length)
+        self._table: Blocks = np.zeros(-(-max_context // self._pool.block_size), dtype=np.int32)
+        self._n_blocks = 0
+        self._request: Request | None = weights.request()
+        self._observing: Request | None = None
+        with self._pool.lock:
+            self._reserve(1)
+
+    @property
+    def positions(self) -> Indices:
+        return self._rows.positions
+
+    @property
+    def nbytes(self) -> int:
+        """Of this sequence's blocks, and of those that are allocated and free."""
+        return self._n_blocks * self._pool.block_bytes + self._pool.free_bytes if self._n_blocks else 0
+
+    def forward(
+        self,
+        tokens: Tokens,
+        *,
+        n_logits: int,
+        parents: Indices | None = None,
+        observe: frozenset[Observation] = frozenset(),
+    ) -> Step:
+        if not observe <= self.abilities:
+            self._refuse(", ".join(sorted(observe - self.abilities)))
+        n_past = self._rows.n
+        positions = self._rows.plan(tokens, n_logits, parents, self.info.vocab_size)
+        self._weights.check_open()
+        branches = parents is not None and (parents[1:] != np.arange(len(tokens) - 1)).any()
+        mask = ancestors(parents) if parents is not None and branches else None
+        request = self._runner(observe)
+        with self._pool.lock:
+            self._reserve(n_past + len(tokens), n_past)
+            blocks = self._table[: self._n_blocks]
+            logits = request.run(tokens, positions, n_logits, n_past, blocks, mask)
+        self._rows.append(positions, parents)
+        if not observe:
+            return Step(logits)
+        return self._observed(request, logits, observe, len(tokens), mask)
+
+    def truncate(self, n_tokens: int) -> None:
+        self._rows.truncate(n_tokens)
+        self._shrink()
+
+    def accept(self, rows: Indices) -> None:
+        self._gather(self._rows.accepted(rows), self._rows.n - self._rows.last_width)
+
+    def keep(self, entries: Indices) -> None:
+        self._gather(self._rows.kept(entries), 0)
+
+    def keys_values(self, layer: int) -> tuple[Floats, Floats]:
+        self._rows.check_open()
+        if "keys" not in self.abilities:
+            self._refuse("keys and values")
+        with self._pool.lock:
+            keys, values = (self._read(x) for x in self._pool.arrays[2 * layer : 2 * layer + 2])
+        halves = keys[:, :, self._weights.half_order]
+        return halves.astype(np.float32).swapaxes(0, 1), values.astype(np.float32).swapaxes(0, 1)
+
+    def fork(self) -> OvSession:
+        """Shares all blocks; whoever writes into one first gets a copy."""
+        self._rows.check_settled()
+        other = OvSession(self._weights, self.max_context)
+        with self._pool.lock:
+            self._pool.release(other._table[: other._n_blocks])
+            other._table[:], other._n_blocks = self._table, self._n_blocks
+            self._pool.share(self._table[: self._n_blocks])
+        other._rows.replace(self.positions)
+        return other
+
+    def save(self) -> bytes:
+        self._rows.check_settled()
+        with self._pool.lock:
+            return pack(self.info, self.positions, [self._read(x) for x in self._pool.arrays])
+
+    def restore(self, state: bytes) -> None:
+        self._rows.check_open()
+        positions, entries = unpack(self.info, state, self.max_context)
+        with self._pool.lock:
+            self._reserve(max(len(positions), 1), 0)
+            at = self._slots(np.arange(len(positions)))
+            for x, held in zip(self._pool.arrays, entries, strict=True):
+                x[at[0], :, at[1]] = held
+        self._rows.replace(positions)
+        self._shrink()
+
+    def close(self) -> None:
+        self._rows.close()
+        with self._pool.lock:
+            self._pool.release(self._table[: self._n_blocks])
+        self._n_blocks = 0
+        self._request = self._observing = None
+
+    def _refuse(self, what: str) -> None:
+        raise AbilityError(
+            f"the openvino engine does not give out {what} of a cache in {self._weights.kv_dtype}; open the model with "
+            "kv_dtype='f16' or 'f32', or with the reference engine."
+        )
+
+    def _runner(self, observe: frozenset[Observation]) -> Request:
+        if observe.isdisjoint({"queries", "attention"}):
+            assert self._request is not None  # check_open() has passed
+            return self._request
+        if self._observing is None:
+            self._observing = self._weights.request(observing=True)
+        return self._observing
+
+    def _reserve(self, n_entries: int, written: int = 0) -> None:
+        """Blocks for so many entries, of which those from `written` on belong to nobody else."""
+        size = self._pool.block_size
+        n = -(-n_entries // size)
+        for i in range(written // size, min(n, self._n_blocks)):
+            if self._pool.is_shared(int(self._table[i])):
+                self._table[i] = self._pool.copy(int(self._table[i]))
+        for i in range(self._n_blocks, n):
+            self._table[i] = self._pool.take()
+            self._n_blocks += 1
+
+    def _shrink(self) -> None:
+        """Give back the blocks that hold nothing, but for the first."""
+        n = max(-(-self._rows.n // self._pool.block_size), 1)
+        if n < self._n_blocks:
+            with self._pool.lock:
+                self._pool.release(self._table[n : self._n_blocks])
+            self._n_blocks = n
+
+    def _slots(self, entries: Indices) -> tuple[Indices, Indices]:
+        """Block and row of each entry."""
+        blocks, rows = np.divmod(entries, self._pool.block_size)
+        return self._table[blocks].astype(np.int64), rows
+
+    def _read(self, array: Array) -> Array:
+        """A copy of this sequence's entries: (n_entries, heads, row)."""
+        at = self._slots(np.arange(self._rows.n))
+        return array[at[0], :, at[1]]
+
+    def _gather(self, entries: Indices, unchanged: int) -> None:
+        """Move the kept entries together, in place; those before `unchanged` stay where they are."""
+        while unchanged < len(entries) and entries[unchanged] == unchanged:
+            unchanged += 1
+        if unchanged < len(entries):
+            with self._pool.lock:
+                self._reserve(len(entries), unchanged)
+                old, new = self._slots(entries[unchanged:]), self._slots(np.arange(unchanged, len(entries)))
+                for x in self._pool.arrays:
+                    x[new[0], :, new[1]] = x[old[0], :, old[1]]
+        self._rows.keep(entries)
+        self._shrink()
+
+    def _observed(
+        self, request: Request, logits: Floats, observe: frozenset[Observation], width: int, mask: Mask | None
+    ) -> Step:
+        hidden = request.output("hidden") if "hidden" in observe else None
+        if request is not self._observing:
+            return Step(logits, hidden=hidden)
+        info = self.info
+        rows = [request.output(f"query_{i}").reshape(width, info.n_heads, -1) for i in range(info.n_layers)]
+        queries = np.stack(rows)[..., self._weights.half_order].swapaxes(1, 2)
+        seen = np.tril(np.ones((width, width), dtype=bool)) if mask is None else mask
+        return Step(
+            logits,
+            hidden=hidden,
+            queries=queries if "queries" in observe else None,
+            attention=self._attention(queries, seen) if "attention" in observe else None,
+        )
+
+    def _attention(self, queries: Floats, seen: Mask) -> Floats:
+        """Softmax of queries (n_layers, n_heads, n, head_dim) over all entries, the last n of which see each other."""
+        group = self.info.n_heads // self.info.kv_heads
+        layers = []
+        for i, query in enumerate(queries):
+            keys = np.repeat(self.keys_values(i)[0], group, axis=0)
+            scores = query @ keys.swapaxes(1, 2) * np.float32(self._weights.scale)
+            scores[:, :, -len(seen) :][:, ~seen] = -np.inf
+            shares = np.exp(scores - scores.max(axis=-1, keepdims=True))
+            layers.append(shares / shares.sum(axis=-1, keepdims=True))
+        return np.stack(layers)
