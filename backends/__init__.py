@@ -6,6 +6,7 @@ A package of yours adds an engine through the entry point group "pilotfish.backe
 from __future__ import annotations
 
 import importlib
+import warnings
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -16,7 +17,9 @@ from ..runtime.bundle import MANIFEST_NAME, read_json
 from ..runtime.errors import EngineMissingError, OptionError, UnsupportedModelError
 from ..runtime.interfaces import Weights
 
-_BUILT_IN = {"onnx": "ort", "reference": "reference"}  # in the order in which they are tried
+_BUILT_IN = {"onnx": "ort", "openvino": "ov", "reference": "reference"}  # in the order in which they are tried
+JUDGE = "reference"  # right and slow: runs only where it is named
+EMULATED = frozenset({"static", "npu-emulated"})  # devices that show whether something runs, not how fast
 FROM_GGUF = frozenset({"gguf", "onnx"})  # formats that a .gguf file is, or is imported into
 _GROUP = "pilotfish.backends"
 NO_OPTIONS: Mapping[str, object] = MappingProxyType({})
@@ -78,7 +81,10 @@ def get(name: str) -> Backend:
         return backend
     for entry in metadata.entry_points(group=_GROUP):
         if entry.name == name:
-            made: Backend = entry.load()
+            try:
+                made: Backend = entry.load()
+            except Exception as error:  # another package's code may fail in any way
+                raise EngineMissingError(f"the {name} engine ({entry.value}) cannot be imported: {error}") from error
             return made
     raise OptionError(f"there is no engine {name!r}; known engines: {', '.join(names())}.")
 
@@ -99,26 +105,43 @@ def refuse_options(name: str, options: Mapping[str, object]) -> None:
         raise OptionError(f"the {name} engine has no options of its own, but {', '.join(options)} were given.")
 
 
-def pick(path: Path, name: str | None) -> Backend:
-    """The engine asked for, or the first installed one that opens the model at this path.
+def automatic(backend: Backend) -> tuple[str, ...]:
+    """Devices that are tried where none is named: not the judge's, and none that is emulated."""
+    return () if backend.name == JUDGE else tuple(d for d in backend.devices() if d not in EMULATED)
 
-    Raises EngineMissingError with the command that adds it, UnsupportedModelError where none opens such a model.
+
+def named(path: Path, name: str) -> Backend:
+    """The engine of this name, which must be installed and open what lies at the path.
+
+    Raises EngineMissingError with the command that adds it, OptionError, UnsupportedModelError.
     """
-    if name is not None:
-        backend = get(name)
-        if backend.version() is None:
-            raise EngineMissingError(f"the {name} engine is not installed. Add it with: {backend.install}")
-        if not opens(backend, path):
-            raise UnsupportedModelError(
-                f"the {name} engine does not open {path}; leave the engine out to pick another."
-            )
-        return backend
-    ways = []
-    for backend in map(get, names()):  # one by one: what another package brings is not imported without need
-        if backend.name != "reference" and opens(backend, path):
+    backend = get(name)
+    if backend.version() is None:
+        raise EngineMissingError(f"the {name} engine is not installed. Add it with: {backend.install}")
+    if not opens(backend, path):
+        raise UnsupportedModelError(f"the {name} engine does not open {path}; leave the engine out to pick another.")
+    return backend
+
+
+def openers(path: Path) -> list[Backend]:
+    """Every installed engine that opens what lies at the path, but for the judge.
+
+    Raises EngineMissingError with the commands that add one, UnsupportedModelError where none opens such a model.
+    """
+    found, ways = [], []
+    for name in names():
+        try:
+            backend = get(name)
+        except EngineMissingError as error:
+            warnings.warn(f"left out: {error}", RuntimeWarning, stacklevel=2)
+            continue
+        if backend.name != JUDGE and opens(backend, path):
             if backend.version() is not None:
-                return backend
-            ways.append(backend.install)
-    if ways:
+                found.append(backend)
+            else:
+                ways.append(backend.install)
+    if not found and ways:
         raise EngineMissingError(f"no engine that opens {path} is installed. Add one with: {' or '.join(ways)}")
-    raise UnsupportedModelError(f"no engine opens {path}.")
+    if not found:
+        raise UnsupportedModelError(f"no engine opens {path}.")
+    return found

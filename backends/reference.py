@@ -5,7 +5,7 @@ Slow and readable. Every row attends to exactly the entries that it may see, in 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -18,7 +18,7 @@ from ..runtime.errors import AbilityError, EngineError, OptionError
 from ..runtime.gguf_file import GgufFile, read_gguf
 from ..runtime.interfaces import Ability, Floats, Indices, ModelInfo, Observation, Step, Tokens
 from ..runtime.storage import file_digest
-from . import NO_OPTIONS, refuse_options
+from . import NO_OPTIONS
 from .cache_state import pack, unpack
 from .kv_rows import Rows, ancestors
 
@@ -52,12 +52,13 @@ class ReferenceBackend:
         kv_dtype: str | None,
         options: Mapping[str, object] = NO_OPTIONS,
     ) -> ReferenceWeights:
-        refuse_options(self.name, options)
+        if not options.keys() <= {"stream"}:
+            raise OptionError(f"the reference engine has the option stream only, but {', '.join(options)} were given.")
         if device not in (None, "cpu"):
             raise OptionError(f"the reference engine runs on cpu only, not on {device!r}.")
         if kv_dtype not in (None, "f32"):
             raise OptionError(f"the reference engine stores its cache in f32 only, not {kv_dtype!r}.")
-        return ReferenceWeights(read_gguf(path), file_digest(path))
+        return ReferenceWeights(read_gguf(path), file_digest(path), stream=bool(options.get("stream")))
 
 
 BACKEND = ReferenceBackend()
@@ -80,16 +81,17 @@ class _Layer:
 
 
 class ReferenceWeights:
-    """Dequantized weights: four bytes each."""
+    """Dequantized weights: four bytes each. stream: layers are dequantized in every step and not kept."""
 
-    def __init__(self, file: GgufFile, digest: str) -> None:
+    def __init__(self, file: GgufFile, digest: str, stream: bool = False) -> None:
         self._file = file
         self.shape: DecoderShape = decoder_shape(file)
         s = self.shape
         self.embedding = self._tensor("token_embd.weight")
         self.head = self._tensor("output.weight") if "output.weight" in file.tensors else self.embedding
         self.final_norm = self._tensor("output_norm.weight")
-        self.layers = [self._layer(i) for i in range(s.n_layers)]
+        self._layers = [] if stream else [self._layer(i) for i in range(s.n_layers)]
+        self._closed = False
         self.cos, self.sin = s.rotary_tables(s.context_length)
         self.info = ModelInfo(
             architecture=s.architecture,
@@ -140,12 +142,19 @@ class ReferenceWeights:
             raise OptionError(f"max_context is {wanted}, but this model was trained for 1..{limit} tokens.")
         return ReferenceSession(self, wanted)
 
+    def layers(self) -> Iterator[_Layer]:
+        """The layers, one after the other."""
+        if self._layers:
+            yield from self._layers
+        else:
+            yield from map(self._layer, range(self.shape.n_layers))
+
     def close(self) -> None:
-        self.layers = []
+        self._layers, self._closed = [], True
 
     def check_open(self) -> None:
         """Raise EngineError after close()."""
-        if not self.layers:
+        if self._closed:
             raise EngineError("these weights are closed; load the model again.")
 
 
@@ -192,7 +201,7 @@ class ReferenceSession:
         w, eps = self._weights, self._weights.shape.norm_epsilon
         x = w.embedding[tokens]
         queries, attention = [], []
-        for i, layer in enumerate(w.layers):
+        for i, layer in enumerate(w.layers()):
             h = _rms_norm(x, layer.attention_norm, eps)
             q = self._rotate(self._heads(h @ layer.query.T + layer.query_bias), positions)
             k = self._rotate(self._heads(h @ layer.key.T + layer.key_bias), positions)

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import difflib
 import os
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from . import backends
-from .backends import Backend
-from .runtime.bundle import MANIFEST_NAME, cache_dir, open_bundle, read_json, write_json_atomically
+from .choosing import Wish, choose, open_first_right
+from .measuring import calibration, keep_calibration
+from .opening import Progress, read_tokenizer, resolve
 from .runtime.chat_template import ChatTemplate
-from .runtime.cost import Calibration, CostCurve, calibrate, facts_key
+from .runtime.choice import Job
 from .runtime.draft_length import RenewalReward
-from .runtime.errors import ModelFileError, ModelNotFoundError, OptionError, UnsupportedModelError
-from .runtime.interfaces import DraftLengthPolicy, Proposer, Weights
+from .runtime.errors import OptionError
+from .runtime.interfaces import DraftLengthPolicy, Proposer
 from .runtime.model import DraftWeights, Model
 from .runtime.proposers import Suffix
-from .runtime.rows import RowClasses
 from .runtime.tokenizer import Tokenizer
 
-Progress = Callable[[str, float], None]
-"""(what is being done, share done from 0 to 1)"""
+__all__ = ["load", "resolve"]
 
 
 def load(
@@ -33,158 +30,98 @@ def load(
     draft: str | os.PathLike[str] | None = "auto",
     speculate: bool | DraftLengthPolicy = True,
     *,
+    draft_engine: str | None = None,
     cache: None = None,
     kv_dtype: str | None = None,
     max_context: int | None = None,
     threads: int | None = None,
     exact: bool = True,
+    options: Mapping[str, object] | None = None,
+    job: Job | None = None,
     proposers: Sequence[Proposer] = (Suffix(),),
     progress: Progress | None = None,
 ) -> Model:
     """A model, ready to generate.
 
     path: a catalogue name ("smollm2-135m"), a .gguf file, or a bundle folder.
-    engine: "onnx" or "reference"; None picks the first installed one that can open the model.
-    device: "cpu", or an engine's own name for a device; None is the engine's default.
+    engine: "onnx", "openvino", "llamacpp", "reference"; None tries every installed engine that can open the model
+        briefly, once, and takes the one that does the job soonest. PILOTFISH_ENGINE does the same as the argument.
+    device: "cpu", or an engine's own name for a device; None is every real device in turn.
     draft: path or name of a smaller model with the same vocabulary; "auto" is what the bundle holds; None is none.
     speculate: False is plain decoding; a DraftLengthPolicy replaces the default (RenewalReward).
-    cache, kv_dtype: how the KV cache is compressed and stored. Only the full cache in f32 exists so far.
+    draft_engine: runs the draft; None is the target's engine, on the same device.
+    cache: how the KV cache is compressed. Only the full cache exists so far.
+    kv_dtype: how it is stored, "f16" or, keys and values apart, "u8/u4"; None is the engine's exact default.
     max_context: entries the cache may hold; the default is what the model was trained for.
-    threads: None is the number of usable cores.
+    threads: None is measured. PILOTFISH_THREADS does the same as the argument.
     exact: all steps in one row class, so that drafts cannot change a bit; False lifts it for speed.
+    options: settings of one engine alone, see its page in docs.
+    job: what the choice is made for; the default is a prompt of 256 tokens and an answer of 128.
     proposers: who drafts besides a draft model; the default looks the text's end up in the text before it.
     progress: called while files are fetched and converted, which happens once.
 
-    Raises ModelNotFoundError, ModelFileError, UnsupportedModelError, EngineMissingError, OptionError, DownloadError
-    or CacheWriteError, each with the way out.
+    Before an answer is trusted, the device answers a question with a known answer. A wrong one moves on to the next
+    device with a RuntimeWarning, or is an EngineError where engine and device were named.
+
+    Raises ModelNotFoundError, ModelFileError, UnsupportedModelError, EngineMissingError, EngineError, OptionError,
+    DownloadError or CacheWriteError, each with the way out.
     """
-    _check(cache, kv_dtype, max_context, threads, speculate, draft)
+    _check(cache, max_context, threads, speculate, draft)
     report = progress or (lambda what, share: None)
-    opened = _open(resolve(path, report), engine, device, threads, kv_dtype, report)
+    found = resolve(path, report)
+    job = job or (Job() if speculate else Job(acceptance=0.0))
+    wish = Wish(engine, device, threads, kv_dtype, options or {}, job, exact).with_environment()
+    places, choice = choose(found, wish, report)
+    weights, location, place, notes = open_first_right(found, places, report)
     policy: DraftLengthPolicy | None = RenewalReward() if speculate is True else (speculate or None)
     assistant: DraftWeights | None = None
     try:
+        tokenizer, template = read_tokenizer(location)
         if draft is not None and draft != "auto" and policy is not None:
-            assistant = _open_draft(opened, draft, device, threads, report)
-        calibration = _calibration(opened.weights, report)
-        template = None if opened.template is None else ChatTemplate(opened.template)
+            beside = replace(wish, engine=draft_engine or place.backend.name, threads=place.threads)
+            if draft_engine is not None:  # whose devices, types and options are not the target's
+                beside = replace(beside, device=None, kv_dtype=None, options={})
+            assistant, more = _open_draft(tokenizer, draft, beside, report)
+            notes += more
+        measured = calibration(weights, report)
         model = Model(
-            opened.weights,
-            opened.tokenizer,
-            template,
-            calibration,
+            weights,
+            tokenizer,
+            None if template is None else ChatTemplate(template),
+            measured,
             draft=assistant,
             policy=policy,
             proposers=proposers,
             exact=exact,
             max_context=max_context,
+            choice=choice,
         )
     except BaseException:
-        opened.weights.close()
+        weights.close()
         if assistant is not None:
             assistant.weights.close()
         raise
-    model.on_close(lambda: _keep(calibration, opened.weights))
+    for note in notes:
+        warnings.warn(f"{note}; went on with {model.info.engine} on {model.info.device}", RuntimeWarning, stacklevel=2)
+    model.on_close(lambda: keep_calibration(measured, weights))
     return model
 
 
-@dataclass(frozen=True, slots=True)
-class _Opened:
-    weights: Weights
-    tokenizer: Tokenizer
-    template: str | None
-    backend: Backend
-
-
-def resolve(path: str | os.PathLike[str], report: Progress | None = None) -> Path:
-    """The .gguf file or bundle folder that a name or path stands for; fetches a catalogue model that is not here yet.
-
-    Raises ModelNotFoundError naming what is close, UnsupportedModelError for folders of another kind.
-    """
-    tell = report or (lambda what, share: None)
-    found = Path(path).expanduser()
-    if found.is_file():
-        if found.suffix.lower() != ".gguf":
-            raise ModelFileError(f"{found} is not a .gguf file; give one, or a bundle folder or a catalogue name.")
-        return found
-    if found.is_dir():
-        return _resolve_folder(found)
-    from .exporters.catalogue import CATALOGUE
-    from .exporters.fetch import fetch  # needed for names only
-
-    name = str(path)
-    if name in CATALOGUE:
-        return fetch(name, progress=lambda done, total: tell(f"fetching {name}", done / total if total else 0.0))
-    close = difflib.get_close_matches(name, CATALOGUE, n=1, cutoff=0.5)
-    hint = f" Did you mean {close[0]}?" if close else ""
-    raise ModelNotFoundError(
-        f"there is no file or folder {name}, and no model of that name.{hint} Known names: {', '.join(CATALOGUE)}."
-    )
-
-
-def _resolve_folder(folder: Path) -> Path:
-    if (folder / MANIFEST_NAME).exists():
-        return folder
-    models = sorted(folder.glob("*.gguf"))
-    if len(models) == 1:
-        return models[0]
-    if models:
-        raise OptionError(f"{folder} holds {len(models)} .gguf files; name one: {', '.join(m.name for m in models)}.")
-    if (folder / "config.json").exists():
-        raise UnsupportedModelError(
-            f"{folder} is a Hugging Face folder, which cannot be opened directly yet. Give a .gguf file of the model."
-        )
-    raise ModelNotFoundError(f"{folder} holds no model: no {MANIFEST_NAME} and no .gguf file.")
-
-
-def _open(
-    path: Path, engine: str | None, device: str | None, threads: int | None, kv_dtype: str | None, report: Progress
-) -> _Opened:
-    backend = backends.pick(path, engine)
-    location = path
-    if backend.name == "onnx" and path.is_file():
-        from .exporters.import_gguf import import_gguf  # needs the onnx package, which other engines do not
-
-        location = import_gguf(path, progress=lambda share, what: report(f"preparing {path.name}: {what}", share))
-    tokenizer, template = _tokenizer(location)
-    weights = backend.open(location, device=device, threads=threads or usable_cores(), kv_dtype=kv_dtype)
-    return _Opened(weights, tokenizer, template, backend)
-
-
-def _tokenizer(location: Path) -> tuple[Tokenizer, str | None]:
-    if location.is_dir():
-        bundle = open_bundle(location)
-        manifest = bundle.manifest
-        if manifest.tokenizer is None:
-            raise ModelFileError(f"{location} holds no tokenizer; build the bundle again from its source.")
-        tokenizer = Tokenizer.from_file(
-            bundle.file(manifest.tokenizer),
-            eos_ids=manifest.eos_ids,
-            bos_id=manifest.bos_id,
-            add_bos=manifest.add_bos,
-        )
-        return tokenizer, manifest.chat_template
-    from .runtime.gguf_file import read_gguf
-    from .runtime.tokenizer_gguf import tokenizer_from_gguf
-
-    metadata = read_gguf(location).metadata
-    template = metadata.get("tokenizer.chat_template")
-    return tokenizer_from_gguf(metadata), template if isinstance(template, str) else None
-
-
 def _open_draft(
-    target: _Opened, path: str | os.PathLike[str], device: str | None, threads: int | None, report: Progress
-) -> DraftWeights:
-    """The draft model, on the target's engine, and the measured time of its single-token step."""
+    target: Tokenizer, path: str | os.PathLike[str], wish: Wish, report: Progress
+) -> tuple[DraftWeights, tuple[str, ...]]:
+    """The draft model and the measured time of its single-token step; what was wrong with other places."""
     found = resolve(path, report)
-    opened = _open(found, target.backend.name, device, threads, None, report)
+    places, _ = choose(found, wish, report)
+    weights, location, _, notes = open_first_right(found, places, report)
     try:
-        _check_pair(target.tokenizer, opened.tokenizer, found)
-        token_s = _calibration(opened.weights, report).curve.seconds(1)
+        tokenizer, _ = read_tokenizer(location)
+        _check_pair(target, tokenizer, found)
+        token_s = calibration(weights, report).curve.seconds(1)
     except BaseException:
-        opened.weights.close()
+        weights.close()
         raise
-    return DraftWeights(opened.weights, token_s)
+    return DraftWeights(weights, token_s), notes
 
 
 def _check_pair(target: Tokenizer, draft: Tokenizer, path: Path) -> None:
@@ -198,48 +135,8 @@ def _check_pair(target: Tokenizer, draft: Tokenizer, path: Path) -> None:
             )
 
 
-def _calibration(weights: Weights, report: Progress) -> Calibration:
-    """Costs and row classes of these weights here: as remembered, or measured now and remembered."""
-    path = _facts_path(weights)
-    facts = read_json(path)
-    if isinstance(facts, dict):
-        try:
-            classes = tuple(tuple(int(w) for w in c) for c in facts["classes"])
-            return Calibration(CostCurve.from_facts(facts), RowClasses(classes))
-        except (KeyError, TypeError, ValueError):
-            pass  # damaged, or of an older version: measured again
-    report("measuring this machine", 0.0)
-    session = weights.session(min(weights.info.context_length, 256))
-    try:
-        calibration = calibrate(session)
-    finally:
-        session.close()
-    report("measuring this machine", 1.0)
-    _keep(calibration, weights)
-    return calibration
-
-
-def _keep(calibration: Calibration, weights: Weights) -> None:
-    facts = calibration.curve.to_facts()
-    if facts is not None:
-        classes = [list(c) for c in calibration.rows.classes]
-        write_json_atomically(_facts_path(weights), {**facts, "classes": classes, "measured": time.strftime("%F")})
-
-
-def _facts_path(weights: Weights) -> Path:
-    return cache_dir() / "costs" / f"{facts_key(weights.info)}.json"
-
-
-def usable_cores() -> int:
-    """Cores this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def _check(
     cache: object,
-    kv_dtype: str | None,
     max_context: int | None,
     threads: int | None,
     speculate: bool | DraftLengthPolicy,
@@ -247,8 +144,6 @@ def _check(
 ) -> None:
     if cache is not None:
         raise OptionError(f"cache={cache!r}: cache policies do not exist yet; leave cache out for the full cache.")
-    if kv_dtype not in (None, "f32"):
-        raise OptionError(f"kv_dtype={kv_dtype!r}: only 'f32' exists so far.")
     if max_context is not None and max_context < 2:
         raise OptionError(f"max_context is {max_context}, but must be 2 or more.")
     if threads is not None and threads < 1:

@@ -16,6 +16,7 @@ from typing import Annotated, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, field_validator, model_validator
 
+from .canary import Canary
 from .errors import CacheWriteError, ModelFileError, ModelNotFoundError, OptionError
 from .storage import (
     Progress,
@@ -92,6 +93,7 @@ class Manifest(_Record):
     add_bos: bool = False  # whether a prompt without a chat template starts with bos_id
     eos_ids: tuple[int, ...] = ()
     recipe: dict[str, str] = {}  # how it was converted and quantized
+    canary: Canary | None = None  # a known answer, asked of every device that runs the bundle
     report: dict[str, FiniteFloat] = {}  # what the comparison with the source measured
 
     @field_validator("files")

@@ -12,6 +12,7 @@ import numpy as np
 
 from .chat import Chat
 from .chat_template import ChatTemplate, Message, encode_chat
+from .choice import Choice
 from .cost import Calibration
 from .draft_length import RenewalReward
 from .drafting import Drafting
@@ -77,7 +78,9 @@ class Model:
         proposers: Sequence[Proposer] = (Suffix(),),
         exact: bool = True,
         max_context: int | None = None,
+        choice: Choice | None = None,
     ) -> None:
+        self.choice = choice  # why this engine: what was tried, where anything was
         self.tokenizer = tokenizer
         self.template = template
         self.calibration = calibration

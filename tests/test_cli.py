@@ -207,7 +207,7 @@ def test_prompts_that_do_not_fit(tiny: Path, pilotfish: Run) -> None:
         (["-t", "1", "--top-p", "2"], ["top_p is 2.0"]),
         (["-n", "-5"], ["max_new_tokens is -5"]),
         (["--threads", "0"], ["threads is 0"]),
-        (["--engine", "tensorrt"], ["no engine 'tensorrt'", "onnx, reference"]),
+        (["--engine", "tensorrt"], ["no engine 'tensorrt'", "onnx, openvino"]),
         (["--device", "npu"], ["no device 'npu'", "cpu"]),
         (["--stop", ""], ["stop string is empty"]),
         (["--draft", "nowhere.gguf"], ["no file or folder nowhere.gguf"]),

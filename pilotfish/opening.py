@@ -1,0 +1,126 @@
+"""From a name or a path to opened weights: what it stands for, what is imported first, and its tokenizer."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .backends import Backend
+from .runtime.bundle import MANIFEST_NAME, open_bundle
+from .runtime.errors import ModelFileError, ModelNotFoundError, OptionError, UnsupportedModelError
+from .runtime.interfaces import Weights
+from .runtime.tokenizer import Tokenizer
+
+Progress = Callable[[str, float], None]
+"""(what is being done, share done from 0 to 1)"""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where and how weights run. kv_dtype and options: None and empty are the engine's defaults."""
+
+    backend: Backend
+    device: str | None
+    threads: int
+    kv_dtype: str | None = None
+    options: Mapping[str, object] = field(default_factory=dict)
+
+
+def open_weights(path: Path, place: Place, report: Progress) -> tuple[Weights, Path]:
+    """The weights at a path, imported first where the engine wants another format than the file is in, and the .gguf
+    file or bundle folder that was opened.
+
+    Raises what Backend.open raises, and CacheWriteError where an import finds no room on the disk.
+    """
+    location, formats = path, place.backend.formats(place.device)
+    if path.is_dir():
+        bundle = open_bundle(path)
+        chosen = next((f for f in formats if f in bundle.manifest.formats), None)
+        if chosen is None:
+            raise UnsupportedModelError(
+                f"the {place.backend.name} engine opens {' or '.join(formats)}, and {path} holds "
+                f"{', '.join(bundle.manifest.formats)}; leave the engine out to pick another."
+            )
+        if chosen == "gguf":
+            location = bundle.file(bundle.manifest.formats["gguf"])
+    elif "gguf" not in formats:
+        from .exporters.import_gguf import import_gguf  # needs the onnx package, which other engines do not
+
+        location = import_gguf(path, progress=lambda share, what: report(f"preparing {path.name}: {what}", share))
+    weights = place.backend.open(
+        location, device=place.device, threads=place.threads, kv_dtype=place.kv_dtype, options=place.options
+    )
+    return weights, location
+
+
+def resolve(path: str | os.PathLike[str], report: Progress | None = None) -> Path:
+    """The .gguf file or bundle folder that a name or path stands for; fetches a catalogue model that is not here yet.
+
+    Raises ModelNotFoundError naming what is close, UnsupportedModelError for folders of another kind.
+    """
+    tell = report or (lambda what, share: None)
+    found = Path(path).expanduser()
+    if found.is_file():
+        if found.suffix.lower() != ".gguf":
+            raise ModelFileError(f"{found} is not a .gguf file; give one, or a bundle folder or a catalogue name.")
+        return found
+    if found.is_dir():
+        return _resolve_folder(found)
+    from .exporters.catalogue import CATALOGUE
+    from .exporters.fetch import fetch  # needed for names only
+
+    name = str(path)
+    if name in CATALOGUE:
+        return fetch(name, progress=lambda done, total: tell(f"fetching {name}", done / total if total else 0.0))
+    close = difflib.get_close_matches(name, CATALOGUE, n=1, cutoff=0.5)
+    hint = f" Did you mean {close[0]}?" if close else ""
+    raise ModelNotFoundError(
+        f"there is no file or folder {name}, and no model of that name.{hint} Known names: {', '.join(CATALOGUE)}."
+    )
+
+
+def _resolve_folder(folder: Path) -> Path:
+    if (folder / MANIFEST_NAME).exists():
+        return folder
+    models = sorted(folder.glob("*.gguf"))
+    if len(models) == 1:
+        return models[0]
+    if models:
+        raise OptionError(f"{folder} holds {len(models)} .gguf files; name one: {', '.join(m.name for m in models)}.")
+    if (folder / "config.json").exists():
+        raise UnsupportedModelError(
+            f"{folder} is a Hugging Face folder, which cannot be opened directly yet. Give a .gguf file of the model."
+        )
+    raise ModelNotFoundError(f"{folder} holds no model: no {MANIFEST_NAME} and no .gguf file.")
+
+
+def read_tokenizer(location: Path) -> tuple[Tokenizer, str | None]:
+    """The tokenizer and the chat template, if there is one, of a .gguf file or a bundle folder."""
+    if location.is_dir():
+        bundle = open_bundle(location)
+        manifest = bundle.manifest
+        if manifest.tokenizer is None:
+            raise ModelFileError(f"{location} holds no tokenizer; build the bundle again from its source.")
+        tokenizer = Tokenizer.from_file(
+            bundle.file(manifest.tokenizer),
+            eos_ids=manifest.eos_ids,
+            bos_id=manifest.bos_id,
+            add_bos=manifest.add_bos,
+        )
+        return tokenizer, manifest.chat_template
+    from .runtime.gguf_file import read_gguf
+    from .runtime.tokenizer_gguf import tokenizer_from_gguf
+
+    metadata = read_gguf(location).metadata
+    template = metadata.get("tokenizer.chat_template")
+    return tokenizer_from_gguf(metadata), template if isinstance(template, str) else None
+
+
+def usable_cores() -> int:
+    """Cores this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
