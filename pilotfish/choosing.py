@@ -91,7 +91,7 @@ def candidates(path: Path, wish: Wish) -> list[Place]:
     places = []
     for backend in [backends.named(path, wish.engine)] if wish.engine else backends.openers(path):
         if wish.device is None:
-            devices = backends.automatic(backend) if wish.engine is None else backend.devices()[:1]
+            devices = backends.automatic(backend) or backend.devices()[:1]
         else:
             devices = (wish.device,) if wish.engine or wish.device in backend.devices() else ()
         places += [Place(backend, device, threads, wish.kv_dtype, wish.options) for device in devices]
@@ -132,7 +132,8 @@ class Trials:
             _write(_trials_path(self._path, self._wish), self._known)
             report(what, 1.0)
         trial = self._known[key]
-        self._best_step = min(self._best_step, trial.step_s.get(1, np.inf))
+        if trial.usable:
+            self._best_step = min(self._best_step, trial.step_s[1])
         return trial
 
     def _measure(self, place: Place, head: tuple[str, str, str, int], report: Progress) -> Trial:
