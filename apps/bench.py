@@ -74,7 +74,7 @@ def bench(
     max_context: int | None,
 ) -> None:
     """Run the benchmark and show a table; with `out`, write results.json and ratios.png there."""
-    chosen = _choose(_read_prompts(prompts), sets, per_set)
+    chosen = choose_prompts(read_prompts(prompts), sets, per_set)
     with LoadProgress() as progress:
         loaded = load(model, draft=draft or "auto", threads=threads, max_context=max_context, progress=progress)
     with loaded:
@@ -90,7 +90,8 @@ def bench(
         console().print(f"wrote {out / 'results.json'} and {out / 'ratios.png'}", soft_wrap=True)
 
 
-def _read_prompts(path: Path | None) -> list[tuple[str, str]]:
+def read_prompts(path: Path | None) -> list[tuple[str, str]]:
+    """(set, prompt) of a JSONL file; None is the built-in one. Raises OptionError."""
     try:
         source = resources.files(__package__) / "prompts" / "bench.jsonl" if path is None else path
         lines = source.read_text("utf-8").splitlines()
@@ -102,7 +103,8 @@ def _read_prompts(path: Path | None) -> list[tuple[str, str]]:
         raise OptionError(f'{path} must hold one JSON object {{"set", "prompt"}} a line: {error}.') from error
 
 
-def _choose(rows: list[tuple[str, str]], sets: str, per_set: int) -> list[PromptResult]:
+def choose_prompts(rows: list[tuple[str, str]], sets: str, per_set: int) -> list[PromptResult]:
+    """So many prompts of each of the sets named, comma-separated, or of all."""
     known = list(dict.fromkeys(name for name, _ in rows))
     wanted = known if sets == "all" else [s.strip() for s in sets.split(",")]
     for name in wanted:

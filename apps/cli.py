@@ -30,9 +30,12 @@ bench_app = typer.Typer(help="Measure, interleaved and in one process.", no_args
 app.add_typer(bench_app, name="bench")
 
 ModelArgument = Annotated[str, typer.Argument(help="Catalogue name, .gguf file or bundle folder.", show_default=False)]
-Engine = Annotated[str | None, typer.Option(help="onnx or reference; default: the first that opens the model.")]
+Engine = Annotated[
+    str | None,
+    typer.Option(help="onnx, openvino, llamacpp or reference; default: the fastest here, which is measured once."),
+]
 Device = Annotated[str | None, typer.Option(help="cpu, or an engine's own name for a device.")]
-Threads = Annotated[int | None, typer.Option(help="Threads; default: the usable cores.")]
+Threads = Annotated[int | None, typer.Option(help="Threads; default: measured.")]
 MaxContext = Annotated[int | None, typer.Option(help="Entries the cache may hold; default: the model's context.")]
 DraftOption = Annotated[str | None, typer.Option(help="A smaller model with the same vocabulary that drafts.")]
 Plain = Annotated[bool, typer.Option("--plain", help="No speculation.")]
@@ -211,11 +214,25 @@ def inspect(model: ModelArgument, as_json: Annotated[bool, typer.Option("--json"
 
 
 @app.command()
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
-    """Show engines, versions and devices of this machine, and what is missing."""
+def doctor(
+    model: Annotated[str | None, typer.Argument(help="Also try every engine on this model.")] = None,
+    job: Annotated[str | None, typer.Option(help="What to choose for: PROMPTxANSWER in tokens, as 2000x100.")] = None,
+    again: Annotated[bool, typer.Option("--again", help="Forget earlier trials of the model.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Show engines, versions and devices of this machine, what is missing, and which engine a model would run on."""
+    from ..runtime.choice import Job
     from .doctor import report
 
-    report(as_json)
+    if model is None and (job is not None or again):
+        raise OptionError("--job and --again are about a model; name one.")
+    wanted = Job()
+    if job is not None:
+        numbers = job.split("x")
+        if len(numbers) != 2 or not all(n.isdecimal() for n in numbers):
+            raise OptionError(f"--job is {job!r}, but must be two numbers of tokens, as in 2000x100.")
+        wanted = Job(int(numbers[0]), int(numbers[1]))
+    report(model, job=wanted, again=again, as_json=as_json)
 
 
 @bench_app.command("run")
@@ -250,6 +267,46 @@ def bench_run(
         as_json=as_json,
         threads=threads,
         max_context=max_context,
+    )
+
+
+@bench_app.command("curve")
+def bench_curve_command(
+    model: Annotated[str, typer.Argument(help="Catalogue name, .gguf file or bundle folder.")] = "smollm2-135m",
+    engines: Annotated[str, typer.Option(help="Engines, comma-separated; all: every installed one.")] = "all",
+    context: Annotated[int, typer.Option(help="Tokens in the cache before the step.")] = 256,
+    repeats: Annotated[int, typer.Option(help="Turns of every engine.")] = 5,
+    out: Annotated[Path | None, typer.Option(help="Folder for curve.json and a plot.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+    threads: Threads = None,
+) -> None:
+    """The time of a step of n rows on every engine, in turns, and how fast prompts are read."""
+    from .bench_curve import bench_curve
+
+    for name, value in (("--context", context), ("--repeats", repeats)):
+        if value < 1:
+            raise OptionError(f"{name} is {value}, but must be 1 or more.")
+    bench_curve(model, engines=engines, context=context, repeats=repeats, threads=threads, out=out, as_json=as_json)
+
+
+@bench_app.command("engines")
+def bench_engines_command(
+    model: Annotated[str, typer.Argument(help="Catalogue name, .gguf file or bundle folder.")] = "smollm2-135m",
+    engines: Annotated[str, typer.Option(help="Engines, comma-separated; all: every installed one.")] = "all",
+    prompts: Annotated[int, typer.Option(help="Prompts.")] = 5,
+    tokens: Annotated[int, typer.Option(help="New tokens per prompt.")] = 96,
+    repeats: Annotated[int, typer.Option(help="Interleaved passes over every prompt.")] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+    threads: Threads = None,
+) -> None:
+    """Our plain decoding over each engine against the same engine driven by its own API, A B A B."""
+    from .bench_peers import bench_engines
+
+    for name, value in (("--prompts", prompts), ("--tokens", tokens), ("--repeats", repeats)):
+        if value < 1:
+            raise OptionError(f"{name} is {value}, but must be 1 or more.")
+    bench_engines(
+        model, engines=engines, n_prompts=prompts, n_tokens=tokens, repeats=repeats, threads=threads, as_json=as_json
     )
 
 

@@ -44,6 +44,10 @@ class Backend(Protocol):
         """Devices that can be named, the default first; empty where the engine is not installed."""
         ...
 
+    def notes(self) -> dict[str, str]:
+        """What a user should know of this installation: a device or topic, and what was found out about it, and how."""
+        ...
+
     def formats(self, device: str | None = None) -> tuple[str, ...]:
         """What it opens on a device (None: its default), the preferred first: keys of Manifest.formats, where "gguf"
         is a file and any other format a bundle folder that lists it."""

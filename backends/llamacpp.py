@@ -41,6 +41,9 @@ class LlamaCppBackend:
     def formats(self, device: str | None = None) -> tuple[str, ...]:
         return ("gguf",)
 
+    def notes(self) -> dict[str, str]:
+        return self.probe()
+
     def probe(self) -> dict[str, str]:
         """Whether the installed build survives a batch of quantized rows on this processor, and how that was found.
 

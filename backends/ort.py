@@ -39,6 +39,9 @@ class OrtBackend:
     def devices(self) -> tuple[str, ...]:
         return tuple(_PROVIDERS) if self.version() else ()
 
+    def notes(self) -> dict[str, str]:
+        return {}
+
     def formats(self, device: str | None = None) -> tuple[str, ...]:
         return ("onnx",)
 

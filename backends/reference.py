@@ -40,6 +40,9 @@ class ReferenceBackend:
     def devices(self) -> tuple[str, ...]:
         return ("cpu",)
 
+    def notes(self) -> dict[str, str]:
+        return {}
+
     def formats(self, device: str | None = None) -> tuple[str, ...]:
         return ("gguf",)
 

@@ -8,7 +8,7 @@ import os
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ from .runtime.interfaces import Session, Weights
 _WIDTHS = (1, 2, 4, 8)
 _PROMPT = 64  # rows of the step that stands for prompt processing
 _HOPELESS = 5.0  # a first step so many times slower than the best engine's is not measured further
+_BUSY, _QUIET = 0.3, 0.1  # a trial made while others used this share of the processor is made again once it is quiet
 _LASTING = (UnsupportedModelError, OptionError)  # a trial that ends so would end so again
 
 
@@ -87,7 +88,7 @@ def choose(path: Path, wish: Wish, report: Progress, *, again: bool = False) -> 
 
 def candidates(path: Path, wish: Wish) -> list[Place]:
     """Every engine and device that may be meant, in the order in which engines are tried."""
-    threads = wish.threads or _first_threads()
+    threads = wish.threads or first_threads()
     places = []
     for backend in [backends.named(path, wish.engine)] if wish.engine else backends.openers(path):
         if wish.device is None:
@@ -110,18 +111,20 @@ class Trials:
         self._canary: Canary | None = None
         self._asked = False
         self._best_step = np.inf
+        self._busy: float | None = None
 
     def run(self, place: Place, report: Progress) -> Trial:
         """What this place does; never raises for what the place cannot do."""
         version = place.backend.version() or ""
         device = place.device or place.backend.devices()[0]
         key = f"{place.backend.name}-{version}-{device}-{place.threads}"
-        if key not in self._known:
+        if key not in self._known or (self._known[key].busy >= _BUSY and self._busy_now() <= _QUIET):
             what = f"trying {place.backend.name} on {device}, {place.threads} threads"
             report(what, 0.0)
+            self._busy_now()
             head = (place.backend.name, version, device, place.threads)
             try:
-                trial = self._measure(place, head, report)
+                trial = replace(self._measure(place, head, report), busy=self._busy_now())
             except PilotfishError as error:
                 trial = Trial(*head, step_s={}, problem=str(error))
                 if not isinstance(error, _LASTING):
@@ -135,6 +138,12 @@ class Trials:
         if trial.usable:
             self._best_step = min(self._best_step, trial.step_s[1])
         return trial
+
+    def _busy_now(self) -> float:
+        """Share of the processor that other programs use, asked once, while nothing of ours runs."""
+        if self._busy is None:
+            self._busy = busy_share()
+        return self._busy
 
     def _measure(self, place: Place, head: tuple[str, str, str, int], report: Progress) -> Trial:
         if not self._asked:
@@ -152,6 +161,11 @@ class Trials:
             return Trial(*head, steps, _prefill_s(session), measured.rows.classes, error)
         finally:
             weights.close()
+
+
+def busy_share() -> float:
+    """Share of the processor in use, 0 to 1, over a tenth of a second."""
+    return psutil.cpu_percent(interval=0.1) / 100
 
 
 def _one_step(session: Session) -> float:
@@ -177,7 +191,7 @@ def _prefill_s(session: Session) -> float:
     return min(times) / len(tokens)
 
 
-def _first_threads() -> int:
+def first_threads() -> int:
     """One thread for every core that this process may use, where two hardware threads share a core."""
     return max(1, min(usable_cores(), psutil.cpu_count(logical=False) or usable_cores()))
 

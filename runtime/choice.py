@@ -40,6 +40,7 @@ class Trial:
     classes: tuple[tuple[int, ...], ...] = ()  # widths with equal bits
     canary_error: float | None = None  # None: no answer is known
     problem: str = ""  # why it cannot be used
+    busy: float = 0.0  # share of the processor that other programs used
 
     @property
     def usable(self) -> bool:

@@ -26,6 +26,9 @@ class Mine:
     def devices(self) -> tuple[str, ...]:
         return ("cpu",)
 
+    def notes(self) -> dict[str, str]:
+        return {}
+
     def formats(self, device: str | None = None) -> tuple[str, ...]:
         return ("mine",)
 

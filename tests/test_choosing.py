@@ -55,6 +55,9 @@ class Engine:
     def devices(self) -> tuple[str, ...]:
         return self.has
 
+    def notes(self) -> dict[str, str]:
+        return {}
+
     def formats(self, device: str | None = None) -> tuple[str, ...]:
         return ("gguf",)
 
@@ -83,6 +86,7 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PILOTFISH_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("PILOTFISH_ENGINE")
     monkeypatch.delenv("PILOTFISH_THREADS")
+    monkeypatch.setattr("pilotfish.choosing.busy_share", lambda: 0.0)
     monkeypatch.setattr(backends, "_BUILT_IN", {"reference": "reference"})
     return tiny_gguf(tmp_path / "m.gguf", seed=10)
 
@@ -109,6 +113,18 @@ def test_the_fastest_engine_is_taken_and_remembered(path: Path, monkeypatch: pyt
     with load(path) as model:
         assert model.info.engine == "b"
     assert len(slow.opened) == tried and len(fast.opened) == opened + 1  # nothing is tried twice
+
+
+def test_trials_on_a_busy_machine_are_made_again_once_it_is_quiet(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine("a")
+    install(monkeypatch, engine, Engine("b", 0.02))
+    opened = []
+    for busy in (0.9, 0.9, 0.0, 0.0):
+        monkeypatch.setattr("pilotfish.choosing.busy_share", lambda busy=busy: busy)
+        before = len(engine.opened)
+        load(path).close()
+        opened.append(len(engine.opened) - before)
+    assert opened[0] > 1 and opened[1] == 1 and opened[2] > 1 and opened[3] == 1
 
 
 def test_what_is_named_is_taken_however_slow(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,139 @@
+"""`pilotfish bench curve`: the time of a step of n rows, T(n), on every engine, and how fast prompts are read."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from .. import __version__, backends
+from ..choosing import first_threads
+from ..loading import resolve
+from ..opening import Place, open_weights
+from ..runtime.errors import OptionError
+from ..runtime.interfaces import Session
+from ..runtime.storage import write_atomically
+from . import machine
+from .cli import LoadProgress, console
+
+WIDTHS = (1, 2, 4, 8, 16, 32)
+_PAUSE_S = 0.05  # for the threads of the engine before to go to sleep
+
+
+def bench_curve(
+    model: str, *, engines: str, context: int, repeats: int, threads: int | None, out: Path | None, as_json: bool
+) -> None:
+    """Measure and show a table; with `out`, write curve.json and curve.png there."""
+    path = resolve(model)
+    names = [b.name for b in backends.openers(path)] if engines == "all" else [e.strip() for e in engines.split(",")]
+    opened = []
+    try:
+        with LoadProgress() as progress:
+            for name in names:
+                place = Place(backends.named(path, name), None, threads or first_threads())
+                opened.append(open_weights(path, place, progress)[0])
+        n_context = context + 2 * WIDTHS[-1]
+        for weights in opened:
+            if weights.info.context_length < n_context:
+                raise OptionError(f"--context {context} is too long: the model knows {weights.info.context_length}.")
+        sessions = {w.info.engine: w.session(n_context) for w in opened}
+        rows = _measure(sessions, context, repeats)
+        for session in sessions.values():
+            session.close()
+        versions = {w.info.engine: f"{w.info.engine} {w.info.engine_version} {w.info.settings}" for w in opened}
+    finally:
+        for weights in opened:
+            weights.close()
+    report = {
+        "pilotfish": __version__,
+        "machine": machine.describe(),
+        "date": time.strftime("%Y-%m-%d"),
+        "model": path.name,
+        "context": context,
+        "threads": threads or first_threads(),
+        "engines": {versions[name]: row for name, row in rows.items()},
+    }
+    print(json.dumps(report)) if as_json else _show(report)
+    if out is not None:
+        write_atomically(out / "curve.json", json.dumps(report, indent=1).encode())
+        _plot(report, out / "curve.png")
+        console().print(f"wrote {out / 'curve.json'} and {out / 'curve.png'}", soft_wrap=True)
+
+
+def _measure(sessions: dict[str, Session], context: int, repeats: int) -> dict[str, dict[str, object]]:
+    """Median milliseconds by engine and width; engines take turns within every repeat."""
+    steps: dict[str, dict[int, list[float]]] = {name: {w: [] for w in WIDTHS} for name in sessions}
+    prefill: dict[str, list[float]] = {name: [] for name in sessions}
+    with Progress(console=console(), transient=True) as progress:
+        task = progress.add_task("measuring", total=repeats * len(sessions))
+        for _ in range(repeats):
+            for name, session in sessions.items():
+                time.sleep(_PAUSE_S)
+                tokens = np.random.default_rng(0).integers(0, session.info.vocab_size, context + WIDTHS[-1])
+                session.truncate(0)
+                began = time.perf_counter()
+                session.forward(tokens[:context], n_logits=0)
+                prefill[name].append(context / (time.perf_counter() - began))
+                for width in WIDTHS:
+                    for _ in range(3):
+                        began = time.perf_counter()
+                        session.forward(tokens[context : context + width], n_logits=width)
+                        steps[name][width].append(1e3 * (time.perf_counter() - began))
+                        session.truncate(context)
+                progress.advance(task)
+    return {
+        name: {
+            "step_ms": {str(w): median(times) for w, times in steps[name].items()},
+            "prefill_tokens_per_s": median(prefill[name]),
+        }
+        for name in sessions
+    }
+
+
+def _show(report: dict[str, object]) -> None:
+    out = Console(highlight=False, markup=False)
+    out.print(
+        f"{report['machine']}; {report['model']}, {report['context']} tokens before, {report['threads']} threads; "
+        "ms for a step of n rows"
+    )
+    table = Table("engine", *[f"n={w}" for w in WIDTHS], "T(8) / T(1)", "prompt tok/s")
+    engines = report["engines"]
+    assert isinstance(engines, dict)
+    for name, row in engines.items():
+        ms = row["step_ms"]
+        times = [f"{ms[str(w)]:.1f}" for w in WIDTHS]
+        table.add_row(name, *times, f"{ms['8'] / ms['1']:.2f}", f"{row['prefill_tokens_per_s']:.0f}")
+    out.print(table)
+
+
+def _plot(report: dict[str, object], path: Path) -> None:
+    """Milliseconds by rows, one line for every engine."""
+    try:
+        import matplotlib
+    except ImportError:
+        raise OptionError("a plot needs matplotlib. Add it with: pip install 'pilotfish[demo]'") from None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    engines = report["engines"]
+    assert isinstance(engines, dict)
+    figure, axes = pyplot.subplots(figsize=(7, 4))
+    for name, row in engines.items():
+        axes.plot(list(WIDTHS), [row["step_ms"][str(w)] for w in WIDTHS], marker="o", label=name)
+    axes.set_xlabel("rows in a step")
+    axes.set_ylabel("ms")
+    axes.set_ylim(bottom=0)
+    axes.set_title(f"{report['model']}, {report['context']} tokens before ({report['machine']})", fontsize=9)
+    axes.legend(fontsize=8)
+    figure.tight_layout()
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=130)
+    pyplot.close(figure)
+    write_atomically(path, image.getvalue())
