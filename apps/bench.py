@@ -67,6 +67,7 @@ def bench(
     per_set: int,
     n_tokens: int,
     repeats: int,
+    engine: str | None,
     draft: str | None,
     out: Path | None,
     as_json: bool,
@@ -76,7 +77,7 @@ def bench(
     """Run the benchmark and show a table; with `out`, write results.json and ratios.png there."""
     chosen = choose_prompts(read_prompts(prompts), sets, per_set)
     with LoadProgress() as progress:
-        loaded = load(model, draft=draft or "auto", threads=threads, max_context=max_context, progress=progress)
+        loaded = load(model, engine, draft=draft or "auto", threads=threads, max_context=max_context, progress=progress)
     with loaded:
         results = _measure(loaded, model, chosen, n_tokens, repeats)
         report = _report(loaded, results, n_tokens, repeats)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -37,6 +38,11 @@ Engine = Annotated[
 Device = Annotated[str | None, typer.Option(help="cpu, or an engine's own name for a device.")]
 Threads = Annotated[int | None, typer.Option(help="Threads; default: measured.")]
 MaxContext = Annotated[int | None, typer.Option(help="Entries the cache may hold; default: the model's context.")]
+KvDtype = Annotated[str | None, typer.Option(help="Cache type, f16, or keys/values apart: u8/u4; default: exact.")]
+EngineOption = Annotated[
+    list[str] | None, typer.Option("--option", help="A setting of the engine, NAME=VALUE; may be given several times.")
+]
+DraftEngine = Annotated[str | None, typer.Option(help="Engine of the draft model; default: the target's.")]
 DraftOption = Annotated[str | None, typer.Option(help="A smaller model with the same vocabulary that drafts.")]
 Plain = Annotated[bool, typer.Option("--plain", help="No speculation.")]
 Exact = Annotated[
@@ -82,6 +88,7 @@ def run(
     engine: Engine = None,
     device: Device = None,
     draft: DraftOption = None,
+    draft_engine: DraftEngine = None,
     plain: Plain = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
     max_new_tokens: MaxNewTokens = 256,
@@ -98,6 +105,8 @@ def run(
     raw: Annotated[bool, typer.Option("--raw", help="No chat template.")] = False,
     max_context: MaxContext = None,
     threads: Threads = None,
+    kv_dtype: KvDtype = None,
+    option: EngineOption = None,
     exact: Exact = True,
 ) -> None:
     """Answer one prompt."""
@@ -125,9 +134,12 @@ def run(
         engine=engine,
         device=device,
         draft=draft,
+        draft_engine=draft_engine,
         plain=plain,
         max_context=max_context,
         threads=threads,
+        kv_dtype=kv_dtype,
+        options=_options(option),
         exact=exact,
     )
     with loaded:
@@ -150,12 +162,15 @@ def chat(
     engine: Engine = None,
     device: Device = None,
     draft: DraftOption = None,
+    draft_engine: DraftEngine = None,
     plain: Plain = False,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
     temperature: Temperature = 0.0,
     max_new_tokens: MaxNewTokens = 512,
     max_context: MaxContext = None,
     threads: Threads = None,
+    kv_dtype: KvDtype = None,
+    option: EngineOption = None,
     exact: Exact = True,
 ) -> None:
     """Talk to a model. Ctrl-C stops an answer; Ctrl-D or /bye ends."""
@@ -168,9 +183,12 @@ def chat(
         engine=engine,
         device=device,
         draft=draft,
+        draft_engine=draft_engine,
         plain=plain,
         max_context=max_context,
         threads=threads,
+        kv_dtype=kv_dtype,
+        options=_options(option),
         exact=exact,
     ) as loaded:
         converse(loaded, system=system, temperature=temperature, max_new_tokens=max_new_tokens or None)
@@ -243,6 +261,7 @@ def bench_run(
     per_set: Annotated[int, typer.Option(help="Prompts per set.")] = 4,
     tokens: Annotated[int, typer.Option(help="New tokens per prompt.")] = 96,
     repeats: Annotated[int, typer.Option(help="Interleaved passes over every prompt.")] = 3,
+    engine: Engine = None,
     draft: DraftOption = None,
     out: Annotated[Path | None, typer.Option(help="Folder for results.json and a plot.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
@@ -262,6 +281,7 @@ def bench_run(
         per_set=per_set,
         n_tokens=tokens,
         repeats=repeats,
+        engine=engine,
         draft=draft,
         out=out,
         as_json=as_json,
@@ -332,9 +352,12 @@ def _load(
     engine: str | None,
     device: str | None,
     draft: str | None,
+    draft_engine: str | None,
     plain: bool,
     max_context: int | None,
     threads: int | None,
+    kv_dtype: str | None,
+    options: dict[str, str],
     exact: bool,
 ) -> Model:
     from ..loading import load
@@ -346,15 +369,34 @@ def _load(
             device,
             draft=draft if draft is not None else "auto",
             speculate=not plain,
+            draft_engine=draft_engine,
             max_context=max_context,
             threads=threads,
+            kv_dtype=kv_dtype,
+            options=options,
             exact=exact,
             progress=progress,
         )
 
 
+def _options(given: list[str] | None) -> dict[str, str]:
+    """NAME=VALUE pairs. Raises OptionError for anything else."""
+    pairs = {}
+    for text in given or ():
+        name, equals, value = text.partition("=")
+        if not (name and equals):
+            raise OptionError(f"--option {text!r} must be NAME=VALUE.")
+        pairs[name] = value
+    return pairs
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    console().print(f"pilotfish: {message}", style="yellow", soft_wrap=True)
+
+
 def main() -> None:
     """Entry point. Exit codes: 0, 2 for anything a user can mend, 130 for Ctrl-C."""
+    warnings.showwarning = _show_warning
     try:
         app()
     except PilotfishError as error:

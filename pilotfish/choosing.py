@@ -165,7 +165,7 @@ class Trials:
 
 def busy_share() -> float:
     """Share of the processor in use, 0 to 1, over a tenth of a second."""
-    return psutil.cpu_percent(interval=0.1) / 100
+    return float(psutil.cpu_percent(interval=0.1)) / 100
 
 
 def _one_step(session: Session) -> float:

@@ -66,7 +66,7 @@ def load(
     Raises ModelNotFoundError, ModelFileError, UnsupportedModelError, EngineMissingError, EngineError, OptionError,
     DownloadError or CacheWriteError, each with the way out.
     """
-    _check(cache, max_context, threads, speculate, draft)
+    _check(cache, max_context, threads, speculate, draft, draft_engine)
     report = progress or (lambda what, share: None)
     found = resolve(path, report)
     job = job or (Job() if speculate else Job(acceptance=0.0))
@@ -141,6 +141,7 @@ def _check(
     threads: int | None,
     speculate: bool | DraftLengthPolicy,
     draft: object,
+    draft_engine: str | None,
 ) -> None:
     if cache is not None:
         raise OptionError(f"cache={cache!r}: cache policies do not exist yet; leave cache out for the full cache.")
@@ -148,5 +149,7 @@ def _check(
         raise OptionError(f"max_context is {max_context}, but must be 2 or more.")
     if threads is not None and threads < 1:
         raise OptionError(f"threads is {threads}, but must be 1 or more.")
+    if draft_engine is not None and draft in (None, "auto"):
+        raise OptionError(f"draft_engine is {draft_engine!r}, but there is no draft model; give one, or drop it.")
     if speculate is False and draft not in (None, "auto"):
         raise OptionError("a draft model is given together with speculate=False; drop one of the two.")

@@ -132,6 +132,33 @@ def test_inspect_and_doctor(tiny: Path, pilotfish: Run) -> None:
     assert "onnx" in pilotfish("doctor").out
 
 
+def test_doctor_tries_the_engines_on_a_model(tiny: Path, pilotfish: Run) -> None:
+    facts = json.loads(pilotfish("doctor", tiny, "--job", "30x20", "--json").out)
+    assert facts["instruction_sets"] and facts["choice"]["job"] == {
+        "prompt_tokens": 30,
+        "new_tokens": 20,
+        "acceptance": 0.5,
+    }
+    onnx = next(t for t in facts["choice"]["trials"] if t["engine"] == "onnx")
+    assert onnx["usable"] and onnx["canary_error"] < 0.2 and onnx["job_s"] > 0 and set(onnx["step_s"]) == set("1248")
+    table = pilotfish("doctor", tiny).out
+    assert "answer of 128" in table and "onnx" in table
+    assert "--again are about a model" in pilotfish("doctor", "--again").err
+
+
+def test_bench_curve_and_engines(tiny: Path, tmp_path: Path, pilotfish: Run) -> None:
+    options = ("--engines", "onnx,reference", "--context", 40, "--repeats", 1, "--json", "--out", tmp_path)
+    report = json.loads(pilotfish("bench", "curve", tiny, *options).out)
+    assert len(report["engines"]) == 2
+    for row in report["engines"].values():
+        assert all(row["step_ms"][str(w)] > 0 for w in (1, 2, 4, 8, 16, 32)) and row["prefill_tokens_per_s"] > 0
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+    assert "T(8) / T(1)" in pilotfish("bench", "curve", tiny, *options[:6]).out
+    options = ("--engines", "onnx", "--prompts", 1, "--repeats", 1, "--tokens", 6, "--json")
+    (row,) = json.loads(pilotfish("bench", "engines", tiny, *options).out)["engines"]
+    assert row["engine"].startswith("onnx") and row["ratio"] > 0 and 0 < row["own_share"] < 1
+
+
 def test_bench_writes_results_and_a_plot(tiny: Path, tmp_path: Path, pilotfish: Run) -> None:
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text(json.dumps({"set": "mine", "prompt": PROMPT}) + "\n")
@@ -210,6 +237,10 @@ def test_prompts_that_do_not_fit(tiny: Path, pilotfish: Run) -> None:
         (["--engine", "tensorrt"], ["no engine 'tensorrt'", "onnx, openvino"]),
         (["--device", "npu"], ["no device 'npu'", "cpu"]),
         (["--stop", ""], ["stop string is empty"]),
+        (["--option", "precision"], ["'precision' must be NAME=VALUE"]),
+        (["--option", "precision=bf16"], ["onnx engine has no options", "precision"]),
+        (["--kv-dtype", "q3"], ["f32 only", "'q3'"]),
+        (["--draft-engine", "onnx"], ["there is no draft model"]),
         (["--draft", "nowhere.gguf"], ["no file or folder nowhere.gguf"]),
         (["--temprature", "1"], ["No such option"]),
     ],
