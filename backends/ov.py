@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..runtime.bundle import open_bundle
@@ -60,6 +59,9 @@ class OvBackend:
         import openvino
 
         return tuple(sorted((d.lower() for d in openvino.Core().available_devices), key=lambda d: (d != "cpu", d)))
+
+    def notes(self) -> dict[str, str]:
+        return {}
 
     def formats(self, device: str | None = None) -> tuple[str, ...]:
         return ("openvino", "gguf") if device in (None, "cpu") else ()
@@ -116,7 +118,6 @@ class _Facts(BaseModel):
     architecture: str
     context_length: int
     digest: str
-    paired: bool = False  # queries and keys are rotated in pairs (i, i + 1), as llama's are in GGUF, not in halves
 
 
 def _bundle(folder: Path) -> tuple[Callable[[], Any], _Facts]:
@@ -142,7 +143,6 @@ def _gguf(path: Path) -> tuple[Callable[[], Any], _Facts]:
         architecture=shape.architecture,
         context_length=shape.context_length,
         digest=file_digest(path),
-        paired=shape.permuted,
     )
     return lambda: read_gguf_graph(path, shape), facts
 
@@ -169,9 +169,6 @@ class OvWeights:
         self.kv_dtype = "/".join(dict.fromkeys(cache))
         self.readable_cache = cache[0] in ("f32", "f16")
         self.scale = float(layers[0].input_value(9).get_node().get_data())
-        self.half_order = np.arange(head_dim)  # of the columns of queries and keys, so that they are rotated in halves
-        if facts.paired:
-            self.half_order = np.concatenate([self.half_order[::2], self.half_order[1::2]])
         self._compiled: Any = self._compile(model)
         self._observing: Any = None
         self.pool = BlockPool([self._block(i, kind) for i in range(len(layers)) for kind in ("key", "value")])

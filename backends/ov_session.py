@@ -88,8 +88,7 @@ class OvSession:
             self._refuse("keys and values")
         with self._pool.lock:
             keys, values = (self._read(x) for x in self._pool.arrays[2 * layer : 2 * layer + 2])
-        halves = keys[:, :, self._weights.half_order]
-        return halves.astype(np.float32).swapaxes(0, 1), values.astype(np.float32).swapaxes(0, 1)
+        return keys.astype(np.float32).swapaxes(0, 1), values.astype(np.float32).swapaxes(0, 1)
 
     def fork(self) -> OvSession:
         """Shares all blocks; whoever writes into one first gets a copy."""
@@ -189,7 +188,7 @@ class OvSession:
             return Step(logits, hidden=hidden)
         info = self.info
         rows = [request.output(f"query_{i}").reshape(width, info.n_heads, -1) for i in range(info.n_layers)]
-        queries = np.stack(rows)[..., self._weights.half_order].swapaxes(1, 2)
+        queries = np.stack(rows).swapaxes(1, 2)
         seen = np.tril(np.ones((width, width), dtype=bool)) if mask is None else mask
         return Step(
             logits,

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 from engine_contract import CHECKS, Subject
+from real_weights import smollm2
 from tiny_models import K_SIZES, tiny_gguf
 
 from pilotfish.backends import get
-from pilotfish.runtime.interfaces import Weights
+from pilotfish.runtime.interfaces import ModelInfo, Session, Weights
 
 pytest.importorskip("openvino", reason="OpenVINO is not installed")
 
@@ -83,3 +84,54 @@ def subject(case: Case, path: Path) -> Subject:
 def test_contract(name: str, check: Callable[[Subject], None], models: dict[str, Path]) -> None:
     case = CASES[name]
     check(subject(case, models[case.model]))
+
+
+REAL = {
+    "f16": Case("smollm2", None, {}, 0.1, 0.2),
+    "f32, one thread": Case("smollm2", "f32", {}, 0.1, 0.2, threads=1),
+    "u8": Case("smollm2", "u8", {}, 0.1, 0.2),
+}
+
+
+@pytest.fixture(scope="module")
+def judge() -> Iterator[Weights]:
+    weights = reference(smollm2())
+    yield weights
+    weights.close()
+
+
+@pytest.fixture(scope="module", params=REAL)
+def real(request: pytest.FixtureRequest, judge: Weights) -> Iterator[Subject]:
+    """SmolLM2, opened once for all checks but the one that closes weights."""
+    case = REAL[request.param]
+    shared = opened(case, smollm2())
+    yield Subject(
+        lambda: Shared(shared), case.noise, CLASSES, (8, 200), lambda: Shared(judge), case.reference_noise or 0.0
+    )
+    shared.close()
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Weights that somebody else closes."""
+
+    weights: Weights
+
+    @property
+    def info(self) -> ModelInfo:
+        return self.weights.info
+
+    def session(self, max_context: int | None = None) -> Session:
+        return self.weights.session(max_context)
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_contract_on_real_weights(check: Callable[[Subject], None], real: Subject) -> None:
+    if check.__name__ == "closed_weights_open_nothing":
+        check(subject(REAL["f16"], smollm2()))
+    else:
+        check(real)
