@@ -17,7 +17,12 @@ from ..runtime.bundle import MANIFEST_NAME, read_json
 from ..runtime.errors import EngineMissingError, OptionError, UnsupportedModelError
 from ..runtime.interfaces import Weights
 
-_BUILT_IN = {"onnx": "ort", "openvino": "ov", "reference": "reference"}  # in the order in which they are tried
+_BUILT_IN = {
+    "onnx": "ort",
+    "openvino": "ov",
+    "llamacpp": "llamacpp",
+    "reference": "reference",
+}  # in the order in which they are tried
 JUDGE = "reference"  # right and slow: runs only where it is named
 EMULATED = frozenset({"static", "npu-emulated"})  # devices that show whether something runs, not how fast
 FROM_GGUF = frozenset({"gguf", "onnx"})  # formats that a .gguf file is, or is imported into

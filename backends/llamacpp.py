@@ -14,13 +14,12 @@ from . import NO_OPTIONS
 from .llamacpp_context import Context, ContextOptions, Handle
 from .llamacpp_file import check_file
 from .llamacpp_library import gpus, version
-from .llamacpp_model import LlamaCppOptions, Placement, cache_types, load_model, parse_options
+from .llamacpp_model import LlamaCppOptions, Placement, cache_types, load_model, parse_options, uses_flash
 from .llamacpp_probe import Verdict, build_verdict
 from .llamacpp_session import LlamaCppSession
 
 _ABILITIES: frozenset[Ability] = frozenset({"tree", "evict_tokens", "hidden", "fork", "save"})
 _WITHOUT_FLASH: frozenset[Ability] = frozenset({"attention"})
-_FLASH = {"auto": -1, "on": 1, "off": 0}
 
 
 class LlamaCppBackend:
@@ -105,19 +104,24 @@ class LlamaCppWeights:
             threads=threads,
             digest=file_digest(path),
         )
-        flash = _FLASH[options.flash_attention]
-        if flash < 0 and not placement.offload:
-            flash = 1
+        flash = uses_flash(options.flash_attention, keys, values)
+        if flash is None and not placement.offload:
+            flash = True
         self._context_options = ContextOptions(threads, keys, values, flash, placement.offload)
-        if flash < 0:  # devices differ, and only a context tells
-            flash = int(self.context(1).flash)
+        if flash is None:  # devices differ, and only a context tells
+            flash = self.context(1).flash
             self._context_options = dataclasses.replace(self._context_options, flash=flash)
+        # Beyond 256 entries ggml splits the keys of a single row among the threads (ggml-cpu/ops.cpp,
+        # use_split_kv_path), if neither type is quantized: other sums, other bits than in a step of more rows.
+        split = flash and not placement.offload and threads > 1 and keys == values == "f16"
+        self.pairs_beyond = 256 if split and options.pair_rows else None
         self.abilities: frozenset[Ability] = _ABILITIES if flash else _ABILITIES | _WITHOUT_FLASH
         settings = (
             f"{keys} keys {values} values",
             f"flash attention {'on' if flash else 'off'}",
             placement.described(),
             "" if repacked else "weights not repacked",
+            "single rows apart" if split and not options.pair_rows else "",
             f"build {verdict.build[:8]}",
         )
         self.info = dataclasses.replace(self.info, settings=", ".join(part for part in settings if part))

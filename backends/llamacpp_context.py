@@ -32,7 +32,7 @@ class ContextOptions:
     threads: int
     keys: str  # type of the cached keys: a name of KV_TYPES
     values: str
-    flash: int  # LLAMA_FLASH_ATTN_TYPE: 1 on, 0 off, -1 whatever the device does well
+    flash: bool | None  # flash attention; None: whatever the device does well
     offload: bool  # the cache lies on a GPU
 
 
@@ -77,7 +77,7 @@ class Context:
             pointer = lib.llama_init_from_model(model.pointer, self._params())
         if not pointer:
             raise self._too_large(said.reason)
-        self.flash = "Flash Attention was auto, set to disabled" not in said if options.flash < 0 else options.flash > 0
+        self.flash = "set to disabled" not in said if options.flash is None else options.flash
         self._handle = Handle(pointer, lib.llama_free, model)
         self._memory = lib.llama_get_memory(pointer)
         if not self._memory:
@@ -99,7 +99,7 @@ class Context:
         params.n_seq_max = MAX_LEAVES
         params.kv_unified = True  # else a row cannot belong to several sequences
         params.n_threads = params.n_threads_batch = self._options.threads
-        params.flash_attn_type = self._options.flash
+        params.flash_attn_type = -1 if self._options.flash is None else int(self._options.flash)
         params.type_k, params.type_v = KV_TYPES[self._options.keys], KV_TYPES[self._options.values]
         params.pooling_type = self._lib.LLAMA_POOLING_TYPE_NONE
         params.offload_kqv = params.op_offload = self._options.offload
@@ -134,7 +134,7 @@ class Context:
             raise EngineError(f"llama.cpp failed at a step of {n} tokens with code {code}: {said.reason}.")
 
     def logits(self, n_rows: int, n_logits: int) -> Floats:
-        """(n_logits, vocab_size) of the last of the n_rows rows of the last decode; a view that the next one overwrites."""
+        """(n_logits, vocab_size) of the last rows of the last decode, which had n_rows; a view of its memory."""
         if n_logits == 0:
             return np.empty((0, self._info.vocab_size), dtype=np.float32)
         at = self._lib.llama_get_logits_ith(self._handle.pointer, n_rows - n_logits)

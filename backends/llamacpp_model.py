@@ -24,6 +24,7 @@ class LlamaCppOptions(BaseModel):
     n_gpu_layers: int | None = Field(None, ge=0)  # layers on the GPU; None: all
     tensor_split: tuple[float, ...] | None = None  # share of the layers for each GPU, in the order of devices()
     main_gpu: int | None = Field(None, ge=0)  # with tensor_split: the GPU for what is not split
+    pair_rows: bool = True  # a single row that would get bits of its own is computed as two: see pairs_rows()
     use_extra_bufts: bool | None = None  # weights repacked for faster kernels; None: where this build survives it
     use_mmap: bool = True  # the file is mapped and not copied
 
@@ -54,12 +55,24 @@ def cache_types(kv_dtype: str | None, head_dim: int, flash_attention: str) -> tu
                 f"kv_dtype={kv_dtype!r}: {kind} has blocks of {block_elements(kind)} numbers, which do not fit the "
                 f"{head_dim} of a head of this model. Use f16, bf16 or f32."
             )
-    if block_elements(values) > 1 and flash_attention == "off":
+    if block_elements(values) > 1 and (flash_attention == "off" or keys == "f32"):
         raise OptionError(
             f"kv_dtype={kv_dtype!r}: values stored as {values} need flash attention, and attention can only be "
             f"observed without it. Use kv_dtype='{keys}/f16', or flash_attention='on'."
         )
     return keys, values
+
+
+def uses_flash(wanted: str, keys: str, values: str) -> bool | None:
+    """Whether flash attention computes; None: whatever the device does well. Raises OptionError for an f32 cache."""
+    if "f32" not in (keys, values):
+        return None if wanted == "auto" else wanted == "on"
+    if wanted == "on":
+        raise OptionError(
+            f"kv_dtype='{keys}/{values}': llama.cpp's flash attention rounds an f32 cache to f16 in every step. "
+            "Use kv_dtype='f16', or flash_attention='off'."
+        )
+    return False
 
 
 class Placement:

@@ -58,8 +58,11 @@ class LlamaCppSession:
         positions = self._rows.plan(tokens, n_logits, parents, self.info.vocab_size)
         self._weights.check_open()
         sequences = None if parents is None else self._sequences(parents, n_logits, observe)
-        context = self._room(self._rows.n + len(tokens), "attention" in observe)
-        if sequences is None:
+        paired = len(tokens) == 1 and self._pairs()
+        context = self._room(self._rows.n + len(tokens) + paired, "attention" in observe)
+        if paired:
+            step = self._pair(context, tokens, positions, n_logits, observe)
+        elif sequences is None:
             step = self._chain(context, tokens, positions, n_logits, observe)
         else:
             context.branch(1 + max(max(members) for members in sequences))
@@ -159,7 +162,7 @@ class LlamaCppSession:
         context = self._open()
         if n_entries <= context.capacity and (self._watching or not watch):
             return context
-        grown = min(max(n_entries, 2 * context.capacity), capacity_for(self.max_context))
+        grown = max(n_entries, min(2 * context.capacity, capacity_for(self.max_context)))
         wanted = grown if n_entries > context.capacity else context.capacity
         larger = self._weights.context(wanted, self._watching or watch)
         if self._rows.n:
@@ -218,6 +221,20 @@ class LlamaCppSession:
             context.remove(int(positions[0]))
             raise
         return _joined(steps, self._rows.n + n)
+
+    def _pairs(self) -> bool:
+        beyond = self._weights.pairs_beyond
+        return beyond is not None and self._rows.n >= beyond
+
+    def _pair(
+        self, context: Context, tokens: Tokens, positions: Indices, n_logits: int, observe: frozenset[Observation]
+    ) -> Step:
+        """A single row, computed beside a copy of itself, which is forgotten: see LlamaCppWeights.pairs_beyond."""
+        twice = np.concatenate([positions, positions + 1])
+        context.decode(np.repeat(tokens, 2), twice, 2 * n_logits, None, "hidden" in observe)
+        context.remove(int(twice[1]))
+        step = self._read(context, 2, 2 * n_logits, observe, self._rows.n)
+        return Step(step.logits[:n_logits], None if step.hidden is None else step.hidden[:1])
 
     def _read(self, context: Context, n: int, n_logits: int, observe: frozenset[Observation], n_before: int) -> Step:
         return Step(

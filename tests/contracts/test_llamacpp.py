@@ -8,11 +8,11 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from engine_contract import CHECKS, Subject
-from tiny_models import K_SIZES, Sizes, tiny_gguf
 
 from pilotfish.backends import get
 from pilotfish.runtime.interfaces import Weights
+from pilotfish.testing import CHECKS, Subject
+from pilotfish.testing.tiny_models import K_SIZES, Sizes, tiny_gguf
 
 BACKEND = pytest.importorskip("pilotfish.backends.llamacpp").BACKEND
 pytestmark = pytest.mark.skipif(BACKEND.version() is None, reason="llama-cpp-python is not installed")
