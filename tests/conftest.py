@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))  # toy.py and friends are plain modules
+sys.path.insert(0, str(Path(__file__).parent))  # real_weights.py and friends are plain modules
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("PILOTFISH_ENGINE", "onnx")  # tests that try out engines say so

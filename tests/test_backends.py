@@ -7,11 +7,11 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
-from tiny_models import tiny_gguf
 
 from pilotfish import backends
 from pilotfish.backends import Backend
 from pilotfish.runtime.errors import EngineMissingError, OptionError, UnsupportedModelError
+from pilotfish.testing.tiny_models import tiny_gguf
 
 
 class Mine:

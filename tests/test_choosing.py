@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_models import tiny_gguf
 
 from pilotfish import backends, load
 from pilotfish.backends import NO_OPTIONS
@@ -19,6 +18,7 @@ from pilotfish.runtime.canary import Canary, canary_error, make_canary
 from pilotfish.runtime.choice import Choice, Job, Trial
 from pilotfish.runtime.errors import EngineError, EngineMissingError, OptionError, UnsupportedModelError
 from pilotfish.runtime.interfaces import Session, Step, Weights, as_tokens
+from pilotfish.testing.tiny_models import tiny_gguf
 
 
 class Slowed:

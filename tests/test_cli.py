@@ -13,11 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tiny_models import tiny_gguf
 
 from pilotfish.apps import cli
 from pilotfish.exporters.import_gguf import import_gguf
 from pilotfish.runtime import storage
+from pilotfish.testing.tiny_models import tiny_gguf
 
 pytest.importorskip("onnxruntime")
 PROMPT = "hello the hello and the hello"

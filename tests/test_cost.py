@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from toy import ToyWeights
 
 from pilotfish.runtime.acceptance import Acceptance, conditional, path_chances
 from pilotfish.runtime.cost import CostCurve, calibrate, facts_key
 from pilotfish.runtime.interfaces import Draft, ModelInfo
+from pilotfish.testing.toy import ToyWeights
 
 WIDTHS = np.array([1, 2, 4, 8, 16])
 BASE = np.array([10e-3, 11e-3, 9e-3, 20e-3, 40e-3])  # with a dip at 4

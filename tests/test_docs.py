@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 import typer
-from tiny_models import tiny_gguf
 
 from pilotfish.apps.cli import app
+from pilotfish.testing.tiny_models import tiny_gguf
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_exact import OneHotTree, flat_curve
-from toy import ToyWeights
 
 from pilotfish.runtime.draft_length import Confidence, Fixed, RenewalReward
 from pilotfish.runtime.drafting import Drafting
@@ -20,6 +19,7 @@ from pilotfish.runtime.proposers import DraftModel, Suffix
 from pilotfish.runtime.rows import ANY_WIDTH, RowClasses, RowRule
 from pilotfish.runtime.sampling import Sampling
 from pilotfish.runtime.sequence import PREFILL_CHUNK, CachedSequence
+from pilotfish.testing.toy import ToyWeights
 
 V = 6
 

@@ -9,7 +9,6 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from enumerate_randomness import LazyRng, law_of
-from toy import ToySession, ToyWeights
 
 from pilotfish.runtime.cost import CostCurve
 from pilotfish.runtime.draft_length import Confidence, Fixed, RenewalReward
@@ -21,6 +20,7 @@ from pilotfish.runtime.rows import ANY_WIDTH, RowRule
 from pilotfish.runtime.sampling import Sampling
 from pilotfish.runtime.sequence import CachedSequence
 from pilotfish.runtime.verify import verify
+from pilotfish.testing.toy import ToySession, ToyWeights
 
 V = 3
 PROMPT = np.array([0, 1, 2, 0, 1], dtype=np.int64)

@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny_models import tiny_gguf
+
+from pilotfish.testing.tiny_models import tiny_gguf
 
 pytest.importorskip("onnxruntime")
 EXAMPLES = Path(__file__).parent.parent / "examples"

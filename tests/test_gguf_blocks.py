@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType
 from gguf.quants import dequantize, quantize
-from tiny_models import BLOCK_TYPES, random_blocks
 
 from pilotfish.exporters.gguf_blocks import Blocks, requantize, stack, unpack
 from pilotfish.exporters.onnx_graph import pack, pack_zero_points
 from pilotfish.runtime.errors import UnsupportedModelError
 from pilotfish.runtime.gguf_file import GgufTensor
+from pilotfish.testing.tiny_models import BLOCK_TYPES, random_blocks
 
 EXACT = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
 FLOATS = ("F32", "F16", "BF16")

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_models import Sizes, tiny_gguf
 
 from pilotfish.runtime.decoder_shape import decoder_shape
 from pilotfish.runtime.errors import ModelFileError, UnsupportedModelError
 from pilotfish.runtime.gguf_file import GgufFile, read_gguf
+from pilotfish.testing.tiny_models import Sizes, tiny_gguf
 
 U8, I32, F32, BOOL, STRING, ARRAY, U64, F64 = 0, 5, 6, 7, 8, 9, 10, 12
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny_models import MERGES, Sizes, tiny_gguf
 
 from pilotfish.runtime.decoder_shape import decoder_shape
 from pilotfish.runtime.errors import ModelFileError, ModelNotFoundError, PilotfishError, UnsupportedModelError
 from pilotfish.runtime.gguf_file import GgufFile, read_gguf
 from pilotfish.runtime.tokenizer_gguf import tokenizer_from_gguf
+from pilotfish.testing.tiny_models import MERGES, Sizes, tiny_gguf
 
 
 @pytest.fixture(scope="module")

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_models import Sizes, tiny_gguf
 
 from pilotfish.backends import get
 from pilotfish.exporters.import_gguf import import_gguf
 from pilotfish.runtime.bundle import describe_files, open_bundle
 from pilotfish.runtime.errors import ModelFileError
+from pilotfish.testing.tiny_models import Sizes, tiny_gguf
 
 pytest.importorskip("onnxruntime")
 

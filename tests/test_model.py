@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import tiny_gguf
 
 import pilotfish
 from pilotfish import Model, Sampling, load
@@ -20,6 +19,7 @@ from pilotfish.runtime.interfaces import Budget, Draft, Round
 from pilotfish.runtime.proposers import Suffix
 from pilotfish.runtime.stopping import TextAssembler
 from pilotfish.runtime.storage import cache_dir
+from pilotfish.testing.tiny_models import tiny_gguf
 
 pytest.importorskip("onnxruntime")
 PROMPT = "hello the hello and the hello"

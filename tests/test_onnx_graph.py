@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from tiny_models import K_SIZES, Sizes, tiny_gguf
 
 from pilotfish.backends import reference
 from pilotfish.exporters.import_gguf import Activations, import_gguf
 from pilotfish.runtime.bundle import open_bundle
 from pilotfish.runtime.errors import CacheWriteError, ContextFullError, EngineError, UnsupportedModelError
 from pilotfish.runtime.interfaces import Floats, Session
+from pilotfish.testing.tiny_models import K_SIZES, Sizes, tiny_gguf
 
 ort = pytest.importorskip("pilotfish.backends.ort")
 pytest.importorskip("onnxruntime")

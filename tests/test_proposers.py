@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from toy import ToySession, ToyWeights
 
 from pilotfish.runtime.errors import OptionError
 from pilotfish.runtime.proposers import DraftModel, Suffix
 from pilotfish.runtime.sampling import Sampling
 from pilotfish.runtime.sequence import CachedSequence
+from pilotfish.testing.toy import ToySession, ToyWeights
 
 
 @dataclass

@@ -8,12 +8,12 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from engine_contract import CHECKS, Subject
 from real_weights import smollm2
-from tiny_models import K_SIZES, tiny_gguf
 
 from pilotfish.backends import get
 from pilotfish.runtime.interfaces import ModelInfo, Session, Weights
+from pilotfish.testing import CHECKS, Subject
+from pilotfish.testing.tiny_models import K_SIZES, tiny_gguf
 
 pytest.importorskip("openvino", reason="OpenVINO is not installed")
 

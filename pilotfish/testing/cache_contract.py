@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from subject import ENGINES, PATHS, TREE, Subject, near, rows_of, text
 
-from pilotfish.runtime.errors import AbilityError, OptionError
-from pilotfish.runtime.interfaces import Observation
+from ..runtime.errors import AbilityError, OptionError
+from ..runtime.interfaces import Observation
+from .subject import ENGINES, PATHS, TREE, Subject, near, rows_of, text
 
 
 def evicted_entries_are_gone_and_positions_stay(subject: Subject) -> None:

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pilotfish.backends.cache_state import pack, unpack
-from pilotfish.runtime.errors import AbilityError, ContextFullError, EngineError, OptionError
-from pilotfish.runtime.interfaces import Floats, Indices, ModelInfo, Step, Tokens
+from ..backends.cache_state import pack, unpack
+from ..runtime.errors import AbilityError, ContextFullError, EngineError, OptionError
+from ..runtime.interfaces import Floats, Indices, ModelInfo, Step, Tokens
 
 ALL = frozenset({"tree", "evict_tokens", "fork", "save"})
 

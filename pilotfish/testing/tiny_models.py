@@ -141,8 +141,12 @@ def _add_sizes(writer: gguf.GGUFWriter, architecture: str, s: Sizes, more: dict[
         writer.add_value_length(s.head_dim)
         writer.add_rope_dimension_count(s.head_dim)
     for key, value in more.items():
-        add = {str: writer.add_string, int: writer.add_uint32, float: writer.add_float32}[type(value)]
-        add(f"{architecture}.{key}", value)
+        if isinstance(value, str):
+            writer.add_string(f"{architecture}.{key}", value)
+        elif isinstance(value, int):
+            writer.add_uint32(f"{architecture}.{key}", value)
+        else:
+            writer.add_float32(f"{architecture}.{key}", value)
 
 
 def _shapes(s: Sizes, vocab_size: int, tied: bool) -> dict[str, tuple[int, int]]:

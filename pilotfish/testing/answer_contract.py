@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from subject import PATHS, TREE, Subject, near, parts, run, text
 
-from pilotfish.runtime.interfaces import Floats, Indices, Observation, Tokens
+from ..runtime.interfaces import Floats, Indices, Observation, Tokens
+from .subject import PATHS, TREE, Subject, near, parts, run, text
 
 
 def answers_are_those_of_the_reference(subject: Subject) -> None:

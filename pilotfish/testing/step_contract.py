@@ -9,10 +9,10 @@ from typing import get_args
 
 import numpy as np
 import pytest
-from subject import Subject, parts, rows_of, run, text
 
-from pilotfish.runtime.errors import ContextFullError, EngineError, OptionError
-from pilotfish.runtime.interfaces import Ability, Floats, Session, Weights
+from ..runtime.errors import ContextFullError, EngineError, OptionError
+from ..runtime.interfaces import Ability, Floats, Session, Weights
+from .subject import Subject, parts, rows_of, run, text
 
 
 def forward_gives_rows_of_logits(subject: Subject) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from subject import ENGINES, PATHS, TREE, Subject, rows_of, text
 
-from pilotfish.runtime.errors import AbilityError, OptionError
-from pilotfish.runtime.interfaces import Session
+from ..runtime.errors import AbilityError, OptionError
+from ..runtime.interfaces import Session
+from .subject import ENGINES, PATHS, TREE, Subject, rows_of, text
 
 
 def a_tree_is_its_paths_run_apart(subject: Subject) -> None:

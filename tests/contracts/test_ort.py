@@ -1,0 +1,66 @@
+"""ONNX Runtime passes the engine contract, on tiny models and, where they are at hand, on real weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+from real_weights import smollm2
+
+from pilotfish.backends import get
+from pilotfish.exporters.import_gguf import import_gguf
+from pilotfish.runtime.interfaces import Weights
+from pilotfish.testing import CHECKS, Shared, Subject
+
+pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
+
+CLASSES = ((1,), (*range(2, 18), 32, 33))  # one row is a class of its own, all others are another
+F32 = 2e-5  # sums in another order
+# Noise of 1e-7 is amplified where it carries an activation over the edge between two int8 codes.
+INT8, INT8_MODEL = 0.05, 0.3  # between widths; between the int8 recipe and f32
+REAL_INT8, REAL_INT8_MODEL = 0.1, 0.2
+
+
+def open_engine(engine: str, path: Path, threads: int = 2) -> Weights:
+    return get(engine).open(path, device=None, threads=threads, kv_dtype=None)
+
+
+def onnx(path: Path, activations: str, threads: int = 2) -> Subject:
+    folder = import_gguf(path, activations=activations)  # type: ignore[arg-type]
+    judge = partial(open_engine, "reference", path)
+    noise, model_noise = (F32, F32) if activations == "f32" else (INT8, INT8_MODEL)
+    return Subject(
+        partial(open_engine, "onnx", folder, threads), noise, CLASSES, reference=judge, reference_noise=model_noise
+    )
+
+
+CASES = [("llama", "f32", 2), ("llama", "int8", 2), ("qwen2", "f32", 2), ("qwen2", "int8", 2), ("llama", "int8", 1)]
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize(("model", "activations", "threads"), CASES)
+def test_contract(
+    model: str, activations: str, threads: int, check: Callable[[Subject], None], models: dict[str, Path]
+) -> None:
+    check(onnx(models[model], activations, threads))
+
+
+@pytest.fixture(scope="module")
+def real() -> Iterator[Subject]:
+    """SmolLM2 as the product runs it, opened once for all checks but the one that closes weights."""
+    path = smollm2()
+    shared, judge = onnx(path, "int8").open(), open_engine("reference", path)
+    yield Subject(lambda: Shared(shared), REAL_INT8, CLASSES, (8, 200), lambda: Shared(judge), REAL_INT8_MODEL)
+    shared.close()
+    judge.close()
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_contract_on_real_weights(check: Callable[[Subject], None], real: Subject) -> None:
+    if check.__name__ == "closed_weights_open_nothing":
+        check(onnx(smollm2(), "int8"))
+    else:
+        check(real)

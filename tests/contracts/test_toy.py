@@ -1,0 +1,29 @@
+"""The toy passes the engine contract: all of it, with two row classes, and where it can do nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+
+from pilotfish.testing import CHECKS, Subject
+from pilotfish.testing.toy import ToyWeights
+
+WIDE = (*range(2, 18), 32, 33)
+
+
+def toy(**options: object) -> Subject:
+    """Noise of the toy is absolute, on logits of about 3."""
+    made = partial(ToyWeights, **{"vocab_size": 17, "context_length": 256, **options})  # type: ignore[arg-type]
+    noise = 0.0 if not options.get("row_noise") else 0.5
+    return Subject(made, noise, ((1,), WIDE) if noise else ((1, *WIDE),))
+
+
+SUBJECTS = {"able": toy(), "two row classes": toy(row_noise=0.05), "can do nothing": toy(abilities=frozenset())}
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("name", SUBJECTS)
+def test_contract(name: str, check: Callable[[Subject], None]) -> None:
+    check(SUBJECTS[name])
