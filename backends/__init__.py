@@ -25,7 +25,7 @@ _BUILT_IN = {
 }  # in the order in which they are tried
 JUDGE = "reference"  # right and slow: runs only where it is named
 EMULATED = frozenset({"static", "npu-emulated"})  # devices that show whether something runs, not how fast
-FROM_GGUF = frozenset({"gguf", "onnx"})  # formats that a .gguf file is, or is imported into
+FROM_GGUF = frozenset({"gguf", "onnx", "onnx-static"})  # formats that a .gguf file is, or is imported into
 _GROUP = "pilotfish.backends"
 NO_OPTIONS: Mapping[str, object] = MappingProxyType({})
 

@@ -12,11 +12,12 @@ from typing import Any
 
 from ..runtime.bundle import Bundle, open_bundle
 from ..runtime.errors import EngineError, EngineMissingError, ModelFileError, OptionError
-from ..runtime.interfaces import ModelInfo
+from ..runtime.interfaces import ModelInfo, Weights
 from . import NO_OPTIONS, refuse_options
+from .ort_devices import DEVICES, create_session, find, present
 from .ort_session import OrtSession
+from .ort_static import open_static
 
-_PROVIDERS = {"cpu": "CPUExecutionProvider"}
 _NO_TILES = "ORT_GQA_DISABLE_FLASH_ATTENTION"
 _environment = threading.Lock()  # held while it differs from what the user set
 _OBSERVING = "observing.onnx"  # the same weights with one more output per layer
@@ -37,13 +38,14 @@ class OrtBackend:
         return str(onnxruntime.__version__)
 
     def devices(self) -> tuple[str, ...]:
-        return tuple(_PROVIDERS) if self.version() else ()
+        return present() if self.version() else ()
 
     def notes(self) -> dict[str, str]:
-        return {}
+        return {name: DEVICES[name].note for name in self.devices()}
 
     def formats(self, device: str | None = None) -> tuple[str, ...]:
-        return ("onnx",)
+        known = DEVICES.get(device or "cpu")
+        return (known.format,) if known else ()
 
     def open(
         self,
@@ -53,15 +55,16 @@ class OrtBackend:
         threads: int,
         kv_dtype: str | None,
         options: Mapping[str, object] = NO_OPTIONS,
-    ) -> OrtWeights:
-        refuse_options(self.name, options)
+    ) -> Weights:
         if self.version() is None:
             raise EngineMissingError(f"the onnx engine is not installed. Add it with: {self.install}")
         device = device or "cpu"
-        if device not in _PROVIDERS:
-            raise OptionError(f"the onnx engine has no device {device!r} here; it has {', '.join(_PROVIDERS)}.")
+        found = find(device)
         if kv_dtype not in (None, "f32"):
             raise OptionError(f"the onnx engine stores its cache in f32 only, not {kv_dtype!r}.")
+        if found.format != "onnx":
+            return open_static(path, device, threads, options)
+        refuse_options(self.name, options)
         return OrtWeights(open_bundle(path), device, threads)
 
 
@@ -78,7 +81,7 @@ class OrtWeights:
             raise ModelFileError(f"{bundle.folder} holds no ONNX model; it holds {', '.join(bundle.manifest.formats)}.")
         self._ort = onnxruntime
         self._bundle, self._threads = bundle, threads
-        self._provider = _PROVIDERS[device]
+        self._device = DEVICES[device]
         model = bundle.manifest.formats["onnx"]
         self._plain: Any = self._create(model)
         self._observing: Any = None
@@ -109,22 +112,10 @@ class OrtWeights:
         )
 
     def _create(self, model: str) -> Any:
-        options = self._ort.SessionOptions()
-        options.intra_op_num_threads = self._threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 4  # what fails is raised, with its message
-        options.graph_optimization_level = self._ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        options.add_session_config_entry("session.intra_op.allow_spinning", "1")
-        if self._provider != "CPUExecutionProvider":
-            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-        path = self._bundle.folder / model
-        try:
-            with _attention_by_rows():
-                session = self._ort.InferenceSession(str(path), options, providers=[self._provider])
-        except Exception as error:  # ONNX Runtime raises classes of its own that derive from nothing but Exception
-            raise ModelFileError(f"ONNX Runtime cannot open {path}: {error}") from error
-        session.disable_fallback()  # never another provider behind the user's back
-        return session
+        spinning = {"session.intra_op.allow_spinning": "1"}
+        with _attention_by_rows():
+            path = self._bundle.folder / model
+            return create_session(path, self._device, self._threads, settings=spinning, optimize=False)
 
     def runner(self, observing: bool) -> Any:
         """The inference session for steps with or without queries as outputs."""

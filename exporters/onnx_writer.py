@@ -20,6 +20,9 @@ _TYPES = {
     "uint8": TensorProto.UINT8,
     "int64": TensorProto.INT64,
     "int32": TensorProto.INT32,
+    "int8": TensorProto.INT8,
+    "int4": TensorProto.INT4,
+    "uint4": TensorProto.UINT4,
 }
 
 
@@ -59,10 +62,23 @@ class OnnxWriter:
 
     def weight(self, name: str, values: npt.NDArray[np.generic], like: str | None = None) -> str:
         """Add a constant. like: another weight of the same bytes, whose place in the data file is shared."""
+        return self._constant(name, values, values.dtype.name, values.shape, like)
+
+    def codes(self, name: str, codes: npt.NDArray[np.uint8], kind: str) -> str:
+        """Add a constant of bytes that hold the bits of "int8", "uint8", "int4" or "uint4" values, one value each."""
+        packed: npt.NDArray[np.uint8] = codes.reshape(-1)
+        if kind.endswith("int4"):  # in the order of the array, low nibble first
+            packed = np.append(packed, np.zeros(len(packed) % 2, dtype=np.uint8))
+            packed = (packed[0::2] & np.uint8(0x0F)) | (packed[1::2] << np.uint8(4))
+        return self._constant(name, packed, kind, codes.shape)
+
+    def _constant(
+        self, name: str, values: npt.NDArray[np.generic], kind: str, shape: tuple[int, ...], like: str | None = None
+    ) -> str:
         if name in self._initializers:
             return name
         values = np.ascontiguousarray(values)
-        tensor = TensorProto(name=name, data_type=_TYPES[values.dtype.name], dims=values.shape)
+        tensor = TensorProto(name=name, data_type=_TYPES[kind], dims=shape)
         if like is not None and self._initializers[like].external_data:
             tensor.data_location = TensorProto.EXTERNAL
             tensor.external_data.extend(self._initializers[like].external_data)
@@ -82,7 +98,7 @@ class OnnxWriter:
         self, op: str, inputs: list[str], name: str = "", *, contrib: bool = False, **attributes: Attribute
     ) -> str:
         """Add a node with one output and return the output's name."""
-        return self.nodes(op, inputs, [name or self._fresh(op)], contrib=contrib, **attributes)[0]
+        return self.nodes(op, inputs, [name or self.fresh(op)], contrib=contrib, **attributes)[0]
 
     def nodes(
         self, op: str, inputs: list[str], outputs: list[str], *, contrib: bool = False, **attributes: Attribute
@@ -101,10 +117,13 @@ class OnnxWriter:
         nodes = [n for n in self._nodes if observing or n.output[0] not in self._extra]
         outputs = [o for o in self._outputs if observing or o.name not in self._extra]
         graph = helper.make_graph(nodes, "pilotfish", self._inputs, outputs, list(self._initializers.values()))
-        opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
+        opsets = [helper.make_opsetid("", 21)]
+        if any(n.domain for n in nodes):
+            opsets.append(helper.make_opsetid("com.microsoft", 1))
         model = helper.make_model(graph, opset_imports=opsets, producer_name="pilotfish", ir_version=10)
         path.write_bytes(model.SerializeToString())
 
-    def _fresh(self, op: str) -> str:
+    def fresh(self, op: str) -> str:
+        """A name nothing else has."""
         self._n_names += 1
         return f"{op}_{self._n_names}"

@@ -49,7 +49,11 @@ def open_weights(path: Path, place: Place, report: Progress) -> tuple[Weights, P
     elif "gguf" not in formats:
         from .exporters.import_gguf import import_gguf  # needs the onnx package, which other engines do not
 
-        location = import_gguf(path, progress=lambda share, what: report(f"preparing {path.name}: {what}", share))
+        location = import_gguf(
+            path,
+            form="onnx" if "onnx" in formats else "onnx-static",
+            progress=lambda share, what: report(f"preparing {path.name}: {what}", share),
+        )
     weights = place.backend.open(
         location, device=place.device, threads=place.threads, kv_dtype=place.kv_dtype, options=place.options
     )

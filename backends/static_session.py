@@ -1,0 +1,325 @@
+"""Sessions over a graph of fixed shapes (docs/npu.md): the host keeps the cache, the device runs a ladder of shapes.
+
+Nothing here knows an engine: a Runner runs one shape, and everything a session promises is numpy around it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from ..runtime.bundle import Bundle
+from ..runtime.errors import AbilityError, EngineError, ModelFileError, OptionError
+from ..runtime.interfaces import Ability, Floats, Indices, ModelInfo, Observation, Step, Tokens
+from .cache_state import Array, pack, unpack
+from .kv_rows import Rows, ancestors
+
+FORMAT = "onnx-static"
+_ABILITIES: frozenset[Ability] = frozenset({"tree", "evict_tokens", "keys", "hidden", "fork", "save"})
+_HIDDEN = np.float32(-3e4)  # added to a score: its share is 0 exactly, and half precision still holds it
+_WINDOW_STEP = 64  # windows are multiples of it, so that kernels add up their entries in the same order
+_EXPECTED = {"input_ids", "position_ids", "logit_rows", "mask", "place", "past_key_0", "logits", "hidden", "new_key_0"}
+Inputs: TypeAlias = Mapping[str, npt.NDArray[Any]]
+
+
+class Runner(Protocol):
+    """Runs the static graph in one shape at a time; compiles a shape when it is first run."""
+
+    def run(self, width: int, window: int, inputs: Inputs) -> Mapping[str, Floats]:
+        """Every output of the graph by name, for `width` new tokens, `window` columns and len(inputs["logit_rows"])
+        rows of logits. The arrays may be written over by the next run. Raises EngineError."""
+        ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Ladder:
+    """The shapes a device compiles.
+
+    widths: ascending rows of a step with logits; chunk: rows of a step without any, for prompts; windows: ascending
+    columns, of which a session uses those its max_context needs, and one that just holds it.
+    """
+
+    widths: tuple[int, ...] = (1, 4, 8, 16)
+    chunk: int = 64
+    windows: tuple[int, ...] = (256, 1024, 4096, 16384)
+
+    def __post_init__(self) -> None:
+        for name, rungs in (("widths", self.widths), ("windows", self.windows)):
+            if not rungs or rungs[0] < 1 or any(a >= b for a, b in itertools.pairwise(rungs)):
+                raise OptionError(f"{name} must ascend from 1 or more, but are {rungs}.")
+        if self.chunk <= self.widths[-1]:
+            raise OptionError(
+                f"the prompt chunk is {self.chunk}, but must be wider than the widest step, {self.widths[-1]}."
+            )
+        if any(w % _WINDOW_STEP for w in self.windows):
+            raise OptionError(f"windows must be multiples of {_WINDOW_STEP}, but are {self.windows}.")
+
+    def fit(self, n_rows: int) -> int:
+        """The narrowest width that holds so many rows."""
+        return next(w for w in self.widths if w >= n_rows)
+
+    def steps(self, n_rows: int, n_logits: int) -> list[tuple[int, int, int]]:
+        """(first row, end, width run) of the steps that make up one of any width, logits wanted of its last rows."""
+        made, start, silent = [], 0, n_rows - n_logits
+        while silent - start > self.widths[-1]:
+            end = min(start + self.chunk, silent)
+            made.append((start, end, self.chunk))
+            start = end
+        while start < n_rows:
+            end = min(start + self.widths[-1], n_rows)
+            alone = end - start == 1 and made and self.widths[-1] > 1  # one row can be a row class of its own
+            made.append((start, end, self.fit(2 if alone else end - start)))
+            start = end
+        return made
+
+    def windows_for(self, max_context: int) -> tuple[int, ...]:
+        """Windows of a session that holds so many entries."""
+        largest = -(-max_context // _WINDOW_STEP) * _WINDOW_STEP
+        return (*(w for w in self.windows if w < largest), largest)
+
+
+class StaticWeights:
+    """A runner and what is known about its graph; sessions share both."""
+
+    def __init__(self, runner: Runner, info: ModelInfo, ladder: Ladder) -> None:
+        self.info, self.ladder = info, ladder
+        self._runner: Runner | None = runner
+
+    @property
+    def runner(self) -> Runner:
+        if self._runner is None:
+            raise EngineError("these weights are closed; load the model again.")
+        return self._runner
+
+    def session(self, max_context: int | None = None) -> StaticSession:
+        assert self.runner  # raises once the weights are closed
+        limit = self.info.context_length
+        wanted = limit if max_context is None else max_context
+        if not 1 <= wanted <= limit:
+            raise OptionError(f"max_context is {wanted}, but this model was trained for 1..{limit} tokens.")
+        return StaticSession(self, wanted)
+
+    def close(self) -> None:
+        if self._runner is not None:
+            self._runner.close()
+            self._runner = None
+
+
+class StaticSession:
+    """One cache in numpy: (2 n_layers, 1, kv_heads, W, head_dim), keys and values in turn."""
+
+    abilities = _ABILITIES
+
+    def __init__(self, weights: StaticWeights, max_context: int) -> None:
+        self._weights, self._ladder = weights, weights.ladder
+        self.info = weights.info
+        self.max_context = max_context
+        self._rows = Rows(max_context, self.info.context_length)
+        self._windows = self._ladder.windows_for(max_context)
+        self._cache = self._allocate(self._windows[0])
+        self._written = 0  # columns from the entries' end up to here may hold what was forgotten
+
+    @property
+    def positions(self) -> Indices:
+        return self._rows.positions
+
+    @property
+    def nbytes(self) -> int:
+        return self._cache.nbytes
+
+    def forward(
+        self,
+        tokens: Tokens,
+        *,
+        n_logits: int,
+        parents: Indices | None = None,
+        observe: frozenset[Observation] = frozenset(),
+    ) -> Step:
+        if not observe <= _ABILITIES:
+            missing = ", ".join(sorted(observe - _ABILITIES))
+            raise AbilityError(f"graphs of fixed shapes do not give out {missing}; the reference engine does.")
+        width, widest = len(tokens), self._ladder.widths[-1]
+        if parents is not None and width > widest:
+            raise OptionError(f"a tree of {width} rows is wider than the widest step of this device, {widest} rows.")
+        positions = self._rows.plan(tokens, n_logits, parents, self.info.vocab_size)
+        runner = self._weights.runner
+        self._fit_window(self._rows.n + width)
+        sees = np.tri(widest, dtype=bool) if parents is None else ancestors(parents)
+        logits = np.empty((n_logits, self.info.vocab_size), dtype=np.float32)
+        hidden = np.empty((width, self.info.hidden_size), dtype=np.float32)
+        for start, end, rung in self._ladder.steps(width, n_logits):
+            seen = np.tri(end - start, dtype=bool) if rung > widest else sees[: end - start, : end - start]
+            inputs = self._inputs(tokens[start:end], positions[start:end], self._rows.n + start, rung, seen)
+            outputs = runner.run(rung, self._cache.shape[3], inputs)
+            self._write(outputs, self._rows.n + start, end - start)
+            hidden[start:end] = outputs["hidden"][: end - start]
+            wanted = max(start, width - n_logits)
+            if wanted < end:
+                logits[wanted - (width - n_logits) : end - (width - n_logits)] = outputs["logits"][
+                    wanted - start : end - start
+                ]
+        self._rows.append(positions, parents)
+        return Step(logits, hidden=hidden if "hidden" in observe else None)
+
+    def truncate(self, n_tokens: int) -> None:
+        self._rows.truncate(n_tokens)
+
+    def accept(self, rows: Indices) -> None:
+        self._gather(self._rows.accepted(rows), self._rows.n - self._rows.last_width)
+
+    def keep(self, entries: Indices) -> None:
+        self._gather(self._rows.kept(entries), 0)
+
+    def keys_values(self, layer: int) -> tuple[Floats, Floats]:
+        self._rows.check_open()
+        n = self._rows.n
+        return self._cache[2 * layer, 0, :, :n], self._cache[2 * layer + 1, 0, :, :n]
+
+    def fork(self) -> StaticSession:
+        self._rows.check_settled()
+        other = StaticSession(self._weights, self.max_context)
+        other._fill(self.positions, self._entries())
+        return other
+
+    def save(self) -> bytes:
+        self._rows.check_settled()
+        return pack(self.info, self.positions, [self._entries()])
+
+    def restore(self, state: bytes) -> None:
+        self._rows.check_open()
+        positions, (entries,) = unpack(self.info, state, self.max_context)
+        self._fill(positions, entries)
+
+    def close(self) -> None:
+        self._rows.close()
+        self._cache = np.empty((0, 1, 0, 0, 0), dtype=np.float32)
+
+    def _inputs(self, tokens: Tokens, positions: Indices, base: int, rung: int, sees: npt.NDArray[np.bool_]) -> Inputs:
+        """One step's inputs behind `base` entries, padded to a rung: spare rows see nothing and are placed nowhere."""
+        n, window = len(tokens), self._cache.shape[3]
+        ids = np.full((1, rung), tokens[-1], dtype=np.int64)
+        places = np.full((1, rung), positions[-1], dtype=np.int64)
+        ids[0, :n], places[0, :n] = tokens, positions
+        mask = np.full((1, 1, rung, window), _HIDDEN, dtype=np.float32)
+        mask[0, 0, :n, :base] = 0.0
+        mask[0, 0, :n, base : base + n][sees] = 0.0
+        place = np.zeros((1, 1, window, rung), dtype=np.float32)
+        place[0, 0, np.arange(base, base + n), np.arange(n)] = 1.0
+        if self._written > base:  # the new rows are added to what stands there
+            self._cache[:, :, :, base : self._written] = 0.0
+            self._written = base
+        rows = np.arange(rung if rung <= self._ladder.widths[-1] else 1, dtype=np.int64)
+        inputs: dict[str, npt.NDArray[Any]] = {
+            "input_ids": ids,
+            "position_ids": places,
+            "logit_rows": rows,
+            "mask": mask,
+            "place": place,
+        }
+        for i in range(self.info.n_layers):
+            inputs[f"past_key_{i}"], inputs[f"past_value_{i}"] = self._cache[2 * i], self._cache[2 * i + 1]
+        return inputs
+
+    def _write(self, outputs: Mapping[str, Floats], base: int, n: int) -> None:
+        self._written = base + n
+        for i in range(self.info.n_layers):
+            self._cache[2 * i, :, :, base : base + n] = outputs[f"new_key_{i}"][:, :, :n]
+            self._cache[2 * i + 1, :, :, base : base + n] = outputs[f"new_value_{i}"][:, :, :n]
+
+    def _entries(self) -> Floats:
+        return self._cache[:, 0, :, : self._rows.n]
+
+    def _fill(self, positions: Indices, entries: Array) -> None:
+        n = len(positions)
+        self._fit_window(n)
+        self._cache[:, 0, :, :n] = entries
+        self._written = max(self._written, n)
+        self._rows.replace(positions)
+
+    def _gather(self, entries: Indices, unchanged: int) -> None:
+        """Move the kept entries together; those before `unchanged` stay where they are."""
+        self._cache[:, :, :, unchanged : len(entries)] = self._cache[:, :, :, entries[unchanged:]]
+        self._rows.keep(entries)
+
+    def _fit_window(self, n_entries: int) -> None:
+        """A window for so many entries: the next larger one, or a much smaller one."""
+        present = self._cache.shape[3]
+        wanted = next(w for w in self._windows if w >= n_entries)
+        if wanted == present or (wanted < present and 2 * n_entries > wanted):  # not to and fro at the edge of one
+            return
+        old, n = self._cache, min(self._rows.n, wanted)
+        self._cache = self._allocate(wanted)
+        self._cache[:, :, :, :n] = old[:, :, :, :n]
+        self._written = n
+
+    def _allocate(self, window: int) -> Floats:
+        shape = (2 * self.info.n_layers, 1, self.info.kv_heads, window, self.info.head_dim)
+        try:
+            return np.zeros(shape, dtype=np.float32)
+        except MemoryError:
+            raise EngineError(
+                f"there is no memory for a cache of {window} entries ({4 * math.prod(shape) >> 20} MiB). "
+                "Close other programs, or open the session with a smaller max_context."
+            ) from None
+
+
+def static_info(
+    bundle: Bundle,
+    shapes: Mapping[str, Sequence[Any]],
+    ladder: Ladder,
+    *,
+    engine: str,
+    version: str,
+    device: str,
+    threads: int,
+    settings: str,
+) -> ModelInfo:
+    """What is known about a static graph.
+
+    shapes: of its inputs and outputs by name. Raises ModelFileError where one is missing.
+    """
+    missing = _EXPECTED - set(shapes)
+    if missing:
+        raise ModelFileError(
+            f"{bundle.folder} holds no static graph of Pilotfish: it has no {', '.join(sorted(missing))}. "
+            "Build the bundle again from its source."
+        )
+    manifest = bundle.manifest
+    digests = (fact.sha256 for _, fact in sorted(manifest.files.items()))
+    _, kv_heads, _, head_dim = shapes["past_key_0"]
+    return ModelInfo(
+        architecture=manifest.architecture,
+        vocab_size=int(shapes["logits"][1]),
+        context_length=manifest.context_length,
+        n_layers=sum(name.startswith("past_key_") for name in shapes),
+        n_heads=int(manifest.recipe.get("n_heads", kv_heads)),
+        kv_heads=int(kv_heads),
+        head_dim=int(head_dim),
+        hidden_size=int(shapes["hidden"][1]),
+        engine=engine,
+        engine_version=version,
+        device=device,
+        threads=threads,
+        digest=hashlib.sha256("".join(digests).encode()).hexdigest(),
+        settings=settings,
+        widths=ladder.widths,
+    )
+
+
+def static_bundle(bundle: Bundle) -> str:
+    """The graph's file in a bundle. Raises ModelFileError where the bundle has none."""
+    if FORMAT not in bundle.manifest.formats:
+        raise ModelFileError(
+            f"{bundle.folder} holds no graph of fixed shapes; it holds {', '.join(bundle.manifest.formats)}. "
+            "Open the .gguf file it was made from, which is then imported in that form."
+        )
+    return bundle.manifest.formats[FORMAT]
