@@ -88,7 +88,9 @@ class LlamaCppWeights:
         repacked = verdict.extra_buffers if options.use_extra_bufts is None else options.use_extra_bufts
         if repacked and not verdict.extra_buffers:
             raise OptionError(f"use_extra_bufts=True would end this process: {verdict.how} Leave the option out.")
-        self._model: Handle | None = load_model(path, placement, options.use_mmap, repacked)
+        self._model: Handle | None = load_model(
+            path, shape.architecture, shape.vocab_size, placement, options.use_mmap, repacked
+        )
         self.info = ModelInfo(
             architecture=shape.architecture,
             vocab_size=shape.vocab_size,

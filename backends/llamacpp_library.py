@@ -33,6 +33,8 @@ _WARNING, _ERROR, _CONTINUED = 2, 3, 5  # levels of ggml's log
 
 def version() -> str | None:
     """Version of llama-cpp-python, read without loading the library; None where it is not installed."""
+    if importlib.util.find_spec("llama_cpp") is None:
+        return None
     try:
         return metadata.version("llama-cpp-python")
     except metadata.PackageNotFoundError:

@@ -126,11 +126,19 @@ class Placement:
         return [devices, shares]
 
 
-def load_model(path: Path, placement: Placement, use_mmap: bool, extra_buffers: bool) -> Handle:
-    """The loaded model. The file must have been checked before: llama.cpp trusts much of it."""
+def load_model(
+    path: Path, architecture: str, vocab_size: int, placement: Placement, use_mmap: bool, extra_buffers: bool
+) -> Handle:
+    """The loaded model, without its vocabulary. The file must have been checked: llama.cpp trusts much of it."""
     lib = library()
     params = lib.llama_model_default_params()
     alive = placement.apply(lib, params)
+    overrides = (lib.llama_model_kv_override * 3)()  # the last one ends the list
+    overrides[0].key, overrides[0].tag = b"tokenizer.ggml.model", lib.LLAMA_KV_OVERRIDE_TYPE_STR
+    overrides[0].value.val_str = b"no_vocab"
+    overrides[1].key, overrides[1].tag = f"{architecture}.vocab_size".encode(), lib.LLAMA_KV_OVERRIDE_TYPE_INT
+    overrides[1].value.val_i64 = vocab_size
+    params.kv_overrides = overrides
     params.load_mode = lib.LLAMA_LOAD_MODE_MMAP if use_mmap else lib.LLAMA_LOAD_MODE_NONE
     params.use_extra_bufts = extra_buffers
     with listen() as said:

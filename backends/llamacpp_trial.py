@@ -27,7 +27,8 @@ _WIDTHS = (16, 1, 8, 64)
 
 def main(mode: str, folder: Path) -> None:
     path = write_model(folder / "trial.gguf")
-    handle = load_model(path, Placement("cpu", parse_options({})), use_mmap=True, extra_buffers=mode == REPACKED)
+    place = Placement("cpu", parse_options({}))
+    handle = load_model(path, "llama", _VOCABULARY, place, use_mmap=True, extra_buffers=mode == REPACKED)
     head_dim = _SIZE // _HEADS
     info = ModelInfo(
         "llama", _VOCABULARY, 256, len(_TYPES), _HEADS, _KV_HEADS, head_dim, _SIZE, "llamacpp", "", "cpu", 2, ""
