@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import zlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,16 +21,17 @@ def pack(info: ModelInfo, positions: Indices, arrays: Sequence[Array]) -> bytes:
     """The state of a session: positions (n,) and whatever arrays the engine needs to hold these entries again."""
     described = [(x.dtype.str, x.shape) for x in arrays]
     header = json.dumps({"made_by": _maker(info), "n": len(positions), "arrays": described}).encode()
-    body = [np.ascontiguousarray(x).tobytes() for x in (positions.astype("<i8"), *arrays)]
-    return b"".join([_MAGIC, len(header).to_bytes(8, "little"), header, *body])
+    parts = [header, *(np.ascontiguousarray(x).tobytes() for x in (positions.astype("<i8"), *arrays))]
+    return b"".join([_MAGIC, len(header).to_bytes(8, "little"), _checksum(parts).to_bytes(4, "little"), *parts])
 
 
 def unpack(info: ModelInfo, state: bytes, max_context: int) -> tuple[Indices, list[Array]]:
     """What pack() was given, as read-only views. Raises OptionError and ContextFullError."""
-    start = len(_MAGIC) + 8
-    size = int.from_bytes(state[len(_MAGIC) : start], "little")
+    sized, start = len(_MAGIC) + 8, len(_MAGIC) + 12
+    size = int.from_bytes(state[len(_MAGIC) : sized], "little")
     damaged = OptionError("this is no saved cache, or it is damaged; save it again.")
-    if not state.startswith(_MAGIC) or start + size > len(state):
+    whole = int.from_bytes(state[sized:start], "little") == _checksum([memoryview(state)[start:]])
+    if not state.startswith(_MAGIC) or start + size > len(state) or not whole:
         raise damaged
     try:
         header = json.loads(state[start : start + size])
@@ -54,6 +56,14 @@ def unpack(info: ModelInfo, state: bytes, max_context: int) -> tuple[Indices, li
         arrays.append(np.frombuffer(state, kind, math.prod(shape), at).reshape(shape))
         at += arrays[-1].nbytes
     return arrays[0].astype(np.int64), arrays[1:]
+
+
+def _checksum(parts: Sequence[bytes | memoryview]) -> int:
+    """CRC-32 of all parts, one after the other."""
+    found = 0
+    for part in parts:
+        found = zlib.crc32(part, found)
+    return found
 
 
 def _maker(info: ModelInfo) -> dict[str, str]:

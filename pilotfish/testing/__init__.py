@@ -20,10 +20,10 @@ try:
 except ImportError as error:
     raise ImportError("pilotfish.testing needs pytest. Add it with: pip install 'pilotfish[testing]'") from error
 
-_PARTS = ("answer_contract", "cache_contract", "step_contract", "subject", "tree_contract")
+_PARTS = ("answer_contract", "cache_contract", "copy_contract", "step_contract", "subject", "tree_contract")
 pytest.register_assert_rewrite(*(f"{__name__}.{part}" for part in _PARTS))  # so that a failure shows its values
 
-from . import answer_contract, cache_contract, step_contract, tree_contract  # noqa: E402 - after the line above
+from . import answer_contract, cache_contract, copy_contract, step_contract, tree_contract  # noqa: E402 - after the line above
 from .subject import Shared, Subject  # noqa: E402
 
 __all__ = ["CHECKS", "Shared", "Subject"]
@@ -32,5 +32,6 @@ CHECKS: tuple[Callable[[Subject], None], ...] = (
     *step_contract.CHECKS,
     *tree_contract.CHECKS,
     *cache_contract.CHECKS,
+    *copy_contract.CHECKS,
     *answer_contract.CHECKS,
 )

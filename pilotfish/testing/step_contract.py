@@ -204,6 +204,11 @@ def closing_frees_and_ends(subject: Subject) -> None:
             uses.append(lambda: one.keep(rows_of()))
         if "keys" in one.abilities:
             uses.append(lambda: one.keys_values(0))
+        if "fork" in one.abilities:
+            uses.append(lambda: one.fork())
+        if "save" in one.abilities:
+            state = other.save()
+            uses += [lambda: one.save(), lambda: one.restore(state)]
         for use in uses:
             with pytest.raises(EngineError, match="closed"):
                 use()
@@ -242,6 +247,7 @@ def facts_are_there(subject: Subject) -> None:
         assert info == weights.info
         assert info.n_heads % info.kv_heads == 0 and info.vocab_size > 2 and info.digest and info.engine
         assert session.abilities <= set(get_args(Ability))
+        assert list(info.widths) == sorted(set(info.widths)) and min(info.widths, default=1) > 0
         weights.close()
 
 

@@ -181,6 +181,8 @@ class ToySession:
 
     def restore(self, state: bytes) -> None:
         self._check_able("save")
+        if self.closed:
+            raise EngineError("the toy session is closed.")
         positions, (tokens,) = unpack(self.info, state, self.max_context)
         self.entries = [_Entry(int(p), int(t)) for p, t in zip(positions, tokens, strict=True)]
         self.last_parents = []
