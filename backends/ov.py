@@ -13,10 +13,11 @@ from ..runtime.bundle import open_bundle
 from ..runtime.decoder_shape import decoder_shape
 from ..runtime.errors import EngineError, EngineMissingError, ModelFileError, OptionError, UnsupportedModelError
 from ..runtime.gguf_file import read_gguf
-from ..runtime.interfaces import ModelInfo
+from ..runtime.interfaces import ModelInfo, Weights
 from ..runtime.storage import file_digest
 from . import NO_OPTIONS
-from .ov_graph import add_queries, attentions, read_gguf_graph, read_ir, reason
+from .ov_gguf import read_gguf_graph
+from .ov_graph import add_queries, attentions, read_ir, reason
 from .ov_pool import BlockPool, BlockShape
 from .ov_request import Request
 from .ov_session import OvSession
@@ -32,12 +33,15 @@ class OpenVinoOptions(BaseModel):
     precision: in which activations are computed; bf16 and f16 are faster where the processor has them, and not exact.
     dynamic_quantization: activations are rounded to int8 in groups of so many before they meet quantized weights;
         0 is off, which is slower and closer to the weights as they are.
+    q4_k_minima: those of Q4_K blocks in GGUF files, as they are ("f16") or rounded to multiples of the block's scale
+        ("integer"), which is faster for some widths and further off.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     precision: Literal["f32", "bf16", "f16"] = "f32"
     dynamic_quantization: int = Field(32, ge=0, multiple_of=16, le=1 << 16)
+    q4_k_minima: Literal["f16", "integer"] = "f16"
 
 
 class OvBackend:
@@ -74,14 +78,14 @@ class OvBackend:
         threads: int,
         kv_dtype: str | None,
         options: Mapping[str, object] = NO_OPTIONS,
-    ) -> OvWeights:
-        chosen = _options(options)
+    ) -> Weights:
         if self.version() is None:
             raise EngineMissingError(f"the openvino engine is not installed. Add it with: {self.install}")
+        chosen = _options(options)
         if device not in (None, "cpu"):
             raise OptionError(f"the openvino engine runs models on cpu so far, not on {device!r}.")
         cache = _cache_types(kv_dtype, chosen.precision)
-        read, facts = _bundle(path) if path.is_dir() else _gguf(path)
+        read, facts = _bundle(path) if path.is_dir() else _gguf(path, chosen.q4_k_minima)
         return OvWeights(read, facts, chosen, cache, threads, str(self.version()))
 
 
@@ -118,6 +122,7 @@ class _Facts(BaseModel):
     architecture: str
     context_length: int
     digest: str
+    settings: str = ""
 
 
 def _bundle(folder: Path) -> tuple[Callable[[], Any], _Facts]:
@@ -136,15 +141,16 @@ def _bundle(folder: Path) -> tuple[Callable[[], Any], _Facts]:
     return lambda: read_ir(path), facts
 
 
-def _gguf(path: Path) -> tuple[Callable[[], Any], _Facts]:
+def _gguf(path: Path, q4_k_minima: str) -> tuple[Callable[[], Any], _Facts]:
     shape = decoder_shape(read_gguf(path))  # so that OpenVINO never sees a damaged header
     facts = _Facts(
         name=str(path),
         architecture=shape.architecture,
         context_length=shape.context_length,
         digest=file_digest(path),
+        settings=f"-q4_k_{q4_k_minima}",
     )
-    return lambda: read_gguf_graph(path, shape), facts
+    return lambda: read_gguf_graph(path, shape, q4_k_minima), facts
 
 
 class OvWeights:
@@ -186,7 +192,7 @@ class OvWeights:
             device="cpu",
             threads=threads,
             digest=facts.digest,
-            settings=f"{options.precision}-cache_{self.kv_dtype}-dq{options.dynamic_quantization}",
+            settings=f"{options.precision}-cache_{self.kv_dtype}-dq{options.dynamic_quantization}{facts.settings}",
         )
 
     def session(self, max_context: int | None = None) -> OvSession:

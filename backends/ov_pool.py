@@ -59,6 +59,11 @@ class BlockPool:
         return sum(x.nbytes for x in self.arrays) // max(len(self._holders), 1)
 
     @property
+    def held(self) -> int:
+        """Blocks that somebody holds."""
+        return len(self._holders) - len(self._free)
+
+    @property
     def free_bytes(self) -> int:
         """Bytes that are allocated and held by nobody."""
         return len(self._free) * self.block_bytes
