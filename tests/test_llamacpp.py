@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_models import Sizes, tiny_gguf
 
 from pilotfish.backends import llamacpp_probe
 from pilotfish.backends.llamacpp import BACKEND, LlamaCppWeights
@@ -21,6 +20,7 @@ from pilotfish.runtime.errors import (
     EngineError,
     OptionError,
 )
+from pilotfish.testing.tiny_models import Sizes, tiny_gguf
 
 pytestmark = pytest.mark.skipif(BACKEND.version() is None, reason="llama-cpp-python is not installed")
 

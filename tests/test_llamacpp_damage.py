@@ -20,12 +20,12 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny_models import Sizes, tiny_gguf
 
 from pilotfish.backends.llamacpp import BACKEND
 from pilotfish.backends.llamacpp_file import check_file
 from pilotfish.runtime.errors import ModelFileError, PilotfishError, UnsupportedModelError
 from pilotfish.runtime.gguf_file import read_gguf
+from pilotfish.testing.tiny_models import Sizes, tiny_gguf
 
 pytestmark = pytest.mark.skipif(BACKEND.version() is None, reason="llama-cpp-python is not installed")
 
