@@ -14,7 +14,7 @@ from ..runtime.bundle import Bundle, open_bundle
 from ..runtime.errors import EngineError, EngineMissingError, ModelFileError, OptionError
 from ..runtime.interfaces import ModelInfo, Weights
 from . import NO_OPTIONS, refuse_options
-from .ort_devices import DEVICES, create_session, find, present
+from .ort_devices import DEVICES, create_session, find, present, shapes_of
 from .ort_session import OrtSession
 from .ort_static import open_static
 
@@ -85,24 +85,33 @@ class OrtWeights:
         model = bundle.manifest.formats["onnx"]
         self._plain: Any = self._create(model)
         self._observing: Any = None
-        shapes = {x.name: x.shape for x in (*self._plain.get_inputs(), *self._plain.get_outputs())}
+        shapes = shapes_of(self._plain, bundle.folder / model)
         missing = _EXPECTED - set(shapes)
         if missing:
             raise ModelFileError(
                 f"{bundle.folder / model} is no decoder graph of Pilotfish: it has no {', '.join(sorted(missing))}. "
                 "Build the bundle again from its source."
             )
-        heads, head_dim = shapes["past_key_0"][1], shapes["past_key_0"][3]
-        recipe = bundle.manifest.recipe
+
+        def size(name: str, axis: int) -> int:
+            sizes = shapes[name]
+            if axis >= len(sizes) or not isinstance(sizes[axis], int) or sizes[axis] < 1:
+                raise ModelFileError(f"{bundle.folder / model} is damaged: its {name} has the shape {sizes}.")
+            return int(sizes[axis])
+
+        recipe, kv_heads = bundle.manifest.recipe, size("past_key_0", 1)
+        n_heads = recipe.get("n_heads", str(kv_heads))
+        if not n_heads.isdecimal() or not int(n_heads) or int(n_heads) % kv_heads:
+            raise ModelFileError(f"{bundle.folder} is damaged: it has {n_heads} heads over {kv_heads} of keys.")
         self.info = ModelInfo(
             architecture=bundle.manifest.architecture,
-            vocab_size=shapes["logits"][1],
+            vocab_size=size("logits", 1),
             context_length=bundle.manifest.context_length,
             n_layers=sum(name.startswith("past_key_") for name in shapes),
-            n_heads=int(recipe.get("n_heads", heads)),
-            kv_heads=heads,
-            head_dim=head_dim,
-            hidden_size=shapes["hidden"][1],
+            n_heads=int(n_heads),
+            kv_heads=kv_heads,
+            head_dim=size("past_key_0", 3),
+            hidden_size=size("hidden", 1),
             engine="onnx",
             engine_version=str(onnxruntime.__version__),
             device=device,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..runtime.errors import EngineError, ModelFileError, OptionError
-from .static_session import FORMAT
+from .static_shapes import FORMAT
 
 _UNTESTED = "untested: no such device was at hand. It runs the graph of fixed shapes and never falls back to the CPU"
 
@@ -94,15 +94,14 @@ def create_session(
     on_cpu = device.provider == "CPUExecutionProvider"
     if not on_cpu:
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-    try:
+    try:  # without the wrapper's fallback: never another provider behind the user's back
         if _plugged_in(device):
             options.add_provider_for_devices(_plugin_devices(device), _plugin_settings(device))
-            session = onnxruntime.InferenceSession(str(path), options)
+            session = onnxruntime.InferenceSession(str(path), options, enable_fallback=0)
         else:
-            session = onnxruntime.InferenceSession(str(path), options, providers=[device.provider])
+            session = onnxruntime.InferenceSession(str(path), options, providers=[device.provider], enable_fallback=0)
     except Exception as error:  # ONNX Runtime raises classes of its own that derive from nothing but Exception
         raise ModelFileError(f"ONNX Runtime cannot open {path} with {device.provider}: {error}") from error
-    session.disable_fallback()  # never another provider behind the user's back
     used = session.get_providers()
     if device.provider not in used:
         raise EngineError(
@@ -110,6 +109,16 @@ def create_session(
             "Repair it, or choose the device cpu."
         )
     return session
+
+
+def shapes_of(session: Any, path: Path) -> dict[str, list[Any]]:
+    """Shape of every input and output by name: numbers, symbols, None. Raises ModelFileError where it has none."""
+    try:
+        return {x.name: list(x.shape) for x in (*session.get_inputs(), *session.get_outputs())}
+    except (UnicodeDecodeError, TypeError) as error:
+        raise ModelFileError(
+            f"{path} is damaged: the names and shapes of its inputs cannot be read: {error}."
+        ) from error
 
 
 def _plugin_devices(device: Device) -> list[Any]:

@@ -6,50 +6,35 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
 from ..runtime.bundle import open_bundle
-from ..runtime.errors import EngineError, OptionError
+from ..runtime.errors import EngineError
 from ..runtime.interfaces import Floats
-from .ort_devices import create_session, find
-from .static_session import Inputs, Ladder, StaticWeights, static_bundle, static_info
+from .ort_devices import create_session, find, shapes_of
+from .static_session import Inputs, StaticWeights
+from .static_shapes import ShapeOptions, checked_options, static_bundle, static_info
 
-_DEFAULT = Ladder()
 
-
-class StaticOptions(BaseModel):
+class StaticOptions(ShapeOptions):
     """Settings of devices that run the static graph.
 
     activations: "int8" rounds them per row and block where they meet quantized weights; "f32" does not.
-    widths, chunk, windows: the shapes; see static_session.Ladder.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     activations: Literal["int8", "f32"] = "int8"
-    widths: tuple[int, ...] = _DEFAULT.widths
-    chunk: int = _DEFAULT.chunk
-    windows: tuple[int, ...] = _DEFAULT.windows
 
 
 def open_static(path: Path, device: str, threads: int, options: Mapping[str, object]) -> StaticWeights:
     """The static graph of a bundle folder on a device of ort_devices. Raises OptionError and ModelFileError."""
     import onnxruntime
 
-    try:
-        chosen = StaticOptions.model_validate(dict(options))
-    except ValidationError as error:
-        first = error.errors()[0]
-        known = ", ".join(f"{n}={field.default!r}" for n, field in StaticOptions.model_fields.items())
-        name = ".".join(str(part) for part in first["loc"])
-        raise OptionError(f"the onnx engine on {device}: {name}: {first['msg']}. Its options are {known}.") from error
-    ladder = Ladder(chosen.widths, chosen.chunk, chosen.windows)
+    chosen = checked_options(StaticOptions, f"the onnx engine on {device}", options)
+    ladder = chosen.ladder
     bundle = open_bundle(path)
     model = bundle.folder / static_bundle(bundle)
     settings = {"session.qdq_matmulnbits_accuracy_level": "4" if chosen.activations == "int8" else "0"}
     runner = OrtRunner(lambda shape: create_session(model, find(device), threads, settings=settings, shape=shape))
     first_shape = runner.graph(ladder.widths[0], ladder.windows[0], ladder.widths[0])
-    shapes = {x.name: x.shape for x in (*first_shape.get_inputs(), *first_shape.get_outputs())}
+    shapes = shapes_of(first_shape, model)
     info = static_info(
         bundle,
         shapes,

@@ -21,6 +21,8 @@ from .ov_graph import add_queries, attentions, read_ir, reason
 from .ov_pool import BlockPool, BlockShape
 from .ov_request import Request
 from .ov_session import OvSession
+from .ov_static import NOTES, open_static, static_devices
+from .static_shapes import FORMAT
 
 _PLAIN = ("f32", "f16", "bf16")  # of a cache; keys and values alike
 _QUANTIZED = ("u8", "u4")  # keys and values may differ
@@ -62,12 +64,15 @@ class OvBackend:
             return ()
         import openvino
 
-        return tuple(sorted((d.lower() for d in openvino.Core().available_devices), key=lambda d: (d != "cpu", d)))
+        listed = sorted((d.lower() for d in openvino.Core().available_devices), key=lambda d: (d != "cpu", d))
+        return (*(d for d in listed if d.split(".")[0] != "npu"), *static_devices())
 
     def notes(self) -> dict[str, str]:
-        return {}
+        return {name: NOTES[name] for name in self.devices() if name in NOTES}
 
     def formats(self, device: str | None = None) -> tuple[str, ...]:
+        if device in NOTES:
+            return (FORMAT,)
         return ("openvino", "gguf") if device in (None, "cpu") else ()
 
     def open(
@@ -81,6 +86,10 @@ class OvBackend:
     ) -> Weights:
         if self.version() is None:
             raise EngineMissingError(f"the openvino engine is not installed. Add it with: {self.install}")
+        if device in NOTES:
+            if kv_dtype not in (None, "f32"):
+                raise OptionError(f"the openvino engine on {device} stores its cache in f32 only, not {kv_dtype!r}.")
+            return open_static(path, device, threads, options)
         chosen = _options(options)
         if device not in (None, "cpu"):
             raise OptionError(f"the openvino engine runs models on cpu so far, not on {device!r}.")

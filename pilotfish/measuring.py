@@ -26,7 +26,7 @@ def calibration(weights: Weights, report: Progress) -> Calibration:
     if isinstance(facts, dict):
         try:
             classes = tuple(tuple(int(w) for w in c) for c in facts["classes"])
-            return Calibration(CostCurve.from_facts(facts), RowClasses(classes))
+            return Calibration(CostCurve.from_facts(facts), RowClasses(classes, weights.info.widths))
         except (KeyError, TypeError, ValueError):
             pass  # damaged, or of an older version: measured again
     report("measuring this machine", 0.0)

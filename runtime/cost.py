@@ -97,7 +97,7 @@ class CostCurve:
     def from_facts(cls, facts: dict[str, list[float]]) -> CostCurve:
         """The curve that was kept. Raises KeyError, TypeError or ValueError where the facts are not a curve."""
         widths, base = np.array(facts["widths"], dtype=np.int64), np.array(facts["base"], dtype=np.float64)
-        ordered = len(widths) and len(widths) == len(base) and (np.diff(widths) > 0).all() and widths[0] == 1
+        ordered = len(widths) and len(widths) == len(base) and (np.diff(widths) > 0).all() and widths[0] >= 1
         if not ordered or not ((base > 0) & (base < 1000.0)).all():
             raise ValueError("not a cost curve")
         return cls(widths, base)
@@ -117,14 +117,19 @@ class Calibration:
 
 
 def calibrate(session: Session, widths: tuple[int, ...] = PROBED_WIDTHS) -> Calibration:
-    """Time and compare steps of every width over the same tokens. The session must be empty and is left empty."""
+    """Time and compare steps of every width over the same tokens. The session must be empty and is left empty.
+
+    widths: an engine that names its own (ModelInfo.widths) is asked for no others.
+    """
+    widths = session.info.widths or widths
+    yardstick = min((w for w in widths if w > 1), default=1)  # runs as many tokens as any width: all compare with it
     room = session.max_context - _N_CONTEXT
     tokens = (np.arange(_N_CONTEXT + 2 * max(widths), dtype=np.int64) * 37 + 11) % session.info.vocab_size
     logits, seconds = {}, {}
     session.truncate(0)
     session.forward(tokens[:_N_CONTEXT], n_logits=0)
     for width in (w for w in widths if w <= room):
-        n_rows = max(widths) if width == 2 else _N_TOKENS  # two rows at a time: the yardstick for every other row
+        n_rows = max(widths) if width == yardstick else _N_TOKENS
         n_steps = min(max(-(-n_rows // width), 2), room // width)
         rows, times = [], []
         for start in range(_N_CONTEXT, _N_CONTEXT + n_steps * width, width):
@@ -137,7 +142,7 @@ def calibrate(session: Session, widths: tuple[int, ...] = PROBED_WIDTHS) -> Cali
         seconds[width] = float(np.median(times[1:] or times))  # the first step at a width is slower
     session.truncate(0)
     curve = CostCurve(np.array(sorted(seconds)), np.array([seconds[w] for w in sorted(seconds)]))
-    return Calibration(curve, classify(logits))
+    return Calibration(curve, classify(logits, session.info.widths))
 
 
 def facts_key(info: ModelInfo) -> str:

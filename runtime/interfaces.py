@@ -99,7 +99,7 @@ class ModelInfo:
     threads: int
     digest: str  # of the weights, so that what was measured is remembered for the right model
     settings: str = ""  # whatever else changes bits or speed: cache type, activation type
-    widths: tuple[int, ...] = ()  # ascending: steps run fastest with so many rows, others are padded; (): all alike
+    widths: tuple[int, ...] = ()  # ascending: the only ones of decode steps, others are padded to them; (): any
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,6 @@ from .errors import ChatTemplateError, OptionError
 from .interfaces import DraftLengthPolicy, FinishReason, ModelInfo, Proposer, Session, Tokens, Weights
 from .proposers import DraftModel, Suffix
 from .result import Result, Stats
-from .rows import ANY_WIDTH
 from .sampling import Sampling
 from .sequence import CachedSequence
 from .stopping import TextAssembler
@@ -89,7 +88,7 @@ class Model:
         self._lookups = tuple(proposers)
         self._target = target
         self._draft = draft
-        rows = calibration.rows.rule() if exact else ANY_WIDTH
+        rows = calibration.rows.rule() if exact else calibration.rows.free()
         self._sequence = CachedSequence(target.session(max_context), rows)
         self._draft_sequence: CachedSequence | None = None
         if draft is not None and policy is not None:

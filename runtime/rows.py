@@ -50,9 +50,17 @@ ANY_WIDTH = RowRule(tuple(range(1, MAX_WIDTH + 1)))
 
 @dataclass(frozen=True, slots=True)
 class RowClasses:
-    """Probed widths, grouped into classes with bitwise-equal logits."""
+    """Probed widths, grouped into classes with bitwise-equal logits.
+
+    ladder: ModelInfo.widths, of an engine that runs no others; () runs any.
+    """
 
     classes: tuple[tuple[int, ...], ...]
+    ladder: tuple[int, ...] = ()
+
+    def free(self) -> RowRule:
+        """Every width the engine runs, whatever its bits."""
+        return RowRule(self.ladder) if self.ladder else ANY_WIDTH
 
     def rule(self) -> RowRule:
         """The widths of the class to stay in: the one with the narrowest step among those with room for a draft.
@@ -60,10 +68,12 @@ class RowClasses:
         Where no two widths agree, every step has one and the same width, the narrowest that has room for a draft.
 
         Between two neighbouring probed widths of one class every width is taken to belong to it: kernels change at
-        thresholds and at multiples, and both are probed.
+        thresholds and at multiples, and both are probed. Of a ladder every width is probed, and there are no others.
         """
         roomy = [c for c in self.classes if len(c) > 1] or [c for c in self.classes if c[0] > 1] or list(self.classes)
         best = min(roomy, key=lambda c: c[0])
+        if self.ladder:
+            return RowRule(tuple(sorted(best)), trees=False)
         probed = sorted(w for c in self.classes for w in c)
         widths = set(best)
         for low, high in itertools.pairwise(probed):
@@ -72,7 +82,7 @@ class RowClasses:
         return RowRule(tuple(sorted(widths)), trees=False)
 
 
-def classify(logits_by_width: dict[int, Floats]) -> RowClasses:
+def classify(logits_by_width: dict[int, Floats], ladder: tuple[int, ...] = ()) -> RowClasses:
     """Classes of widths whose logits agree bitwise on the rows they share.
 
     logits_by_width: for each width, logits (n, vocab_size) of the same tokens, run in steps of that width.
@@ -87,4 +97,4 @@ def classify(logits_by_width: dict[int, Floats]) -> RowClasses:
                 break
         else:
             classes.append([width])
-    return RowClasses(tuple(tuple(c) for c in classes))
+    return RowClasses(tuple(tuple(c) for c in classes), ladder)

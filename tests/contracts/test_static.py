@@ -38,6 +38,8 @@ CASES = {
     "onnx llama int8": Case("onnx", "static", "llama", 0.05, 0.3),
     "onnx qwen2 f32": Case("onnx", "static", "qwen2", F32, F32, {"activations": "f32"}),
     "onnx qwen2 int8": Case("onnx", "static", "qwen2", 0.05, 0.3),
+    "openvino llama": Case("openvino", "npu-emulated", "llama", F32, F32),
+    "openvino qwen2": Case("openvino", "npu-emulated", "qwen2", F32, F32),
     "onnx floats, other shapes": Case(
         "onnx", "static", "floats", F32, F32, {"widths": (2, 8), "chunk": 24, "windows": (64, 128)}, ((2, 8),)
     ),
