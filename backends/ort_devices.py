@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..runtime.errors import EngineError, ModelFileError, OptionError
-from .static_session import FORMAT
+from .static_shapes import FORMAT
 
 _UNTESTED = "untested: no such device was at hand. It runs the graph of fixed shapes and never falls back to the CPU"
 
