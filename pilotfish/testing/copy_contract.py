@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ..runtime.errors import AbilityError, ContextFullError, OptionError
-from ..runtime.interfaces import Session
+from ..runtime.interfaces import Floats, Session
 from .subject import ENGINES, PATHS, TREE, Subject, rows_of, text
 
 
@@ -135,7 +135,7 @@ def what_cannot_be_restored_is_refused_before_anything_changes(subject: Subject)
         assert small.positions.tolist() == [0, 1, 2, 3]
 
 
-def _next(session: Session) -> object:
+def _next(session: Session) -> Floats:
     n = len(session.positions)
     logits = session.forward(text(session, 4, seed=9), n_logits=4).logits.copy()
     session.truncate(n)
