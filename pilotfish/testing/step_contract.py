@@ -246,6 +246,7 @@ def facts_are_there(subject: Subject) -> None:
         info = session.info
         assert info == weights.info
         assert info.n_heads % info.kv_heads == 0 and info.vocab_size > 2 and info.digest and info.engine
+        assert list(info.widths) == sorted({w for w in info.widths if w > 0})
         assert session.abilities <= set(get_args(Ability))
         assert list(info.widths) == sorted(set(info.widths)) and min(info.widths, default=1) > 0
         weights.close()
