@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,7 @@ from ..runtime.interfaces import Indices, ModelInfo
 
 _MAGIC = b"PFKV1\n"
 Array = npt.NDArray[np.generic]
+Layout: TypeAlias = tuple[type[np.generic], tuple[int, ...]]  # of an array: type and shape
 
 
 def pack(info: ModelInfo, positions: Indices, arrays: Sequence[Array]) -> bytes:
@@ -25,8 +27,13 @@ def pack(info: ModelInfo, positions: Indices, arrays: Sequence[Array]) -> bytes:
     return b"".join([_MAGIC, len(header).to_bytes(8, "little"), _checksum(parts).to_bytes(4, "little"), *parts])
 
 
-def unpack(info: ModelInfo, state: bytes, max_context: int) -> tuple[Indices, list[Array]]:
-    """What pack() was given, as read-only views. Raises OptionError and ContextFullError."""
+def unpack(
+    info: ModelInfo, state: bytes, max_context: int, expected: Callable[[int], Sequence[Layout]] | None = None
+) -> tuple[Indices, list[Array]]:
+    """What pack() was given, as read-only views. expected: the arrays that n entries need.
+
+    Raises OptionError for a state that is damaged, forged or of another maker, and ContextFullError.
+    """
     sized, start = len(_MAGIC) + 8, len(_MAGIC) + 12
     size = int.from_bytes(state[len(_MAGIC) : sized], "little")
     damaged = OptionError("this is no saved cache, or it is damaged; save it again.")
@@ -35,9 +42,9 @@ def unpack(info: ModelInfo, state: bytes, max_context: int) -> tuple[Indices, li
         raise damaged
     try:
         header = json.loads(state[start : start + size])
-        made_by, n, described = header["made_by"], int(header["n"]), header["arrays"]
+        made_by, n, described = dict(header["made_by"]), int(header["n"]), header["arrays"]
         kinds = [(np.dtype(kind), tuple(int(d) for d in shape)) for kind, shape in described]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         raise damaged from None
     if made_by != _maker(info):
         differs = [f"{k}: {made_by.get(k)!r}, here {v!r}" for k, v in _maker(info).items() if made_by.get(k) != v]
@@ -49,13 +56,18 @@ def unpack(info: ModelInfo, state: bytes, max_context: int) -> tuple[Indices, li
         raise damaged
     if start + size + sum(kind.itemsize * math.prod(shape) for kind, shape in shapes) != len(state):
         raise damaged
-    if n > max_context:
-        raise ContextFullError(f"{n} saved entries do not fit; open the session with max_context={n} or more.")
+    if expected is not None and kinds != [(np.dtype(kind), shape) for kind, shape in expected(n)]:
+        raise damaged
     at, arrays = start + size, []
     for kind, shape in shapes:
         arrays.append(np.frombuffer(state, kind, math.prod(shape), at).reshape(shape))
         at += arrays[-1].nbytes
-    return arrays[0].astype(np.int64), arrays[1:]
+    positions = arrays[0].astype(np.int64)
+    if n and (positions[0] < 0 or positions[-1] >= info.context_length or (np.diff(positions) <= 0).any()):
+        raise damaged
+    if n > max_context:
+        raise ContextFullError(f"{n} saved entries do not fit; open the session with max_context={n} or more.")
+    return positions, arrays[1:]
 
 
 def _checksum(parts: Sequence[bytes | memoryview]) -> int:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from ..runtime.errors import AbilityError, EngineError
 from ..runtime.interfaces import Ability, Floats, Indices, Observation, Step, Tokens
-from .cache_state import Array, pack, unpack
+from .cache_state import Array, Layout, pack, unpack
 from .kv_rows import Rows, ancestors
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ class OrtSession:
 
     def restore(self, state: bytes) -> None:
         self._rows.check_open()
-        self._fill(*unpack(self.info, state, self.max_context))
+        self._fill(*unpack(self.info, state, self.max_context, self._layout))
 
     def close(self) -> None:
         self._rows.close()
@@ -127,6 +127,9 @@ class OrtSession:
         self._steps.clear()
         self._values.clear()
         self._cache.clear()
+
+    def _layout(self, n: int) -> list[Layout]:
+        return [(np.float32, (self.info.kv_heads, n, self.info.head_dim))] * len(self._cache)
 
     def _entries(self) -> list[Array]:
         return [x[0, :, : self._rows.n] for x in self._cache]
@@ -149,7 +152,7 @@ class OrtSession:
         shape = (1, self.info.kv_heads, capacity, self.info.head_dim)
         try:
             grown: list[Floats] = [np.empty(shape, dtype=np.float32) for _ in range(2 * self.info.n_layers)]
-        except MemoryError:
+        except (MemoryError, ValueError):  # numpy's, for sizes beyond any address
             mebibytes = 2 * self.info.n_layers * 4 * math.prod(shape) >> 20
             raise EngineError(
                 f"there is no memory for a cache of {capacity} entries ({mebibytes} MiB). "

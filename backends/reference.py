@@ -19,7 +19,7 @@ from ..runtime.gguf_file import GgufFile, read_gguf
 from ..runtime.interfaces import Ability, Floats, Indices, ModelInfo, Observation, Step, Tokens
 from ..runtime.storage import file_digest
 from . import NO_OPTIONS
-from .cache_state import pack, unpack
+from .cache_state import Layout, pack, unpack
 from .kv_rows import Rows, ancestors
 
 _ABILITIES: frozenset[Ability] = frozenset(
@@ -256,7 +256,7 @@ class ReferenceSession:
 
     def restore(self, state: bytes) -> None:
         self._rows.check_open()
-        positions, arrays = unpack(self.info, state, self.max_context)
+        positions, arrays = unpack(self.info, state, self.max_context, self._layout)
         self._rows.replace(positions)
         held = [np.asarray(x, dtype=np.float32) for x in arrays]
         self._keys, self._values = held[: self.info.n_layers], held[self.info.n_layers :]
@@ -264,6 +264,9 @@ class ReferenceSession:
     def close(self) -> None:
         self._rows.close()
         self._keys, self._values = [], []
+
+    def _layout(self, n: int) -> list[Layout]:
+        return [(np.float32, (self.info.kv_heads, n, self.info.head_dim))] * (2 * self.info.n_layers)
 
     def _take(self, entries: Indices) -> None:
         self._keys = [x[:, entries] for x in self._keys]
