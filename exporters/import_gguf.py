@@ -22,7 +22,7 @@ Form: TypeAlias = Literal["onnx", "onnx-static"]
 
 # Raise a number when that graph changes, so that older bundles are not taken for new ones.
 BUILDER = 2
-STATIC_BUILDER = 1
+STATIC_BUILDER = 2
 _ACCURACY_LEVEL = {"int8": 4, "f32": 0}  # of MatMulNBits
 
 

@@ -90,15 +90,9 @@ class StaticGraph:
     def _attention(self, i: int, layer: Layer, x: str) -> str:
         w, s = self._w, self._decoder.shape
         heads, kv = s.n_heads, s.kv_heads
-        fused = self._fused(f"l{i}.qkv", x, [layer.query, layer.key, layer.value])
-        split = w.node("Reshape", [fused, self._ints("heads", 1, -1, heads + 2 * kv, s.head_dim)])
-        by_head = w.node("Transpose", [split], perm=[0, 2, 1, 3])
-        turned, _ = w.nodes(
-            "Split",
-            [by_head, self._ints("turned.sizes", heads + kv, kv)],
-            [f"l{i}.unturned", f"new_value_{i}"],
-            axis=1,
-        )
+        # Values apart: they are small, and a device that quantizes activations would give them the keys' coarse steps.
+        turned = self._by_head(self._fused(f"l{i}.qk", x, [layer.query, layer.key]), heads + kv)
+        self._by_head(self._linear(f"l{i}.value", x, layer.value), kv, f"new_value_{i}")
         query, _ = w.nodes(
             "Split",
             [self._rotate(turned), self._ints("query.sizes", heads, kv)],
@@ -115,6 +109,12 @@ class StaticGraph:
         attended = w.node("Transpose", [w.node("MatMul", [shares, values])], perm=[2, 0, 1, 3])
         flat = w.node("Reshape", [attended, self._ints("attended", -1, heads * s.head_dim)])
         return self._linear(f"l{i}.output", flat, layer.output)
+
+    def _by_head(self, x: str, heads: int, output: str = "") -> str:
+        """(n, heads * head_dim) as (1, heads, n, head_dim)."""
+        w, head_dim = self._w, self._decoder.shape.head_dim
+        split = w.node("Reshape", [x, self._ints(f"heads.{heads}", 1, -1, heads, head_dim)])
+        return w.node("Transpose", [split], output, perm=[0, 2, 1, 3])
 
     def _entries(self, kind: str, i: int) -> str:
         """The window with the new rows at their columns, (kv_heads, 1, W, head_dim)."""
