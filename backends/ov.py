@@ -17,7 +17,7 @@ from ..runtime.interfaces import ModelInfo, Weights
 from ..runtime.storage import file_digest
 from . import NO_OPTIONS
 from .ov_gguf import read_gguf_graph
-from .ov_graph import add_queries, attentions, read_ir, reason
+from .ov_graph import add_queries, attentions, read_ir, reason, weight_group
 from .ov_pool import BlockPool, BlockShape
 from .ov_request import Request
 from .ov_session import OvSession
@@ -34,7 +34,7 @@ class OpenVinoOptions(BaseModel):
 
     precision: in which activations are computed; bf16 and f16 are faster where the processor has them, and not exact.
     dynamic_quantization: activations are rounded to int8 in groups of so many before they meet quantized weights;
-        0 is off, which is slower and closer to the weights as they are.
+        None is the group of the weights, the fastest; 0 is off, which is slower and closer to the weights as they are.
     q4_k_minima: those of Q4_K blocks in GGUF files, as they are ("f16") or rounded to multiples of the block's scale
         ("integer"), which is faster for some widths and further off.
     """
@@ -42,7 +42,7 @@ class OpenVinoOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     precision: Literal["f32", "bf16", "f16"] = "f32"
-    dynamic_quantization: int = Field(32, ge=0, multiple_of=16, le=1 << 16)
+    dynamic_quantization: int | None = Field(None, ge=0, multiple_of=16, le=1 << 16)
     q4_k_minima: Literal["f16", "integer"] = "f16"
 
 
@@ -184,6 +184,8 @@ class OvWeights:
         self.kv_dtype = "/".join(dict.fromkeys(cache))
         self.readable_cache = cache[0] in ("f32", "f16")
         self.scale = float(layers[0].input_value(9).get_node().get_data())
+        asked = options.dynamic_quantization
+        self._activation_group = weight_group(model) if asked is None else asked
         self._compiled: Any = self._compile(model)
         self._observing: Any = None
         self.pool = BlockPool([self._block(i, kind) for i in range(len(layers)) for kind in ("key", "value")])
@@ -201,7 +203,7 @@ class OvWeights:
             device="cpu",
             threads=threads,
             digest=facts.digest,
-            settings=f"{options.precision}-cache_{self.kv_dtype}-dq{options.dynamic_quantization}{facts.settings}",
+            settings=f"{options.precision}-cache_{self.kv_dtype}-dq{self._activation_group}{facts.settings}",
         )
 
     def session(self, max_context: int | None = None) -> OvSession:
@@ -237,7 +239,7 @@ class OvWeights:
             "INFERENCE_PRECISION_HINT": self._options.precision,
             "INFERENCE_NUM_THREADS": self._threads,
             "NUM_STREAMS": 1,
-            "DYNAMIC_QUANTIZATION_GROUP_SIZE": self._options.dynamic_quantization,
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": self._activation_group,
             "KEY_CACHE_PRECISION": keys,
             "VALUE_CACHE_PRECISION": values,
         }

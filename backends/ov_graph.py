@@ -7,6 +7,7 @@ for each layer. Outputs: logits (m, vocab_size) and hidden (n, hidden_size), aft
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -33,7 +34,7 @@ def read_ir(path: Path) -> Model:
 
     try:
         model = openvino.Core().read_model(path)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:  # ValueError: its message quotes bytes of the file that are no text
         raise ModelFileError(f"OpenVINO cannot read {path}: {reason(error)}. Build the bundle again.") from error
     names = {name for port in model.inputs for name in port.names}
     if not {"input_ids", "position_ids"} <= names:
@@ -82,6 +83,13 @@ def add_queries(model: Model) -> None:
     """One output more per layer, query_<i>: (n, n_heads * head_dim), after rotation."""
     for i, node in enumerate(attentions(model)):
         _add_result(model, node.input_value(0), f"query_{i}")
+
+
+def weight_group(model: Model) -> int:
+    """How many weights share a scale, in most quantized matrices; 32 where none are in groups."""
+    shapes = [node.get_output_shape(0) for node in model.get_ops() if node.get_type_name() == "Constant"]
+    groups = Counter(int(dims[2]) for dims in shapes if len(dims) == 3 and dims[1] > 1 and dims[2] > 1)
+    return groups.most_common(1)[0][0] if groups else 32
 
 
 def reason(error: Exception) -> str:

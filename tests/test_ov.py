@@ -128,7 +128,7 @@ def test_numbers_of_a_quantized_cache_are_not_given_out(llama: Path) -> None:
     [{"precison": "f32"}, {"precision": "f64"}, {"dynamic_quantization": -1}, {"dynamic_quantization": "many"}],
 )
 def test_options_are_checked(llama: Path, options: dict[str, object]) -> None:
-    with pytest.raises(OptionError, match=r"precision='f32', dynamic_quantization=\d+, q4_k_minima='f16'"):
+    with pytest.raises(OptionError, match=r"precision='f32', dynamic_quantization=None, q4_k_minima='f16'"):
         opened(llama, **options)
 
 
@@ -140,6 +140,13 @@ def test_settings_that_change_bits_are_told_apart(llama: Path) -> None:
         settings.add(weights.info.settings)
         weights.close()
     assert len(settings) == len(chosen)
+
+
+@pytest.mark.parametrize(("quant", "group"), [("Q8_0", 32), ("Q6_K", 16), ("F32", 32)])
+def test_activations_are_grouped_as_the_weights_are(tmp_path: Path, quant: str, group: int) -> None:
+    weights = opened(tiny_gguf(tmp_path / "model.gguf", quant=quant, sizes=K_SIZES))
+    assert f"-dq{group}-" in weights.info.settings
+    weights.close()
 
 
 def bundle(source: Path, folder: Path) -> Path:
