@@ -102,6 +102,8 @@ def _need(file: GgufFile, key: str, kind: type[N]) -> N:
     value = file.metadata.get(f"{file.architecture}.{key}")
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e9:
         raise ModelFileError(f"{file.path}: {file.architecture}.{key} is {value!r}, but must be a positive number.")
+    if kind is int and value != int(value):
+        raise ModelFileError(f"{file.path}: {file.architecture}.{key} is {value!r}, but must be a whole number.")
     return kind(value)
 
 

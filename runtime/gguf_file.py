@@ -23,7 +23,10 @@ from .errors import ModelFileError, ModelNotFoundError, UnsupportedModelError
 
 _MAX_DIMS = 4
 _MAX_DEPTH = 4  # of arrays of arrays
-_MAX_COUNT = 1 << 24  # metadata entries, tensors: far beyond any real file
+# Far beyond any real file, and small enough for a header of zeros, which is sound, to be read in seconds:
+_MAX_COUNT = 1 << 20  # metadata entries, tensors
+_MAX_ELEMENTS = 1 << 23  # of all arrays together; a vocabulary of 262,144 tokens and its merges have 1.3 million
+_MAX_NESTED = 1 << 16  # arrays inside arrays
 _SCALARS = {
     0: "<u1",
     1: "<i1",
@@ -103,6 +106,7 @@ def read_gguf(path: Path) -> GgufFile:
 class _Parser:
     def __init__(self, path: Path, view: memoryview) -> None:
         self._path, self._view, self._at = path, view, 4
+        self._n_elements = self._n_nested = 0  # of arrays read so far
 
     def file(self) -> GgufFile:
         version = self._u32()
@@ -146,10 +150,10 @@ class _Parser:
     def _u64(self) -> int:
         return int(_U64.unpack_from(self._view, self._take(8))[0])
 
-    def _count(self, what: str, min_bytes: int) -> int:
+    def _count(self, what: str, min_bytes: int, limit: int = _MAX_COUNT) -> int:
         """A number of things of at least min_bytes each, which the rest of the file must be able to hold."""
         n = self._u64()
-        if n > _MAX_COUNT or n * min_bytes > len(self._view) - self._at:
+        if n > limit or n * min_bytes > len(self._view) - self._at:
             raise self._damaged(f"it claims {n} {what}, more than it has room for")
         return n
 
@@ -168,28 +172,38 @@ class _Parser:
         self._at = at
         return found
 
-    def _value(self, kind: int, depth: int = 0) -> object:
+    def _value(self, kind: int) -> object:
         if kind == _STRING:
             return self._string()
         if kind == _ARRAY:
-            return self._array(depth)
+            return self._array()
         if kind not in _SCALARS:
             raise self._damaged(f"it has a metadata value of the unknown type {kind}")
         dtype = np.dtype(_SCALARS[kind])
         return np.frombuffer(self._view, dtype, 1, self._take(dtype.itemsize))[0].item()
 
-    def _array(self, depth: int) -> object:
+    def _array_length(self, min_bytes: int) -> int:
+        n = self._count("array elements", min_bytes, _MAX_ELEMENTS - self._n_elements)
+        self._n_elements += n
+        return n
+
+    def _array(self, depth: int = 0) -> object:
         kind = self._u32()
         if kind in _SCALARS:
             dtype = np.dtype(_SCALARS[kind])
-            n = self._count("array elements", dtype.itemsize)
+            n = self._array_length(dtype.itemsize)
             return np.frombuffer(self._view, dtype, n, self._take(n * dtype.itemsize)).tolist()
         if kind == _STRING:
-            return self._strings(self._count("array elements", 8))
+            return self._strings(self._array_length(8))
+        if kind != _ARRAY:
+            raise self._damaged(f"it has metadata values of the unknown type {kind}")
         if depth >= _MAX_DEPTH:
             raise self._damaged("its metadata holds arrays inside arrays inside arrays")
-        n = self._count("array elements", 8)
-        return [self._value(kind, depth + 1) for _ in range(n)]
+        n = self._array_length(12)
+        self._n_nested += n
+        if self._n_nested > _MAX_NESTED:
+            raise self._damaged(f"its metadata holds {n} arrays inside an array")
+        return [self._array(depth + 1) for _ in range(n)]
 
     def _tensor_info(self) -> tuple[str, tuple[int, ...], int, int]:
         name, n_dims = self._string(), self._u32()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import struct
+import time
 from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from pilotfish.runtime.decoder_shape import decoder_shape
@@ -127,6 +128,20 @@ def test_arrays_do_not_nest_forever(tmp_path: Path) -> None:
         read_gguf(tmp_path / "deep.gguf")
 
 
+@pytest.mark.parametrize(("kind", "n"), [(9, 1 << 22), (9, (1 << 16) + 1), (8, 1 << 24), (0, 1 << 24), (8, 1 << 60)])
+def test_a_header_of_zeros_is_read_in_seconds_or_refused(tmp_path: Path, kind: int, n: int) -> None:
+    """Zeros are empty strings, and empty arrays of bytes: sound, whatever number of them is claimed."""
+    key = struct.pack("<Q", 1) + b"k" + struct.pack("<IIQ", 9, kind, n)
+    path = tmp_path / "zeros.gguf"
+    with path.open("wb") as file:
+        file.write(b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + key)
+        file.truncate(1 << 28)  # sparse
+    began = time.perf_counter()
+    with pytest.raises(ModelFileError, match=r"zeros\.gguf is truncated or damaged"):
+        read_gguf(path)
+    assert time.perf_counter() - began < 5
+
+
 def open_all(path: Path) -> GgufFile:
     """Everything that trusts a header."""
     file = read_gguf(path)
@@ -186,6 +201,7 @@ KEYS = [
 
 @settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.dictionaries(st.sampled_from([f"llama.{k}" for k in KEYS] + ["general.architecture"]), VALUES, min_size=1))
+@example({"llama.attention.head_count_kv": 0.5})
 def test_no_metadata_breaks_the_shape(sound: Path, changes: dict[str, object]) -> None:
     file = read_gguf(sound)
     metadata = {k: v for k, v in {**file.metadata, **changes}.items() if v is not None}
