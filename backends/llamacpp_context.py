@@ -14,7 +14,7 @@ import psutil
 
 from ..runtime.errors import EngineError
 from ..runtime.interfaces import Floats, Indices, ModelInfo, Tokens
-from .llamacpp_library import KV_TYPES, block_bytes, function, library, listen
+from .llamacpp_library import KV_TYPES, block_bytes, function, library, listen, recent
 
 MAX_ROWS = 256  # of one decode: a prefill chunk
 MAX_OUTPUTS = (
@@ -124,14 +124,13 @@ class Context:
         if hidden:
             self._lib.llama_set_embeddings(self._handle.pointer, True)
         try:
-            with listen() as said:
-                code = self._lib.llama_decode(self._handle.pointer, self._batch.struct)
+            code = self._lib.llama_decode(self._handle.pointer, self._batch.struct)
         finally:
             if hidden:
                 self._lib.llama_set_embeddings(self._handle.pointer, False)
         if code:
             self.remove(int(positions[0]))
-            raise EngineError(f"llama.cpp failed at a step of {n} tokens with code {code}: {said.reason}.")
+            raise EngineError(f"llama.cpp failed at a step of {n} tokens with code {code}: {recent().reason}.")
 
     def logits(self, n_rows: int, n_logits: int) -> Floats:
         """(n_logits, vocab_size) of the last rows of the last decode, which had n_rows; a view of its memory."""

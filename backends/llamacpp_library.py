@@ -127,6 +127,7 @@ class _Log:
 
     def __init__(self) -> None:
         self._local = threading.local()
+        self._recent: deque[tuple[int, str]] = deque(maxlen=20)  # of all threads that do not listen
         self._callback: Any = None  # the library calls it for as long as the process lives
 
     def attach(self, module: Any) -> None:
@@ -134,8 +135,8 @@ class _Log:
         module.llama_log_set(self._callback, None)
 
     def _write(self, level: int, text: bytes | None, _: object) -> None:
-        lines: deque[tuple[int, str]] | None = getattr(self._local, "lines", None)
-        if lines is None or not text:
+        lines: deque[tuple[int, str]] = getattr(self._local, "lines", None) or self._recent
+        if not text:
             return
         said = text.decode("utf-8", "replace").rstrip("\n")
         if level == _CONTINUED and lines:
@@ -146,11 +147,15 @@ class _Log:
     @contextmanager
     def listen(self) -> Iterator[Listened]:
         before = getattr(self._local, "lines", None)
-        self._local.lines = deque(maxlen=400)
+        self._local.lines = deque([(0, "")], maxlen=400)
         try:
             yield Listened(self._local.lines)
         finally:
             self._local.lines = before
+
+    def recent(self) -> Listened:
+        """What was said while nobody listened: a step is too short to begin listening for it."""
+        return Listened(self._recent)
 
 
 class Listened:
@@ -174,3 +179,4 @@ class Listened:
 
 _LOG = _Log()
 listen = _LOG.listen
+recent = _LOG.recent
