@@ -109,6 +109,8 @@ def test_a_layer_runs_quantized_and_stays_near_f32(tmp_path: Path) -> None:
     quantize(model, quantized, config)
     device = create_session(quantized, DEVICES["qnn"], 2, settings={}, shape=SHAPE)
     assert device.get_providers()[0] == "QNNExecutionProvider"
+    with pytest.raises(ModelFileError, match="QNNExecutionProvider"):
+        create_session(quantized, DEVICES["qnn"], 2, settings={})  # shapes that are not fixed
     in_f32 = create_session(quantized, DEVICES["static"], 2, settings={"session.disable_quant_qdq": "1"}, shape=SHAPE)
     errors: dict[str, list[tuple[float, float, float]]] = {}
     agree = []

@@ -151,6 +151,23 @@ def test_a_short_context_has_a_short_window_again(gguf: Path, shapes: list[tuple
     assert session.nbytes < held
 
 
+@pytest.mark.parametrize(("engine", "device"), [("onnx", "static"), ("openvino", "npu-emulated")])
+def test_a_longer_window_gives_the_same_bits(gguf: Path, engine: str, device: str) -> None:
+    backend = get(engine)
+    if device not in backend.devices():
+        pytest.skip(f"{engine} is not installed")
+    tokens, rows = np.arange(60) % 250, []
+    for window in (64, 256, 1024):
+        options = {"windows": (window,)}
+        folder = import_gguf(gguf, form="onnx-static")
+        weights = backend.open(folder, device=device, threads=2, kv_dtype=None, options=options)
+        session = weights.session(window)
+        session.forward(tokens[:40], n_logits=0)
+        rows.append(session.forward(tokens[40:44], n_logits=4).logits.copy())
+        weights.close()
+    assert np.array_equal(rows[0], rows[1]) and np.array_equal(rows[1], rows[2])
+
+
 def test_a_tree_wider_than_the_ladder_is_refused_before_anything_changes(gguf: Path) -> None:
     session = static_session(gguf)
     session.forward(np.arange(5), n_logits=0)
