@@ -119,20 +119,20 @@ def automatic(backend: Backend) -> tuple[str, ...]:
     return () if backend.name == JUDGE else tuple(d for d in backend.devices() if d not in EMULATED)
 
 
-def named(path: Path, name: str) -> Backend:
-    """The engine of this name, which must be installed and open what lies at the path.
+def named(path: Path, name: str, device: str | None = None) -> Backend:
+    """The engine of this name, which must be installed and open what lies at the path on this device.
 
     Raises EngineMissingError with the command that adds it, OptionError, UnsupportedModelError.
     """
     backend = get(name)
     if backend.version() is None:
         raise EngineMissingError(f"the {name} engine is not installed. Add it with: {backend.install}")
-    if not opens(backend, path):
+    if not opens(backend, path, device):
         raise UnsupportedModelError(f"the {name} engine does not open {path}; leave the engine out to pick another.")
     return backend
 
 
-def openers(path: Path) -> list[Backend]:
+def openers(path: Path, device: str | None = None) -> list[Backend]:
     """Every installed engine that opens what lies at the path, but for the judge.
 
     Raises EngineMissingError with the commands that add one, UnsupportedModelError where none opens such a model.
@@ -144,7 +144,7 @@ def openers(path: Path) -> list[Backend]:
         except EngineMissingError as error:
             warnings.warn(f"left out: {error}", RuntimeWarning, stacklevel=2)
             continue
-        if backend.name != JUDGE and opens(backend, path):
+        if backend.name != JUDGE and opens(backend, path, device):
             if backend.version() is not None:
                 found.append(backend)
             else:

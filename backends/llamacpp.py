@@ -11,6 +11,7 @@ from ..runtime.gguf_file import read_gguf
 from ..runtime.interfaces import Ability, ModelInfo
 from ..runtime.storage import file_digest
 from . import NO_OPTIONS
+from .llamacpp_build import build_command
 from .llamacpp_context import Context, ContextOptions, Handle
 from .llamacpp_file import check_file
 from .llamacpp_library import gpus, version
@@ -26,10 +27,10 @@ class LlamaCppBackend:
     """The engine that opens a .gguf file as it is, and the one with the most kinds of GPU."""
 
     name = "llamacpp"
-    install = (
-        'CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_AVX512=ON -DGGML_AVX512_VBMI=ON -DGGML_AVX512_VNNI=ON '
-        "-DGGML_AVX512_BF16=ON -DLLAVA_BUILD=OFF\" pip install 'pilotfish[llamacpp]'"
-    )
+
+    @property
+    def install(self) -> str:
+        return build_command()
 
     def version(self) -> str | None:
         return version()
@@ -41,9 +42,6 @@ class LlamaCppBackend:
         return ("gguf",)
 
     def notes(self) -> dict[str, str]:
-        return self.probe()
-
-    def probe(self) -> dict[str, str]:
         """Whether the installed build survives a batch of quantized rows on this processor, and how that was found.
 
         Keys "verdict", "how", "system_info" and "build"; empty where the engine is not installed.

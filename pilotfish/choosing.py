@@ -89,8 +89,10 @@ def choose(path: Path, wish: Wish, report: Progress, *, again: bool = False) -> 
 def candidates(path: Path, wish: Wish) -> list[Place]:
     """Every engine and device that may be meant, in the order in which engines are tried."""
     threads = wish.threads or first_threads()
+    one, device = wish.engine, wish.device
+    found = [backends.named(path, one, device)] if one else backends.openers(path, device)
     places = []
-    for backend in [backends.named(path, wish.engine)] if wish.engine else backends.openers(path):
+    for backend in found:
         if wish.device is None:
             devices = backends.automatic(backend) or backend.devices()[:1]
         else:

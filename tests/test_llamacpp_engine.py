@@ -172,7 +172,7 @@ posix = pytest.mark.skipif(os.name == "nt", reason="signals are sent to a proces
 def test_the_installed_build_is_tried_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     verdict = build_verdict()
     assert verdict.usable and "CPU" in verdict.system_info
-    facts = BACKEND.probe()
+    facts = BACKEND.notes()
     assert facts["verdict"].startswith("works") and facts["how"] and len(facts["build"]) == 64
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("tried again"))
     assert build_verdict() == verdict
@@ -194,7 +194,7 @@ def test_a_build_that_dies_is_refused_with_the_command_that_works(model: Path, m
     with pytest.raises(EngineError, match=r"died of an illegal instruction.*DGGML_NATIVE=OFF"):
         opened(model)
     assert BACKEND.devices() == ()
-    assert BACKEND.probe()["verdict"] == "dies"
+    assert BACKEND.notes()["verdict"] == "dies"
 
 
 def test_a_trial_that_gives_no_answer_is_not_remembered(tmp_path: Path) -> None:
