@@ -6,7 +6,6 @@ llama.cpp loads them in a worker, so that a file that does end a process is a fa
 from __future__ import annotations
 
 import collections
-import os
 import queue
 import struct
 import subprocess
@@ -190,7 +189,7 @@ def test_damaged_headers_are_refused_or_harmless(worker: Worker, sound: dict[str
     assert ended["refused ModelFileError"] > FAST / 10 and ended["opened"] > FAST / 50, ended
 
 
-@pytest.mark.skipif("PILOTFISH_TEST_SLOW" not in os.environ, reason="takes minutes: set PILOTFISH_TEST_SLOW")
+@pytest.mark.slow
 def test_ten_thousand_damaged_headers(worker: Worker, sound: dict[str, Path], tmp_path: Path) -> None:
     ended = fuzz(worker, sound, tmp_path, ALL, seed=2)
     print(dict(ended))

@@ -5,7 +5,6 @@ A software rasteriser shows itself to ggml where GGML_VK_VISIBLE_DEVICES=0 is se
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +15,10 @@ from pilotfish.runtime.interfaces import Floats
 from pilotfish.testing.tiny_models import Sizes, tiny_gguf
 
 BACKEND = get("llamacpp")
-pytestmark = pytest.mark.skipif(
-    "PILOTFISH_TEST_SLOW" not in os.environ or len(BACKEND.devices()) < 2,
-    reason="needs PILOTFISH_TEST_SLOW and a build of llama.cpp with a GPU",
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(len(BACKEND.devices()) < 2, reason="needs a build of llama.cpp with a GPU"),
+]
 SIZES = Sizes(hidden=128, heads=4, kv_heads=2, head_dim=32, ffn=256)
 
 

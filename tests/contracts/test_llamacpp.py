@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from real_weights import smollm2
+from tiers import quick
 
 from pilotfish.backends import get
 from pilotfish.runtime.interfaces import Weights
@@ -78,7 +79,7 @@ def subject(case: Case, path: Path) -> Subject:
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", quick(CASES, "llama f32, f32 cache", "llama", "llama, observing", "qwen2"))
 def test_contract(name: str, check: Callable[[Subject], None], models: dict[str, Path]) -> None:
     case = CASES[name]
     check(subject(case, models[case.model]))
@@ -99,7 +100,7 @@ def judge() -> Iterator[Weights]:
     weights.close()
 
 
-@pytest.fixture(scope="module", params=REAL)
+@pytest.fixture(scope="module", params=quick(REAL, "f16"))
 def real(request: pytest.FixtureRequest, judge: Weights) -> Iterator[Subject]:
     """SmolLM2, opened once for all checks but the one that closes weights."""
     case = REAL[request.param]

@@ -36,7 +36,19 @@ def onnx(path: Path, activations: str, threads: int = 2) -> Subject:
     )
 
 
-CASES = [("llama", "f32", 2), ("llama", "int8", 2), ("qwen2", "f32", 2), ("qwen2", "int8", 2), ("llama", "int8", 1)]
+CASES = [
+    ("llama", "f32", 2),
+    ("llama", "int8", 2),
+    ("qwen2", "f32", 2),
+    ("qwen2", "int8", 2),
+    pytest.param("llama", "int8", 1, marks=pytest.mark.slow),
+]
+    ("llama", "f32", 2),
+    ("llama", "int8", 2),
+    ("qwen2", "f32", 2),
+    ("qwen2", "int8", 2),
+    pytest.param("llama", "int8", 1, marks=pytest.mark.slow),
+]
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)

@@ -14,8 +14,7 @@ NOISE = 2e-5  # sums in another order
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-@pytest.mark.parametrize("options", [{}, {"stream": True}], ids=["held", "streamed"])
-@pytest.mark.parametrize("model", ["llama", "qwen2"])
+@pytest.mark.parametrize(("model", "options"), [("llama", {}), ("qwen2", {"stream": True})], ids=["held", "streamed"])
 def test_contract(
     model: str, options: dict[str, object], check: Callable[[Subject], None], models: dict[str, Path]
 ) -> None:

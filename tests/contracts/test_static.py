@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from real_weights import smollm2
+from tiers import quick
 
 from pilotfish.backends import get
 from pilotfish.exporters.import_gguf import import_gguf
@@ -80,13 +81,14 @@ def subject(case: Case, path: Path) -> Subject:
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", quick(CASES, "onnx llama int8", "onnx qwen2 f32", "openvino llama"))
 def test_contract(name: str, check: Callable[[Subject], None], models: dict[str, Path]) -> None:
     case = CASES[name]
     check(subject(case, models[case.model]))
 
 
 @pytest.mark.real
+@pytest.mark.slow
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_contract_on_real_weights(check: Callable[[Subject], None]) -> None:
     check(subject(Case("onnx", "static", "", 0.1, 0.2), smollm2()))
