@@ -127,7 +127,7 @@ def named(path: Path, name: str, device: str | None = None) -> Backend:
     backend = get(name)
     if backend.version() is None:
         raise EngineMissingError(f"the {name} engine is not installed. Add it with: {backend.install}")
-    if not opens(backend, path, device):
+    if not opens(backend, path, device if device in backend.devices() else None):  # else open() says what is wrong
         raise UnsupportedModelError(f"the {name} engine does not open {path}; leave the engine out to pick another.")
     return backend
 

@@ -170,6 +170,7 @@ posix = pytest.mark.skipif(os.name == "nt", reason="signals are sent to a proces
 
 
 def test_the_installed_build_is_tried_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llamacpp_probe, "_known", {})  # of this process, from other tests
     verdict = build_verdict()
     assert verdict.usable and "CPU" in verdict.system_info
     facts = BACKEND.notes()

@@ -43,12 +43,6 @@ CASES = [
     ("qwen2", "int8", 2),
     pytest.param("llama", "int8", 1, marks=pytest.mark.slow),
 ]
-    ("llama", "f32", 2),
-    ("llama", "int8", 2),
-    ("qwen2", "f32", 2),
-    ("qwen2", "int8", 2),
-    pytest.param("llama", "int8", 1, marks=pytest.mark.slow),
-]
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
