@@ -20,6 +20,9 @@ from .llamacpp_probe import Verdict, build_verdict
 from .llamacpp_session import LlamaCppSession
 
 _ABILITIES: frozenset[Ability] = frozenset({"tree", "evict_tokens", "hidden", "fork", "save"})
+# With both in f16, ggml's attention computes single rows beyond 256 entries, and steps of 64 rows and more, by other
+# sums than all the rest (ggml-cpu/ops.cpp: use_split_kv_path, the tiled path). With two types there is one way only.
+_ALIKE = "f16/bf16"
 _WITHOUT_FLASH: frozenset[Ability] = frozenset({"attention"})
 
 
@@ -82,6 +85,8 @@ class LlamaCppWeights:
         verdict: Verdict,
     ) -> None:
         shape = check_file(read_gguf(path))
+        if kv_dtype is None and not placement.offload and options.flash_attention != "off" and options.pair_rows:
+            kv_dtype = _ALIKE
         keys, values = cache_types(kv_dtype, shape.head_dim, options.flash_attention)
         repacked = verdict.extra_buffers if options.use_extra_bufts is None else options.use_extra_bufts
         if repacked and not verdict.extra_buffers:

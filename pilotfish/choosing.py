@@ -160,7 +160,8 @@ class Trials:
                 return Trial(*head, step_s={1: step_s}, canary_error=error, problem=problem)
             measured = calibrate(session, _WIDTHS)
             steps = {w: measured.curve.seconds(w) for w in _WIDTHS if w <= int(measured.curve.widths[-1])}
-            return Trial(*head, steps, _prefill_s(session), measured.rows.classes, error)
+            switch_s = measured.curve.switch
+            return Trial(*head, steps, _prefill_s(session), switch_s, measured.rows.classes, error)
         finally:
             weights.close()
 

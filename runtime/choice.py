@@ -37,6 +37,7 @@ class Trial:
     threads: int
     step_s: dict[int, float]  # seconds of a step of so many rows; empty: it could not be tried
     prefill_s: float = 0.0  # seconds per prompt token
+    switch_s: float = 0.0  # how much longer a step takes after one of another width
     classes: tuple[tuple[int, ...], ...] = ()  # widths with equal bits
     canary_error: float | None = None  # None: no answer is known
     problem: str = ""  # why it cannot be used
@@ -56,6 +57,7 @@ class Trial:
         best = np.inf
         for width, seconds in self.step_s.items():
             if rule.floor(width) == width:
+                seconds += self.switch_s * (width != rule.minimum)
                 best = min(best, seconds / sum(job.acceptance**i for i in range(width)))
         return job.prompt_tokens * self.prefill_s + job.new_tokens * float(best)
 

@@ -12,15 +12,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .interfaces import Indices, ModelInfo, Probs, Session
+from .interfaces import Indices, ModelInfo, Probs, Session, Tokens
 from .rows import PROBED_WIDTHS, RowClasses, classify
 
 _N_CONTEXT = 8  # entries before the probe's steps
 _N_TOKENS = 12  # tokens run at least in steps of every width
 _SPEED_RATE = 0.1  # how fast the machine's present speed is followed
 _WIDTH_RATE = 0.05  # how fast one width's own error is followed, when it was seen a step ago
+_SWITCH_RATE = 0.05
 _STALE_RATE = 0.5  # and when it was seen long ago
 _WORTH_CORRECTING = 0.005  # smaller steps are noise, and arrays take time
+_SWITCHES = 4  # times that the probe goes from a narrow step to a wide one and back
+_WORTH_A_SWITCH = 0.05  # of a narrow step; what a switch costs less is noise
 _MOST_CORRECTION = 8.0  # a curve that is further off than this belongs to another machine
 _SHORT_CONTEXT = 1024  # entries up to which a step belongs to the curve that is kept
 
@@ -31,12 +34,16 @@ class CostCurve:
     T(n) = speed * correction[n] * base[n]: the base is measured at a short context, `speed` follows what every width
     has in common (other programs, a longer context) and `correction` what one width has not.
 
-    widths: (m,) ascending, measured; base: (m,) seconds. Widths between them are interpolated.
+    widths: (m,) ascending, measured; base: (m,) seconds of a step that follows one of the same width. Widths between
+    them are interpolated. switch: seconds that a step takes longer when the one before it had another width; engines
+    that plan a graph for each shape have such steps.
     """
 
-    def __init__(self, widths: Indices, base: Probs) -> None:
+    def __init__(self, widths: Indices, base: Probs, switch: float = 0.0) -> None:
         self.widths = widths
+        self.switch = switch
         self.speed = 1.0
+        self._last_width = 0
         self._base: Probs = np.interp(np.arange(int(widths[-1]) + 1), widths, base)
         self._correction = np.ones(len(self._base))
         self._grid: Probs = self._base  # correction * base
@@ -70,10 +77,17 @@ class CostCurve:
     def observe(self, width: int, n_entries: int, seconds: float) -> None:
         """Learn from a step. One slow step moves little: other programs use the machine too. What has not been seen
         for long moves more, and takes its neighbours along."""
-        error = math.log(min(max(seconds / self.seconds(width), 0.5), 2.0))
+        steady = self.seconds(width)
+        switched = self.switch > 0 and self._last_width not in (0, width)
+        self._last_width = width
+        error = math.log(min(max(seconds / (steady + switched * self.speed * self.switch), 0.5), 2.0))
         self._short = self._short and n_entries <= _SHORT_CONTEXT
         self.speed *= math.exp(_SPEED_RATE * error)
         self._step += 1
+        if switched:  # what it says about the width itself is uncertain
+            more = min(max((seconds - steady) / self.speed, -self.switch), steady / self.speed)
+            self.switch = max(self.switch + _SWITCH_RATE * (more - self.switch), 0.0)
+            return
         if width >= len(self._base):
             return
         rate = min(1.0 - (1.0 - _WIDTH_RATE) ** (self._step - self._seen[width]), _STALE_RATE)
@@ -91,7 +105,11 @@ class CostCurve:
             return None
         correction = self._correction[self.widths]
         refined = self._base[self.widths] * correction / np.exp(np.log(correction).mean())
-        return {"widths": [float(w) for w in self.widths], "base": [float(b) for b in refined]}
+        return {
+            "widths": [float(w) for w in self.widths],
+            "base": [float(b) for b in refined],
+            "switch": [self.switch],
+        }
 
     @classmethod
     def from_facts(cls, facts: dict[str, list[float]]) -> CostCurve:
@@ -100,7 +118,10 @@ class CostCurve:
         ordered = len(widths) and len(widths) == len(base) and (np.diff(widths) > 0).all() and widths[0] >= 1
         if not ordered or not ((base > 0) & (base < 1000.0)).all():
             raise ValueError("not a cost curve")
-        return cls(widths, base)
+        (switch,) = facts["switch"]
+        if not 0.0 <= float(switch) < 1000.0:
+            raise ValueError("not a cost curve")
+        return cls(widths, base, float(switch))
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,9 +161,25 @@ def calibrate(session: Session, widths: tuple[int, ...] = PROBED_WIDTHS) -> Cali
         session.truncate(_N_CONTEXT)
         logits[width] = np.concatenate(rows)
         seconds[width] = float(np.median(times[1:] or times))  # the first step at a width is slower
+    switch = _switch_s(session, tokens, yardstick, seconds)
     session.truncate(0)
-    curve = CostCurve(np.array(sorted(seconds)), np.array([seconds[w] for w in sorted(seconds)]))
+    curve = CostCurve(np.array(sorted(seconds)), np.array([seconds[w] for w in sorted(seconds)]), switch)
     return Calibration(curve, classify(logits, session.info.widths))
+
+
+def _switch_s(session: Session, tokens: Tokens, narrow: int, seconds: dict[int, float]) -> float:
+    """Seconds that a step takes longer after one of another width; 0 where that is next to nothing."""
+    wide = max((w for w in seconds if narrow < w <= 8), default=0)
+    if not wide or narrow not in seconds:
+        return 0.0
+    more = []
+    for width in (narrow, wide) * _SWITCHES:
+        began = time.perf_counter()
+        session.forward(tokens[_N_CONTEXT : _N_CONTEXT + width], n_logits=width)
+        more.append(time.perf_counter() - began - seconds[width])
+        session.truncate(_N_CONTEXT)
+    switch = float(np.median(more))
+    return switch if switch > _WORTH_A_SWITCH * seconds[narrow] else 0.0
 
 
 def facts_key(info: ModelInfo) -> str:

@@ -86,7 +86,11 @@ class Drafting:
         self._token_s = token_s or {}
         self._records: dict[str, _Record] = {}
         self._fitted = np.array([rows.fit(k + 1) for k in range(rows.maximum)])  # width of a step with k drafts
+        self._wide = self._fitted > rows.minimum
         self._since_plain = 0  # rounds since a step of minimal width
+        self._last_width = rows.minimum
+        self._switches = 0  # changes of width since the last drafted round,
+        self._switches_per_draft = 2.0  # and that many: there and back, unless drafts follow drafts
 
     def propose(self, proposers: tuple[Proposer, ...], context: Tokens, max_tokens: int) -> Proposal:
         """The draft of this round: the best of the cheap proposers' drafts, or a dearer proposer's where that
@@ -138,9 +142,17 @@ class Drafting:
         seconds = time.perf_counter() - began
         self.costs.observe(width, n_context, verify_s)
         self.policy.observe(n_tokens, seconds)
+        self._count_switches(width)
         self._since_plain = self._since_plain + 1 if width > self.rows.minimum else 0
         if proposal.proposer is not None:
             self._record(proposal.proposer).acceptance.observe(proposal.draft, rows)
+
+    def _count_switches(self, width: int) -> None:
+        self._switches += width != self._last_width
+        self._last_width = width
+        if width > self.rows.minimum:
+            self._switches_per_draft += 0.1 * (self._switches - self._switches_per_draft)
+            self._switches = 0
 
     def forecast(self, paths: Probs, chances: Probs, token_s: float, record: _Record | None = None) -> Forecast:
         """What k = 0..len(paths) drafted tokens bring and cost.
@@ -153,6 +165,8 @@ class Drafting:
         np.cumsum(paths, out=accepted[1:])
         confidence[1:] = chances
         seconds = self.costs.seconds_of(self._fitted[:n])
+        if self.costs.switch:  # without drafts there would be none
+            seconds = seconds + self._wide[:n] * (self.costs.speed * self.costs.switch * self._switches_per_draft)
         if token_s:
             seconds = seconds + token_s * np.arange(n)
         idle, probes = (0, 0) if record is None else (record.idle, record.probes)

@@ -230,11 +230,13 @@ def test_the_draft_may_run_on_another_engine(path: Path, monkeypatch: pytest.Mon
 
 
 def test_expected_seconds_of_a_job() -> None:
-    trial = Trial("a", "1", "cpu", 1, {1: 1.0, 2: 1.2, 4: 2.0, 8: 6.0}, 0.01, ((1,), (2, 4, 8)), 0.0)
+    trial = Trial("a", "1", "cpu", 1, {1: 1.0, 2: 1.2, 4: 2.0, 8: 6.0}, 0.01, 0.0, ((1,), (2, 4, 8)), 0.0)
     assert trial.seconds(Job(100, 10, 0.0), exact=False) == pytest.approx(1.0 + 10 * 1.0)
     assert trial.seconds(Job(100, 10, 0.0)) == pytest.approx(1.0 + 10 * 1.2)  # one row is of another class
     assert trial.seconds(Job(0, 10, 0.5)) == pytest.approx(10 * 1.2 / 1.5)
     assert trial.seconds(Job(0, 10, 0.9)) == pytest.approx(10 * 2.0 / (1 + 0.9 + 0.81 + 0.729))
+    slow_to_switch = replace(trial, switch_s=0.5)
+    assert slow_to_switch.seconds(Job(0, 10, 0.9)) == pytest.approx(10 * 1.2 / 1.9)
     for bad in (Job, lambda: Job(-1), lambda: Job(acceptance=1.0)):
         if bad is not Job:
             with pytest.raises(OptionError):
