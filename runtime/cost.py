@@ -80,14 +80,14 @@ class CostCurve:
         steady = self.seconds(width)
         switched = self.switch > 0 and self._last_width not in (0, width)
         self._last_width = width
-        error = math.log(min(max(seconds / (steady + switched * self.speed * self.switch), 0.5), 2.0))
+        error = math.log(min(max(seconds / steady, 0.5), 2.0))
         self._short = self._short and n_entries <= _SHORT_CONTEXT
-        self.speed *= math.exp(_SPEED_RATE * error)
         self._step += 1
-        if switched:  # what it says about the width itself is uncertain
+        if switched:  # what it says about the machine and the width is uncertain
             more = min(max((seconds - steady) / self.speed, -self.switch), steady / self.speed)
             self.switch = max(self.switch + _SWITCH_RATE * (more - self.switch), 0.0)
             return
+        self.speed *= math.exp(_SPEED_RATE * error)
         if width >= len(self._base):
             return
         rate = min(1.0 - (1.0 - _WIDTH_RATE) ** (self._step - self._seen[width]), _STALE_RATE)

@@ -10,7 +10,10 @@ from hypothesis import strategies as st
 
 from pilotfish.runtime.acceptance import Acceptance, conditional, path_chances
 from pilotfish.runtime.cost import CostCurve, calibrate, facts_key
+from pilotfish.runtime.draft_length import RenewalReward
+from pilotfish.runtime.drafting import Drafting
 from pilotfish.runtime.interfaces import Draft, ModelInfo
+from pilotfish.runtime.rows import RowRule
 from pilotfish.testing.toy import ToyWeights
 
 WIDTHS = np.array([1, 2, 4, 8, 16])
@@ -179,3 +182,34 @@ def test_a_proposer_that_states_nothing_is_known_by_its_record() -> None:
         record.observe(draft, (1,))  # the first is always right, the second never, the third is not judged
     first, second, third = record.typical(3)
     assert first > 0.95 and second < 0.05 and third == pytest.approx(0.7)
+
+
+def test_a_change_of_width_is_learned_apart_from_the_widths() -> None:
+    curve = CostCurve(np.array([1, 2, 8]), np.array([10e-3, 11e-3, 20e-3]), switch=3e-3)
+    for _ in range(200):  # every step follows one of another width, and that costs 7 ms
+        curve.observe(2, 100, 18e-3)
+        curve.observe(8, 100, 27e-3)
+    assert abs(curve.switch * curve.speed - 7e-3) < 2e-3
+    assert abs(curve.seconds(2) - 11e-3) < 2e-3 and abs(curve.seconds(8) - 20e-3) < 3e-3
+    again = CostCurve.from_facts(curve.to_facts() or {})
+    assert again.switch == curve.switch
+    with pytest.raises((KeyError, ValueError)):
+        CostCurve.from_facts({"widths": [1.0], "base": [1e-3], "switch": [-1.0]})
+
+
+def test_drafts_pay_for_the_changes_of_width_that_they_bring() -> None:
+    curve = CostCurve(np.array([1, 2, 8]), np.array([10e-3, 11e-3, 20e-3]), switch=7e-3)
+    drafting = Drafting(RenewalReward(), curve, RowRule(tuple(range(2, 9))))
+    chances = np.full(4, 0.5)
+
+    def extra() -> list[float]:
+        seconds = drafting.forecast(chances, chances, 0.0).seconds
+        return [round(1e3 * float(s - curve.seconds(max(k + 1, 2))), 3) for k, s in enumerate(seconds)]
+
+    assert extra() == [0.0, 0.0, 14.0, 14.0, 14.0]  # two rows are the plain step; more are a way there and back
+    for width in (5, 5) * 40:
+        drafting._count_switches(width)
+    assert max(extra()) < 0.1  # one draft after another changes nothing
+    for width in (2, 5) * 80:
+        drafting._count_switches(width)
+    assert abs(max(extra()) - 14.0) < 0.1
