@@ -1,0 +1,47 @@
+"""How an export stores its weights: one choice for the layers, and apart from it for the embedding and the output."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, get_args
+
+from ..runtime.errors import OptionError
+
+Stored: TypeAlias = Literal["fp32", "fp16", "int8", "int4"]
+
+
+@dataclass(frozen=True, slots=True)
+class WeightForm:
+    """What weights become. int8 and int4 keep one scale per block of columns of a row; norms and biases stay f32.
+
+    embedding, output: the token table and the last projection, which quantization hurts most and, where they are one
+        matrix ("tied"), are stored once; None is the layers' form, but int8 where that is int4.
+    symmetric: no zero point. Half a bit of error more, fewer bytes.
+    """
+
+    layers: Stored = "int4"
+    embedding: Stored | None = None
+    output: Stored | None = None
+    block: int = 32
+    symmetric: bool = False
+
+    def __post_init__(self) -> None:
+        for name, stored in (("layers", self.layers), ("embedding", self.embedding), ("output", self.output)):
+            if stored not in (*get_args(Stored), *([] if name == "layers" else [None])):
+                raise OptionError(f"{name} cannot be {stored!r}; choose one of {', '.join(get_args(Stored))}.")
+        if self.block < 16 or self.block & (self.block - 1):
+            raise OptionError(f"a block of {self.block} columns is not a power of two of at least 16; choose 32 or 64.")
+
+    @property
+    def embedding_form(self) -> Stored:
+        """What the token table is stored as."""
+        return self.embedding or _at_least_int8(self.layers)
+
+    @property
+    def output_form(self) -> Stored:
+        """What the last projection is stored as."""
+        return self.output or _at_least_int8(self.layers)
+
+
+def _at_least_int8(stored: Stored) -> Stored:
+    return "int8" if stored == "int4" else stored

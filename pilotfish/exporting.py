@@ -1,0 +1,1 @@
+"""export(): from a source to a checked bundle. Where exporters and engines meet."""
