@@ -11,13 +11,12 @@ import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Annotated, TypeAlias
+from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, field_validator, model_validator
+from pydantic import ValidationError
 
-from .canary import Canary
 from .errors import CacheWriteError, ModelFileError, ModelNotFoundError, OptionError
+from .manifest import MANIFEST_NAME, SCHEMA_VERSION, DraftEntry, FileFact, GreedyAnswer, Manifest, Source
 from .storage import (
     Progress,
     cache_dir,
@@ -36,7 +35,9 @@ __all__ = [
     "MANIFEST_NAME",
     "SCHEMA_VERSION",
     "Bundle",
+    "DraftEntry",
     "FileFact",
+    "GreedyAnswer",
     "Manifest",
     "Progress",
     "Source",
@@ -50,69 +51,7 @@ __all__ = [
     "write_manifest",
 ]
 
-SCHEMA_VERSION = 1
-MANIFEST_NAME = "pilotfish.json"
 STALE_S = 24 * 3600.0  # a temporary folder this old belongs to a process that was killed
-
-Sha256: TypeAlias = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-
-
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class FileFact(_Record):
-    """What a file in a bundle must be."""
-
-    sha256: Sha256
-    bytes: int = Field(ge=0)
-
-
-class Source(_Record):
-    """What a bundle was made from."""
-
-    name: str  # file or repository
-    sha256: Sha256
-    format: str  # "gguf", "huggingface"
-
-
-class Manifest(_Record):
-    """What `pilotfish.json` says about a bundle. Every path is relative to the folder, with forward slashes."""
-
-    schema_version: int = SCHEMA_VERSION
-    model_id: str
-    license: str | None = None
-    architecture: str
-    context_length: int = Field(gt=0)
-    source: Source
-    files: dict[str, FileFact]  # every file but the manifest; see describe_files
-    formats: dict[str, str]  # engine's format -> its file: {"onnx": "model.onnx"}
-    tokenizer: str | None = None  # file: "tokenizer.json"
-    chat_template: str | None = None  # the jinja2 text itself
-    bos_id: int | None = None
-    add_bos: bool = False  # whether a prompt without a chat template starts with bos_id
-    eos_ids: tuple[int, ...] = ()
-    recipe: dict[str, str] = {}  # how it was converted and quantized
-    canary: Canary | None = None  # a known answer, asked of every device that runs the bundle
-    report: dict[str, FiniteFloat] = {}  # what the comparison with the source measured
-
-    @field_validator("files")
-    @classmethod
-    def _inside_the_folder(cls, files: dict[str, FileFact]) -> dict[str, FileFact]:
-        for name in files:
-            parts = PurePosixPath(name).parts
-            odd = "\\" in name or PureWindowsPath(name).drive or name.startswith("/") or ".." in parts
-            if odd or not parts or name == MANIFEST_NAME:
-                raise ValueError(f"{name!r} is not a path inside the bundle")
-        return files
-
-    @model_validator(mode="after")
-    def _files_are_listed(self) -> Manifest:
-        for name in (*self.formats.values(), *([self.tokenizer] if self.tokenizer else [])):
-            if name not in self.files:
-                raise ValueError(f"{name!r} is used but not listed under files")
-        return self
-
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
