@@ -1,12 +1,16 @@
 """How often a proposer's tokens are accepted, learned from rounds whose rejected tails say nothing.
 
 Acceptance is censored: after the first rejection nothing is known about the tokens behind it. So what is learned is
-the *conditional* chance (this token accepted, given those before it), by the confidence the proposer itself stated.
+the *conditional* chance (this token accepted, given those before it), by the confidence the proposer itself stated:
+a shift of the log-odds that all confidences share, which a handful of tokens show, and from there on each bin's own
+record.
 """
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
+from typing import TypeVar
 
 import numpy as np
 
@@ -14,9 +18,13 @@ from .interfaces import Draft, Probs
 
 _EDGES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.87, 0.92, 0.95, 0.975, 0.99)  # of the bins of confidence
 _EDGE_ARRAY = np.array(_EDGES)
-_PRIOR = 4.0  # weight of the stated confidence, in observations
-_MEMORY = 0.98  # what an old observation of a bin is worth after one more: a window of 50
+_PRIOR = 8.0  # weight of the stated confidence, shifted, in observations of its bin
+_SHIFT_PRIOR = 2.0  # how firmly no shift at all is believed in, as the information (sum of p (1 - p)) of observations
+_UNSURE = 1e-3  # nobody is surer than this: a certainty could not be shifted
+_MEMORY = 0.98  # what an old observation is worth after one more: a window of 50
 _MAX_DEPTH = 64
+
+F = TypeVar("F", float, Probs)
 
 
 class Acceptance:
@@ -26,12 +34,14 @@ class Acceptance:
         n = len(_EDGES) + 1
         self._accepted = np.zeros(n)
         self._seen = np.zeros(n)
+        self._shift, self._information = 0.0, _SHIFT_PRIOR  # one-dimensional logistic regression, step by step
         self._typical = np.full(_MAX_DEPTH, 0.7)  # calibrated confidence by depth, moving average
 
     def calibrate(self, stated: Probs) -> Probs:
         """Chance of acceptance for tokens stated with these conditional confidences, (k,) to (k,)."""
         bins = np.searchsorted(_EDGE_ARRAY, stated, side="right")
-        chance: Probs = (self._accepted[bins] + _PRIOR * stated) / (self._seen[bins] + _PRIOR)
+        shifted = self._shifted(np.clip(stated, _UNSURE, 1.0 - _UNSURE))
+        chance: Probs = (self._accepted[bins] + _PRIOR * shifted) / (self._seen[bins] + _PRIOR)
         return chance
 
     def typical(self, k: int) -> Probs:
@@ -69,12 +79,19 @@ class Acceptance:
         for depth in range(min(judged, len(draft), _MAX_DEPTH)):
             self._typical[depth] += 0.1 * (float(depth < len(rows)) - self._typical[depth])
 
+    def _shifted(self, stated: F) -> F:
+        odds = math.exp(self._shift) * stated
+        return odds / (odds + 1.0 - stated)
+
     def _learn(self, stated: float, hit: bool) -> float:
         """Count one judged token in the bin of its stated confidence, and return what that is worth now."""
         b = bisect_right(_EDGES, stated)
+        shifted = self._shifted(min(max(stated, _UNSURE), 1.0 - _UNSURE))
+        self._information += shifted * (1.0 - shifted) - (1.0 - _MEMORY) * (self._information - _SHIFT_PRIOR)
+        self._shift += (hit - shifted) / self._information - (1.0 - _MEMORY) * self._shift
         self._seen[b] = self._seen[b] * _MEMORY + 1.0
         self._accepted[b] = self._accepted[b] * _MEMORY + hit
-        return float((self._accepted[b] + _PRIOR * stated) / (self._seen[b] + _PRIOR))
+        return float((self._accepted[b] + _PRIOR * shifted) / (self._seen[b] + _PRIOR))
 
 
 def conditional(draft: Draft) -> Probs:

@@ -63,7 +63,9 @@ class RenewalReward:
 
     `rate` is the running number of tokens per second, the price of a second (Dinkelbach's form of maximising tokens
     over time). All k are compared, as the curve has dips and steps. k = 0 wins unless drafting promises clearly more
-    tokens per second than a plain step. While it keeps winning, a draft is tried every so often, ever more rarely;
+    tokens per second than a plain step, and unless the loss, were every draft wrong, is within what this answer has
+    gained so far and a little more (Forecast.stake): so no answer takes much longer than without drafts, however wrong
+    the estimates are, and the steeper the curve, the shorter the first drafts. While it keeps winning, a draft is tried every so often, ever more rarely;
     while drafting wins, a plain step is run every so often, because a comparison needs both sides measured.
     """
 
@@ -75,13 +77,15 @@ class RenewalReward:
     def choose(self, forecast: Forecast) -> int:
         rates = forecast.rates
         paying = rates > rates[0] * _MARGIN
+        affordable = forecast.seconds - forecast.seconds[0] <= forecast.stake  # even if every draft is wrong
+        paying &= affordable
         paying[0] = False
         if paying.any():
             worth = forecast.accepted - self._rate(forecast) * forecast.seconds
             worth[~paying] = -np.inf
             return int(worth.argmax())
         wait = min(_FIRST_PROBE << min(forecast.probes, 8), _LAST_PROBE)
-        return 1 if len(rates) > 1 and forecast.idle >= wait else 0
+        return 1 if len(rates) > 1 and affordable[1] and forecast.idle >= wait else 0
 
     def value(self, forecast: Forecast, k: int) -> float:
         return 1.0 + float(forecast.accepted[k]) - self._rate(forecast) * float(forecast.seconds[k])

@@ -14,6 +14,8 @@ from .rows import RowRule
 
 _CHEAP = 0.1  # of a plain step: a proposer whose whole call costs less is asked first and judged by its draft
 _HICCUP_S = 1e-3
+_STAKE = 1.25  # plain steps that drafts may lose in an answer before they have gained any,
+_STAKE_RATE = 0.02  # and so many more with every token
 _STALE = 64  # rounds after which a proposer that lost to another is heard again
 
 
@@ -44,8 +46,12 @@ class _Record:
         self.idle = 0
         self.probes = 0 if forecast.rates[k] > forecast.rates[0] else self.probes + 1
 
+    def usual(self, seconds: float) -> float:
+        """So much of a call's time as can be its own: a first call, or another program's turn, proves little."""
+        return min(seconds, 2.0 * self.call_s + _HICCUP_S)
+
     def observe_time(self, n_tokens: int, seconds: float) -> None:
-        seconds = min(seconds, 2.0 * self.call_s + _HICCUP_S)  # a first call, or another program's turn, proves little
+        seconds = self.usual(seconds)
         self.call_s += 0.1 * (seconds - self.call_s)
         self.token_s += 0.1 * (seconds / max(n_tokens, 1) - self.token_s)
 
@@ -89,8 +95,14 @@ class Drafting:
         self._wide = self._fitted > rows.minimum
         self._since_plain = 0  # rounds since a step of minimal width
         self._last_width = rows.minimum
+        self._gained = 0.0  # seconds, since the answer began, against plain decoding
+        self._answered = 0  # tokens of the answer
         self._switches = 0  # changes of width since the last drafted round,
         self._switches_per_draft = 2.0  # and that many: there and back, unless drafts follow drafts
+
+    def begin(self) -> None:
+        """A new answer: what was gained in the last one is no longer at stake."""
+        self._gained, self._answered = 0.0, 0
 
     def propose(self, proposers: tuple[Proposer, ...], context: Tokens, max_tokens: int) -> Proposal:
         """The draft of this round: the best of the cheap proposers' drafts, or a dearer proposer's where that
@@ -140,12 +152,23 @@ class Drafting:
         began: time.perf_counter() at the beginning of the round.
         """
         seconds = time.perf_counter() - began
+        self._account(proposal, width, n_tokens)
         self.costs.observe(width, n_context, verify_s)
         self.policy.observe(n_tokens, seconds)
         self._count_switches(width)
         self._since_plain = self._since_plain + 1 if width > self.rows.minimum else 0
         if proposal.proposer is not None:
             self._record(proposal.proposer).acceptance.observe(proposal.draft, rows)
+
+    def _account(self, proposal: Proposal, width: int, n_tokens: int) -> None:
+        """What the round gained or lost, by the curve: one hiccup of the clock is nobody's gain or loss."""
+        spent = self.costs.seconds(width)
+        if proposal.proposer is not None:
+            spent += self._record(proposal.proposer).usual(proposal.draft_s)
+        if width != self._last_width:
+            spent += self.costs.speed * self.costs.switch
+        self._gained += n_tokens * self.costs.seconds(self.rows.minimum) - spent
+        self._answered += n_tokens
 
     def _count_switches(self, width: int) -> None:
         self._switches += width != self._last_width
@@ -170,7 +193,8 @@ class Drafting:
         if token_s:
             seconds = seconds + token_s * np.arange(n)
         idle, probes = (0, 0) if record is None else (record.idle, record.probes)
-        return Forecast(accepted, seconds, confidence, idle, probes)
+        allowed = (_STAKE + _STAKE_RATE * self._answered) * self.costs.seconds(self.rows.minimum)
+        return Forecast(accepted, seconds, confidence, idle, probes, self._gained + allowed)
 
     def _forecast_record(self, record: _Record, k: int) -> Forecast:
         chances = record.acceptance.typical(k)

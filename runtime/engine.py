@@ -49,6 +49,7 @@ def generate(
     context[: len(prompt)] = prompt
     committed, n = context.view(), len(prompt)
     committed.flags.writeable = False  # proposers and processors look at it
+    drafting.begin()
     try:
         target.cover(prompt[:-1], cancelled=limits.cancelled, progress=limits.progress)
     except Cancelled:

@@ -10,6 +10,7 @@ truncates the cache back to the invariant.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -288,6 +289,7 @@ class Forecast:
     seconds[k]: expected duration of the round, drafting included.
     confidence[k]: chance that draft token k (1-based) is accepted if those before it are; confidence[0] == 1.
     idle: rounds since this proposer was last asked for a draft; probes: how many of its drafts in a row did not pay.
+    stake: seconds that this answer may still lose against plain decoding.
     """
 
     accepted: Probs  # (max_tokens + 1,)
@@ -295,6 +297,7 @@ class Forecast:
     confidence: Probs  # (max_tokens + 1,)
     idle: int = 0
     probes: int = 0
+    stake: float = math.inf
 
     @property
     def rates(self) -> Probs:

@@ -172,7 +172,7 @@ def test_siblings_of_an_accepted_child_were_judged_and_cousins_were_not() -> Non
         record.observe(tree, (1,))  # token 5 accepted, its child 7 rejected; 8, below 6, never reached
     accepted, refused, rejected, unjudged = record.calibrate(np.array([0.65, 0.25, 0.93, 0.82]))
     assert accepted > 0.9 and refused < 0.1 and rejected < 0.15
-    assert unjudged == pytest.approx(0.82)
+    assert abs(unjudged - 0.82) < 0.15  # its own record is empty; a little is learned from the others'
 
 
 def test_a_proposer_that_states_nothing_is_known_by_its_record() -> None:
@@ -213,3 +213,17 @@ def test_drafts_pay_for_the_changes_of_width_that_they_bring() -> None:
     for width in (2, 5) * 80:
         drafting._count_switches(width)
     assert abs(max(extra()) - 14.0) < 0.1
+
+
+def test_a_proposer_that_is_too_sure_is_found_out_at_once() -> None:
+    """What one confidence shows is learned for all of them: a handful of tokens is enough."""
+    record = Acceptance()
+    for stated in (0.5, 0.75, 0.85, 0.9, 0.6, 0.8):
+        record.observe(chain(stated), ())
+    unseen = record.calibrate(np.array([0.965]))[0]
+    assert unseen < 0.9
+    for _ in range(30):
+        for stated in (0.5, 0.75, 0.85, 0.9):
+            record.observe(chain(stated), (1,))
+    assert record.calibrate(np.array([0.65]))[0] > 0.65
+    assert 0.0 < record.calibrate(np.array([1.0]))[0] <= 1.0 and record.calibrate(np.array([0.0]))[0] < 0.1

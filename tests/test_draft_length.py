@@ -177,3 +177,42 @@ def test_fixed_and_confidence() -> None:
         Fixed(-1)
     with pytest.raises(OptionError, match="threshold"):
         Confidence(1.5)
+
+
+STEEP = np.interp(WIDTHS, [1, 2, 4, 8, 16, 33], [7e-3, 15e-3, 22e-3, 33e-3, 57e-3, 115e-3])  # llama.cpp, repacked Q4_1
+
+
+@pytest.mark.parametrize("curve", [*CURVES.values(), STEEP])
+@pytest.mark.parametrize("answers", [1, 5])
+def test_no_single_answer_loses_more_than_its_stake(curve: np.ndarray, answers: int) -> None:
+    """Even drafts that are stated to be certain, were right all through the last answer, and are always wrong now."""
+    drafting = Drafting(RenewalReward(), CostCurve(WIDTHS.copy(), curve.copy()), ANY_WIDTH)
+    guesser, context = Guesser(0.0, 0.99), np.zeros(500, dtype=np.int64)
+    for answer in range(answers):
+        right = answer < answers - 1
+        drafting.begin()
+        n, spent = 0, 0.0
+        while n < 96:
+            proposal = drafting.propose((guesser,), context, 32)
+            k = len(proposal.draft)
+            spent += float(curve[k])
+            finish(drafting, proposal, k if right else 0, k + 1, float(curve[k]))
+            n += 1 + k * right
+        assert spent <= (n * 1.02 + 1.25) * float(curve[0]) * 1.001
+    assert not right
+
+
+def test_what_was_gained_may_be_lost_again() -> None:
+    """On a steep curve long drafts are out of reach until shorter ones have brought something in."""
+    drafting = Drafting(RenewalReward(), CostCurve(WIDTHS.copy(), STEEP.copy()), ANY_WIDTH)
+    guesser, context = Guesser(1.0, 0.99), np.zeros(500, dtype=np.int64)
+    drafting.begin()
+    lengths = []
+    for _ in range(60):
+        proposal = drafting.propose((guesser,), context, 32)
+        k = len(proposal.draft)
+        finish(drafting, proposal, k, k + 1, float(STEEP[k]))
+        lengths.append(k)
+    assert lengths[0] <= 1 and lengths[-1] > 12, lengths
+    drafting.begin()
+    assert len(drafting.propose((guesser,), context, 32).draft) <= 1
