@@ -113,6 +113,18 @@ class Tokenizer:
         text: str | None = self._inner.id_to_token(token_id)
         return text
 
+    def id_of(self, token: str) -> int | None:
+        """The id of a token by its text in the vocabulary; None for an unknown one."""
+        token_id: int | None = self._inner.token_to_id(token)
+        return token_id
+
+    @property
+    def starts_with(self) -> int | None:
+        """The token that the tokenizer.json itself puts before every text; None where it puts none there."""
+        with_it = self._inner.encode("a").ids
+        n = len(with_it) - len(self._inner.encode("a", add_special_tokens=False).ids)
+        return int(with_it[0]) if n > 0 and with_it[0] in self._added else None
+
     def encode(self, text: str, special: bool = False, *, bos: bool | None = None) -> Tokens:
         """Token ids of a text, (n,).
 

@@ -1,0 +1,75 @@
+"""A GGUF file as a source: its tensors dequantized to what transformers calls them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..runtime.gguf_file import GgufFile, read_gguf
+from ..runtime.storage import file_digest
+from ..runtime.tokenizer_gguf import tokenizer_from_gguf
+from .families import text_settings
+from .gguf_layout import LAYOUTS, pairs_to_halves
+from .gguf_settings import settings_of
+from .model_source import ModelSource, build_config
+
+if TYPE_CHECKING:
+    import torch
+
+_READ_ELSEWHERE = ("rope_freqs.weight",)  # the settings hold what it says
+
+
+def open_gguf(path: Path) -> ModelSource:
+    """The model in a GGUF file. Raises ModelNotFoundError, ModelFileError and UnsupportedModelError."""
+    file = read_gguf(path)
+    settings = text_settings(settings_of(file), path)
+    build_config(settings, path)
+    tokenizer = tokenizer_from_gguf(file.metadata)
+    template, license_name = file.metadata.get("tokenizer.chat_template"), file.metadata.get("general.license")
+    return ModelSource(
+        path=path,
+        format="gguf",
+        sha256=file_digest(path),
+        model_id=str(file.metadata.get("general.name") or path.stem),
+        license=license_name if isinstance(license_name, str) else None,
+        architecture=str(settings["model_type"]),
+        context_length=int(settings["max_position_embeddings"]),
+        tokenizer=tokenizer,
+        chat_template=template if isinstance(template, str) else None,
+        bos_id=tokenizer.bos_id,
+        add_bos=tokenizer.add_bos,
+        eos_ids=tokenizer.ordered_eos_ids,
+        settings=settings,
+        weights=GgufWeights(file, settings),
+    )
+
+
+class GgufWeights:
+    """Weights in a GGUF file, dequantized one at a time."""
+
+    def __init__(self, file: GgufFile, settings: Mapping[str, Any]) -> None:
+        self._layout = LAYOUTS[settings["model_type"]]
+        self._heads = settings["num_attention_heads"], settings["num_key_value_heads"]
+        self._tensors = {
+            self._layout.hf_name(name) or name: tensor
+            for name, tensor in file.tensors.items()
+            if name not in _READ_ELSEWHERE
+        }
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        return {name: tensor.shape for name, tensor in self._tensors.items()}
+
+    def tensor(self, name: str) -> torch.Tensor:
+        import torch
+
+        values = self._tensors[name].values()
+        n_heads = self._layout.heads_of(name, *self._heads)
+        if n_heads is not None:
+            values = values[pairs_to_halves(len(values), n_heads)]
+        offset = self._layout.offset_of(name)
+        if offset:
+            values = values - np.float32(offset)
+        return torch.from_numpy(values if values.flags.writeable else values.copy())

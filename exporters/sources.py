@@ -1,0 +1,52 @@
+"""What can be exported, opened: a Hugging Face folder, the name of a model on the hub, or a .gguf file."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from ..runtime.errors import DownloadError, EngineMissingError, ModelNotFoundError
+from .families import SUPPORTED
+from .gguf_source import open_gguf
+from .hf_folder import open_folder
+from .model_source import EXPORT_EXTRA, ModelSource
+
+__all__ = ["SUPPORTED", "ModelSource", "open_source"]
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_WANTED = ("*.json", "*.safetensors", "*.jinja", "LICENSE*", "README.md")
+_ANSWER_S = 10.0
+
+
+def open_source(path: str | Path) -> ModelSource:
+    """The model at a path, or of that name on the hub, checked as far as headers go; no weight is read.
+
+    Raises ModelNotFoundError, ModelFileError, UnsupportedModelError ("not yet, because ..."), DownloadError and, where
+    transformers is not installed, EngineMissingError.
+    """
+    found = Path(path)
+    if found.is_dir():
+        return open_folder(found)
+    if found.exists():
+        return open_gguf(found)
+    if found.suffix.lower() == ".gguf" or not _HUB_ID.fullmatch(str(path)):
+        raise ModelNotFoundError(f"there is no folder and no file {found}.")
+    return open_folder(_download(str(path)))
+
+
+def _download(name: str) -> Path:
+    """The folder that holds a model of the hub. Without a network the refusal takes seconds."""
+    try:
+        from huggingface_hub import HfApi, snapshot_download
+    except ImportError as error:
+        raise EngineMissingError(
+            f"there is no folder {name}, and fetching a model of that name needs huggingface_hub. {EXPORT_EXTRA}"
+        ) from error
+    try:
+        HfApi().model_info(name, timeout=_ANSWER_S)  # asked first: a download tries again for minutes
+        return Path(snapshot_download(name, allow_patterns=list(_WANTED), etag_timeout=_ANSWER_S))
+    except Exception as error:  # its own errors and its network library's have no common class
+        raise DownloadError(
+            f"there is no folder {name}, and a model of that name cannot be fetched: {str(error).splitlines()[0]}. "
+            "Check the name and the network, or give a folder."
+        ) from error
