@@ -105,6 +105,7 @@ MUTANTS = (
         "self._learn_chain(draft.expected.tolist(), len(rows))",
     ),
     Mutant("no draft is no choice", "runtime/draft_length.py", "if paying.any():", "if len(rates) > 1:"),
+    Mutant("drafts are allowed whatever they may lose", "runtime/draft_length.py", "paying &= affordable", "pass"),
     Mutant(
         "plain steps are never measured again",
         "runtime/draft_length.py",
