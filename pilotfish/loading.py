@@ -9,16 +9,17 @@ from dataclasses import replace
 from pathlib import Path
 
 from .choosing import Wish, choose, open_first_right
+from .drafts import named_draft, open_draft, remembered_verdict
 from .measuring import calibration, keep_calibration
 from .opening import Progress, read_tokenizer, resolve
+from .runtime.bundle import DraftEntry
 from .runtime.chat_template import ChatTemplate
 from .runtime.choice import Job
 from .runtime.draft_length import RenewalReward
 from .runtime.errors import OptionError
-from .runtime.interfaces import DraftLengthPolicy, Proposer
+from .runtime.interfaces import DraftLengthPolicy, ModelInfo, Proposer
 from .runtime.model import DraftWeights, Model
 from .runtime.proposers import Suffix
-from .runtime.tokenizer import Tokenizer
 
 __all__ = ["load", "resolve"]
 
@@ -47,7 +48,8 @@ def load(
     engine: "onnx", "openvino", "llamacpp", "reference"; None tries every installed engine that can open the model
         briefly, once, and takes the one that does the job soonest. PILOTFISH_ENGINE does the same as the argument.
     device: "cpu", or an engine's own name for a device; None is every real device in turn.
-    draft: path or name of a smaller model with the same vocabulary; "auto" is what the bundle holds; None is none.
+    draft: path or name of a smaller model, best one with the same vocabulary (docs/drafts.md); "auto" is what the
+        bundle names, unless it is known not to pay here; None is none.
     speculate: False is plain decoding; a DraftLengthPolicy replaces the default (RenewalReward).
     draft_engine: runs the draft; None is the target's engine, on the same device.
     cache: how the KV cache is compressed. Only the full cache exists so far.
@@ -66,9 +68,12 @@ def load(
     Raises ModelNotFoundError, ModelFileError, UnsupportedModelError, EngineMissingError, EngineError, OptionError,
     DownloadError or CacheWriteError, each with the way out.
     """
-    _check(cache, max_context, threads, speculate, draft, draft_engine)
+    _check(cache, max_context, threads, speculate, draft)
     report = progress or (lambda what, share: None)
     found = resolve(path, report)
+    named = named_draft(found) if draft == "auto" and speculate else None
+    if draft_engine is not None and named is None and draft in (None, "auto"):
+        raise OptionError(f"draft_engine is {draft_engine!r}, but there is no draft model; give one, or drop it.")
     job = job or (Job() if speculate else Job(acceptance=0.0))
     wish = Wish(engine, device, threads, kv_dtype, options or {}, job, exact).with_environment()
     places, choice = choose(found, wish, report)
@@ -77,11 +82,14 @@ def load(
     assistant: DraftWeights | None = None
     try:
         tokenizer, template = read_tokenizer(location)
-        if draft is not None and draft != "auto" and policy is not None:
+        if draft == "auto":  # what the bundle names, unless it was found not to pay here
+            draft = None if named is None or _does_not_pay(found, named, weights.info) else named[0]
+        if draft is not None and policy is not None:
             beside = replace(wish, engine=draft_engine or place.backend.name, threads=place.threads)
             if draft_engine is not None:  # whose devices, types and options are not the target's
                 beside = replace(beside, device=None, kv_dtype=None, options={})
-            assistant, more = _open_draft(tokenizer, draft, beside, report)
+            entry = None if named is None else named[1]
+            assistant, more = open_draft(found, tokenizer, draft, beside, report, entry)
             notes += more
         measured = calibration(weights, report)
         model = Model(
@@ -107,32 +115,11 @@ def load(
     return model
 
 
-def _open_draft(
-    target: Tokenizer, path: str | os.PathLike[str], wish: Wish, report: Progress
-) -> tuple[DraftWeights, tuple[str, ...]]:
-    """The draft model and the measured time of its single-token step; what was wrong with other places."""
-    found = resolve(path, report)
-    places, _ = choose(found, wish, report)
-    weights, location, _, notes = open_first_right(found, places, report)
-    try:
-        tokenizer, _ = read_tokenizer(location)
-        _check_pair(target, tokenizer, found)
-        token_s = calibration(weights, report).curve.seconds(1)
-    except BaseException:
-        weights.close()
-        raise
-    return DraftWeights(weights, token_s), notes
-
-
-def _check_pair(target: Tokenizer, draft: Tokenizer, path: Path) -> None:
-    """Raise OptionError at the first token that means something else to the draft than to the target."""
-    for i in range(target.vocab_size):
-        token, other = target.token(i), draft.token(i)
-        if other != token:
-            raise OptionError(
-                f"{path} cannot draft for this model: token {i} is {token!r} in the target and {other!r} in the draft. "
-                "A draft must share the target's vocabulary; use draft=None to speculate without one."
-            )
+def _does_not_pay(target: Path, named: tuple[Path, DraftEntry], info: ModelInfo) -> bool:
+    """Whether the bundle's draft is known to be a waste: by a check on this machine, else by its maker's."""
+    path, entry = named
+    here = remembered_verdict(target, path, info)
+    return (entry.pays if here is None else here) is False
 
 
 def _check(
@@ -141,7 +128,6 @@ def _check(
     threads: int | None,
     speculate: bool | DraftLengthPolicy,
     draft: object,
-    draft_engine: str | None,
 ) -> None:
     if cache is not None:
         raise OptionError(f"cache={cache!r}: cache policies do not exist yet; leave cache out for the full cache.")
@@ -149,7 +135,5 @@ def _check(
         raise OptionError(f"max_context is {max_context}, but must be 2 or more.")
     if threads is not None and threads < 1:
         raise OptionError(f"threads is {threads}, but must be 1 or more.")
-    if draft_engine is not None and draft in (None, "auto"):
-        raise OptionError(f"draft_engine is {draft_engine!r}, but there is no draft model; give one, or drop it.")
     if speculate is False and draft not in (None, "auto"):
         raise OptionError("a draft model is given together with speculate=False; drop one of the two.")

@@ -19,6 +19,7 @@ from .drafting import Drafting
 from .engine import Limits, generate
 from .errors import ChatTemplateError, OptionError
 from .interfaces import DraftLengthPolicy, FinishReason, ModelInfo, Proposer, Session, Tokens, Weights
+from .pairing import Pairing, Translation
 from .proposers import DraftModel, Suffix
 from .result import Result, Stats
 from .sampling import Sampling
@@ -33,10 +34,24 @@ Stop: TypeAlias = tuple[str, ...]
 
 @dataclass(frozen=True, slots=True)
 class DraftWeights:
-    """A draft model and what its single-token step costs."""
+    """A draft model and what its single-token step costs.
+
+    pairing, tokenizer: how its vocabulary fits the target's, and its own tokenizer, where the two differ.
+    """
 
     weights: Weights
     token_s: float
+    pairing: Pairing | None = None
+    tokenizer: Tokenizer | None = None
+
+    def translation(self, target: Weights, tokenizer: Tokenizer) -> Translation | None:
+        """Between the target's tokens and the draft's; None where every id means the same to both."""
+        rows, draft_rows = target.info.vocab_size, self.weights.info.vocab_size
+        if self.pairing is None or self.tokenizer is None:
+            return None
+        if self.pairing.kind == "identical" and draft_rows >= rows:
+            return None
+        return Translation(self.pairing, tokenizer, self.tokenizer, rows=rows, draft_rows=draft_rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +74,7 @@ class _Shared:
 class Model:
     """A loaded model. One generation at a time; a second thread waits for its turn.
 
-    target: the weights to answer with; draft: None, or a smaller model with the same vocabulary.
+    target: the weights to answer with; draft: None, or a smaller model.
     policy: how many tokens to draft; None is plain decoding.
     proposers: who drafts besides the draft model.
     exact: stay in one row class, so that plain and speculative text are the same bits by construction.
@@ -91,9 +106,11 @@ class Model:
         rows = calibration.rows.rule() if exact else calibration.rows.free()
         self._sequence = CachedSequence(target.session(max_context), rows)
         self._draft_sequence: CachedSequence | None = None
+        self._translation: Translation | None = None
         if draft is not None and policy is not None:
-            held = min(self._sequence.session.max_context, draft.weights.info.context_length)
-            self._draft_sequence = CachedSequence(draft.weights.session(held))
+            self._translation = draft.translation(target, tokenizer)
+            wanted = self._sequence.session.max_context * (1 if self._translation is None else 2)  # it may write longer
+            self._draft_sequence = CachedSequence(draft.weights.session(min(wanted, draft.weights.info.context_length)))
         token_s = {} if draft is None else {DraftModel.name: draft.token_s}
         self._drafting = Drafting(policy or RenewalReward(), calibration.curve, rows, token_s)
         self._turn = threading.Lock()
@@ -243,7 +260,8 @@ class Model:
             return self._lookups
         rng = np.random.default_rng(seed)
         vocab_size = self.info.vocab_size
-        return *self._lookups, DraftModel(self._draft_sequence, sampling, n_prompt, rng, vocab_size)
+        drafter = DraftModel(self._draft_sequence, sampling, n_prompt, rng, vocab_size, self._translation)
+        return *self._lookups, drafter
 
     def _run(
         self,

@@ -249,11 +249,21 @@ def test_contradictory_and_impossible_options(tiny: Path, pilotfish: Run, option
     refused(pilotfish("run", tiny, "hi", *options), *words)
 
 
-def test_a_draft_with_another_vocabulary_names_the_first_difference(tiny: Path, tmp_path: Path, pilotfish: Run) -> None:
+def test_a_draft_with_another_special_token_changes_no_text(tiny: Path, tmp_path: Path, pilotfish: Run) -> None:
     other = tiny_gguf(tmp_path / "other.gguf")
     other.write_bytes(other.read_bytes().replace(b"<|endoftext|>", b"<|endofword|>"))
+    drafted = pilotfish("run", tiny, "hi", "--draft", other, "--max-new-tokens", "12")
+    assert drafted.code == 0 and drafted.out == pilotfish("run", tiny, "hi", "--plain", "--max-new-tokens", "12").out
+
+
+def test_a_draft_with_nothing_in_common_names_the_first_difference(
+    tiny: Path, tmp_path: Path, pilotfish: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pilotfish.runtime.pairing._ids_by_meaning", lambda t: {(False, str(id(t)).encode()): 0})
+    other = tiny_gguf(tmp_path / "other.gguf")
+    other.write_bytes(other.read_bytes().replace(b"<|endoftext|>", b"<|endofwork|>"))
     outcome = pilotfish("run", tiny, "hi", "--draft", other)
-    refused(outcome, "cannot draft", "token 269 is '<|endoftext|>'", "'<|endofword|>'")
+    refused(outcome, "cannot draft", "token 269 is '<|endoftext|>'", "'<|endofwork|>'", "share 0 of 1")
 
 
 def test_missing_engine_names_the_command(tiny: Path, pilotfish: Run, monkeypatch: pytest.MonkeyPatch) -> None:

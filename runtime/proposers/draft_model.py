@@ -1,4 +1,4 @@
-"""A smaller model drafts for a larger one with the same vocabulary."""
+"""A smaller model drafts for a larger one."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import numpy as np
 
 from ..errors import OptionError
 from ..interfaces import EMPTY_DRAFT, Budget, Draft, Floats, Law, Tokens
+from ..pairing import Translation
 from ..sampling import Sampling
 from ..sequence import CachedSequence
 
@@ -18,14 +19,22 @@ class DraftModel:
 
     sampling: the target's own settings, so that q is shaped like p. Greedy settings make one-hot drafts.
     n_prompt: length of the prompt, for penalties that count generated tokens only.
+    translation: between two vocabularies that differ. The laws are laws over the target's tokens then: of the shared
+        ones, renormalised, and shaped by the target's settings; which is what the tokens are really drawn from.
     """
 
     name = "draft-model"
 
     def __init__(
-        self, sequence: CachedSequence, sampling: Sampling, n_prompt: int, rng: np.random.Generator, vocab_size: int
+        self,
+        sequence: CachedSequence,
+        sampling: Sampling,
+        n_prompt: int,
+        rng: np.random.Generator,
+        vocab_size: int,
+        translation: Translation | None = None,
     ) -> None:
-        if sequence.session.info.vocab_size < vocab_size:
+        if translation is None and sequence.session.info.vocab_size < vocab_size:
             raise OptionError(
                 f"the draft model knows {sequence.session.info.vocab_size} tokens and the target {vocab_size}: "
                 "they cannot be paired. Use a draft with the target's vocabulary, or draft=None."
@@ -35,14 +44,16 @@ class DraftModel:
         self._n_prompt = n_prompt
         self._rng = rng
         self._vocab_size = vocab_size  # of the target; a draft padded to more must not guess the padding
+        self._translation = translation
 
     def propose(self, context: Tokens, budget: Budget) -> Draft:
         """Up to budget.max_tokens tokens; fewer where the budget says that one more would not pay, or none where the
         context has outgrown the draft model."""
-        k = min(budget.max_tokens, self._sequence.session.max_context - len(context) + 1)
-        if k < 1:
+        own = context if self._translation is None else self._translation.context(context)[0]
+        k = min(budget.max_tokens, self._sequence.session.max_context - len(own) + 1)
+        if k < 1 or not len(own):
             return EMPTY_DRAFT
-        logits = self._catch_up(context)
+        logits = self._catch_up(own)
         tokens: list[int] = []
         laws: list[Law] = []
         expected: list[float] = []
@@ -55,27 +66,32 @@ class DraftModel:
             tokens.append(token)
             laws.append(law)
             expected.append(path)
-            if len(tokens) >= k or not budget.more(len(tokens), confidence):
+            if len(tokens) >= k or not self._can_read(token) or not budget.more(len(tokens), confidence):
                 break
             logits = self._step(token)
         drawn = None if self._sampling.greedy else tuple(laws)
         return Draft(np.array(tokens, dtype=np.int64), laws=drawn, expected=np.array(expected))
 
     def _catch_up(self, context: Tokens) -> Floats:
-        """Logits after the context; runs only what the cache lacks, and at least the last token."""
+        """Logits after the context, in the draft's tokens; runs only what the cache lacks, and at least its last."""
         lacking = len(context) - min(self._sequence.common_prefix(context), len(context) - 1)
         if lacking > 8:
             self._sequence.cover(context[:-1])
             lacking = 1
         self._sequence.truncate(len(context) - lacking)
-        step = self._sequence.forward(context[len(context) - lacking :], n_logits=1)
-        logits: Floats = step.logits[0, : self._vocab_size]
-        return logits
+        return self._run(context[len(context) - lacking :])
+
+    def _can_read(self, token: int) -> bool:
+        """False where a logits processor forbade every shared token, so that another was drawn."""
+        return self._translation is None or self._translation.is_shared(token)
 
     def _step(self, token: int) -> Floats:
-        step = self._sequence.forward(np.array([token], dtype=np.int64), n_logits=1)
-        logits: Floats = step.logits[0, : self._vocab_size]
-        return logits
+        own = token if self._translation is None else self._translation.token(token)
+        return self._run(np.array([own], dtype=np.int64))
+
+    def _run(self, tokens: Tokens) -> Floats:
+        logits: Floats = self._sequence.forward(tokens, n_logits=1).logits[0]
+        return logits[: self._vocab_size] if self._translation is None else self._translation.logits(logits)
 
 
 def _top_share(logits: Floats) -> float:
