@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from ..runtime.bundle import Manifest, Source, cache_dir, describe_files, new_bundle, open_bundle, write_manifest
+from ..runtime.building import new_bundle
+from ..runtime.bundle import Manifest, Source, cache_dir, describe_files, open_bundle, write_manifest
 from ..runtime.errors import EngineMissingError, ModelFileError, ModelNotFoundError
 from ..runtime.gguf_file import GgufFile, read_gguf
 from ..runtime.storage import file_digest

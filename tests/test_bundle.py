@@ -13,6 +13,7 @@ import pytest
 from pydantic import ValidationError
 
 from pilotfish.runtime import storage
+from pilotfish.runtime.building import new_bundle
 from pilotfish.runtime.bundle import (
     MANIFEST_NAME,
     Manifest,
@@ -20,7 +21,6 @@ from pilotfish.runtime.bundle import (
     cache_dir,
     describe_files,
     file_digest,
-    new_bundle,
     open_bundle,
     read_json,
     write_json_atomically,
@@ -200,7 +200,8 @@ BUILDER = """
 import sys
 from pathlib import Path
 from tests.test_bundle import fill
-from pilotfish.runtime.bundle import new_bundle, open_bundle
+from pilotfish.runtime.building import new_bundle
+from pilotfish.runtime.bundle import open_bundle
 for i in range(30):
     folder = Path(sys.argv[1]) / f"tiny-{i}"
     with new_bundle(folder) as building:
