@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import codecs
+import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tokenizers
 
-from .errors import ModelFileError, ModelNotFoundError, OptionError, UnsupportedModelError
+from .decoding import decoding_of
+from .errors import ModelFileError, ModelNotFoundError, OptionError
 from .interfaces import Tokens
 from .storage import temporary_name, write_error
 
@@ -24,18 +27,8 @@ END_TOKENS = frozenset(
 )
 
 
-def _byte_alphabet() -> dict[str, int]:
-    """The byte behind each character of a byte-level vocabulary. Source: GPT-2, bytes_to_unicode."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
-
-
-_BYTES = _byte_alphabet()
-
-
 class Tokenizer:
-    """A byte-level BPE tokenizer. Immutable once made, so threads may share it.
+    """A tokenizer, byte-level or in the manner of SentencePiece. Immutable once made, so threads may share it.
 
     bos_id, eos_ids, add_bos: what tokenizer.json does not say. The first of eos_ids is the one that chat templates
         write (`eos_id`); every special token that is known to end a turn counts as an end, too. add_bos: whether a
@@ -51,12 +44,12 @@ class Tokenizer:
         eos_ids: Sequence[int] = (),
         add_bos: bool = False,
     ) -> None:
-        if not isinstance(inner.decoder, tokenizers.decoders.ByteLevel):
-            raise UnsupportedModelError("this tokenizer is not byte-level BPE, the only kind supported so far.")
+        self._decoding = decoding_of(inner)
         inner.encode_special_tokens = True  # for the library: text that looks like a special token stays text
         inner.no_truncation()
         inner.no_padding()
         self._inner = inner
+        self._after_first = _without_first_space(inner)
         self._added = inner.get_added_tokens_decoder()
         special = {token.content: i for i, token in self._added.items() if token.special}
         self._special = special
@@ -125,6 +118,11 @@ class Tokenizer:
         n = len(with_it) - len(self._inner.encode("a", add_special_tokens=False).ids)
         return int(with_it[0]) if n > 0 and with_it[0] in self._added else None
 
+    def description(self) -> dict[str, Any]:
+        """The tokenizer.json, as an object: vocabulary, merges and rules."""
+        described: dict[str, Any] = json.loads(self._inner.to_str())
+        return described
+
     def encode(self, text: str, special: bool = False, *, bos: bool | None = None) -> Tokens:
         """Token ids of a text, (n,).
 
@@ -140,11 +138,11 @@ class Tokenizer:
         ids: list[int] = []
         if self.bos_id is not None and (self.add_bos if bos is None else bos):
             ids.append(self.bos_id)
-        for piece in pieces:
+        for at, piece in enumerate(piece for piece in pieces if piece != ""):
             if isinstance(piece, int):
                 ids.append(piece)
-            elif piece:
-                ids += self._plain(piece)
+            else:
+                ids += self._plain(piece, first=at == 0)
         return np.array(ids, dtype=np.int64)
 
     def split_special(self, text: str) -> list[str | int]:
@@ -158,9 +156,11 @@ class Tokenizer:
             end = match.end()
         return [*pieces, text[end:]]
 
-    def _plain(self, text: str) -> list[int]:
+    def _plain(self, text: str, first: bool) -> list[int]:
+        """first: the text begins here; some tokenizers begin it with a space."""
+        inner = self._inner if first or self._after_first is None else self._after_first
         try:
-            ids: list[int] = self._inner.encode(text, add_special_tokens=False).ids
+            ids: list[int] = inner.encode(text, add_special_tokens=False).ids
         except TypeError:
             at = next((i for i, c in enumerate(text) if "\ud800" <= c <= "\udfff"), None)
             if at is None:
@@ -170,40 +170,47 @@ class Tokenizer:
         return ids
 
     def decode(self, ids: Iterable[int], *, special: bool = False) -> str:
-        """The text of these tokens. Bytes that are not UTF-8 become U+FFFD, special tokens nothing unless asked for."""
-        return b"".join(self.piece(int(i), special=special) for i in ids).decode("utf-8", "replace")
+        """The text of these tokens. Bytes that are not UTF-8 become U+FFFD, special tokens nothing unless asked for.
+
+        Where a text begins with a space that its writer did not mean, that space is left out.
+        """
+        text = b"".join(self.piece(int(i), special=special) for i in ids)
+        return self._decoding.without_leading(text).decode("utf-8", "replace")
 
     def piece(self, token_id: int, *, special: bool = False) -> bytes:
         """The bytes one token stands for, perhaps a part of a character; b"" for ids beyond the vocabulary."""
         added = self._added.get(token_id)
         if added is not None:
-            return added.content.encode() if special or not added.special else b""
+            return self._decoding.written(added.content).encode() if special or not added.special else b""
         piece = self._pieces.get(token_id)
         if piece is None:
-            text = self._inner.id_to_token(token_id) or ""
-            try:
-                piece = bytes([_BYTES[char] for char in text])
-            except KeyError:  # not written in the byte alphabet: stands for itself
-                piece = text.encode()
-            self._pieces[token_id] = piece
+            piece = self._pieces[token_id] = self._decoding.piece(self._inner.id_to_token(token_id) or "")
         return piece
 
     def stream(self, *, special: bool = False) -> TextStream:
         """A decoder for tokens that arrive one after another."""
-        return TextStream(self, special=special)
+        return TextStream(self, self._decoding.leading_spaces, special=special)
 
 
 class TextStream:
     """Text of tokens as they arrive. All that it returned, put together, is `decode` of all tokens."""
 
-    def __init__(self, tokenizer: Tokenizer, *, special: bool = False) -> None:
+    def __init__(self, tokenizer: Tokenizer, leading_spaces: int, *, special: bool = False) -> None:
+        """leading_spaces: how many the beginning of the text loses."""
         self._tokenizer = tokenizer
         self._special = special
+        self._leading = leading_spaces
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, ids: Iterable[int]) -> str:
         """Text that is certain now; a character that is not complete yet is held back."""
-        return self._decoder.decode(b"".join(self._tokenizer.piece(int(i), special=self._special) for i in ids))
+        text = b"".join(self._tokenizer.piece(int(i), special=self._special) for i in ids)
+        while self._leading and text:
+            if text[:1] == b" ":
+                text, self._leading = text[1:], self._leading - 1
+            else:
+                self._leading = 0
+        return self._decoder.decode(text)
 
     def finish(self) -> str:
         """What was held back, as U+FFFD, since nothing can complete it any more."""
@@ -220,3 +227,17 @@ def _special_pattern(tokens: list[tokenizers.AddedToken]) -> re.Pattern[str] | N
         for i, token in enumerate(longest_first)
     )
     return re.compile("|".join(alternatives))
+
+
+def _without_first_space(inner: tokenizers.Tokenizer) -> tokenizers.Tokenizer | None:
+    """The same tokenizer for texts that continue another; None where it makes no difference.
+
+    Each text between two special tokens is encoded apart, and a rule such as Metaspace's "first" would take each for
+    the first.
+    """
+    if inner.pre_tokenizer is None or '"prepend_scheme":"first"' not in inner.pre_tokenizer.__getstate__().decode():
+        return None
+    described = inner.to_str().replace('"prepend_scheme":"first"', '"prepend_scheme":"never"')
+    continued = tokenizers.Tokenizer.from_str(described)
+    continued.encode_special_tokens = True
+    return continued

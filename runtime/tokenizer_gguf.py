@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 import tokenizers
-from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 
+from .decoding import steps
 from .errors import ModelFileError, UnsupportedModelError
+from .gguf_vocabulary import add_tokens, strings, token_types
+from .sentencepiece_bpe import sentencepiece_bpe
 from .tokenizer import Tokenizer
-
-_CONTROL, _USER_DEFINED = 3, 4  # token types of the GGUF specification
 
 _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -70,36 +71,74 @@ _RULES: dict[str, _Rule] = {
 def tokenizer_from_gguf(metadata: Mapping[str, object]) -> Tokenizer:
     """The tokenizer that a GGUF file's metadata describes.
 
-    Raises UnsupportedModelError for kinds other than byte-level BPE with a known pre-tokenizer, and ModelFileError
-    where vocabulary, types and merges do not fit together.
+    Raises UnsupportedModelError for kinds other than byte-level BPE with a known pre-tokenizer and SentencePiece's
+    BPE, and ModelFileError where vocabulary, types and merges do not fit together.
     """
     model = metadata.get("tokenizer.ggml.model")
     if model is None:
         raise ModelFileError("the GGUF file holds no tokenizer (tokenizer.ggml.model is missing).")
-    if model != "gpt2":
+    if model not in ("gpt2", "llama"):
         raise UnsupportedModelError(
-            f"the GGUF file's tokenizer is of the kind {model!r}; supported is 'gpt2' (byte-level BPE)."
+            f"the GGUF file's tokenizer is of the kind {model!r}; supported are 'gpt2' (byte-level BPE) and 'llama' "
+            "(SentencePiece's BPE)."
         )
+    inner, add_bos = _byte_level(metadata) if model == "gpt2" else (sentencepiece_bpe(metadata), True)
+    ends = [_id(metadata, f"tokenizer.ggml.{kind}_token_id") for kind in ("eos", "eot", "eom")]
+    return Tokenizer(
+        inner,
+        bos_id=_id(metadata, "tokenizer.ggml.bos_token_id"),
+        eos_ids=[end for end in ends if end is not None],
+        add_bos=bool(metadata.get("tokenizer.ggml.add_bos_token", add_bos)),
+    )
+
+
+def pre_tokenizer_name(described: Mapping[str, Any]) -> str | None:
+    """The name that GGUF has for the way in which a tokenizer.json cuts a text into words; None for an unknown one."""
+    nfc = [step["type"] for step in steps(described["normalizer"], "normalizers")]
+    patterns = _patterns(described["pre_tokenizer"])
+    if nfc not in ([], ["NFC"]) or patterns is None:
+        return None
+    ignore_merges = bool(described["model"].get("ignore_merges"))
+    for name, rule in _RULES.items():
+        if (rule.patterns, rule.nfc, rule.ignore_merges) == (patterns, bool(nfc), ignore_merges):
+            return name
+    return None
+
+
+def _patterns(described: Mapping[str, Any] | None) -> tuple[str, ...] | None:
+    """The expressions that a text is cut by; None where it is not by expressions alone."""
+    found: list[str] = []
+    for step in steps(described, "pretokenizers"):
+        kind = step["type"]
+        if kind == "ByteLevel" and not step["add_prefix_space"]:
+            found += [_GPT2] if step.get("use_regex", True) else []
+        elif kind == "Digits":
+            found.append(r"\p{N}" if step["individual_digits"] else r"\p{N}+")
+        elif kind == "Split" and step["behavior"] in ("Isolated", "Removed") and "Regex" in step["pattern"]:
+            if (step["behavior"] == "Removed") != step["invert"]:  # removing what does not match leaves the matches
+                return None
+            found.append(step["pattern"]["Regex"])
+        else:
+            return None
+    return tuple(found)
+
+
+def _byte_level(metadata: Mapping[str, object]) -> tuple[tokenizers.Tokenizer, bool]:
+    """The tokenizer, and whether such ones begin a text with bos where the file does not say."""
     name = str(metadata.get("tokenizer.ggml.pre", "default"))
     rule = _RULES.get(name)
     if rule is None:
         raise UnsupportedModelError(
             f"the GGUF file's pre-tokenizer {name!r} is not known; known are {', '.join(sorted(_RULES))}."
         )
-    tokens = _strings(metadata, "tokenizer.ggml.tokens")
-    inner = tokenizers.Tokenizer(_bpe(tokens, _strings(metadata, "tokenizer.ggml.merges"), rule))
+    tokens = strings(metadata, "tokenizer.ggml.tokens")
+    inner = tokenizers.Tokenizer(_bpe(tokens, strings(metadata, "tokenizer.ggml.merges"), rule))
     if rule.nfc:
         inner.normalizer = normalizers.NFC()
     inner.pre_tokenizer = _pre_tokenizer(rule)
     inner.decoder = decoders.ByteLevel()
-    _add_tokens(inner, tokens, _token_types(metadata, len(tokens)))
-    ends = [_id(metadata, f"tokenizer.ggml.{kind}_token_id") for kind in ("eos", "eot", "eom")]
-    return Tokenizer(
-        inner,
-        bos_id=_id(metadata, "tokenizer.ggml.bos_token_id"),
-        eos_ids=[end for end in ends if end is not None],
-        add_bos=bool(metadata.get("tokenizer.ggml.add_bos_token", rule.add_bos)),
-    )
+    add_tokens(inner, tokens, token_types(metadata, len(tokens)))
+    return inner, rule.add_bos
 
 
 def _bpe(tokens: Sequence[str], merges: Sequence[str], rule: _Rule) -> models.BPE:
@@ -120,33 +159,6 @@ def _pre_tokenizer(rule: _Rule) -> pre_tokenizers.PreTokenizer:
     """Cuts by the rule, then writes bytes in the byte alphabet."""
     splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in rule.patterns]
     return pre_tokenizers.Sequence([*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
-
-
-def _add_tokens(inner: tokenizers.Tokenizer, tokens: Sequence[str], types: Sequence[int]) -> None:
-    named = [(text, kind) for text, kind in zip(tokens, types, strict=True) if text]
-    control = [AddedToken(text, special=True, normalized=False) for text, kind in named if kind == _CONTROL]
-    defined = [AddedToken(text, normalized=False) for text, kind in named if kind == _USER_DEFINED]
-    inner.add_special_tokens(control)
-    inner.add_tokens(defined)
-
-
-def _strings(metadata: Mapping[str, object], key: str) -> Sequence[str]:
-    value = metadata.get(key)
-    if not isinstance(value, Sequence) or isinstance(value, str) or not value:
-        raise ModelFileError(f"the GGUF file's {key} is missing or not a list.")
-    if not all(isinstance(text, str) for text in value):
-        raise ModelFileError(f"the GGUF file's {key} does not hold texts.")
-    return value
-
-
-def _token_types(metadata: Mapping[str, object], n_tokens: int) -> Sequence[int]:
-    value = metadata.get("tokenizer.ggml.token_type")
-    if value is None:
-        return [1] * n_tokens
-    types = np.asarray(value)
-    if types.shape != (n_tokens,) or types.dtype.kind not in "iu":
-        raise ModelFileError(f"the GGUF file has {n_tokens} tokens, but its tokenizer.ggml.token_type does not fit.")
-    return [int(kind) for kind in types]
 
 
 def _id(metadata: Mapping[str, object], key: str) -> int | None:

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from real_weights import smollm2
 
+from pilotfish.runtime.decoding import BYTES as _BYTES
 from pilotfish.runtime.errors import (
     CacheWriteError,
     ModelFileError,
@@ -18,7 +19,7 @@ from pilotfish.runtime.errors import (
     UnsupportedModelError,
 )
 from pilotfish.runtime.gguf_file import read_gguf
-from pilotfish.runtime.tokenizer import _BYTES, Tokenizer
+from pilotfish.runtime.tokenizer import Tokenizer
 from pilotfish.runtime.tokenizer_gguf import tokenizer_from_gguf
 
 CHAR = {byte: char for char, byte in _BYTES.items()}
@@ -150,7 +151,8 @@ def test_files_that_are_no_tokenizer(tmp_path: Path) -> None:
     ("changes", "error", "message"),
     [
         ({"model": None}, ModelFileError, "holds no tokenizer"),
-        ({"model": "llama"}, UnsupportedModelError, "'llama'"),
+        ({"model": "bert"}, UnsupportedModelError, "'bert'"),
+        ({"model": "llama"}, ModelFileError, "scores do not fit"),
         ({"pre": "klingon"}, UnsupportedModelError, "'klingon'.*qwen2"),
         ({"tokens": None}, ModelFileError, "tokens is missing"),
         ({"tokens": [1, 2]}, ModelFileError, "does not hold texts"),
