@@ -1,0 +1,165 @@
+"""transformers models to OpenVINO: the stateful decoder that optimum-intel traces, its weights compressed by NNCF.
+
+optimum-intel can compress by itself, but has been seen to write uncompressed weights without a word; so it is asked for
+f32, and what NNCF made of that is looked at.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Collection, Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from ..runtime.errors import EngineMissingError, UnsupportedModelError
+from ..runtime.interfaces import Tokens
+from ..runtime.telemetry import without_telemetry
+from .families import SUPPORTED
+from .model_source import EXPORT_EXTRA
+from .openvino_compress import Compression, DataAware, compress
+from .weight_form import WeightForm
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Progress: TypeAlias = Callable[[float, str], None]  # share that is done, and what is being done
+
+MODEL = "openvino_model.xml"
+_TASK = "text-generation-with-past"
+
+
+def export_openvino(
+    model: PreTrainedModel,
+    folder: Path,
+    form: WeightForm,
+    *,
+    data_aware: Collection[DataAware] = (),
+    samples: Sequence[Tokens] | None = None,
+    ratio: float = 1.0,
+    progress: Progress | None = None,
+) -> dict[str, str]:
+    """Write folder/openvino_model.xml and .bin; what a manifest's recipe says of them.
+
+    model: in f32 on the CPU; it is the same afterwards. form: int8 has one scale for a whole row, whatever the block.
+    data_aware: any of "awq", "scale" and "gptq", for int4 layers; they look at `samples`, some dozen pieces of text of
+        a hundred tokens or more (calibration_text.calibration_samples).
+    ratio: share of the layers' weights that become int4; those it would hurt most become int8.
+    Memory: the model, and up to twice its size once more. Raises UnsupportedModelError, OptionError and
+    EngineMissingError before anything is written, EngineError where OpenVINO or NNCF fails; nothing half-written stays.
+    """
+    tell = progress or (lambda share, what: None)
+    wanted = Compression(form, frozenset(data_aware), tuple(samples or ()), ratio)
+    _check(model, wanted)
+    with (
+        tempfile.TemporaryDirectory(dir=folder, prefix=".openvino-", ignore_cleanup_errors=True) as building,
+        _offline(),
+    ):
+        tell(0.0, "tracing the model")
+        traced = Path(building) / "traced.xml"
+        _trace(model, traced)
+        tell(0.3, "compressing weights")
+        import openvino
+
+        graph = openvino.Core().read_model(traced)
+        counts = compress(graph, wanted, lambda share: tell(0.3 + 0.6 * share, "compressing weights"))
+        tell(0.9, "writing the model")
+        made = Path(building) / MODEL
+        openvino.save_model(graph, made, compress_to_fp16=False)
+        del graph
+        for name in (made.with_suffix(".bin"), made):
+            name.replace(folder / name.name)
+    tell(1.0, "done")
+    return _recipe(model, wanted, counts)
+
+
+def _check(model: PreTrainedModel, wanted: Compression) -> None:
+    """Raise UnsupportedModelError and OptionError for what would fail after long work."""
+    import torch
+
+    kind = model.config.model_type
+    if kind not in SUPPORTED:
+        raise UnsupportedModelError(
+            f"a model of the family {kind!r} cannot be exported to OpenVINO: not yet, because its computation is not "
+            f"checked here. Families that are: {', '.join(SUPPORTED)}."
+        )
+    whole: Any = model  # transformers' own methods have no types
+    output = whole.get_output_embeddings()
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            wanted.check_columns("output" if module is output else "layers", module.in_features, name)
+        elif isinstance(module, torch.nn.Embedding):
+            wanted.check_columns("embedding", module.embedding_dim, name)
+
+
+def _trace(model: PreTrainedModel, path: Path) -> None:
+    """Write the model as a stateful IR in f32."""
+    try:
+        with without_telemetry():
+            from optimum.exporters.openvino import model_configs  # noqa: F401  # tells the tasks manager what there is
+            from optimum.exporters.openvino.convert import export_pytorch
+            from optimum.exporters.tasks import TasksManager
+    except ImportError as error:
+        raise EngineMissingError(f"exporting to OpenVINO needs the package {error.name}. {EXPORT_EXTRA}") from error
+    make = TasksManager.get_exporter_config_constructor(
+        exporter="openvino", model=model, task=_TASK, library_name="transformers"
+    )
+    config = make(model.config, use_past=True, use_past_in_inputs=True)
+    with _prepared(model), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the tracer, about every branch on a shape
+        export_pytorch(model, config, path, stateful=True, library_name="transformers")
+
+
+@contextlib.contextmanager
+def _prepared(model: PreTrainedModel) -> Iterator[None]:
+    """With the attention that optimum-intel expects; everything it changes in the configuration is put back."""
+    before = model.config._attn_implementation
+    values = {name: getattr(model.config, name, None) for name in ("torchscript", "return_dict")}
+    model.set_attn_implementation("sdpa")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+        for name, value in values.items():
+            setattr(model.config, name, value)
+
+
+@contextlib.contextmanager
+def _offline() -> Iterator[None]:
+    """Nothing asks the network for anything."""
+    names = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _recipe(model: PreTrainedModel, wanted: Compression, counts: dict[str, int]) -> dict[str, str]:
+    form = wanted.form
+    recipe = {
+        "builder": f"optimum-intel {metadata.version('optimum-intel')}, nncf {metadata.version('nncf')}",
+        "weights": form.layers,
+        "embedding": form.embedding_form,
+        "output": form.output_form,
+        "matrices": ", ".join(f"{n} {what}" for what, n in sorted(counts.items())),
+        "n_heads": str(model.config.num_attention_heads),
+    }
+    if "int4" in (form.layers, form.embedding_form, form.output_form):
+        recipe["block"] = str(form.block)
+    if {"int4", "int8"} & {form.layers, form.embedding_form, form.output_form}:
+        recipe["zero_points"] = "none" if form.symmetric else "integer"
+    if wanted.methods:
+        recipe["data_aware"] = ", ".join(sorted(wanted.methods))
+        recipe["calibration_tokens"] = str(sum(len(sample) for sample in wanted.samples))
+    if wanted.ratio != 1.0:
+        recipe["ratio"] = str(wanted.ratio)
+    return recipe

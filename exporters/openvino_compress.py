@@ -1,0 +1,176 @@
+"""Weight compression of a decoder IR with NNCF, as a WeightForm says, and a check that it was done.
+
+Data-aware methods change int4 layers only: "awq" (activation-aware scaling), "scale" (scale estimation) and "gptq"; any
+of them go together. Embedding and output are compressed without data.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
+
+from ..runtime.errors import EngineError, EngineMissingError, OptionError
+from ..runtime.interfaces import Tokens
+from ..runtime.telemetry import without_telemetry
+from .model_source import EXPORT_EXTRA
+from .openvino_graph import Model, matrices, separate, store_as_half
+from .weight_form import WeightForm
+
+DataAware: TypeAlias = Literal["awq", "scale", "gptq"]
+Share: TypeAlias = Callable[[float], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Compression:
+    """How weights are compressed. Raises OptionError for what contradicts itself, before anything is read.
+
+    methods: of DataAware, in any order. samples: tokens they look at.
+    ratio: share of the layers' weights that become int4; the others, those that int4 would hurt most, become int8.
+    """
+
+    form: WeightForm
+    methods: frozenset[DataAware] = frozenset()
+    samples: tuple[Tokens, ...] = ()
+    ratio: float = 1.0
+
+    def __post_init__(self) -> None:
+        unknown = self.methods - set(get_args(DataAware))
+        if unknown:
+            raise OptionError(
+                f"{sorted(unknown)[0]!r} is no data-aware method; there are {', '.join(get_args(DataAware))}."
+            )
+        if not 0.0 <= self.ratio <= 1.0:
+            raise OptionError(f"ratio is {self.ratio}, but it is a share of the layers' weights: 0 to 1.")
+        if self.form.layers != "int4" and (self.methods or self.ratio != 1.0):
+            what = ", ".join(sorted(self.methods)) or f"ratio={self.ratio}"
+            raise OptionError(
+                f"{what} is for int4 layers only, not for {self.form.layers}; leave it out, or choose int4."
+            )
+        if self.methods and not self.samples:
+            raise OptionError(
+                f"{', '.join(sorted(self.methods))} needs text to look at, and none was given; give samples, for "
+                "example calibration_samples(tokenizer), or leave the method out."
+            )
+
+    def check_columns(self, part: str, columns: int, name: str) -> None:
+        """Raise OptionError where the block does not divide the columns of a matrix that becomes int4.
+
+        part: "layers", "embedding" or "output".
+        """
+        if self.forms[part] == "int4" and columns % self.form.block:
+            fits = max((block for block in (16, 32, 64, 128) if columns % block == 0), default=None)
+            raise OptionError(
+                f"blocks of {self.form.block} do not divide the {columns} columns of {name}; choose "
+                f"{f'block={fits}' if fits else 'int8'}."
+            )
+
+    @property
+    def forms(self) -> dict[str, str]:
+        """What each part becomes."""
+        return {"embedding": self.form.embedding_form, "output": self.form.output_form, "layers": self.form.layers}
+
+
+def compress(model: Model, wanted: Compression, progress: Share) -> dict[str, int]:
+    """Compress a model in place; how many matrices there are in each form, {"layers int4": 210}.
+
+    Raises EngineError where a matrix is not what was asked for: NNCF may skip one without a word.
+    """
+    form = wanted.form
+    if matrices(model).tied and form.embedding_form != form.output_form:
+        separate(matrices(model))
+    forms = wanted.forms
+    parts = matrices(model).parts  # the layers last: what data-aware methods look at then holds the others' error
+    for part, group in parts.items():
+        if forms[part] == "fp16":
+            store_as_half(group)
+        elif forms[part] != "fp32":
+            others = [matrix.name for name, matrices in parts.items() if name != part for matrix in matrices]
+            _compress_with_nncf(model, wanted, part, forms[part], others, progress)
+    stored = {
+        (part, m.constant.get_friendly_name()): m.stored for part, ms in matrices(model).parts.items() for m in ms
+    }
+    found = Counter((part, kind) for (part, _), kind in stored.items())
+    for part, kind in found:
+        if kind != forms[part] and not (part == "layers" and kind == "int8" and wanted.ratio < 1.0):
+            raise EngineError(
+                f"NNCF left {found[part, kind]} of the matrices of {part} as {kind} where {forms[part]} was asked "
+                "for. Choose another form of the weights, or install nncf 3.4."
+            )
+    progress(1.0)
+    return {f"{part} {kind}": n for (part, kind), n in found.items()}
+
+
+def _compress_with_nncf(
+    model: Model, wanted: Compression, part: str, stored: str, others: list[str], progress: Share
+) -> None:
+    """Compress the matrices of one part, all but those of `others`."""
+    nncf = _nncf()
+    form, data_aware = wanted.form, part == "layers" and wanted.methods
+    settings: dict[str, Any] = {"ignored_scope": nncf.IgnoredScope(names=others, validate=False)}
+    sign = "SYM" if form.symmetric else "ASYM"
+    if stored == "int4":
+        settings |= {"group_size": form.block, "all_layers": True, "ratio": wanted.ratio if part == "layers" else 1.0}
+        settings["backup_mode"] = nncf.BackupMode[f"INT8_{sign}"]
+    if data_aware:
+        seen = _Samples(model, wanted.samples, progress)
+        settings |= {"dataset": nncf.Dataset(seen), "subset_size": len(wanted.samples)}
+        settings |= {
+            "awq": "awq" in data_aware,
+            "scale_estimation": "scale" in data_aware,
+            "gptq": "gptq" in data_aware,
+        }
+    mode = nncf.CompressWeightsMode[f"{stored.upper()}_{sign}"]
+    with _quiet():
+        try:
+            nncf.compress_weights(model, mode=mode, **settings)
+        except Exception as error:  # NNCF has many classes of errors, and passes on those of OpenVINO
+            raise EngineError(f"NNCF could not compress the {part}: {error}. Choose another form.") from error
+
+
+class _Samples:
+    """What NNCF runs the model on, as inputs of the graph; every sample seen is told."""
+
+    def __init__(self, model: Model, samples: Sequence[Tokens], progress: Share) -> None:
+        self._names = {port.any_name for port in model.inputs}
+        self._samples, self._progress = samples, progress
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray[Any, Any]]]:
+        for i, tokens in enumerate(self._samples):
+            self._progress(i / len(self._samples))
+            n = len(tokens)
+            given: dict[str, np.ndarray[Any, Any]] = {
+                "input_ids": tokens.reshape(1, n),
+                "attention_mask": np.ones((1, n), dtype=np.int64),
+                "position_ids": np.arange(n, dtype=np.int64).reshape(1, n),
+                "beam_idx": np.zeros(1, dtype=np.int32),
+            }
+            yield {name: value for name, value in given.items() if name in self._names}
+
+
+def _nncf() -> Any:
+    try:
+        with without_telemetry():
+            import nncf
+    except ImportError as error:
+        raise EngineMissingError(f"exporting to OpenVINO needs the package {error.name}. {EXPORT_EXTRA}") from error
+    return nncf
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without NNCF's tables and bars on the terminal."""
+    logger = logging.getLogger("nncf")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(before)

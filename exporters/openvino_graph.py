@@ -1,0 +1,115 @@
+"""The weight matrices of a decoder IR as optimum-intel writes it: where they are, and what they are stored as."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from ..runtime.errors import UnsupportedModelError
+
+Node: TypeAlias = Any  # openvino.Node: the package has no types for what its graphs are made of
+Model: TypeAlias = Any  # openvino.Model
+
+_STORED = {"f32": "fp32", "f16": "fp16", "i8": "int8", "u8": "int8", "i4": "int4", "u4": "int4"}
+_BETWEEN = {"Convert", "Multiply", "Subtract", "Reshape"}  # a stored matrix and the product it is for
+_AFTER_THE_HEAD = {"Convert", "Multiply", "Divide", "Tanh", "Reshape"}
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """A node that reads a weight matrix through one of its inputs."""
+
+    node: Node
+    port: int
+
+    @property
+    def name(self) -> str:
+        """The node's own name, which NNCF knows it by."""
+        return str(self.node.get_friendly_name())
+
+    @property
+    def constant(self) -> Node:
+        """The matrix as stored."""
+        return _stored_at(self.node, self.port)
+
+    @property
+    def stored(self) -> str:
+        """ "fp32", "fp16", "int8" or "int4"; another type under its own name."""
+        kind = str(self.constant.get_element_type().get_type_name())
+        return _STORED.get(kind, kind)
+
+
+@dataclass(frozen=True, slots=True)
+class Matrices:
+    """Where the weights of a decoder are. tied: embedding and output are one matrix."""
+
+    layers: tuple[Matrix, ...]
+    embedding: Matrix
+    output: Matrix
+
+    @property
+    def tied(self) -> bool:
+        return bool(self.embedding.constant.get_friendly_name() == self.output.constant.get_friendly_name())
+
+    @property
+    def parts(self) -> dict[str, list[Matrix]]:
+        """What is stored apart, under the names that WeightForm uses; a tied matrix is the output."""
+        layers = list(self.layers)
+        if self.tied:
+            return {"output": [self.embedding, self.output], "layers": layers}
+        return {"embedding": [self.embedding], "output": [self.output], "layers": layers}
+
+
+def matrices(model: Model) -> Matrices:
+    """The weight matrices of a decoder. Raises UnsupportedModelError for a graph of another kind."""
+    nodes = list(model.get_ordered_ops())
+    products = [Matrix(node, 1) for node in nodes if node.get_type_name() == "MatMul" and _is_matrix(node, 1)]
+    tables = [Matrix(node, 0) for node in nodes if node.get_type_name() == "Gather" and _is_matrix(node, 0)]
+    head = model.output("logits").get_node().input_value(0).get_node()
+    while head.get_type_name() in _AFTER_THE_HEAD:
+        head = head.input_value(0).get_node()
+    output = [m for m in products if m.name == head.get_friendly_name()]
+    if len(tables) != 1 or len(output) != 1:
+        raise UnsupportedModelError(
+            f"the graph has {len(tables)} token tables and {len(output)} last projections instead of one each: it is "
+            "not the decoder that optimum-intel 2.1 writes. Install that release, or export to another format."
+        )
+    return Matrices(tuple(m for m in products if m.name != output[0].name), tables[0], output[0])
+
+
+def separate(found: Matrices) -> None:
+    """Give a tied token table a copy of its own, so that it can be stored in another form than the output."""
+    from openvino import opset13 as op
+
+    copy = op.constant(found.embedding.constant.data)
+    found.embedding.node.input(0).replace_source_output(copy.output(0))
+
+
+def store_as_half(parts: list[Matrix]) -> None:
+    """Store f32 matrices as f16, each once."""
+    from openvino import Model as OvModel
+    from openvino import opset13 as op
+    from openvino._offline_transformations import compress_model_transformation
+
+    users: dict[str, list[Matrix]] = {}
+    for part in parts:
+        users.setdefault(part.constant.get_friendly_name(), []).append(part)
+    for sharing in users.values():
+        # Only this transformation writes the mark that lets the plug-in keep f16 weights; it takes a whole model.
+        read = op.relu(sharing[0].constant)
+        compress_model_transformation(OvModel([op.result(read)], [], "one matrix"))
+        for part in sharing:
+            part.node.input(part.port).replace_source_output(read.input_value(0))
+
+
+def _is_matrix(node: Node, port: int) -> bool:
+    shape = node.input_value(port).get_partial_shape()
+    return bool(shape.is_static and len(shape) == 2 and _stored_at(node, port) is not None)
+
+
+def _stored_at(node: Node, port: int) -> Node | None:
+    """The constant that an input is made of alone, decompressed or as it is."""
+    found = node.input_value(port).get_node()
+    while found.get_type_name() in _BETWEEN:
+        found = found.input_value(0).get_node()
+    return found if found.get_type_name() == "Constant" else None
