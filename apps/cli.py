@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..exporters.catalogue import CATALOGUE
 from ..runtime.errors import OptionError, PilotfishError
+from .draft import draft_app
 
 if TYPE_CHECKING:  # imported when it is needed: `--help` should not wait for it
     from ..runtime.model import Model
@@ -29,6 +30,7 @@ app = typer.Typer(
 )
 bench_app = typer.Typer(help="Measure, interleaved and in one process.", no_args_is_help=True)
 app.add_typer(bench_app, name="bench")
+app.add_typer(draft_app, name="draft")
 
 ModelArgument = Annotated[str, typer.Argument(help="Catalogue name, .gguf file or bundle folder.", show_default=False)]
 Engine = Annotated[

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -121,17 +121,27 @@ class Model:
         """Call this when the model is closed, before its weights are."""
         self._closers.append(closer)
 
-    def sibling(self, *, policy: DraftLengthPolicy | None, exact: bool | None = None) -> Model:
-        """Another model over the same weights, with a cache of its own: to compare policies in one process.
+    def sibling(
+        self,
+        *,
+        policy: DraftLengthPolicy | None,
+        exact: bool | None = None,
+        draft: bool = False,
+        proposers: Sequence[Proposer] = (Suffix(),),
+    ) -> Model:
+        """Another model over the same weights, with caches of its own: to compare policies in one process.
 
-        It does not use the draft model. Close it before this one.
+        draft: whether it uses the draft model, too. Close it before this one.
         """
+        beside = self._draft if draft else None
         return Model(
             _Shared(self._target),
             self.tokenizer,
             self.template,
             self.calibration,
+            draft=None if beside is None else replace(beside, weights=_Shared(beside.weights)),
             policy=policy,
+            proposers=proposers,
             exact=self.exact if exact is None else exact,
             max_context=self.max_context,
         )
@@ -140,6 +150,16 @@ class Model:
     def info(self) -> ModelInfo:
         """Engine, device and shape of the target."""
         return self._target.info
+
+    @property
+    def target(self) -> Weights:
+        """The weights that answer."""
+        return self._target
+
+    @property
+    def draft(self) -> DraftWeights | None:
+        """The model that drafts for them; None: there is none."""
+        return self._draft
 
     @property
     def max_context(self) -> int:

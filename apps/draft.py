@@ -1,0 +1,82 @@
+"""`pilotfish draft`: whether a draft model pays here, and drafts made of the target itself."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from ..draft_check import DraftCheck
+
+draft_app = typer.Typer(help="Draft models: whether one pays here, and making one.", no_args_is_help=True)
+
+Target = Annotated[str, typer.Argument(help="Catalogue name, .gguf file or bundle folder.", show_default=False)]
+Engine = Annotated[str | None, typer.Option(help="Engine of the target; default: the fastest here.")]
+DraftEngine = Annotated[str | None, typer.Option(help="Engine of the draft; default: the target's.")]
+Threads = Annotated[int | None, typer.Option(help="Threads; default: measured.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+NTokens = Annotated[int, typer.Option("--tokens", help="New tokens per prompt.")]
+PerSet = Annotated[int, typer.Option(help="Prompts of each kind, at most 4.")]
+
+
+@draft_app.command()
+def check(
+    target: Target,
+    draft: Annotated[str, typer.Argument(help="The smaller model: name, .gguf file or bundle.", show_default=False)],
+    engine: Engine = None,
+    draft_engine: DraftEngine = None,
+    threads: Threads = None,
+    tokens: NTokens = 64,
+    per_set: PerSet = 4,
+    measure: Annotated[bool, typer.Option("--measure", help="Also run with and without it, in turns.")] = False,
+    repeats: Annotated[int, typer.Option(help="Turns of --measure.")] = 3,
+    as_json: AsJson = False,
+) -> None:
+    """Measure how often a draft's tokens are accepted, and whether that is worth its time on this machine."""
+    from ..draft_check import check_draft
+    from .cli import LoadProgress
+
+    with LoadProgress() as progress:
+        result = check_draft(
+            target,
+            draft,
+            engine=engine,
+            draft_engine=draft_engine,
+            threads=threads,
+            n_tokens=tokens,
+            per_set=per_set,
+            measure=measure,
+            repeats=repeats,
+            progress=progress,
+        )
+    show(result, as_json)
+
+
+def show(result: DraftCheck, as_json: bool) -> None:
+    """Print a check."""
+    if as_json:
+        print(json.dumps(result.as_dict()))
+        return
+    out = Console(highlight=False, markup=False)
+    shared = (
+        "the same tokens" if result.pairing == "identical" else f"{result.pairing}, {result.n_shared} tokens shared"
+    )
+    out.print(f"{result.draft} drafting for {result.target} ({shared}); {result.engine}, {result.threads} threads")
+    steps = ", ".join(f"{rows}: {ms:.1f}" for rows, ms in result.step_ms.items())
+    out.print(f"a draft token takes {result.draft_ms:.1f} ms; a step of the target, by rows: {steps}")
+    measured = any(s.measured for s in result.sets.values())
+    more = ("measured: draft", "lookup", "both") if measured else ()
+    table = Table("text", "agreement", "sampled", "drafts a round", "accepted", "expected", "lookup", *more, "pays")
+    for name, row in result.sets.items():
+        shares = f"{row.agreement:.0%}", f"{row.overlap:.0%}", str(row.draft.k), f"{row.draft.acceptance:.0%}"
+        speeds = [row.draft.speed_up, row.lookup]
+        if row.measured is not None:
+            speeds += [row.measured[k] for k in ("draft", "lookup", "both")]
+        table.add_row(name, *shares, *(f"{x:.2f}" for x in speeds), "yes" if row.pays else "no")
+    out.print(table)
+    out.print("Expected, lookup and measured: speed, plain decoding is 1. Sampled: accepted at temperature 1.")
+    out.print(result.verdict)

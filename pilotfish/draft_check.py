@@ -1,0 +1,364 @@
+"""Whether a draft model pays for a target on this machine: measured acceptance, expected and measured speed."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import numpy.typing as npt
+
+from .draft_prompts import CHECK
+from .drafts import remember_verdict
+from .loading import load
+from .opening import Progress, resolve
+from .runtime.cost import CostCurve
+from .runtime.draft_length import RenewalReward
+from .runtime.errors import OptionError
+from .runtime.interfaces import Floats, Session, Tokens, Weights
+from .runtime.model import Model
+from .runtime.proposers import Suffix
+from .runtime.rows import RowRule
+
+MARGIN = 1.02  # a draft that promises less over going without is not called one that pays
+LONGEST = 15  # draft lengths that are compared
+_CHUNK = 256  # rows of a teacher-forced step
+_CONTEXT = 256  # entries before a step that is timed
+_WIDTHS = (1, 2, 3, 4, 5, 6, 8, 12, 16)
+_LEAST_PASSES, _MOST_PASSES, _TIMING_S = 7, 50, 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """What a round takes here: `target` and `draft` by rows of a step, `rows` those the target may have."""
+
+    target: CostCurve
+    draft: CostCurve
+    rows: RowRule
+
+    def plain_s(self) -> float:
+        """Seconds of a round without drafts."""
+        return self.target.seconds(self.rows.minimum)
+
+    def round_s(self, k: int, caught_up: bool = True) -> float:
+        """Seconds of a round with k drafts. caught_up: False after a round whose drafts were all accepted, the last
+        of which the draft model has not read yet."""
+        first = self.draft.seconds(1 if caught_up else 2)
+        return first + (k - 1) * self.draft.seconds(1) + self.target.seconds(self.rows.fit(k + 1))
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """The best fixed draft length for a text. speed_up: over rounds without drafts; k = 0 is never considered."""
+
+    k: int
+    acceptance: float  # share of drafted tokens that are accepted
+    tokens_per_round: float
+    speed_up: float
+
+
+@dataclass(frozen=True, slots=True)
+class SetResult:
+    """A draft on one kind of text."""
+
+    prompts: int
+    tokens: int
+    agreement: float  # share of the target's tokens that the draft finds most probable, given the text before them
+    overlap: float  # mean of sum min(p, q): the chance that a sampled draft is accepted, at temperature 1
+    draft: Forecast  # the draft model alone,
+    lookup: float  # and looking up alone: expected speed-ups
+    measured: dict[str, float] | None = None  # speed over plain decoding: "lookup", "draft", "both"
+
+    @property
+    def pays(self) -> bool:
+        """Whether drafting beats what is there without the draft model: plain decoding and looking up."""
+        if self.measured is not None:
+            return self.measured["both"] > MARGIN * max(1.0, self.measured["lookup"])
+        return self.draft.speed_up > MARGIN * max(1.0, self.lookup)
+
+
+@dataclass(frozen=True, slots=True)
+class DraftCheck:
+    """What a draft model brings a target here."""
+
+    target: str
+    draft: str
+    engine: str
+    draft_engine: str
+    threads: int
+    pairing: str
+    n_shared: int
+    step_ms: dict[int, float]  # of the target, by rows
+    draft_ms: float  # of the draft, one row
+    sets: dict[str, SetResult]
+
+    @property
+    def pays(self) -> bool:
+        """Whether it pays on any kind of text; where it does not, the length policy leaves it out."""
+        return any(s.pays for s in self.sets.values())
+
+    @property
+    def verdict(self) -> str:
+        """The result in a sentence."""
+        paying = [name for name, s in self.sets.items() if s.pays]
+        if not paying:
+            return f"This draft does not pay here: nowhere is it faster than {self.target} without it."
+        others = [name for name in self.sets if name not in paying]
+        rest = f", not on {', '.join(others)}" if others else ""
+        return f"This draft pays here on {', '.join(paying)}{rest}."
+
+    def as_dict(self) -> dict[str, object]:
+        """Everything, for JSON and for a manifest."""
+        plain = asdict(self)
+        for name, result in self.sets.items():
+            plain["sets"][name]["pays"] = result.pays
+        return {**plain, "pays": self.pays, "verdict": self.verdict}
+
+
+def check_draft(
+    target: str | os.PathLike[str],
+    draft: str | os.PathLike[str],
+    *,
+    engine: str | None = None,
+    draft_engine: str | None = None,
+    threads: int | None = None,
+    n_tokens: int = 64,
+    per_set: int = 4,
+    measure: bool = False,
+    repeats: int = 3,
+    progress: Progress | None = None,
+) -> DraftCheck:
+    """What a draft model brings a target on this machine, on chat, code and copying; remembered for draft="auto".
+
+    The target answers the built-in prompts; the draft is asked at every token of the answers what comes next. Since
+    greedy drafts change nothing, every draft length can be worked out from that; with this machine's measured times
+    that gives the expected speed. measure: also runs plain decoding, looking up, the draft and both in turns.
+
+    Raises what load() raises, and OptionError for vocabularies that do not fit.
+    """
+    for name, value in (("n_tokens", n_tokens), ("per_set", per_set), ("repeats", repeats)):
+        if value < 1:
+            raise OptionError(f"{name} is {value}, but must be 1 or more.")
+    report = progress or (lambda what, share: None)
+    found, found_draft = resolve(target, report), resolve(draft, report)
+    with load(
+        found, engine, draft=found_draft, draft_engine=draft_engine, threads=threads, max_context=2048, progress=report
+    ) as model:
+        assert model.draft is not None
+        costs = costs_of(model)
+        sets = {}
+        for i, (name, prompts) in enumerate(CHECK.items()):
+            report("measuring the draft", i / len(CHECK))
+            sets[name] = _check_set(model, costs, prompts[:per_set], n_tokens, repeats if measure else 0)
+        report("measuring the draft", 1.0)
+        pairing, beside = model.draft.pairing, model.draft.weights.info
+        rows = costs.rows.widths
+        result = DraftCheck(
+            target=_name(target),
+            draft=_name(draft),
+            engine=model.info.engine,
+            draft_engine=beside.engine,
+            threads=model.info.threads,
+            pairing="identical" if pairing is None else pairing.kind,
+            n_shared=model.tokenizer.vocab_size if pairing is None else pairing.n_shared,
+            step_ms={w: 1e3 * costs.target.seconds(w) for w in rows if w in (*rows[:1], 4, 8, 16)},
+            draft_ms=1e3 * costs.draft.seconds(1),
+            sets=sets,
+        )
+        remember_verdict(found, found_draft, model.info, result.as_dict())
+    return result
+
+
+def costs_of(model: Model) -> Costs:
+    """What steps of target and draft take, measured in turns: what was remembered is of another moment each.
+
+    The best of several: other programs only ever add to it.
+    """
+    assert model.draft is not None
+    rows = model.calibration.rows.rule() if model.exact else model.calibration.rows.free()
+    widths = {"target": sorted({rows.minimum, *(rows.fit(k) for k in _WIDTHS if k <= rows.maximum)}), "draft": [1, 2]}
+    sessions = {name: w.session(2 * _CONTEXT) for name, w in (("target", model.target), ("draft", model.draft.weights))}
+    times: dict[tuple[str, int], list[float]] = {(name, w): [] for name in widths for w in widths[name]}
+    try:
+        for session in sessions.values():
+            session.forward(_some_tokens(_CONTEXT, session), n_logits=0)
+        began = time.perf_counter()
+        for done in range(_MOST_PASSES):
+            if done >= _LEAST_PASSES and time.perf_counter() - began > _TIMING_S:
+                break
+            for (name, width), seconds in times.items():
+                seconds.append(_second_step_s(sessions[name], width))
+    finally:
+        for session in sessions.values():
+            session.close()
+
+    def curve(name: str) -> CostCurve:
+        return CostCurve(np.array(widths[name]), np.array([min(times[name, w]) for w in widths[name]]))
+
+    return Costs(curve("target"), curve("draft"), rows)
+
+
+def _second_step_s(session: Session, width: int) -> float:
+    """Seconds of a step that follows one of the same width."""
+    tokens, seconds = _some_tokens(width, session), 0.0
+    for _ in range(2):
+        began = time.perf_counter()
+        session.forward(tokens, n_logits=width)
+        seconds = time.perf_counter() - began
+        session.truncate(_CONTEXT)
+    return seconds
+
+
+def _some_tokens(n: int, session: Session) -> Tokens:
+    return (np.arange(n, dtype=np.int64) * 37 + 11) % session.info.vocab_size
+
+
+def _name(path: str | os.PathLike[str]) -> str:
+    return Path(path).name or str(path)
+
+
+def _check_set(model: Model, costs: Costs, prompts: Sequence[str], n_tokens: int, repeats: int) -> SetResult:
+    answers = [answer(model, prompt, n_tokens) for prompt in prompts]
+    agree, overlap = [], []
+    for tokens, n_prompt in answers:
+        p, q = _laws(model, tokens, n_prompt)
+        agree.append(q.argmax(axis=1) == tokens[n_prompt:])
+        overlap.append(np.minimum(_softmax(p), _softmax(q)).sum(axis=1))
+    agreed = np.concatenate(agree)
+    return SetResult(
+        prompts=len(prompts),
+        tokens=len(agreed),
+        agreement=float(agreed.mean()),
+        overlap=float(np.concatenate(overlap).mean()),
+        draft=best_length(agree, costs),
+        lookup=_lookup(answers, costs),
+        measured=_measure(model, prompts, n_tokens, repeats) if repeats else None,
+    )
+
+
+def answer(model: Model, prompt: str, n_tokens: int) -> tuple[Tokens, int]:
+    """(prompt and plain greedy answer, length of the prompt)"""
+    asked = model.encode(prompt)
+    with model.sibling(policy=None) as plain:
+        said = plain.generate(prompt, max_new_tokens=n_tokens).token_ids
+    return np.concatenate([asked, np.array(said, dtype=np.int64)]), len(asked)
+
+
+def _laws(model: Model, tokens: Tokens, n_prompt: int) -> tuple[Floats, Floats]:
+    """Logits of target and draft, over the target's tokens, for each token of an answer, (n, vocab_size)."""
+    assert model.draft is not None
+    rows, weights = model.info.vocab_size, model.draft.weights
+    p = _teacher_forced(model.target, tokens[:-1], np.arange(n_prompt - 1, len(tokens) - 1))
+    translation = model.draft.translation(model.target, model.tokenizer)
+    if translation is None:
+        return p, _teacher_forced(weights, tokens[:-1], np.arange(n_prompt - 1, len(tokens) - 1))[:, :rows]
+    own, ends = translation.context(tokens[:-1])
+    logits = _teacher_forced(weights, own, ends[n_prompt - 1 :] - 1)
+    return p, np.stack([translation.logits(row).copy() for row in logits])
+
+
+def _teacher_forced(weights: Weights, tokens: Tokens, rows: npt.NDArray[np.int64]) -> Floats:
+    """Logits after these rows of a text, (len(rows), vocab_size)."""
+    session: Session = weights.session(min(len(tokens) + _CHUNK, weights.info.context_length))
+    try:
+        found = []
+        for start in range(0, len(tokens), _CHUNK):
+            chunk = tokens[start : start + _CHUNK]
+            wanted = rows[(rows >= start) & (rows < start + len(chunk))] - start
+            n_logits = len(chunk) - int(wanted[0]) if len(wanted) else 0
+            logits = session.forward(chunk, n_logits=n_logits).logits
+            found.append(logits[wanted - (len(chunk) - n_logits)].copy())
+        return np.concatenate(found)
+    finally:
+        session.close()
+
+
+def _softmax(logits: Floats) -> Floats:
+    e = np.exp(logits - logits.max(axis=1, keepdims=True))
+    shares: Floats = e / e.sum(axis=1, keepdims=True)
+    return shares
+
+
+def best_length(agree: Sequence[npt.NDArray[np.bool_]], costs: Costs) -> Forecast:
+    """The draft length, from 1 on, that is fastest where these tokens of answers are agreed on."""
+    n = sum(len(a) for a in agree)
+    best: Forecast | None = None
+    for k in range(1, min(LONGEST, costs.rows.maximum - 1) + 1):
+        seconds, rounds, accepted = 0.0, 0, 0
+        for a in agree:
+            for taken, caught_up in _rounds(a, k):
+                seconds += costs.round_s(k, caught_up)
+                rounds, accepted = rounds + 1, accepted + taken
+        speed_up = n * costs.plain_s() / seconds
+        if best is None or speed_up > best.speed_up:
+            best = Forecast(k, accepted / (rounds * k), n / rounds, speed_up)
+    if best is None:
+        raise OptionError("this engine has no step wide enough to verify a draft.")
+    return best
+
+
+def _rounds(agree: npt.NDArray[np.bool_], k: int) -> list[tuple[int, bool]]:
+    """(tokens accepted, whether the draft has read all before the round's last token) of every round of k drafts."""
+    rounds, at, caught_up = [], 0, True
+    while at < len(agree):
+        wrong = np.flatnonzero(~agree[at : at + k])
+        taken = int(wrong[0]) if len(wrong) else min(k, len(agree) - at)
+        rounds.append((taken, caught_up))
+        at, caught_up = at + taken + 1, taken < k
+    return rounds
+
+
+def _lookup(answers: list[tuple[Tokens, int]], costs: Costs) -> float:
+    """Expected speed-up of looking the text's end up in itself, at the best fixed length."""
+    best, n = 0.0, sum(len(tokens) - n_prompt for tokens, n_prompt in answers)
+    for k in (1, 2, 4, 8, 15):
+        if k < costs.rows.maximum:
+            seconds = sum(_lookup_s(tokens, n_prompt, k, costs) for tokens, n_prompt in answers)
+            best = max(best, n * costs.plain_s() / seconds)
+    return best
+
+
+def _lookup_s(tokens: Tokens, n_prompt: int, k: int, costs: Costs) -> float:
+    seconds, at, suffix = 0.0, n_prompt, Suffix()
+    while at < len(tokens):
+        drafted = suffix.propose(tokens[:at], _Allowance(k)).tokens
+        n = min(len(drafted), len(tokens) - at)
+        wrong = np.flatnonzero(drafted[:n] != tokens[at : at + n])
+        at += (int(wrong[0]) if len(wrong) else n) + 1
+        seconds += costs.target.seconds(costs.rows.fit(len(drafted) + 1))
+    return seconds
+
+
+@dataclass(frozen=True, slots=True)
+class _Allowance:
+    max_tokens: int
+
+    def more(self, n_drafted: int, confidence: float) -> bool:
+        return True
+
+
+def _measure(model: Model, prompts: Sequence[str], n_tokens: int, repeats: int) -> dict[str, float]:
+    """Speed over plain decoding, A B C D, then D C B A: a set's ratio is that of its summed median seconds."""
+    plain, lookup = model.sibling(policy=None), model.sibling(policy=RenewalReward())
+    alone = model.sibling(policy=RenewalReward(), draft=True, proposers=())
+    names: dict[str, Model] = {"plain": plain, "lookup": lookup, "draft": alone, "both": model}
+    times: dict[str, list[list[float]]] = {name: [[] for _ in prompts] for name in names}
+    timed: Callable[[str, str], float] = lambda name, text: (  # noqa: E731
+        names[name].generate(text, max_new_tokens=n_tokens).stats.decode_s
+    )
+    try:
+        for name in names:
+            timed(name, prompts[0])  # the first steps are slower
+        for turn in range(repeats):
+            for i, prompt in enumerate(prompts):
+                for name in names if turn % 2 == 0 else reversed(names):
+                    times[name][i].append(timed(name, prompt))
+    finally:
+        for other in (alone, lookup, plain):
+            other.close()
+    total = {name: sum(median(t) for t in seconds) for name, seconds in times.items()}
+    return {name: total["plain"] / total[name] for name in ("lookup", "draft", "both")}
