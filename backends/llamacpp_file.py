@@ -5,9 +5,9 @@ The vocabulary is not checked, because it is not read: llama.cpp is told that th
 
 from __future__ import annotations
 
-from ..runtime.decoder_shape import DecoderShape, decoder_shape
 from ..runtime.errors import ModelFileError, UnsupportedModelError
 from ..runtime.gguf_file import GgufFile
+from .llamacpp_shape import LlamaCppShape, shape_of
 
 _MAX_LAYERS = 512  # LLAMA_MAX_LAYERS
 _MATRIX_TYPES = frozenset(
@@ -30,12 +30,12 @@ _REFUSED = {  # metadata (without prefix) that makes llama.cpp build another gra
 }
 
 
-def check_file(file: GgufFile) -> DecoderShape:
+def check_file(file: GgufFile) -> LlamaCppShape:
     """The shape of the decoder in a file that llama.cpp can be given.
 
     Raises ModelFileError for what contradicts itself and UnsupportedModelError for what is not known here.
     """
-    shape = decoder_shape(file)
+    shape = shape_of(file)
     arch = shape.architecture
     for key, what in _REFUSED.items():
         if file.metadata.get(f"{arch}.{key}"):

@@ -43,10 +43,13 @@ class Layout:
     norm_offset: float = 0.0  # what the file's norm weights are larger by
     sandwich: bool = False
     fused: bool = False  # q, k, v are one matrix, gate and up another
+    biases: frozenset[str] = frozenset()  # of which projections there may be some
 
     def gguf_name(self, name: str) -> str | None:
         """The GGUF name of a tensor of transformers; None where the family has no place for it."""
         stem, _, kind = name.rpartition(".")
+        if kind == "bias" and stem.rpartition(".")[2] not in self.biases:
+            return None
         if stem in _TOP:
             return f"{_TOP[stem]}.{kind}"
         match = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", stem)
@@ -83,10 +86,11 @@ class Layout:
         return self.norm_offset if "norm" in name else 0.0
 
 
+_QKV = frozenset(("q_proj", "k_proj", "v_proj"))
 LAYOUTS = {
     "llama": Layout("llama", permuted=True),
     "mistral": Layout("llama", permuted=True),
-    "qwen2": Layout("qwen2"),
+    "qwen2": Layout("qwen2", biases=_QKV),
     "qwen3": Layout("qwen3"),
     "gemma3_text": Layout("gemma3", norm_offset=1.0, sandwich=True),
     "phi3": Layout("phi3", fused=True),

@@ -43,8 +43,12 @@ def metadata_of(source: ModelSource, config: PretrainedConfig) -> dict[str, obje
     }
     if rope["rope_type"] == "linear":
         found |= {"rope.scaling.type": "linear", "rope.scaling.factor": float(rope["factor"])}
-    elif rope["rope_type"] not in ("default", "llama3"):
-        raise UnsupportedModelError(f"a rotary embedding scaled by {rope['rope_type']!r} is not written as GGUF yet.")
+    elif rope["rope_type"] != "default" and (rope["rope_type"], arch) != ("llama3", "llama"):
+        raise UnsupportedModelError(
+            f"a rotary embedding scaled by {rope['rope_type']!r} is not written as GGUF yet for {arch}."
+        )
+    if rope["rope_type"] == "llama3":  # what it does is in a tensor; this is for reading it back
+        found["rope.scaling.original_context_length"] = int(rope["original_max_position_embeddings"])
     if arch == "gemma3":
         found |= _gemma3(config, head_dim)
     general: dict[str, object] = {

@@ -31,7 +31,8 @@ _REFUSED = {  # metadata (without prefix) that changes the computation in ways n
 }
 _WINDOW_PERIOD = 6  # of Gemma 3: every sixth layer sees everything
 _WINDOW_ROPE_BASE = 10000.0
-_LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+_LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
+_LLAMA3_CONTEXT = 8192  # that the first Llama 3 was trained with
 
 
 def settings_of(file: GgufFile) -> dict[str, Any]:
@@ -152,15 +153,19 @@ def _rope(file: GgufFile, read: _Reader, head_dim: int) -> dict[str, Any]:
             raise UnsupportedModelError(
                 f"{file.path} scales its rotary embedding in two ways at once: not yet exported."
             )
-        return {"rope_theta": theta, **_llama3(file, factors.values().reshape(-1), theta, head_dim)}
+        trained = read.get("rope.scaling.original_context_length", _LLAMA3_CONTEXT)
+        return {"rope_theta": theta, **_llama3(file, factors.values().reshape(-1), theta, head_dim, trained)}
     if factor == 1.0:
         return {"rope_type": "default", "rope_theta": theta}
     return {"rope_type": "linear", "rope_theta": theta, "factor": factor}
 
 
-def _llama3(file: GgufFile, factors: npt.NDArray[np.float32], theta: float, head_dim: int) -> dict[str, Any]:
+def _llama3(
+    file: GgufFile, factors: npt.NDArray[np.float32], theta: float, head_dim: int, trained: int
+) -> dict[str, Any]:
     """Llama 3's scaling, of which the file keeps the result only: found again and compared."""
-    found = {"rope_type": "llama3", "factor": float(factors.max()), **_LLAMA3}
+    found = {"rope_type": "llama3", "factor": float(factors.max()), "original_max_position_embeddings": trained}
+    found |= _LLAMA3
     if factors.shape != (head_dim // 2,) or not np.allclose(
         llama3_factors(found, theta, head_dim), factors, rtol=1e-3, atol=0
     ):
