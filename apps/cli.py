@@ -16,6 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from ..exporters.catalogue import CATALOGUE
 from ..runtime.errors import OptionError, PilotfishError
 from .draft import draft_app
+from .export_command import export, verify
 
 if TYPE_CHECKING:  # imported when it is needed: `--help` should not wait for it
     from ..runtime.model import Model
@@ -31,6 +32,8 @@ app = typer.Typer(
 bench_app = typer.Typer(help="Measure, interleaved and in one process.", no_args_is_help=True)
 app.add_typer(bench_app, name="bench")
 app.add_typer(draft_app, name="draft")
+app.command()(export)
+app.command()(verify)
 
 ModelArgument = Annotated[str, typer.Argument(help="Catalogue name, .gguf file or bundle folder.", show_default=False)]
 Engine = Annotated[

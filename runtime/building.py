@@ -87,7 +87,9 @@ def _is_abandoned(path: Path, folder: Path) -> bool:
     if name is None or name[1] != _machine():
         return False
     try:
-        return abs(psutil.Process(int(name[2])).create_time() - int(name[3])) > 2  # else the number was given again
+        return bool(
+            abs(psutil.Process(int(name[2])).create_time() - int(name[3])) > 2
+        )  # else the number was given again
     except psutil.NoSuchProcess:
         return True
     except psutil.Error:

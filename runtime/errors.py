@@ -47,3 +47,7 @@ class DownloadError(PilotfishError):
 
 class CacheWriteError(PilotfishError):
     """A cache folder could not be written, for example because the disk is full. Nothing half-written stays."""
+
+
+class ParityError(PilotfishError):
+    """An export is further from its source than its thresholds allow. Nothing of it was kept."""

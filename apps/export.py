@@ -1,0 +1,152 @@
+"""`pilotfish export` and `pilotfish verify`: how they look on a terminal."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from ..exporting import Job, RefusedExportError, run
+from ..verifying import FormatReport, Report, verify
+
+
+class StepProgress:
+    """The steps of long work, each with a bar and its time; without a terminal, a line for each that is done."""
+
+    def __init__(self, console: Console) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
+        self._console = console
+        self._bars = Progress(*columns, TimeElapsedColumn(), console=console)
+        self._step: str | None = None
+        self._task = self._bars.add_task("", visible=False)
+        self._began = time.perf_counter()
+
+    def __enter__(self) -> StepProgress:
+        if self._console.is_terminal:
+            self._bars.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._end_step()
+        self._bars.stop()
+
+    def __call__(self, what: str, share: float) -> None:
+        if what != self._step:
+            self._end_step()
+            self._step, self._began = what, time.perf_counter()
+            self._task = self._bars.add_task(what, total=1.0)
+        self._bars.update(self._task, completed=share)
+
+    def _end_step(self) -> None:
+        if self._step is None:
+            return
+        self._bars.update(self._task, completed=1.0)
+        self._bars.stop_task(self._task)
+        if not self._console.is_terminal:
+            self._console.print(f"{self._step}: {time.perf_counter() - self._began:.1f} s")
+        self._step = None
+
+
+def run_export(job: Job, as_json: bool) -> None:
+    """Export and print the comparison; a refused export prints it too, and is a ParityError."""
+    with StepProgress(_console()) as progress:
+        try:
+            report = run(job, progress)
+        except RefusedExportError as error:
+            progress.__exit__()
+            show(error.report, as_json)
+            raise
+    show(report, as_json)
+    if not as_json:
+        _console().print(f"pilotfish run {job.out}")
+
+
+def run_verify(
+    folder: Path,
+    source: str | None,
+    formats: tuple[str, ...] | None,
+    device: str | None,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Compare and print; exit code 1 where a format is refused."""
+    with StepProgress(_console()) as progress:
+        report = verify(folder, source, formats=formats, device=device, threads=threads, progress=progress)
+    show(report, as_json)
+    if not report.ok:
+        sys.exit(1)
+
+
+def show(report: Report, as_json: bool) -> None:
+    """Print the table of a report, or the report as one JSON object."""
+    if as_json:
+        print(json.dumps(as_object(report), ensure_ascii=False))
+        return
+    out = Console(highlight=False, markup=False)
+    compared = "the source itself" if report.with_source else "the source's stored answers"
+    table = Table(
+        *("format", "MB", "time", "max/mean |dlogit|", "KL", "top-1", "agree", "perplexity", "first other", "verdict"),
+        title=f"{report.folder}, compared with {compared}",
+    )
+    for one in report.formats:
+        table.add_row(*_cells(one, report))
+    out.print(table)
+    for one in report.formats:
+        for problem in one.problems:
+            out.print(f"{one.form}: {problem}")
+    for name, reason in report.left_out.items():
+        out.print(f"{name}: not run here, {reason}")
+    out.print("top-1: the same best token; agree: the same, or one that the source finds all but as good;")
+    out.print("first other: where the first greedy answer leaves the source's, and in how many of all.")
+
+
+def _cells(one: FormatReport, report: Report) -> tuple[str, ...]:
+    p = one.parity
+    differences = "" if p.max_difference is None else f"{p.max_difference:.2g}/{p.mean_difference:.2g}"
+    seconds = report.seconds.get(one.form)
+    times = f"{one.seconds:.0f} s" if seconds is None else f"{seconds:.0f}+{one.seconds:.0f} s"
+    left = p.greedy_prompts - p.greedy_equal
+    return (
+        one.form,
+        f"{one.n_bytes / 1e6:.0f}",
+        times,
+        differences,
+        f"{p.kl:.2g}",
+        f"{p.top1:.3f}",
+        f"{p.agreement:.3f}",
+        f"{p.perplexity_source:.2f} > {p.perplexity:.2f}",
+        "-" if p.greedy_first is None else f"{p.greedy_first} ({left}/{p.greedy_prompts})",
+        "ok" if one.ok else "REFUSED",
+    )
+
+
+def as_object(report: Report) -> dict[str, object]:
+    """The report for programs."""
+    return {
+        "folder": str(report.folder),
+        "ok": report.ok,
+        "with_source": report.with_source,
+        "left_out": dict(report.left_out),
+        "formats": {
+            one.form: {
+                "ok": one.ok,
+                "engine": one.engine,
+                "engine_version": one.engine_version,
+                "device": one.device,
+                "problems": list(one.problems),
+                "thresholds": one.thresholds.facts(),
+                **one.facts(),
+                **({"export_s": report.seconds[one.form]} if one.form in report.seconds else {}),
+            }
+            for one in report.formats
+        },
+    }
+
+
+def _console() -> Console:
+    return Console(stderr=True, highlight=False, markup=False)

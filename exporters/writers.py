@@ -1,0 +1,233 @@
+"""The formats a bundle can hold: what each needs, refuses and takes on disk, and who writes it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, TypeAlias
+
+from ..runtime.errors import OptionError, UnsupportedModelError
+from ..runtime.interfaces import Tokens
+from .model_source import ModelSource
+from .weight_form import Stored, WeightForm
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Share: TypeAlias = Callable[[float], None]  # called with the share that is done, 0..1
+DataAware: TypeAlias = Literal["awq", "scale", "gptq"]
+
+_BYTES: dict[Stored, float] = {"fp32": 4.0, "fp16": 2.0, "int8": 1.2, "int4": 0.75}  # a weight, scales included
+_WHOLE = "unquantized.gguf"
+_ROUGH = 1.1  # graph, alignment, observing graph
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What is to be written of a model, and how.
+
+    form: None keeps a GGUF file's own quantization. samples: what data-aware methods look at.
+    """
+
+    form: WeightForm | None = field(default_factory=WeightForm)
+    activations: Literal["int8", "f32"] = "int8"
+    data_aware: tuple[DataAware, ...] = ()
+    samples: tuple[Tokens, ...] = ()
+    ratio: float = 1.0
+    gguf_kind: str | None = None
+
+
+class Format(Protocol):
+    """One format: written while the torch model is there, finished when its memory is free again."""
+
+    engine: ClassVar[str]  # opens it, and answers for it
+    packages: ClassVar[tuple[str, ...]]  # needed to write it, beside torch and transformers
+    file: ClassVar[str]  # the one that is opened
+
+    def refuse(self, source: ModelSource, order: Order) -> None:
+        """Raise what writing would raise, before any long work."""
+        ...
+
+    def bytes_needed(self, source: ModelSource, order: Order) -> int:
+        """Bytes on disk at the worst moment, roughly."""
+        ...
+
+    def write(
+        self, source: ModelSource, order: Order, model: PreTrainedModel | None, folder: Path, progress: Share
+    ) -> dict[str, str]:
+        """Write into the folder of the format and say how, as entries of the recipe. model: None where form is."""
+        ...
+
+    def finish(self, source: ModelSource, order: Order, folder: Path, progress: Share) -> dict[str, str]:
+        """Do what needs no torch model; more entries of the recipe."""
+        ...
+
+
+class OnnxFormat:
+    """The graph of docs/onnx-graph.md."""
+
+    engine: ClassVar[str] = "onnx"
+    packages: ClassVar[tuple[str, ...]] = ("onnx", "onnxscript")
+    file: ClassVar[str] = "onnx/model.onnx"
+
+    def refuse(self, source: ModelSource, order: Order) -> None:
+        return
+
+    def bytes_needed(self, source: ModelSource, order: Order) -> int:
+        return _stored_bytes(source, order)
+
+    def write(
+        self, source: ModelSource, order: Order, model: PreTrainedModel | None, folder: Path, progress: Share
+    ) -> dict[str, str]:
+        if order.form is None or model is None:
+            return _import_as_is(source, order, folder, progress)
+        from .hf_onnx import export_onnx
+
+        return export_onnx(model, folder, order.form, activations=order.activations, progress=progress)
+
+    def finish(self, source: ModelSource, order: Order, folder: Path, progress: Share) -> dict[str, str]:
+        return {}
+
+
+def _import_as_is(source: ModelSource, order: Order, folder: Path, progress: Share) -> dict[str, str]:
+    """The GGUF file's own blocks as MatMulNBits, from the bundle that opening the file makes in the cache."""
+    from ..runtime.bundle import open_bundle
+    from .import_gguf import import_gguf
+
+    made = open_bundle(
+        import_gguf(source.path, activations=order.activations, progress=lambda share, _: progress(share))
+    )
+    for name in made.manifest.files:
+        if name.startswith(("model.", "observing.")):
+            shutil.copyfile(made.file(name), folder / name)
+    return dict(made.manifest.recipe)
+
+
+class OpenVinoFormat:
+    """A decoder IR with its past as state."""
+
+    engine: ClassVar[str] = "openvino"
+    packages: ClassVar[tuple[str, ...]] = ("openvino", "optimum.intel", "nncf")
+    file: ClassVar[str] = "openvino/openvino_model.xml"
+
+    def refuse(self, source: ModelSource, order: Order) -> None:
+        if order.form is None:
+            raise UnsupportedModelError(
+                "an OpenVINO IR has no place for a GGUF file's own quantization (weights: source), and the openvino "
+                "engine opens the file itself: export to gguf instead, or choose the weights int8 or int4."
+            )
+
+    def bytes_needed(self, source: ModelSource, order: Order) -> int:
+        return _stored_bytes(source, order) + 4 * sum(_sizes(source))  # what is traced is in f32
+
+    def write(
+        self, source: ModelSource, order: Order, model: PreTrainedModel | None, folder: Path, progress: Share
+    ) -> dict[str, str]:
+        from .hf_openvino import export_openvino
+
+        assert order.form is not None and model is not None  # refuse() has seen to it
+        return export_openvino(
+            model,
+            folder,
+            order.form,
+            data_aware=order.data_aware,
+            samples=order.samples,
+            ratio=order.ratio,
+            progress=lambda share, what: progress(share),
+        )
+
+    def finish(self, source: ModelSource, order: Order, folder: Path, progress: Share) -> dict[str, str]:
+        return {}
+
+
+class GgufFormat:
+    """One file for llama.cpp; whole first where its weights are to be quantized."""
+
+    engine: ClassVar[str] = "llamacpp"
+    packages: ClassVar[tuple[str, ...]] = ("gguf", "llama_cpp")
+    file: ClassVar[str] = "gguf/model.gguf"
+
+    def refuse(self, source: ModelSource, order: Order) -> None:
+        if order.form is None and order.gguf_kind is not None:
+            raise OptionError("weights='source' keeps the file's own types; gguf_kind has no place beside it.")
+        if order.form is not None:
+            from .gguf_quantize import KINDS
+
+            if self._kind(source, order) not in KINDS:
+                raise OptionError(f"there is no kind {order.gguf_kind!r} of GGUF file; there are {', '.join(KINDS)}.")
+
+    def bytes_needed(self, source: ModelSource, order: Order) -> int:
+        if order.form is None:
+            return source.path.stat().st_size
+        return _stored_bytes(source, order) + (4 if _has_f32(order.form) else 2) * sum(_sizes(source))
+
+    def write(
+        self, source: ModelSource, order: Order, model: PreTrainedModel | None, folder: Path, progress: Share
+    ) -> dict[str, str]:
+        if order.form is None or model is None:
+            shutil.copyfile(source.path, folder / "model.gguf")
+            return {"weights": "source"}
+        from .gguf_writer import write_gguf
+
+        stored: Literal["f32", "f16"] = "f32" if _has_f32(order.form) else "f16"
+        write_gguf(source, model, folder / _WHOLE, stored=stored, progress=progress)
+        return {"kind": self._kind(source, order)}
+
+    def finish(self, source: ModelSource, order: Order, folder: Path, progress: Share) -> dict[str, str]:
+        if order.form is None:
+            return {}
+        from .gguf_quantize import quantize_gguf, table_types
+
+        form, kind, whole = order.form, self._kind(source, order), folder / _WHOLE
+        tables = table_types(form)
+        if {kind, *tables.values()} == {"F32" if _has_f32(form) else "F16"}:
+            whole.rename(folder / "model.gguf")
+            return {}
+        types = quantize_gguf(
+            whole,
+            folder / "model.gguf",
+            kind,
+            embedding=tables["embedding"],
+            output=tables["output"],
+            progress=progress,
+        )
+        whole.unlink()
+        return {"types": ", ".join(types)}
+
+    def _kind(self, source: ModelSource, order: Order) -> str:
+        """The kind asked for, or the one that stands for the form."""
+        from .gguf_quantize import kind_for
+
+        assert order.form is not None
+        return order.gguf_kind or kind_for(order.form, source.config())
+
+
+def _has_f32(form: WeightForm) -> bool:
+    return "fp32" in (form.layers, form.embedding_form, form.output_form)
+
+
+FORMATS: Mapping[str, Format] = {"onnx": OnnxFormat(), "openvino": OpenVinoFormat(), "gguf": GgufFormat()}
+
+
+def _sizes(source: ModelSource) -> tuple[int, int]:
+    """Number of weights in the layers, and in embedding and output."""
+    layers = ends = 0
+    for name, shape in source.weights.shapes().items():
+        n = 1
+        for size in shape:
+            n *= size
+        if "embed_tokens" in name or "lm_head" in name:
+            ends += n
+        else:
+            layers += n
+    return layers, ends
+
+
+def _stored_bytes(source: ModelSource, order: Order) -> int:
+    if order.form is None:
+        return int(1.5 * source.path.stat().st_size)  # 5 and 6 bits widen to 8
+    layers, ends = _sizes(source)
+    widest = max(_BYTES[order.form.embedding_form], _BYTES[order.form.output_form])
+    return int(_ROUGH * (layers * _BYTES[order.form.layers] + ends * widest))
