@@ -11,29 +11,91 @@ from rich.console import Console
 from rich.table import Table
 
 from ..loading import resolve
-from ..runtime.bundle import open_bundle
+from ..runtime.bundle import Bundle, open_bundle
 from ..runtime.gguf_file import read_gguf
+from ..runtime.manifest import DraftEntry
 
-_LONG = 60  # characters of a value that are shown
+_LONG = 120  # characters of a value that are shown
 
 
 def inspect_model(model: str, as_json: bool) -> None:
     """Print the facts of a .gguf file or a bundle."""
     path = resolve(model)
-    found = _bundle_facts(path) if path.is_dir() else _gguf_facts(path)
+    out = Console(highlight=False, markup=False)
+    if path.is_dir():
+        bundle = open_bundle(path)
+        if as_json:
+            facts = {"path": str(path), **bundle.manifest.model_dump(mode="json")}
+            print(json.dumps(facts, ensure_ascii=False))
+        else:
+            _show_bundle(bundle, out)
+        return
+    found = _gguf_facts(path)
     if as_json:
         print(json.dumps(found, ensure_ascii=False))
-        return
-    out = Console(highlight=False, markup=False)
-    table = Table("what", "value")
-    for key, value in found.items():
+    else:
+        out.print(_plain_table(found))
+
+
+def _show_bundle(bundle: Bundle, out: Console) -> None:
+    manifest = bundle.manifest
+    total = sum(fact.bytes for fact in manifest.files.values())
+    facts: dict[str, object] = {
+        "path": bundle.folder,
+        "model": f"{manifest.model_id} ({manifest.architecture}), context {manifest.context_length}",
+        "license": " in ".join(x for x in (manifest.license, manifest.license_file) if x) or "not named by the source",
+        "source": f"{manifest.source.name} ({manifest.source.format}), sha256 {manifest.source.sha256[:16]}...",
+        "size": f"{total / 1e6:.1f} MB in {len(manifest.files)} files",
+        "tokenizer": manifest.tokenizer or "none",
+        "chat template": "yes" if manifest.chat_template else "none",
+        "ends a text": ", ".join(map(str, manifest.eos_ids)) or "nothing",
+        "draft": _draft_words(manifest.draft) if manifest.draft else "none",
+        "canary": _canary_words(bundle),
+    }
+    facts |= {f"cache for {engine}": kind for engine, kind in manifest.kv_hints.items()}
+    facts |= {f"report: {name}": f"{value:g}" for name, value in manifest.report.items()}
+    out.print(_plain_table(facts))
+    for form in manifest.formats:
+        out.print(_plain_table(_format_facts(bundle, form), title=form))
+
+
+def _format_facts(bundle: Bundle, form: str) -> dict[str, object]:
+    """What is known of one format: its file, how it was made, how it compares."""
+    manifest = bundle.manifest
+    report, limits = manifest.reports.get(form, {}), manifest.thresholds.get(form, {})
+    facts: dict[str, object] = {"file": manifest.formats[form], **manifest.recipe_of(form)}
+    if form in manifest.unverified:
+        facts["compared with its source"] = "no: it could not be run where it was made"
+    elif not report:
+        facts["compared with its source"] = "no"
+    for name, value in report.items():
+        limit = f", allowed {limits[name]:g}" if name in limits else ""
+        facts[name.replace("_", " ")] = f"{value:.4g}{limit}"
+    return facts
+
+
+def _draft_words(draft: DraftEntry) -> str:
+    pays = {True: "pays", False: "does not pay on the machine it was made on", None: "not measured"}[draft.pays]
+    accepted = ", ".join(f"{name} {share:.0%}" for name, share in draft.acceptance.items())
+    return f"{draft.model_id} in {draft.path}, {draft.pairing} vocabulary; {pays}" + (
+        f"; {accepted}" if accepted else ""
+    )
+
+
+def _canary_words(bundle: Bundle) -> str:
+    canary, greedy = bundle.manifest.canary, bundle.manifest.greedy
+    if canary is None:
+        return "none"
+    more = "" if greedy is None else f", goes on with {' '.join(map(str, greedy.ids[:6]))}..."
+    return f"{len(canary.tokens)} tokens, {len(canary.best)} known answers{more}"
+
+
+def _plain_table(facts: dict[str, object], title: str | None = None) -> Table:
+    table = Table("what", "value", title=title, title_justify="left")
+    for key, value in facts.items():
         text = str(value)
         table.add_row(key, text if len(text) <= _LONG else f"{text[:_LONG]}...")
-    out.print(table)
-
-
-def _bundle_facts(folder: Path) -> dict[str, object]:
-    return {"path": str(folder), **open_bundle(folder).manifest.model_dump(mode="json")}
+    return table
 
 
 def _gguf_facts(path: Path) -> dict[str, object]:

@@ -96,7 +96,8 @@ def _resolve_folder(folder: Path) -> Path:
         raise OptionError(f"{folder} holds {len(models)} .gguf files; name one: {', '.join(m.name for m in models)}.")
     if (folder / "config.json").exists():
         raise UnsupportedModelError(
-            f"{folder} is a Hugging Face folder, which cannot be opened directly yet. Give a .gguf file of the model."
+            f"{folder} is a Hugging Face folder: weights to export, not to run. Make a bundle of it once with: "
+            f"pilotfish export {folder} -o {folder.name}-bundle   and open that, or give a .gguf file of the model."
         )
     raise ModelNotFoundError(f"{folder} holds no model: no {MANIFEST_NAME} and no .gguf file.")
 
