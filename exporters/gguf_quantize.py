@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from ..runtime.errors import EngineError, EngineMissingError, OptionError
 from ..runtime.gguf_file import GgufFile, read_gguf
 from ..runtime.storage import disk_is_full, temporary_name, write_error
 from .gguf_requantize import requantize
+from .llama_tokenize import process_environment
 from .model_source import Share
 from .weight_form import Stored, WeightForm
 
@@ -131,14 +131,13 @@ def _with_llama_cpp(
 ) -> None:
     numbers = [-1 if name is None else int(GGMLQuantizationType[name]) for name in (embedding, output)]
     arguments = [str(source.resolve()), str(out.resolve()), str(KINDS[kind]), *map(str, numbers), str(threads)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
     said: list[str] = []
     with subprocess.Popen(
         [sys.executable, "-m", f"{__package__}.llama_quantize", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         stdin=subprocess.DEVNULL,
-        env=environment,
+        env=process_environment(),
     ) as process:
         try:
             assert process.stdout is not None

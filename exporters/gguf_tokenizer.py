@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import importlib.util
+import itertools
+import json
 import re
+import subprocess
+import sys
+import unicodedata
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from ..runtime.decoding import steps
-from ..runtime.errors import UnsupportedModelError
+from ..runtime.errors import EngineError, UnsupportedModelError
 from ..runtime.gguf_vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
 from ..runtime.tokenizer import Tokenizer
 from ..runtime.tokenizer_gguf import pre_tokenizer_name, tokenizer_from_gguf
+from .llama_tokenize import process_environment
 from .model_source import ModelSource
 
 _TEXTS = (  # cut differently by different tokenizers
@@ -103,15 +111,37 @@ def _vocabulary(tokenizer: Tokenizer, described: Mapping[str, Any], vocab_size: 
     return tokens, types
 
 
+def check_with_llama_cpp(path: Path, ours: Tokenizer) -> None:
+    """Raise UnsupportedModelError where llama.cpp, if it is installed, cuts a trial text otherwise than we do."""
+    if importlib.util.find_spec("llama_cpp") is None:
+        return
+    texts = [unicodedata.normalize("NFC", text) for text in _trial_texts(ours)]  # which llama.cpp does for no model
+    done = subprocess.run(
+        [sys.executable, "-m", f"{__package__}.llama_tokenize", str(path.resolve())],
+        input=json.dumps(texts).encode(),
+        capture_output=True,
+        check=False,
+        env=process_environment(),
+    )
+    if done.returncode:
+        said = done.stderr.decode("utf-8", "replace").strip().splitlines()
+        raise EngineError(f"llama.cpp cannot read the tokenizer as written: {said[-1] if said else done.returncode}.")
+    for text, found in zip(texts, json.loads(done.stdout), strict=True):
+        _compare(ours, text, found, "llama.cpp")
+
+
 def _check(ours: Tokenizer, written: Tokenizer) -> None:
     for text in _trial_texts(ours):
-        expected, found = ours.encode(text, bos=False).tolist(), written.encode(text, bos=False).tolist()
-        if expected != found:
-            at = next((i for i, (a, b) in enumerate(zip(expected, found)) if a != b), min(len(expected), len(found)))  # noqa: B905
-            raise UnsupportedModelError(
-                f"this tokenizer cannot be written as GGUF: read back, it cuts {ours.decode(expected[at : at + 8])!r} "
-                "differently."
-            )
+        _compare(ours, text, written.encode(text, bos=False).tolist(), "read back, it")
+
+
+def _compare(ours: Tokenizer, text: str, found: list[int], who: str) -> None:
+    expected = ours.encode(text, bos=False).tolist()
+    if expected != found:
+        pairs = zip(expected, found, strict=False)
+        same = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+        where = ours.decode(expected[same : same + 8])
+        raise UnsupportedModelError(f"this tokenizer cannot be written as GGUF: {who} cuts {where!r} otherwise.")
 
 
 def _trial_texts(tokenizer: Tokenizer) -> Iterator[str]:

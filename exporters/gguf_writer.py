@@ -14,7 +14,7 @@ from ..runtime.errors import ModelFileError, OptionError, UnsupportedModelError
 from ..runtime.storage import disk_is_full, temporary_name, write_error
 from .gguf_layout import LAYOUTS, Layout, halves_to_pairs
 from .gguf_metadata import metadata_of, rope_divisors
-from .gguf_tokenizer import tokenizer_metadata
+from .gguf_tokenizer import check_with_llama_cpp, tokenizer_metadata
 from .model_source import ModelSource, Share
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ def write_gguf(
             _write_tensors(writer, config, layout, tensors, stored, progress or (lambda share: None))
         finally:
             writer.close()
+        check_with_llama_cpp(temporary, source.tokenizer)
         temporary.replace(path)
     except OSError as error:
         if disk_is_full(error, path.parent) or not path.parent.is_dir():
