@@ -27,6 +27,7 @@ def _byte_alphabet() -> dict[str, int]:
 
 
 BYTES = _byte_alphabet()
+_CHARS = {byte: char for char, byte in BYTES.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,14 @@ class Decoding:
         for old, new in self.replaced:
             token = token.replace(old, new)
         return token
+
+    def letters(self, text: str) -> list[str]:
+        """The text's characters as the vocabulary writes them."""
+        if self.byte_level:
+            return [_CHARS[byte] for byte in text.encode()]
+        for old, new in self.replaced:
+            text = text.replace(new, old)
+        return list(text)
 
     def without_leading(self, text: bytes) -> bytes:
         """The text without the spaces that its beginning loses."""

@@ -54,6 +54,8 @@ class Tokenizer:
         special = {token.content: i for i, token in self._added.items() if token.special}
         self._special = special
         self._special_pattern = _special_pattern([token for token in self._added.values() if token.special])
+        unknown = inner.encode("\U0010ffff", add_special_tokens=False).ids
+        self._forgeable = frozenset(special.values()).difference(unknown)
         self._pieces: dict[int, bytes] = {}
         self.vocab_size = max(inner.get_vocab_size(), 1 + max(self._added, default=-1))
         for i in (*eos_ids, *([] if bos_id is None else [bos_id])):
@@ -167,7 +169,15 @@ class Tokenizer:
                 raise
             message = f"the text is not valid Unicode: character {at} is half a surrogate pair. Send it as UTF-8."
             raise OptionError(message) from None
-        return ids
+        if self._forgeable.isdisjoint(ids):
+            return ids
+        # A model that looks for the most probable cut finds special tokens, too, for they are in its vocabulary.
+        return [j for i in ids for j in (self._spelled(i) if i in self._forgeable else (i,))]
+
+    def _spelled(self, token_id: int) -> list[int]:
+        """The text of a special token, letter by letter."""
+        letters = self._decoding.letters(self._added[token_id].content)
+        return [token.id for letter in letters for token in self._inner.model.tokenize(letter)]
 
     def decode(self, ids: Iterable[int], *, special: bool = False) -> str:
         """The text of these tokens. Bytes that are not UTF-8 become U+FFFD, special tokens nothing unless asked for.
