@@ -17,7 +17,7 @@ from ..runtime.interfaces import ModelInfo, Weights
 from ..runtime.storage import file_digest
 from . import NO_OPTIONS
 from .ov_gguf import read_gguf_graph
-from .ov_graph import add_queries, attentions, read_ir, reason, weight_group
+from .ov_graph import add_queries, attentions, read_ir, reason, sliding_windows, weight_group
 from .ov_pool import BlockPool, BlockShape
 from .ov_request import Request
 from .ov_session import OvSession
@@ -34,7 +34,8 @@ class OpenVinoOptions(BaseModel):
 
     precision: in which activations are computed; bf16 and f16 are faster where the processor has them, and not exact.
     dynamic_quantization: activations are rounded to int8 in groups of so many before they meet quantized weights;
-        None is the group of the weights, the fastest; 0 is off, which is slower and closer to the weights as they are.
+        None is what a bundle's recipe says, else the group of the weights, the fastest; 0 is off, which is slower and
+        closer to the weights as they are.
     q4_k_minima: those of Q4_K blocks in GGUF files, as they are ("f16") or rounded to multiples of the block's scale
         ("integer"), which is faster for some widths and further off.
     """
@@ -132,6 +133,7 @@ class _Facts(BaseModel):
     context_length: int
     digest: str
     settings: str = ""
+    exact_activations: bool = False  # where the user does not say
 
 
 def _bundle(folder: Path) -> tuple[Callable[[], Any], _Facts]:
@@ -145,6 +147,7 @@ def _bundle(folder: Path) -> tuple[Callable[[], Any], _Facts]:
         architecture=manifest.architecture,
         context_length=manifest.context_length,
         digest=hashlib.sha256("".join(digests).encode()).hexdigest(),
+        exact_activations=manifest.recipe_of("openvino").get("activations") == "f32",
     )
     path = bundle.file(manifest.formats["openvino"])
     return lambda: read_ir(path), facts
@@ -183,8 +186,9 @@ class OvWeights:
         kv_heads, head_dim = (layers[0].get_rt_info()[name].value for name in ("num_k_heads", "k_head_size"))
         self.kv_dtype = "/".join(dict.fromkeys(cache))
         self.readable_cache = cache[0] in ("f32", "f16")
+        self.windows = tuple(w if w < facts.context_length else 0 for w in sliding_windows(model))
         self.scale = float(layers[0].input_value(9).get_node().get_data())
-        asked = options.dynamic_quantization
+        asked = 0 if options.dynamic_quantization is None and facts.exact_activations else options.dynamic_quantization
         self._activation_group = weight_group(model) if asked is None else asked
         self._compiled: Any = self._compile(model)
         self._observing: Any = None

@@ -79,6 +79,16 @@ def attentions(model: Model) -> list[Node]:
     return sorted(found, key=lambda node: int(node.input_value(3).any_name.rsplit(".", 1)[1]))
 
 
+def sliding_windows(model: Model) -> list[int]:
+    """How many entries each layer's rows see, themselves included, by layer; 0 where they see all."""
+    import openvino
+    from openvino import opset13 as op
+
+    results = [op.result(node.input_value(10)) for node in attentions(model)]  # constants, or computed from some
+    found = openvino.Core().compile_model(openvino.Model(results, [], "windows"), "CPU")({})
+    return [int(found[i]) for i in range(len(results))]
+
+
 def add_queries(model: Model) -> None:
     """One output more per layer, query_<i>: (n, n_heads * head_dim), after rotation."""
     for i, node in enumerate(attentions(model)):

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from ..runtime.errors import AbilityError
+from ..runtime.errors import AbilityError, OptionError
 from ..runtime.interfaces import Ability, Floats, Indices, Observation, Step, Tokens
-from .cache_state import Array, pack, unpack
+from .cache_state import Array, Layout, pack, unpack
 from .kv_rows import Rows, ancestors
 from .ov_pool import Blocks
 from .ov_request import Request
@@ -22,6 +22,19 @@ _SEEN: frozenset[Ability] = frozenset({"keys", "attention"})  # where the cache 
 Mask = npt.NDArray[np.bool_]
 
 
+def _abilities(weights: OvWeights, max_context: int) -> frozenset[Ability]:
+    """What a session of this size can do.
+
+    A sliding window is counted in entries. Where positions have gaps, or rows share one, that is another window than
+    the model's; so there is no eviction, and there are trees only where the window never closes.
+    """
+    found = _ABILITIES | _SEEN if weights.readable_cache else _ABILITIES
+    closing = min((window for window in weights.windows if window), default=None)
+    if closing is None:
+        return found
+    return found - {"evict_tokens"} if max_context <= closing else found - {"evict_tokens", "tree"}
+
+
 class OvSession:
     """One sequence. Its entries lie in the blocks of `_table`, in order; only the last block has room left."""
 
@@ -29,7 +42,7 @@ class OvSession:
         self._weights, self._pool = weights, weights.pool
         self.info = weights.info
         self.max_context = max_context
-        self.abilities = _ABILITIES | _SEEN if weights.readable_cache else _ABILITIES
+        self.abilities = _abilities(weights, max_context)
         self._rows = Rows(max_context, self.info.context_length)
         self._table: Blocks = np.zeros(-(-max_context // self._pool.block_size), dtype=np.int32)
         self._n_blocks = 0
@@ -57,6 +70,8 @@ class OvSession:
     ) -> Step:
         if not observe <= self.abilities:
             self._refuse(", ".join(sorted(observe - self.abilities)))
+        if parents is not None and "tree" not in self.abilities:
+            self._refuse_beyond_window("trees")
         n_past = self._rows.n
         positions = self._rows.plan(tokens, n_logits, parents, self.info.vocab_size)
         self._weights.check_open()
@@ -80,6 +95,8 @@ class OvSession:
         self._gather(self._rows.accepted(rows), self._rows.n - self._rows.last_width)
 
     def keep(self, entries: Indices) -> None:
+        if "evict_tokens" not in self.abilities:
+            self._refuse_beyond_window("eviction")
         self._gather(self._rows.kept(entries), 0)
 
     def keys_values(self, layer: int) -> tuple[Floats, Floats]:
@@ -108,7 +125,9 @@ class OvSession:
 
     def restore(self, state: bytes) -> None:
         self._rows.check_open()
-        positions, entries = unpack(self.info, state, self.max_context)
+        positions, entries = unpack(self.info, state, self.max_context, self._layout)
+        if "evict_tokens" not in self.abilities and (positions != np.arange(len(positions))).any():
+            raise OptionError("this is no cache of a model with a sliding window: its positions have gaps.")
         with self._pool.lock:
             self._reserve(max(len(positions), 1), 0)
             at = self._slots(np.arange(len(positions)))
@@ -129,6 +148,18 @@ class OvSession:
             f"the openvino engine does not give out {what} of a cache in {self._weights.kv_dtype}; open the model with "
             "kv_dtype='f16' or 'f32', or with the reference engine."
         )
+
+    def _refuse_beyond_window(self, what: str) -> None:
+        window = min(w for w in self._weights.windows if w)
+        trees = f" (trees: or with max_context={window} or less)" if what == "trees" else ""
+        raise AbilityError(
+            f"the openvino engine has no {what} beyond this model's sliding window of {window} tokens; open the model "
+            f"with the onnx engine{trees}."
+        )
+
+    def _layout(self, n_entries: int) -> list[Layout]:
+        """What save() writes for so many entries."""
+        return [(x.dtype.type, (n_entries, x.shape[1], x.shape[3])) for x in self._pool.arrays]
 
     def _runner(self, observe: frozenset[Observation]) -> Request:
         if observe.isdisjoint({"queries", "attention"}):
@@ -201,10 +232,14 @@ class OvSession:
         """Softmax of queries (n_layers, n_heads, n, head_dim) over all entries, the last n of which see each other."""
         group = self.info.n_heads // self.info.kv_heads
         layers = []
+        past = self._rows.n - len(seen)
         for i, query in enumerate(queries):
             keys = np.repeat(self.keys_values(i)[0], group, axis=0)
             scores = query @ keys.swapaxes(1, 2) * np.float32(self._weights.scale)
-            scores[:, :, -len(seen) :][:, ~seen] = -np.inf
+            scores[:, :, past:][:, ~seen] = -np.inf
+            if self._weights.windows[i]:
+                ages = np.arange(past, past + len(seen))[:, None] - np.arange(past + len(seen))
+                scores[:, ages >= self._weights.windows[i]] = -np.inf
             shares = np.exp(scores - scores.max(axis=-1, keepdims=True))
             layers.append(shares / shares.sum(axis=-1, keepdims=True))
         return np.stack(layers)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from ..runtime.errors import AbilityError, EngineError, OptionError
 from ..runtime.interfaces import Ability, Floats, Indices, ModelInfo, Observation, Step, Tokens
-from .cache_state import Array, pack, unpack
+from .cache_state import Array, Layout, pack, unpack
 from .kv_rows import Rows, ancestors
 from .static_shapes import Ladder
 
@@ -143,7 +143,7 @@ class StaticSession:
 
     def restore(self, state: bytes) -> None:
         self._rows.check_open()
-        positions, (entries,) = unpack(self.info, state, self.max_context)
+        positions, (entries,) = unpack(self.info, state, self.max_context, self._layout)
         self._fill(positions, entries)
 
     def close(self) -> None:
@@ -181,6 +181,10 @@ class StaticSession:
         for i in range(self.info.n_layers):
             self._cache[2 * i, :, :, base : base + n] = outputs[f"new_key_{i}"][:, :, :n]
             self._cache[2 * i + 1, :, :, base : base + n] = outputs[f"new_value_{i}"][:, :, :n]
+
+    def _layout(self, n_entries: int) -> list[Layout]:
+        """What save() writes for so many entries."""
+        return [(np.float32, (2 * self.info.n_layers, self.info.kv_heads, n_entries, self.info.head_dim))]
 
     def _entries(self) -> Floats:
         return self._cache[:, 0, :, : self._rows.n]

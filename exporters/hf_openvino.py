@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from ..runtime.errors import EngineMissingError, UnsupportedModelError
 from ..runtime.interfaces import Tokens
@@ -40,14 +40,17 @@ def export_openvino(
     data_aware: Collection[DataAware] = (),
     samples: Sequence[Tokens] | None = None,
     ratio: float = 1.0,
+    activations: Literal["int8", "f32"] = "int8",
     progress: Progress | None = None,
 ) -> dict[str, str]:
     """Write folder/openvino_model.xml and .bin; what a manifest's recipe says of them.
 
-    model: in f32 on the CPU; it is the same afterwards. form: int8 has one scale for a whole row, whatever the block.
+    model: in f32 on the CPU; it is the same afterwards.
     data_aware: any of "awq", "scale" and "gptq", for int4 layers; they look at `samples`, some dozen pieces of text of
         a hundred tokens or more (calibration_text.calibration_samples).
     ratio: share of the layers' weights that become int4; those it would hurt most become int8.
+    activations: what the engine does where it is not told: "int8" rounds them, in groups, where they meet int8 or int4
+        weights, which is fastest; "f32" does not, and is closer to the source. Nothing in the graph depends on it.
     Memory: the model, and up to twice its size once more. Raises UnsupportedModelError, OptionError and
     EngineMissingError before anything is written, EngineError where OpenVINO or NNCF fails; nothing half-written stays.
     """
@@ -73,7 +76,7 @@ def export_openvino(
         for name in (made.with_suffix(".bin"), made):
             name.replace(folder / name.name)
     tell(1.0, "done")
-    return _recipe(model, wanted, counts)
+    return _recipe(model, wanted, counts) | {"activations": activations}
 
 
 def _check(model: PreTrainedModel, wanted: Compression) -> None:
@@ -108,8 +111,7 @@ def _trace(model: PreTrainedModel, path: Path) -> None:
         exporter="openvino", model=model, task=_TASK, library_name="transformers"
     )
     config = make(model.config, use_past=True, use_past_in_inputs=True)
-    with _prepared(model), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the tracer, about every branch on a shape
+    with _prepared(model), _quiet():
         export_pytorch(model, config, path, stateful=True, library_name="transformers")
 
 
@@ -125,6 +127,22 @@ def _prepared(model: PreTrainedModel) -> Iterator[None]:
         model.set_attn_implementation(before)
         for name, value in values.items():
             setattr(model.config, name, value)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the tracer's warnings about every branch on a shape, and transformers' about what optimum-intel does."""
+    from transformers.utils import logging as untyped
+
+    logging: Any = untyped
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(before)
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from ..runtime.errors import EngineError, EngineMissingError, OptionError
 from ..runtime.interfaces import Tokens
 from ..runtime.telemetry import without_telemetry
 from .model_source import EXPORT_EXTRA
-from .openvino_graph import Model, matrices, separate, store_as_half
+from .openvino_graph import Model, matrices, separate, store_as_bytes, store_as_half
 from .weight_form import WeightForm
 
 DataAware: TypeAlias = Literal["awq", "scale", "gptq"]
@@ -60,15 +60,15 @@ class Compression:
             )
 
     def check_columns(self, part: str, columns: int, name: str) -> None:
-        """Raise OptionError where the block does not divide the columns of a matrix that becomes int4.
+        """Raise OptionError where the block does not divide the columns of a matrix that becomes int8 or int4.
 
         part: "layers", "embedding" or "output".
         """
-        if self.forms[part] == "int4" and columns % self.form.block:
+        if self.forms[part] in ("int8", "int4") and columns % self.form.block:
             fits = max((block for block in (16, 32, 64, 128) if columns % block == 0), default=None)
             raise OptionError(
                 f"blocks of {self.form.block} do not divide the {columns} columns of {name}; choose "
-                f"{f'block={fits}' if fits else 'int8'}."
+                f"{f'block={fits}' if fits else 'fp16'}."
             )
 
     @property
@@ -90,6 +90,8 @@ def compress(model: Model, wanted: Compression, progress: Share) -> dict[str, in
     for part, group in parts.items():
         if forms[part] == "fp16":
             store_as_half(group)
+        elif forms[part] == "int8":
+            store_as_bytes(group, form.block, form.symmetric)
         elif forms[part] != "fp32":
             others = [matrix.name for name, matrices in parts.items() if name != part for matrix in matrices]
             _compress_with_nncf(model, wanted, part, forms[part], others, progress)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
 
 from ..runtime.errors import UnsupportedModelError
 
@@ -13,6 +17,8 @@ Model: TypeAlias = Any  # openvino.Model
 _STORED = {"f32": "fp32", "f16": "fp16", "i8": "int8", "u8": "int8", "i4": "int4", "u4": "int4"}
 _BETWEEN = {"Convert", "Multiply", "Subtract", "Reshape"}  # a stored matrix and the product it is for
 _AFTER_THE_HEAD = {"Convert", "Multiply", "Divide", "Tanh", "Reshape"}
+_ROWS = 4096  # quantized at once: 25 MB of a matrix of 1536 columns
+_SMALLEST = 6e-8  # an f16
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,15 +97,67 @@ def store_as_half(parts: list[Matrix]) -> None:
     from openvino import opset13 as op
     from openvino._offline_transformations import compress_model_transformation
 
-    users: dict[str, list[Matrix]] = {}
-    for part in parts:
-        users.setdefault(part.constant.get_friendly_name(), []).append(part)
-    for sharing in users.values():
+    for sharing in _by_constant(parts):
         # Only this transformation writes the mark that lets the plug-in keep f16 weights; it takes a whole model.
         read = op.relu(sharing[0].constant)
         compress_model_transformation(OvModel([op.result(read)], [], "one matrix"))
         for part in sharing:
             part.node.input(part.port).replace_source_output(read.input_value(0))
+
+
+def store_as_bytes(parts: list[Matrix], block: int, symmetric: bool) -> None:
+    """Store f32 matrices as int8 with a scale per block of columns, each once.
+
+    NNCF has one scale for a whole row, which on SmolLM2 is ten times further from the source. The nodes are those that
+    NNCF writes for int4, so that the plug-in knows them.
+    """
+    from openvino import Type
+    from openvino import opset13 as op
+
+    for sharing in _by_constant(parts):
+        matrix = sharing[0].constant.data
+        values, scales, zeros = quantize_rows(matrix, block, symmetric)
+        wide = op.convert(op.constant(values), Type.f16)
+        if not symmetric:
+            wide = op.subtract(wide, op.convert(op.constant(zeros), Type.f16))
+        whole = op.reshape(op.multiply(wide, op.constant(scales)), np.array(matrix.shape), False)
+        read = op.convert(whole, Type.f32)
+        for part in sharing:
+            part.node.input(part.port).replace_source_output(read.output(0))
+
+
+def quantize_rows(
+    matrix: npt.NDArray[np.float32], block: int, symmetric: bool
+) -> tuple[npt.NDArray[np.generic], npt.NDArray[np.float16], npt.NDArray[np.uint8]]:
+    """A matrix (n, m) as 8-bit values (n, m / block, block), scales and zero points (n, m / block, 1).
+
+    An entry is (value - zero) * scale, with values in int8 and no zero points where symmetric.
+    """
+    n, m = matrix.shape
+    values = np.empty((n, m // block, block), dtype=np.int8 if symmetric else np.uint8)
+    scales = np.empty((n, m // block, 1), dtype=np.float16)
+    zeros = np.zeros((n, m // block, 1), dtype=np.uint8)
+    for at in range(0, n, _ROWS):
+        x = matrix[at : at + _ROWS].reshape(-1, m // block, block)
+        low, high = x.min(axis=-1, keepdims=True), x.max(axis=-1, keepdims=True)
+        step = np.maximum(-low, high) / 127 if symmetric else (np.maximum(high, 0) - np.minimum(low, 0)) / 255
+        step = np.maximum(step, _SMALLEST).astype(np.float16)
+        scales[at : at + _ROWS] = step
+        q = x / step.astype(np.float32)
+        if symmetric:
+            values[at : at + _ROWS] = np.clip(np.rint(q), -127, 127)
+            continue
+        zero = np.clip(np.rint(-np.minimum(low, 0) / step.astype(np.float32)), 0, 255)
+        zeros[at : at + _ROWS] = zero
+        values[at : at + _ROWS] = np.clip(np.rint(q + zero), 0, 255)
+    return values, scales, zeros
+
+
+def _by_constant(parts: list[Matrix]) -> Iterable[list[Matrix]]:
+    users: dict[str, list[Matrix]] = {}
+    for part in parts:
+        users.setdefault(part.constant.get_friendly_name(), []).append(part)
+    return users.values()
 
 
 def _is_matrix(node: Node, port: int) -> bool:
