@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from ..runtime.errors import OptionError
+
 if TYPE_CHECKING:
     from ..draft_check import DraftCheck
+    from ..draft_make import MadeDraft
 
 draft_app = typer.Typer(help="Draft models: whether one pays here, and making one.", no_args_is_help=True)
 
@@ -54,6 +58,49 @@ def check(
             progress=progress,
         )
     show(result, as_json)
+
+
+@draft_app.command()
+def make(
+    target: Target,
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the draft.")],
+    drop: Annotated[
+        int | None, typer.Option(help="Blocks (attention or MLP) to leave out; default: what promises most speed.")
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="Instead: the same layers, stored as a smaller GGUF type, such as Q4_0.")
+    ] = None,
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a draft of the target itself, and check whether it pays: fewer layers, or fewer bits a weight."""
+    from ..draft_make import drop_layers, lower_bits
+    from .cli import LoadProgress
+
+    if drop is not None and weights is not None:
+        raise OptionError("--drop and --weights are two kinds of draft; drop one of the two.")
+    with LoadProgress() as progress:
+        if weights is not None:
+            made = lower_bits(target, out, weights, threads=threads, progress=progress)
+        else:
+            made = drop_layers(target, out, n_dropped=drop, threads=threads, progress=progress)
+    if as_json:
+        print(json.dumps(made.as_dict()))
+        return
+    _show_options(made)
+    show(made.check, False)
+    Console(highlight=False, markup=False).print(f"{made.folder}: {made.what}", soft_wrap=True)
+
+
+def _show_options(made: MadeDraft) -> None:
+    if not made.options:
+        return
+    table = Table("blocks left out", "agreement", "cost of a token", "expected speed")
+    for option in made.options:
+        table.add_row(str(option.n_dropped), f"{option.agreement:.0%}", f"{option.cost:.2f}", f"{option.expected:.2f}")
+    out = Console(highlight=False, markup=False)
+    out.print(table)
+    out.print("On the texts of the search; a token's cost, and the speed, over those of the whole model.")
 
 
 def show(result: DraftCheck, as_json: bool) -> None:

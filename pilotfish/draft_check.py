@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,53 +11,18 @@ from statistics import median
 import numpy as np
 import numpy.typing as npt
 
+from .draft_forecast import Costs, Forecast, best_length, costs_of, lookup_speed_up
 from .draft_prompts import CHECK
 from .drafts import remember_verdict
 from .loading import load
 from .opening import Progress, resolve
-from .runtime.cost import CostCurve
 from .runtime.draft_length import RenewalReward
 from .runtime.errors import OptionError
 from .runtime.interfaces import Floats, Session, Tokens, Weights
 from .runtime.model import Model
-from .runtime.proposers import Suffix
-from .runtime.rows import RowRule
 
 MARGIN = 1.02  # a draft that promises less over going without is not called one that pays
-LONGEST = 15  # draft lengths that are compared
 _CHUNK = 256  # rows of a teacher-forced step
-_CONTEXT = 256  # entries before a step that is timed
-_WIDTHS = (1, 2, 3, 4, 5, 6, 8, 12, 16)
-_LEAST_PASSES, _MOST_PASSES, _TIMING_S = 7, 50, 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class Costs:
-    """What a round takes here: `target` and `draft` by rows of a step, `rows` those the target may have."""
-
-    target: CostCurve
-    draft: CostCurve
-    rows: RowRule
-
-    def plain_s(self) -> float:
-        """Seconds of a round without drafts."""
-        return self.target.seconds(self.rows.minimum)
-
-    def round_s(self, k: int, caught_up: bool = True) -> float:
-        """Seconds of a round with k drafts. caught_up: False after a round whose drafts were all accepted, the last
-        of which the draft model has not read yet."""
-        first = self.draft.seconds(1 if caught_up else 2)
-        return first + (k - 1) * self.draft.seconds(1) + self.target.seconds(self.rows.fit(k + 1))
-
-
-@dataclass(frozen=True, slots=True)
-class Forecast:
-    """The best fixed draft length for a text. speed_up: over rounds without drafts; k = 0 is never considered."""
-
-    k: int
-    acceptance: float  # share of drafted tokens that are accepted
-    tokens_per_round: float
-    speed_up: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,50 +137,6 @@ def check_draft(
     return result
 
 
-def costs_of(model: Model) -> Costs:
-    """What steps of target and draft take, measured in turns: what was remembered is of another moment each.
-
-    The best of several: other programs only ever add to it.
-    """
-    assert model.draft is not None
-    rows = model.calibration.rows.rule() if model.exact else model.calibration.rows.free()
-    widths = {"target": sorted({rows.minimum, *(rows.fit(k) for k in _WIDTHS if k <= rows.maximum)}), "draft": [1, 2]}
-    sessions = {name: w.session(2 * _CONTEXT) for name, w in (("target", model.target), ("draft", model.draft.weights))}
-    times: dict[tuple[str, int], list[float]] = {(name, w): [] for name in widths for w in widths[name]}
-    try:
-        for session in sessions.values():
-            session.forward(_some_tokens(_CONTEXT, session), n_logits=0)
-        began = time.perf_counter()
-        for done in range(_MOST_PASSES):
-            if done >= _LEAST_PASSES and time.perf_counter() - began > _TIMING_S:
-                break
-            for (name, width), seconds in times.items():
-                seconds.append(_second_step_s(sessions[name], width))
-    finally:
-        for session in sessions.values():
-            session.close()
-
-    def curve(name: str) -> CostCurve:
-        return CostCurve(np.array(widths[name]), np.array([min(times[name, w]) for w in widths[name]]))
-
-    return Costs(curve("target"), curve("draft"), rows)
-
-
-def _second_step_s(session: Session, width: int) -> float:
-    """Seconds of a step that follows one of the same width."""
-    tokens, seconds = _some_tokens(width, session), 0.0
-    for _ in range(2):
-        began = time.perf_counter()
-        session.forward(tokens, n_logits=width)
-        seconds = time.perf_counter() - began
-        session.truncate(_CONTEXT)
-    return seconds
-
-
-def _some_tokens(n: int, session: Session) -> Tokens:
-    return (np.arange(n, dtype=np.int64) * 37 + 11) % session.info.vocab_size
-
-
 def _name(path: str | os.PathLike[str]) -> str:
     return Path(path).name or str(path)
 
@@ -235,7 +155,7 @@ def _check_set(model: Model, costs: Costs, prompts: Sequence[str], n_tokens: int
         agreement=float(agreed.mean()),
         overlap=float(np.concatenate(overlap).mean()),
         draft=best_length(agree, costs),
-        lookup=_lookup(answers, costs),
+        lookup=lookup_speed_up(answers, costs),
         measured=_measure(model, prompts, n_tokens, repeats) if repeats else None,
     )
 
@@ -281,64 +201,6 @@ def _softmax(logits: Floats) -> Floats:
     e = np.exp(logits - logits.max(axis=1, keepdims=True))
     shares: Floats = e / e.sum(axis=1, keepdims=True)
     return shares
-
-
-def best_length(agree: Sequence[npt.NDArray[np.bool_]], costs: Costs) -> Forecast:
-    """The draft length, from 1 on, that is fastest where these tokens of answers are agreed on."""
-    n = sum(len(a) for a in agree)
-    best: Forecast | None = None
-    for k in range(1, min(LONGEST, costs.rows.maximum - 1) + 1):
-        seconds, rounds, accepted = 0.0, 0, 0
-        for a in agree:
-            for taken, caught_up in _rounds(a, k):
-                seconds += costs.round_s(k, caught_up)
-                rounds, accepted = rounds + 1, accepted + taken
-        speed_up = n * costs.plain_s() / seconds
-        if best is None or speed_up > best.speed_up:
-            best = Forecast(k, accepted / (rounds * k), n / rounds, speed_up)
-    if best is None:
-        raise OptionError("this engine has no step wide enough to verify a draft.")
-    return best
-
-
-def _rounds(agree: npt.NDArray[np.bool_], k: int) -> list[tuple[int, bool]]:
-    """(tokens accepted, whether the draft has read all before the round's last token) of every round of k drafts."""
-    rounds, at, caught_up = [], 0, True
-    while at < len(agree):
-        wrong = np.flatnonzero(~agree[at : at + k])
-        taken = int(wrong[0]) if len(wrong) else min(k, len(agree) - at)
-        rounds.append((taken, caught_up))
-        at, caught_up = at + taken + 1, taken < k
-    return rounds
-
-
-def _lookup(answers: list[tuple[Tokens, int]], costs: Costs) -> float:
-    """Expected speed-up of looking the text's end up in itself, at the best fixed length."""
-    best, n = 0.0, sum(len(tokens) - n_prompt for tokens, n_prompt in answers)
-    for k in (1, 2, 4, 8, 15):
-        if k < costs.rows.maximum:
-            seconds = sum(_lookup_s(tokens, n_prompt, k, costs) for tokens, n_prompt in answers)
-            best = max(best, n * costs.plain_s() / seconds)
-    return best
-
-
-def _lookup_s(tokens: Tokens, n_prompt: int, k: int, costs: Costs) -> float:
-    seconds, at, suffix = 0.0, n_prompt, Suffix()
-    while at < len(tokens):
-        drafted = suffix.propose(tokens[:at], _Allowance(k)).tokens
-        n = min(len(drafted), len(tokens) - at)
-        wrong = np.flatnonzero(drafted[:n] != tokens[at : at + n])
-        at += (int(wrong[0]) if len(wrong) else n) + 1
-        seconds += costs.target.seconds(costs.rows.fit(len(drafted) + 1))
-    return seconds
-
-
-@dataclass(frozen=True, slots=True)
-class _Allowance:
-    max_tokens: int
-
-    def more(self, n_drafted: int, confidence: float) -> bool:
-        return True
 
 
 def _measure(model: Model, prompts: Sequence[str], n_tokens: int, repeats: int) -> dict[str, float]:

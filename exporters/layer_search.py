@@ -1,0 +1,116 @@
+"""Which blocks a draft can do without: a short search over skip sets, scored by agreement with the whole model.
+
+SWIFT (Xia et al. 2024) searches at random and by Bayesian optimisation while it generates. Here it is done once and
+greedily: one block more at a time, each time the one without which the draft is worth most. What a block is worth
+changes slowly from step to step, so only the most promising are asked again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import onnx
+
+from ..runtime.errors import EngineMissingError
+from ..runtime.interfaces import Tokens
+from .layer_drop import GATES, gated, sub_layers
+
+Answer: TypeAlias = tuple[Tokens, int]  # a text, and where what the whole model said begins
+Value: TypeAlias = Callable[[float, frozenset[int]], float]  # (agreement, skipped blocks) -> what such a draft is worth
+
+_ASKED_AGAIN = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A set of blocks to leave out, and how often the rest still says what the whole model says."""
+
+    skipped: frozenset[int]
+    agreement: float
+    value: float
+
+
+class Scorer:
+    """A decoder graph whose blocks can be switched off, and answers of the whole model to compare with."""
+
+    def __init__(self, model_file: Path, answers: Sequence[Answer], threads: int) -> None:
+        try:
+            import onnxruntime
+        except ImportError:
+            raise EngineMissingError(
+                "leaving out layers needs the onnx engine. Add it with: pip install 'pilotfish[onnx]'"
+            ) from None
+        model = onnx.load(model_file, load_external_data=False)
+        self.blocks = sub_layers(model)
+        self._answers = answers
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(model_file.parent))
+        self._session: Any = onnxruntime.InferenceSession(
+            gated(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+        self._inputs = {i.name: i for i in self._session.get_inputs()}
+
+    def agreement(self, skipped: frozenset[int]) -> float:
+        """Share of the answers' tokens that are the most probable ones without these blocks, given the text before."""
+        gates = np.ones(len(self.blocks), dtype=np.float32)
+        gates[list(skipped)] = 0.0
+        right = total = 0
+        for tokens, n_prompt in self._answers:
+            logits = self._logits(tokens[:-1], n_prompt - 1, gates)
+            right += int((logits.argmax(axis=1) == tokens[n_prompt:]).sum())
+            total += len(tokens) - n_prompt
+        return right / total
+
+    def _logits(self, tokens: Tokens, first_row: int, gates: Any) -> Any:
+        n = len(tokens)
+        given: dict[str, Any] = {
+            "input_ids": tokens[None],
+            "position_ids": np.arange(n, dtype=np.int64)[None],
+            "logit_rows": np.arange(first_row, n, dtype=np.int64),
+            "query_rows": np.zeros(0, dtype=np.int64),
+            GATES: gates,
+        }
+        for name, about in self._inputs.items():
+            if name.startswith("past_"):
+                given[name] = np.zeros((1, about.shape[1], n, about.shape[3]), dtype=np.float32)
+            elif "bias" in name:  # nothing is hidden but what comes later, which the operator hides
+                given[name] = np.zeros((1, 1, n, n), dtype=np.float32)
+        return self._session.run(["logits"], {name: given[name] for name in self._inputs})[0]
+
+
+def search(
+    scorer: Scorer, value: Value, n_most: int, progress: Callable[[float], None] | None = None
+) -> tuple[Candidate, ...]:
+    """The whole model, and the best set found of every size from 1 to n_most.
+
+    The first and the last layer stay, as in SWIFT. Ends early where nothing is agreed on any more.
+    """
+    n = len(scorer.blocks)
+    n_most = min(n_most, n - 4)
+    path = [Candidate(frozenset(), 1.0, value(1.0, frozenset()))]
+    worth = dict.fromkeys(range(2, n - 2), np.inf)  # what was last known of leaving each out
+    n_asked, n_all = 0, (n - 4) + max(n_most - 1, 0) * _ASKED_AGAIN
+    while len(path) <= n_most and path[-1].agreement > 0.0:
+        base, best = path[-1].skipped, None
+        asked = sorted(worth, key=lambda i: -worth[i])[: None if not base else _ASKED_AGAIN]
+        for i in asked:
+            skipped = base | {i}
+            agreement = scorer.agreement(skipped)
+            found = Candidate(skipped, agreement, value(agreement, skipped))
+            worth[i] = found.value
+            if best is None or found.value > best.value:
+                best = found
+            n_asked += 1
+            if progress:
+                progress(min(n_asked / n_all, 1.0))
+        if best is None:
+            break
+        path.append(best)
+        del worth[next(iter(best.skipped - base))]
+    return tuple(path)

@@ -1,0 +1,168 @@
+"""Drafts made of the target itself: without some of its layers, or with fewer bits a weight."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .draft_check import DraftCheck, answer, check_draft
+from .draft_forecast import Costs, expected_speed_up, target_costs
+from .draft_prompts import MAKE
+from .loading import load
+from .opening import Progress, resolve
+from .runtime.bundle import open_bundle
+from .runtime.errors import OptionError, UnsupportedModelError
+from .runtime.storage import write_error
+
+if TYPE_CHECKING:
+    from .exporters.layer_search import Candidate
+
+_N_TOKENS = 40  # of each answer that candidates are compared on
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """A number of blocks to leave out, with the best set found."""
+
+    n_dropped: int
+    agreement: float  # with the whole model, on the texts of the search
+    cost: float  # of a draft token, in parts of the whole model's: by the weights that are read
+    expected: float  # speed-up at the best draft length
+
+
+@dataclass(frozen=True, slots=True)
+class MadeDraft:
+    """A draft, and what it was found to bring; options: what else the search saw."""
+
+    folder: str
+    what: str  # "without attention 3, mlp 7", "weights as Q4_0"
+    options: tuple[Option, ...]
+    check: DraftCheck
+
+    def as_dict(self) -> dict[str, object]:
+        """Everything, for JSON."""
+        rows = [asdict(option) for option in self.options]
+        return {"folder": self.folder, "what": self.what, "options": rows, "check": self.check.as_dict()}
+
+
+def drop_layers(
+    target: str | os.PathLike[str],
+    out: Path,
+    *,
+    n_dropped: int | None = None,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> MadeDraft:
+    """A draft at `out` that leaves out blocks of the target, attention or MLP, and shares its weights on disk.
+
+    The target answers prompts of ours; the search looks for the blocks without which it would answer the same. Then
+    the draft is written, and checked on other prompts. n_dropped: blocks to leave out; None is the number that
+    promises most speed here.
+
+    Needs the onnx engine, for the search runs on it. Raises what load() raises, UnsupportedModelError for graphs
+    that are not attention and MLP in turn, OptionError for a number of blocks that cannot be left out.
+    """
+    report = progress or (lambda what, share: None)
+    source = onnx_bundle(target, report)
+    from .exporters.dropped_bundle import write_dropped
+    from .exporters.layer_search import Scorer, search
+
+    with load(source, "onnx", draft=None, threads=threads, max_context=1024, progress=report) as model:
+        answers = [answer(model, prompt, _N_TOKENS) for prompt in MAKE]
+        costs, n_threads = target_costs(model), model.info.threads
+    bundle = open_bundle(source)
+    scorer = Scorer(bundle.file(bundle.manifest.formats["onnx"]), answers, n_threads)
+    n_blocks = len(scorer.blocks)
+    if n_dropped is not None and not 1 <= n_dropped <= n_blocks - 4:
+        raise OptionError(f"{n_dropped} blocks cannot be left out: of {n_blocks}, 1 to {n_blocks - 4} can.")
+    price = _Price(bundle.file(bundle.manifest.formats["onnx"]), costs)
+    what = "looking for layers that can be left out"
+    path = search(scorer, price.value, n_dropped or n_blocks // 2, lambda share: report(what, share))
+    chosen = path[min(n_dropped, len(path) - 1)] if n_dropped else max(path[1:], key=lambda c: c.value)
+    dropped = ", ".join(str(scorer.blocks[i]) for i in sorted(chosen.skipped))
+    del scorer
+    write_dropped(bundle, out, chosen.skipped)
+    check = check_draft(source, out, engine="onnx", threads=n_threads, progress=report)
+    return MadeDraft(str(out), f"without {dropped}", tuple(price.option(c) for c in path[1:]), check)
+
+
+def lower_bits(
+    target: str | os.PathLike[str],
+    out: Path,
+    kind: str,
+    *,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> MadeDraft:
+    """A draft in the folder `out` with the target's layers, its weights stored as a smaller type, and its check.
+
+    target: a .gguf file, or a bundle that holds one. kind: such as "Q4_0"; exporters.gguf_quantize.KINDS has them.
+    Raises what load() and quantize_gguf() raise, and UnsupportedModelError where there is no GGUF file.
+    """
+    report = progress or (lambda what, share: None)
+    found = resolve(target, report)
+    source = found
+    if found.is_dir():
+        bundle = open_bundle(found)
+        if "gguf" not in bundle.manifest.formats:
+            raise UnsupportedModelError(f"{found} holds no GGUF file, and only one can be stored with fewer bits here.")
+        source = bundle.file(bundle.manifest.formats["gguf"])
+    from .exporters.gguf_quantize import quantize_gguf
+
+    made = out / f"{source.stem}-{kind}.gguf"
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise OptionError(f"{out} exists and is not an empty folder; choose another.")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise write_error(out.parent, error) from error
+    what = f"storing weights as {kind}"
+    quantize_gguf(
+        source,
+        made,
+        kind,
+        allow_requantize=True,
+        threads=threads or 0,
+        progress=lambda share: report(what, share),
+    )
+    check = check_draft(found, made, threads=threads, progress=report)
+    return MadeDraft(str(made), f"weights as {kind}", (), check)
+
+
+class _Price:
+    """What a draft without some blocks is expected to bring: its cost from the weights that it still reads."""
+
+    def __init__(self, model_file: Path, costs: Costs) -> None:
+        import onnx
+
+        from .exporters.layer_drop import n_weight_bytes, sub_layers
+
+        model = onnx.load(model_file, load_external_data=False)
+        total = n_weight_bytes(model)
+        self._shares = [block.n_bytes / total for block in sub_layers(model)]
+        self._costs = costs
+
+    def cost(self, skipped: frozenset[int]) -> float:
+        return 1.0 - sum(self._shares[i] for i in skipped)
+
+    def value(self, agreement: float, skipped: frozenset[int]) -> float:
+        return expected_speed_up(agreement, self.cost(skipped), self._costs)
+
+    def option(self, found: Candidate) -> Option:
+        return Option(len(found.skipped), found.agreement, self.cost(found.skipped), found.value)
+
+
+def onnx_bundle(target: str | os.PathLike[str], report: Progress) -> Path:
+    """The bundle with an ONNX graph that a target is, or is imported into."""
+    found = resolve(target, report)
+    if found.is_dir():
+        if "onnx" not in open_bundle(found).manifest.formats:
+            raise UnsupportedModelError(
+                f"{found} has no ONNX graph, and layers can be left out of one only. Export the model to onnx."
+            )
+        return found
+    from .exporters.import_gguf import import_gguf
+
+    return import_gguf(found, progress=lambda share, what: report(f"preparing {found.name}: {what}", share))
