@@ -1,0 +1,87 @@
+"""Hugging Face decoders to ONNX: one exporter for all families, which traces the model's own forward pass.
+
+Attention, linear layers, norms, embeddings and rotary embeddings of the model are exchanged for stand-ins that say
+which operator they are (hf_swap.py); everything between them is traced as it is. The graph is docs/onnx-graph.md's.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from ..runtime.errors import EngineMissingError, UnsupportedModelError
+from .families import SUPPORTED
+from .model_source import EXPORT_EXTRA
+from .weight_form import WeightForm
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+BUILDER = 1  # raise it when the graph changes
+_ACCURACY_LEVEL = {"int8": 4, "f32": 0}  # of MatMulNBits
+
+
+def export_onnx(
+    model: PreTrainedModel,
+    folder: Path,
+    form: WeightForm,
+    *,
+    activations: Literal["int8", "f32"] = "int8",
+    progress: Callable[[float, str], None] | None = None,
+) -> dict[str, str]:
+    """Write model.onnx, observing.onnx and model.onnx.data into the folder; what a manifest's recipe says of them.
+
+    model: in f32 on the CPU; it is the same afterwards. Weights are quantized one at a time as they are written.
+    activations: "int8" multiplies quantized weights with activations rounded to int8 per row and block, the fast
+        path; "f32" keeps them in f32.
+    Raises UnsupportedModelError before anything is written, and EngineMissingError without the export packages.
+    """
+    tell = progress or (lambda share, what: None)
+    if model.config.model_type not in SUPPORTED:
+        raise UnsupportedModelError(
+            f"the family {model.config.model_type!r} cannot be exported to ONNX yet; those that can: "
+            f"{', '.join(SUPPORTED)}."
+        )
+    try:
+        from .hf_graph import trace_decoder
+        from .hf_swap import swapped
+        from .onnx_files import write_graph
+        from .onnx_passes import merge_siblings, parts_of, remove_transposes
+    except ImportError as error:
+        raise EngineMissingError(f"exporting needs the package {error.name}. Add it with: {EXPORT_EXTRA}") from error
+    window = sliding_window(model)
+    tell(0.0, "tracing")
+    with swapped(model, form, _ACCURACY_LEVEL[activations]) as state, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about torch's own future
+        traced = trace_decoder(state, window is not None)
+    tell(0.3, "simplifying")
+    remove_transposes(traced.graph)
+    parts = merge_siblings(traced.graph, parts_of(traced.graph, state.matrices))
+    losses = write_graph(traced, parts, folder, lambda share: tell(0.35 + 0.65 * share, "quantizing and writing"))
+    recipe: dict[str, Any] = {
+        "weights": _described(form),
+        "n_heads": model.config.num_attention_heads,
+        "activations": activations,
+        "builder": f"hf-{BUILDER}",
+        **({"sliding_window": window} if window is not None else {}),
+    }
+    if losses:
+        recipe["largest_relative_loss"] = f"{max(losses.values()):.4f}"
+    return {key: str(value) for key, value in recipe.items()}
+
+
+def sliding_window(model: PreTrainedModel) -> int | None:
+    """How many entries back layers with a window see, their own included; None where all see everything."""
+    config = model.config
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None)
+    if not window or getattr(config, "use_sliding_window", True) is False:
+        return None
+    return int(window) if kinds is None or "sliding_attention" in kinds else None
+
+
+def _described(form: WeightForm) -> str:
+    block = f" block {form.block}{' symmetric' if form.symmetric else ''}" if form.layers.startswith("int") else ""
+    return f"{form.layers}{block}, embedding {form.embedding_form}, output {form.output_form}"
