@@ -43,6 +43,9 @@ Engine = Annotated[
 Device = Annotated[str | None, typer.Option(help="cpu, or an engine's own name for a device.")]
 Threads = Annotated[int | None, typer.Option(help="Threads; default: measured.")]
 MaxContext = Annotated[int | None, typer.Option(help="Entries the cache may hold; default: the model's context.")]
+Cache = Annotated[
+    str | None, typer.Option(help="What stays of a full KV cache: sinks, snapkv:budget=512, ...; default: everything.")
+]
 KvDtype = Annotated[str | None, typer.Option(help="Cache type, f16, or keys/values apart: u8/u4; default: exact.")]
 EngineOption = Annotated[
     list[str] | None, typer.Option("--option", help="A setting of the engine, NAME=VALUE; may be given several times.")
@@ -110,6 +113,7 @@ def run(
     raw: Annotated[bool, typer.Option("--raw", help="No chat template.")] = False,
     max_context: MaxContext = None,
     threads: Threads = None,
+    cache: Cache = None,
     kv_dtype: KvDtype = None,
     option: EngineOption = None,
     exact: Exact = True,
@@ -143,6 +147,7 @@ def run(
         plain=plain,
         max_context=max_context,
         threads=threads,
+        cache=cache,
         kv_dtype=kv_dtype,
         options=_options(option),
         exact=exact,
@@ -174,6 +179,7 @@ def chat(
     max_new_tokens: MaxNewTokens = 512,
     max_context: MaxContext = None,
     threads: Threads = None,
+    cache: Cache = None,
     kv_dtype: KvDtype = None,
     option: EngineOption = None,
     exact: Exact = True,
@@ -192,6 +198,7 @@ def chat(
         plain=plain,
         max_context=max_context,
         threads=threads,
+        cache=cache,
         kv_dtype=kv_dtype,
         options=_options(option),
         exact=exact,
@@ -361,6 +368,7 @@ def _load(
     plain: bool,
     max_context: int | None,
     threads: int | None,
+    cache: str | None,
     kv_dtype: str | None,
     options: dict[str, str],
     exact: bool,
@@ -377,6 +385,7 @@ def _load(
             draft_engine=draft_engine,
             max_context=max_context,
             threads=threads,
+            cache=cache,
             kv_dtype=kv_dtype,
             options=options,
             exact=exact,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from ..runtime.errors import ContextFullError, EngineError, OptionError
+from ..runtime.errors import AbilityError, ContextFullError, EngineError, OptionError
 from ..runtime.interfaces import Indices, Tokens
 
 
@@ -93,17 +93,37 @@ class Rows:
         return np.concatenate([np.arange(base), base + rows])
 
     def kept(self, entries: Indices) -> Indices:
-        """Checked ascending entries to keep."""
+        """Checked ascending entries to keep, of all layers and heads."""
         self.check_open()
         self._check_settled()
+        if entries.ndim != 1:
+            raise AbilityError(
+                "this engine evicts whole tokens, of all layers and heads alike; the reference engine and the onnx "
+                "engine evict by layer and head."
+            )
         if len(entries) and (entries[0] < 0 or entries[-1] >= self.n or (np.diff(entries) <= 0).any()):
             raise OptionError(f"entries to keep must ascend and lie in 0..{self.n - 1}.")
         return entries
 
+    def kept_by_head(self, entries: Indices, n_layers: int, kv_heads: int) -> Indices:
+        """Checked ascending entries to keep: (n,), or (n_layers, kv_heads, n)."""
+        if entries.ndim == 1:
+            return self.kept(entries)
+        self.check_open()
+        self._check_settled()
+        if entries.shape[:-1] != (n_layers, kv_heads):
+            raise OptionError(
+                f"entries to keep have the shape {entries.shape}, but must be (n,) or ({n_layers}, {kv_heads}, n)."
+            )
+        if entries.size and (entries.min() < 0 or entries.max() >= self.n or (np.diff(entries, axis=-1) <= 0).any()):
+            raise OptionError(f"entries to keep must ascend in every head and lie in 0..{self.n - 1}.")
+        return entries
+
     def keep(self, entries: Indices) -> None:
-        """Only these entries are left, in this order."""
-        self._positions[: len(entries)] = self.positions[entries]
-        self.n = len(entries)
+        """Only these entries are left, in this order; of heads that differ, the last position counts."""
+        positions = self.positions[entries]
+        self._positions[: entries.shape[-1]] = positions if entries.ndim == 1 else positions.max(axis=(0, 1))
+        self.n = entries.shape[-1]
         self.last_width = 0
         self._parents = None
 

@@ -17,7 +17,9 @@ from .kv_rows import Rows, ancestors
 if TYPE_CHECKING:
     from .ort import OrtWeights
 
-_ABILITIES: frozenset[Ability] = frozenset({"tree", "evict_tokens", "keys", "hidden", "queries", "fork", "save"})
+_ABILITIES: frozenset[Ability] = frozenset(
+    {"tree", "evict_tokens", "evict_heads", "keys", "hidden", "queries", "fork", "save"}
+)
 _GROWTH = 512  # entries a cache begins with, at most
 _MAX_STEPS = 64  # widths whose bindings are remembered
 _HIDDEN_BIAS = -np.inf
@@ -47,10 +49,9 @@ class _Step:
 class OrtSession:
     """One cache over OrtWeights. Keys and values lie in (1, kv_heads, capacity, head_dim) arrays that grow."""
 
-    abilities = _ABILITIES
-
     def __init__(self, weights: OrtWeights, ort: Any, max_context: int) -> None:
         self._weights, self._ort = weights, ort
+        self.abilities = _ABILITIES if weights.window is None else _ABILITIES - {"evict_heads"}
         self.info = weights.info
         self.max_context = max_context
         self._rows = Rows(max_context, self.info.context_length)
@@ -88,8 +89,7 @@ class OrtSession:
             self._grow(min(max(total, 2 * self._capacity), self.max_context))
         step = self._step(len(tokens), n_logits)
         step.ids[0], step.positions[0] = tokens, positions
-        bias = self._ort.OrtValue.ortvalue_from_numpy(self._bias(len(tokens), total, parents))
-        observed = self._run(step, bias, observe)
+        observed = self._run(step, self._biases(positions, total, parents), observe)
         self._rows.append(positions, parents)
         return Step(step.logits, hidden=observed.get("hidden"), queries=observed.get("queries"))
 
@@ -100,7 +100,13 @@ class OrtSession:
         self._gather(self._rows.accepted(rows), self._rows.n - self._rows.last_width)
 
     def keep(self, entries: Indices) -> None:
-        self._gather(self._rows.kept(entries), 0)
+        entries = self._rows.kept_by_head(entries, self.info.n_layers, self.info.kv_heads)
+        if entries.ndim == 1:
+            self._gather(entries, 0)
+            return
+        for i, x in enumerate(self._cache):
+            x[0, :, : entries.shape[-1]] = np.take_along_axis(x[0], entries[i // 2][:, :, None], axis=1)
+        self._rows.keep(entries)
 
     def keys_values(self, layer: int) -> tuple[Floats, Floats]:
         self._rows.check_open()
@@ -186,15 +192,30 @@ class OrtSession:
         bias[0, 0, :, total - width :][~ancestors(parents)] = _HIDDEN_BIAS
         return bias
 
-    def _run(self, step: _Step, bias: Any, observe: frozenset[Observation]) -> dict[str, npt.NDArray[np.float32]]:
+    def _biases(self, positions: Indices, total: int, parents: Indices | None) -> dict[str, Any]:
+        """Bound inputs: what every layer adds to its scores, and what layers with a window add."""
+        width, window = len(positions), self._weights.window
+        full = self._bias(width, total, parents)
+        value = self._ort.OrtValue.ortvalue_from_numpy(full)
+        if window is None:
+            return {"bias": value}
+        seen = np.concatenate([self._rows.positions, positions])
+        if int(positions.max()) - int(seen.min()) < window:
+            return {"bias": value, "sliding_bias": value}
+        near = np.where(positions[:, None] - seen < window, full[0, 0], np.float32(_HIDDEN_BIAS))
+        return {"bias": value, "sliding_bias": self._ort.OrtValue.ortvalue_from_numpy(near[None, None])}
+
+    def _run(self, step: _Step, biases: dict[str, Any], observe: frozenset[Observation]) -> dict[str, npt.NDArray[np.float32]]:
         if not observe:
             binding = self._binding(step)
-            binding.bind_ortvalue_input("bias", bias)
+            for name, value in biases.items():
+                binding.bind_ortvalue_input(name, value)
             self._execute(self._weights.runner(False), binding)
             return {}
         runner = self._weights.runner("queries" in observe)
         binding = self._bind(runner, step)
-        binding.bind_ortvalue_input("bias", bias)
+        for name, value in biases.items():
+            binding.bind_ortvalue_input(name, value)
         names = ["hidden"] if "hidden" in observe else []
         names += [f"query_{i}" for i in range(self.info.n_layers)] if "queries" in observe else []
         for name in names:

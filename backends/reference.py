@@ -23,7 +23,7 @@ from .cache_state import Layout, pack, unpack
 from .kv_rows import Rows, ancestors
 
 _ABILITIES: frozenset[Ability] = frozenset(
-    {"tree", "evict_tokens", "keys", "hidden", "queries", "attention", "fork", "save"}
+    {"tree", "evict_tokens", "evict_heads", "keys", "hidden", "queries", "attention", "fork", "save"}
 )
 Matrix: TypeAlias = npt.NDArray[np.float32]
 
@@ -236,7 +236,7 @@ class ReferenceSession:
         self._take(entries)
 
     def keep(self, entries: Indices) -> None:
-        self._rows.keep(self._rows.kept(entries))
+        self._rows.keep(self._rows.kept_by_head(entries, self.info.n_layers, self.info.kv_heads))
         self._take(entries)
 
     def keys_values(self, layer: int) -> tuple[Floats, Floats]:
@@ -269,8 +269,13 @@ class ReferenceSession:
         return [(np.float32, (self.info.kv_heads, n, self.info.head_dim))] * (2 * self.info.n_layers)
 
     def _take(self, entries: Indices) -> None:
-        self._keys = [x[:, entries] for x in self._keys]
-        self._values = [x[:, entries] for x in self._values]
+        """(n,), or (n_layers, kv_heads, n)"""
+        if entries.ndim == 1:
+            self._keys = [x[:, entries] for x in self._keys]
+            self._values = [x[:, entries] for x in self._values]
+            return
+        self._keys = [np.take_along_axis(x, i[:, :, None], 1) for x, i in zip(self._keys, entries, strict=True)]
+        self._values = [np.take_along_axis(x, i[:, :, None], 1) for x, i in zip(self._values, entries, strict=True)]
 
     def _heads(self, x: Floats) -> Floats:
         """(n, heads * head_dim) to (heads, n, head_dim)"""

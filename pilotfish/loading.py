@@ -13,6 +13,7 @@ from .drafts import named_draft, open_draft, remembered_verdict
 from .measuring import calibration, keep_calibration
 from .opening import Progress, read_tokenizer, resolve
 from .runtime.bundle import DraftEntry
+from .runtime.cache_policies import CachePolicy, policy_by_name
 from .runtime.chat_template import ChatTemplate
 from .runtime.choice import Job
 from .runtime.draft_length import RenewalReward
@@ -32,7 +33,7 @@ def load(
     speculate: bool | DraftLengthPolicy = True,
     *,
     draft_engine: str | None = None,
-    cache: None = None,
+    cache: CachePolicy | str | None = None,
     kv_dtype: str | None = None,
     max_context: int | None = None,
     threads: int | None = None,
@@ -52,7 +53,8 @@ def load(
         bundle names, unless it is known not to pay here; None is none.
     speculate: False is plain decoding; a DraftLengthPolicy replaces the default (RenewalReward).
     draft_engine: runs the draft; None is the target's engine, on the same device.
-    cache: how the KV cache is compressed. Only the full cache exists so far.
+    cache: how the KV cache is compressed once it is full: a policy or its name, "snapkv" or "snapkv:budget=512"
+        (docs/kv-cache.md); None keeps everything. It changes the answers; drafts still do not.
     kv_dtype: how it is stored, "f16" or, keys and values apart, "u8/u4"; None is the engine's exact default.
     max_context: entries the cache may hold; the default is what the model was trained for.
     threads: None is measured. PILOTFISH_THREADS does the same as the argument.
@@ -66,9 +68,10 @@ def load(
     device with a RuntimeWarning, or is an EngineError where engine and device were named.
 
     Raises ModelNotFoundError, ModelFileError, UnsupportedModelError, EngineMissingError, EngineError, OptionError,
-    DownloadError or CacheWriteError, each with the way out.
+    AbilityError, DownloadError or CacheWriteError, each with the way out.
     """
-    _check(cache, max_context, threads, speculate, draft)
+    _check(max_context, threads, speculate, draft)
+    compression = policy_by_name(cache) if isinstance(cache, str) else cache
     report = progress or (lambda what, share: None)
     found = resolve(path, report)
     named = named_draft(found) if draft == "auto" and speculate else None
@@ -101,6 +104,7 @@ def load(
             policy=policy,
             proposers=proposers,
             exact=exact,
+            cache=compression,
             max_context=max_context,
             choice=choice,
         )
@@ -123,14 +127,11 @@ def _does_not_pay(target: Path, named: tuple[Path, DraftEntry], info: ModelInfo)
 
 
 def _check(
-    cache: object,
     max_context: int | None,
     threads: int | None,
     speculate: bool | DraftLengthPolicy,
     draft: object,
 ) -> None:
-    if cache is not None:
-        raise OptionError(f"cache={cache!r}: cache policies do not exist yet; leave cache out for the full cache.")
     if max_context is not None and max_context < 2:
         raise OptionError(f"max_context is {max_context}, but must be 2 or more.")
     if threads is not None and threads < 1:

@@ -59,6 +59,7 @@ def generate(
         if limits.cancelled():
             yield _CANCELLED
             return
+        compress_s = _compress(target)
         began = time.perf_counter()
         proposal = drafting.propose(proposers, committed[:n], _room(target, n, end))
         step, width, verify_s = _forward(target, context[n - 1], proposal.draft)
@@ -74,7 +75,13 @@ def generate(
         n += len(tokens)
         target.truncate(n - 1)  # forgets rejected drafts, spare rows and what lies behind a stop id
         drafting.observe(
-            proposal, verdict.rows, width, n_context=n, n_tokens=len(tokens), verify_s=verify_s, began=began
+            proposal,
+            verdict.rows,
+            width,
+            n_context=target.n_entries + 1,
+            n_tokens=len(tokens),
+            verify_s=verify_s,
+            began=began,
         )
         yield Round(
             tokens,
@@ -83,7 +90,7 @@ def generate(
             width=width,
             draft_s=proposal.draft_s,
             verify_s=verify_s,
-            other_s=time.perf_counter() - began - proposal.draft_s - verify_s,
+            other_s=time.perf_counter() - began - proposal.draft_s - verify_s + compress_s,
             proposer=proposal.proposer,
             finish_reason=reason,
         )
@@ -97,26 +104,42 @@ def _end(target: CachedSequence, prompt: Tokens, limits: Limits) -> int:
         raise OptionError("the prompt is empty; give at least one token (a chat template or a start token does).")
     if limits.max_new_tokens is not None and limits.max_new_tokens < 1:
         raise OptionError(f"max_new_tokens is {limits.max_new_tokens}, but must be 1 or more.")
-    holds = target.session.max_context
+    holds = target.longest
     # The last token is never cached, but the step that makes it may need spare rows.
     longest = holds + 2 - target.rows.minimum
     asked = longest if limits.max_new_tokens is None else len(prompt) + limits.max_new_tokens
     if len(prompt) >= longest or asked > longest:
         wanted = "" if limits.max_new_tokens is None else f" and max_new_tokens is {limits.max_new_tokens}"
         need = max(asked, len(prompt) + 1) + target.rows.minimum - 2
+        way_out = f"Open it with max_context={need} or more, or shorten the prompt."
+        if target.compression is not None:
+            way_out = "That is as far as the model's positions go, whatever is evicted; shorten the prompt."
         raise ContextFullError(
-            f"the prompt has {len(prompt)} tokens{wanted}, but this session holds {holds}. "
-            f"Open it with max_context={need} or more, or shorten the prompt."
+            f"the prompt has {len(prompt)} tokens{wanted}, but this session holds {holds}. {way_out}"
         )
     if prompt.min() < 0 or prompt.max() >= target.session.info.vocab_size:
         raise OptionError(f"the prompt holds token ids outside of 0..{target.session.info.vocab_size - 1}.")
     return asked
 
 
+def _compress(target: CachedSequence) -> float:
+    """Seconds that it took to make room, if the cache is full."""
+    if target.until_compression != 0:
+        return 0.0
+    began = time.perf_counter()
+    target.compress()
+    return time.perf_counter() - began
+
+
 def _room(target: CachedSequence, n: int, end: int) -> int:
-    """Drafts that could still be committed, and whose step still fits into the cache."""
-    widest = target.rows.floor(target.session.max_context - n + 1)
-    return min(end - n - 1, 0 if widest is None else widest - 1)
+    """Drafts that could still be committed, and whose step still fits into the cache.
+
+    A draft does not go beyond the point where the cache is compressed: what follows is computed with what is left.
+    """
+    widest = target.rows.floor(target.free)
+    room = min(end - n - 1, 0 if widest is None else widest - 1)
+    ahead = target.until_compression
+    return room if ahead is None else min(room, ahead - 1)
 
 
 def _forward(target: CachedSequence, last: int, draft: Draft) -> tuple[Floats, int, float]:

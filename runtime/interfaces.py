@@ -130,7 +130,10 @@ class Session(Protocol):
 
     @property
     def positions(self) -> Indices:
-        """Position of every entry, ascending; has gaps once something was evicted."""
+        """Position of every entry, ascending; has gaps once something was evicted.
+
+        Where heads keep entries of their own: the last position that any of them keeps there.
+        """
         ...
 
     @property
@@ -166,7 +169,11 @@ class Session(Protocol):
         ...
 
     def keep(self, entries: Indices) -> None:
-        """Evict every entry but these (ascending indices into `positions`); final. Ability "evict_tokens"."""
+        """Evict every entry but these (ascending indices into `positions`); final.
+
+        entries: (n,) for all layers and heads (ability "evict_tokens"), or (n_layers, kv_heads, n), equally many for
+            each, ability "evict_heads".
+        """
         ...
 
     def keys_values(self, layer: int) -> tuple[Floats, Floats]:

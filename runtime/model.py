@@ -10,9 +10,11 @@ from typing import TypeAlias
 
 import numpy as np
 
+from .cache_policies.policy import CachePolicy
 from .chat import Chat
 from .chat_template import ChatTemplate, Message, encode_chat
 from .choice import Choice
+from .compression import entries_for
 from .cost import Calibration
 from .draft_length import RenewalReward
 from .drafting import Drafting
@@ -77,6 +79,7 @@ class Model:
     target: the weights to answer with; draft: None, or a smaller model.
     policy: how many tokens to draft; None is plain decoding.
     proposers: who drafts besides the draft model.
+    cache: compresses the target's cache whenever it is full, and its size is the policy's then; None keeps everything.
     exact: stay in one row class, so that plain and speculative text are the same bits by construction.
     """
 
@@ -91,6 +94,7 @@ class Model:
         policy: DraftLengthPolicy | None = None,
         proposers: Sequence[Proposer] = (Suffix(),),
         exact: bool = True,
+        cache: CachePolicy | None = None,
         max_context: int | None = None,
         choice: Choice | None = None,
     ) -> None:
@@ -100,16 +104,19 @@ class Model:
         self.calibration = calibration
         self.exact = exact
         self.policy = policy
+        self.cache = cache
         self._lookups = tuple(proposers)
         self._target = target
         self._draft = draft
         rows = calibration.rows.rule() if exact else calibration.rows.free()
-        self._sequence = CachedSequence(target.session(max_context), rows)
+        self._max_entries = max_context
+        entries = max_context if cache is None else entries_for(cache, rows, target.info, max_context)
+        self._sequence = CachedSequence(target.session(entries), rows, cache)
         self._draft_sequence: CachedSequence | None = None
         self._translation: Translation | None = None
         if draft is not None and policy is not None:
             self._translation = draft.translation(target, tokenizer)
-            wanted = self._sequence.session.max_context * (1 if self._translation is None else 2)  # it may write longer
+            wanted = self._sequence.longest * (1 if self._translation is None else 2)  # it may write longer
             self._draft_sequence = CachedSequence(draft.weights.session(min(wanted, draft.weights.info.context_length)))
         token_s = {} if draft is None else {DraftModel.name: draft.token_s}
         self._drafting = Drafting(policy or RenewalReward(), calibration.curve, rows, token_s)
@@ -143,7 +150,8 @@ class Model:
             policy=policy,
             proposers=proposers,
             exact=self.exact if exact is None else exact,
-            max_context=self.max_context,
+            cache=self.cache,
+            max_context=self._max_entries,
         )
 
     @property
@@ -164,7 +172,7 @@ class Model:
     @property
     def max_context(self) -> int:
         """Tokens that prompt and output may have together."""
-        return self._sequence.session.max_context
+        return self._sequence.longest
 
     def generate(
         self,
@@ -295,7 +303,7 @@ class Model:
         with self._turn:
             began = time.perf_counter()
             seeds = np.random.SeedSequence(seed).spawn(2)  # drafts draw from a stream of their own
-            reused = self._sequence.common_prefix(prompt[:-1])
+            reused = self._sequence.reusable(prompt[:-1])
             text = TextAssembler(self.tokenizer, limits.stop_ids, stop)
             reason: FinishReason = "length"
             ttft_s: float | None = None
@@ -342,6 +350,7 @@ class Model:
             verify_s=sum(r.verify_s for r in rounds),
             other_s=sum(r.other_s for r in rounds),
             kv_bytes=kv_bytes,
+            kv_entries=self._sequence.n_entries,
             engine=self.info.engine,
             device=self.info.device,
             exact=self.exact,

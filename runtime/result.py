@@ -22,6 +22,7 @@ class Stats:
     verify_s: float
     other_s: float  # our own code around drafting and verifying
     kv_bytes: int  # allocated for caches, the draft model's included
+    kv_entries: int  # that the target's cache holds at the end; fewer than tokens where a cache policy evicts
     engine: str
     device: str
     exact: bool

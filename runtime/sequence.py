@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from .cache_policies.policy import CachePolicy
+from .compression import Compression
 from .errors import ContextFullError
 from .interfaces import Indices, Session, Step, Tokens
 from .rows import ANY_WIDTH, RowRule
@@ -18,11 +20,15 @@ class Cancelled(Exception):  # noqa: N818 - a signal between our own frames, nev
 
 
 class CachedSequence:
-    """Keeps `tokens`, what the session's cache covers, equal to what the session really holds."""
+    """Keeps `tokens`, what the session's cache covers, equal to what the session really holds.
 
-    def __init__(self, session: Session, rows: RowRule = ANY_WIDTH) -> None:
+    policy: compresses the cache whenever it is full; it covers more tokens than it holds entries then.
+    """
+
+    def __init__(self, session: Session, rows: RowRule = ANY_WIDTH, policy: CachePolicy | None = None) -> None:
         self.session = session
         self.rows = rows
+        self.compression = None if policy is None else Compression(policy, session, rows)
         self._tokens: Tokens = np.empty(256, dtype=np.int64)
         self._n = len(session.positions)
         if self._n:
@@ -40,11 +46,48 @@ class CachedSequence:
         differ = np.flatnonzero(self._tokens[:n] != context[:n])
         return int(differ[0]) if len(differ) else n
 
+    def reusable(self, context: Tokens) -> int:
+        """How many leading tokens of the context need not be run again: the common prefix, or none where the cache
+        was compressed behind its end."""
+        n = self.common_prefix(context)
+        return 0 if self.compression is not None and n < self.compression.at else n
+
+    @property
+    def longest(self) -> int:
+        """How many tokens the cache can cover."""
+        if self.compression is None:
+            return self.session.max_context
+        return self.session.info.context_length - self.rows.maximum  # positions of spare rows
+
+    @property
+    def n_entries(self) -> int:
+        """How many of the covered tokens the cache still holds."""
+        return self._n - (0 if self.compression is None else self.compression.n_evicted)
+
+    @property
+    def free(self) -> int:
+        """How many rows still fit."""
+        return self.session.max_context - self.n_entries
+
+    @property
+    def until_compression(self) -> int | None:
+        """How many tokens can be committed before the cache is compressed; None: it never is."""
+        return None if self.compression is None else self.compression.next - self._n
+
     def truncate(self, n_tokens: int) -> None:
-        """Forget everything behind the first n_tokens."""
-        if n_tokens < self._n:
-            self.session.truncate(n_tokens)
-            self._n = n_tokens
+        """Forget everything behind the first n_tokens, or all of it where some of those were evicted since."""
+        if n_tokens >= self._n:
+            return
+        if self.compression is not None and n_tokens < self.compression.at:
+            self.compression.begin()
+            n_tokens = 0
+        self.session.truncate(n_tokens)
+        self._n = n_tokens
+
+    def compress(self, cancelled: Callable[[], bool] | None = None) -> None:
+        """Evict entries if the cache is full. Its last tokens are run again, where the policy wants to watch them."""
+        if self.compression is not None and self._n == self.compression.next:
+            self._fill_and_compress(self.tokens.copy(), cancelled)
 
     def forward(self, tokens: Tokens, *, n_logits: int, parents: Indices | None = None) -> Step:
         """Append tokens; after a tree call accept() before anything else."""
@@ -72,20 +115,49 @@ class CachedSequence:
         progress: called with (tokens done, tokens in all). Raises ContextFullError before anything changes, and
         Cancelled between chunks, with what was run so far kept.
         """
-        if len(context) > self.session.max_context:
+        if len(context) > self.longest:
             raise ContextFullError(
-                f"{len(context)} tokens do not fit into a session that holds {self.session.max_context}. "
+                f"{len(context)} tokens do not fit into a session that holds {self.longest}. "
                 f"Open the model with max_context={len(context)} or more, or shorten the prompt."
             )
-        reused = self.common_prefix(context)
+        reused = self.reusable(context)
         self.truncate(reused)
         while self._n < len(context):
             if cancelled is not None and cancelled():
                 raise Cancelled
-            self._run_chunk(context)
+            self._advance(context, cancelled)
             if progress is not None:
                 progress(self._n, len(context))
         return reused
+
+    def _advance(self, context: Tokens, cancelled: Callable[[], bool] | None) -> None:
+        """One chunk; chunks end where a policy begins to watch."""
+        if self.compression is None or self.compression.next > len(context):
+            self._run_chunk(context)
+        elif self._n < self.compression.watch_from:
+            self._run_chunk(context[: self.compression.watch_from])
+        else:
+            self._fill_and_compress(context[: self.compression.next], cancelled)
+
+    def _fill_and_compress(self, tokens: Tokens, cancelled: Callable[[], bool] | None) -> None:
+        """Run the last of the tokens, which fill the cache, while the policy watches, and let it select."""
+        assert self.compression is not None
+        compression, observe = self.compression, self.compression.policy.observes
+        begin, rows = compression.watch_from, compression.logit_rows
+        self.truncate(begin)
+        watched: list[Step] = []
+        while self._n < len(tokens):
+            if cancelled is not None and cancelled():
+                raise Cancelled
+            chunk = tokens[self._n : self._n + (rows or PREFILL_CHUNK)]
+            width = len(chunk) if len(chunk) > self.rows.maximum else self.rows.fit(len(chunk))
+            padded = np.concatenate([chunk, np.full(width - len(chunk), chunk[-1])])
+            end = self._n + len(chunk)
+            step = self.session.forward(padded, n_logits=width if rows else 0, observe=observe)
+            self._append(padded)
+            watched.append(_head(step, len(chunk)))
+            self.truncate(end)
+        compression.compress(self.session, watched, tokens[begin:])
 
     def _run_chunk(self, context: Tokens) -> None:
         chunk = context[self._n : self._n + PREFILL_CHUNK]
@@ -94,7 +166,7 @@ class CachedSequence:
             chunk = chunk[: len(chunk) - self.rows.minimum]
         width = len(chunk) if len(chunk) > self.rows.maximum else self.rows.fit(len(chunk))
         spare = width - len(chunk)
-        if self._n + width > self.session.max_context:  # no room for padding: run the entries before once more
+        if width > self.free:  # no room for padding: run the entries before once more
             self.truncate(self._n - spare)
             chunk, spare = context[self._n : self._n + width], 0
         end = self._n + len(chunk)
@@ -109,3 +181,9 @@ class CachedSequence:
             self._tokens = grown
         self._tokens[self._n : n] = tokens
         self._n = n
+
+
+def _head(step: Step, n: int) -> Step:
+    """What the first n rows gave, to keep: the session's own arrays are overwritten by its next step."""
+    queries = None if step.queries is None else step.queries[:, :, :n].copy()
+    return Step(step.logits[:n].copy(), queries=queries)

@@ -1,0 +1,54 @@
+"""What a cache policy is: which entries of a full KV cache stay."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+from ..interfaces import Ability, Indices, Observation
+from .view import CacheView
+
+
+@runtime_checkable
+class CachePolicy(Protocol):
+    """Decides which entries stay when the cache is full. A value: it keeps nothing between two calls.
+
+    The cache is full when it holds budget + every committed entries; select() then names at most `budget` of them.
+    So what a cache holds follows from the tokens it covers and from nothing else, with drafts or without.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def needs(self) -> frozenset[Ability]:
+        """What the session must be able to do."""
+        ...
+
+    @property
+    def observes(self) -> frozenset[Observation]:
+        """What select() wants to see of the last rows."""
+        ...
+
+    @property
+    def budget(self) -> int:
+        """Entries that stay."""
+        ...
+
+    @property
+    def every(self) -> int:
+        """Entries that are added before the next selection."""
+        ...
+
+    @property
+    def window(self) -> int:
+        """The last entries, which always stay."""
+        ...
+
+    @property
+    def rows(self) -> int | None:
+        """How many of the last tokens are run while select() watches, at most `every`; None: each token once."""
+        ...
+
+    def select(self, view: CacheView) -> Indices:
+        """The entries to keep, ascending: (n,), or for every layer and head (n_layers, kv_heads, n)."""
+        ...

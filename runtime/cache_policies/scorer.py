@@ -1,0 +1,101 @@
+"""What policies share that give every entry a score and keep the best."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from ..errors import OptionError
+from ..interfaces import Ability, Floats, Indices, Observation
+from .view import CacheView
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """How much stays: the first `sinks` entries, the last `window`, and of those between them what fills the budget.
+
+    every: entries that are added before the next selection, so the cache never holds more than budget + every.
+    """
+
+    budget: int = 1024
+    every: int = 256
+    sinks: int = 4
+    window: int = 32
+
+    def __post_init__(self) -> None:
+        for name, least in (("budget", 1), ("every", 1), ("sinks", 0), ("window", 1)):
+            if getattr(self, name) < least:
+                raise OptionError(f"{name} is {getattr(self, name)}, but must be {least} or more.")
+        if self.budget < self.sinks + self.window:
+            raise OptionError(
+                f"a budget of {self.budget} entries cannot hold {self.sinks} sinks and a window of {self.window}, "
+                f"which always stay; give a budget of {self.sinks + self.window} or more, or make those smaller."
+            )
+        rows = getattr(self, "rows", None)
+        if rows is not None and rows > self.every:
+            raise OptionError(
+                f"{rows} rows are looked at, but only {self.every} were added since the last selection; give "
+                f"every={rows} or more, or a smaller window."
+            )
+
+    @property
+    def needs(self) -> frozenset[Ability]:
+        return frozenset({"evict_tokens"})
+
+    @property
+    def observes(self) -> frozenset[Observation]:
+        return frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scorer(Kept, ABC):
+    """Keeps the entries with the highest scores.
+
+    per_head: every head of every layer keeps its own entries, equally many. False: all keep the same, those with the
+        highest sum of scores over layers and heads; engines that can only drop whole tokens do this too.
+    """
+
+    per_head: bool = True
+
+    name: ClassVar[str]
+    reads: ClassVar[frozenset[Ability]] = frozenset({"keys"})
+
+    @property
+    def needs(self) -> frozenset[Ability]:
+        return self.reads | {"evict_heads" if self.per_head else "evict_tokens"}
+
+    @property
+    def observes(self) -> frozenset[Observation]:
+        return frozenset({"queries"}) if "queries" in self.reads else frozenset()
+
+    @property
+    def rows(self) -> int | None:
+        return 0
+
+    @abstractmethod
+    def scores(self, view: CacheView) -> Floats:
+        """(n_layers, kv_heads, n_entries); the higher, the rather an entry stays."""
+
+    def select(self, view: CacheView) -> Indices:
+        scores = self.scores(view)
+        return keep_best(scores if self.per_head else scores.sum(axis=(0, 1)), self)
+
+
+def keep_best(scores: Floats, kept: Kept) -> Indices:
+    """Entries (..., budget) with the best of scores (..., n), ascending; sinks and window always. Ties: the older."""
+    n = scores.shape[-1]
+    middle = scores[..., kept.sinks : n - kept.window]
+    room = kept.budget - kept.sinks - kept.window
+    best = np.sort(np.argsort(-middle, axis=-1, kind="stable")[..., :room], axis=-1) + kept.sinks
+    fixed = (*best.shape[:-1], -1)
+    first = np.broadcast_to(np.arange(kept.sinks), (*fixed[:-1], kept.sinks))
+    last = np.broadcast_to(np.arange(n - kept.window, n), (*fixed[:-1], kept.window))
+    return np.concatenate([first, best, last], axis=-1).astype(np.int64)
+
+
+def stack(layers: list[Floats]) -> Floats:
+    """One array of the scores (kv_heads, n_entries) of every layer."""
+    return np.stack(layers).astype(np.float32, copy=False)
