@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,7 +12,9 @@ from ..runtime.canary import Canary
 from ..runtime.interfaces import Floats, Tokens
 from ..runtime.manifest import GreedyAnswer
 from .evaluation import Evaluation
-from .parity import Answers, GreedyRun, answers_to
+from .parity import Answers, GreedyRun, Parity, Tally, answers_to
+from .rounding import rounded
+from .weight_form import WeightForm
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -25,14 +27,14 @@ class SourceJudge:
     """A torch model that answers. It is not changed, and is no longer held than the judge is."""
 
     def __init__(self, model: PreTrainedModel) -> None:
-        self._model = model
+        self.model = model
 
     def logits(self, tokens: Tokens, n_logits: int | None = None) -> Floats:
         """Logits after each of the last `n_logits` tokens (None: all), every token given: (n_logits, vocab_size)."""
         n = len(tokens) if n_logits is None else n_logits
         with torch.inference_mode():
             ids = torch.from_numpy(np.asarray(tokens, np.int64))[None]
-            rows = self._model(input_ids=ids, use_cache=False, logits_to_keep=n).logits[0]
+            rows = self.model(input_ids=ids, use_cache=False, logits_to_keep=n).logits[0]
         return np.asarray(rows.float().numpy(), np.float32)
 
     def greedy(self, prompts: Sequence[Tokens], n_tokens: int) -> tuple[GreedyRun, ...]:
@@ -49,7 +51,7 @@ class SourceJudge:
         positions, past, best, gaps = (seen.cumsum(-1) - 1).clamp(min=0), None, [], []
         with torch.inference_mode():
             for _ in range(n_tokens):
-                out = self._model(
+                out = self.model(
                     input_ids=ids,
                     attention_mask=seen,
                     position_ids=positions,
@@ -66,6 +68,19 @@ class SourceJudge:
             GreedyRun(np.asarray(prompt, np.int64), np.stack(best)[:, row], np.stack(gaps)[:, row])
             for row, prompt in enumerate(prompts)
         )
+
+
+def rounding_alone(judge: SourceJudge, answers: Answers, logits: Mapping[str, Floats], form: WeightForm) -> Parity:
+    """How far the source is from itself once its weights are rounded as the form says, and nothing else is done.
+
+    An export of this form cannot be asked for less, and one that is much further off has another fault. Each matrix is
+    rounded while it is used: no second copy is in memory.
+    """
+    tally = Tally(answers)
+    with rounded(judge.model, form):
+        for name, text in answers.texts.items():
+            tally.add_text(name, judge.logits(text.tokens, len(text.top_ids)), logits[name])
+    return tally.result()
 
 
 def judge_answers(

@@ -23,20 +23,36 @@ class Thresholds:
     perplexity_ratio: float  # at most
 
     @classmethod
-    def for_weights(cls, form: WeightForm | None, activations: str, min_agreement: float | None = None) -> Thresholds:
-        """The defaults of a form. form: None is a GGUF file's own quantization, which adds nothing of its own.
+    def for_weights(
+        cls,
+        form: WeightForm | None,
+        activations: str,
+        rounding: Parity | None = None,
+        min_agreement: float | None = None,
+    ) -> Thresholds:
+        """What an export of this form must keep to.
 
+        form: None is a GGUF file's own quantization, which adds nothing of its own.
         activations: "int8" where the engine rounds them, which is worth a few per cent in the logits.
+        rounding: what rounding the weights costs by itself: an export twice as far off has another fault. None: such
+            a measure is not to be had, and the defaults hold.
         min_agreement: instead of the default. Raises OptionError where it is no share.
         """
+        if min_agreement is not None and not 0.0 <= min_agreement <= 1.0:
+            raise OptionError(f"min_agreement is {min_agreement}, but is a share: between 0 and 1.")
         stored = "fp32" if form is None else max(form.layers, form.embedding_form, form.output_form, key=_ORDER.index)
         if activations == "int8" and (form is None or stored in ("int8", "int4")):
             stored = max(stored, "int8", key=_ORDER.index)
-        if min_agreement is None:
-            return _DEFAULTS[stored]
-        if not 0.0 <= min_agreement <= 1.0:
-            raise OptionError(f"min_agreement is {min_agreement}, but is a share: between 0 and 1.")
-        return replace(_DEFAULTS[stored], agreement=min_agreement)
+        found = _DEFAULTS[stored]
+        if rounding is not None and rounding.relative_difference is not None and stored in ("int8", "int4"):
+            noise = _DEFAULTS["int8"] if activations == "int8" else _DEFAULTS["fp16"]
+            found = cls(
+                agreement=found.agreement,
+                kl=2 * rounding.kl + noise.kl / 2,
+                relative_difference=1.5 * rounding.relative_difference + noise.relative_difference / 2,
+                perplexity_ratio=noise.perplexity_ratio + 2 * max(rounding.perplexity_ratio - 1, 0),
+            )
+        return found if min_agreement is None else replace(found, agreement=min_agreement)
 
     @classmethod
     def of(cls, kept: Mapping[str, float]) -> Thresholds:
@@ -63,11 +79,11 @@ class Thresholds:
         return tuple(found)
 
 
-_DEFAULTS = {
-    "fp32": Thresholds(agreement=0.995, kl=1e-4, relative_difference=2e-3, perplexity_ratio=1.001),
+_DEFAULTS = {  # fp32 and fp16 leave room for a KV cache in f16, the default of two engines
+    "fp32": Thresholds(agreement=0.995, kl=1e-4, relative_difference=5e-3, perplexity_ratio=1.002),
     "fp16": Thresholds(agreement=0.99, kl=1e-3, relative_difference=0.02, perplexity_ratio=1.01),
     "int8": Thresholds(agreement=0.95, kl=0.03, relative_difference=0.15, perplexity_ratio=1.05),
-    "int4": Thresholds(agreement=0.75, kl=0.5, relative_difference=0.5, perplexity_ratio=1.6),
+    "int4": Thresholds(agreement=0.75, kl=0.6, relative_difference=0.5, perplexity_ratio=1.6),
 }
 
 

@@ -85,7 +85,9 @@ class OnnxFormat:
             return _import_as_is(source, order, folder, progress)
         from .hf_onnx import export_onnx
 
-        return export_onnx(model, folder, order.form, activations=order.activations, progress=progress)
+        return export_onnx(
+            model, folder, order.form, activations=order.activations, progress=lambda share, what: progress(share)
+        )
 
     def finish(self, source: ModelSource, order: Order, folder: Path, progress: Share) -> dict[str, str]:
         return {}

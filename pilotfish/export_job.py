@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from . import backends
+from .exporters.parity import Parity
 from .exporters.thresholds import Thresholds
 from .exporters.weight_form import WeightForm
 from .exporters.writers import FORMATS, DataAware, Order
@@ -48,9 +49,10 @@ class Job:
     force: bool = False
     draft: str | os.PathLike[str] | None = None
 
-    def thresholds(self, form: str) -> Thresholds:
-        """What a format has to keep to. Raises OptionError."""
-        return Thresholds.for_weights(self.form, self.activations, self.min_agreement)
+    def thresholds(self, form: str, rounding: Parity | None = None) -> Thresholds:
+        """What a format has to keep to, given what rounding its weights costs by itself. Raises OptionError."""
+        activations = self.activations if form == "onnx" else "int8"  # the other engines round them as they like
+        return Thresholds.for_weights(self.form, activations, rounding, self.min_agreement)
 
 
 def prepare(job: Job) -> tuple[ModelSource, Order, Bundle | None]:

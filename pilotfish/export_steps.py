@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from . import backends
 from .export_job import Job, format_of
-from .exporters.parity import Answers
+from .exporters.parity import Answers, Parity
 from .exporters.writers import FORMATS, Order
 from .opening import Place, Progress
 from .runtime.bundle import Bundle, Source, describe_files, read_json, write_json_atomically
@@ -55,6 +55,7 @@ class Steps:
         self._canary: tuple[Canary, GreedyAnswer]
         self._answers: Answers
         self._logits: Mapping[str, Floats]
+        self._rounding: Parity | None = None
 
     def write(self) -> None:
         """Ask the source and write every format that a killed process has not finished before.
@@ -105,10 +106,10 @@ class Steps:
             canary=canary,
             greedy=greedy,
             answers=ANSWERS,
-            report=old.report if old else {},
+            report=(old.report if old else {}) | self._rounding_facts(),
             reports={name: old.reports[name] for name in stays if old and name in old.reports},
             thresholds={name: old.thresholds[name] for name in stays if old and name in old.thresholds}
-            | {name: job.thresholds(name).facts() for name in job.to},
+            | {name: job.thresholds(name, self._rounding).facts() for name in job.to},
             unverified=(*(n for n in stays if old and n in old.unverified), *job.to),
             kv_hints=old.kv_hints if old else {},
             draft=old.draft if old else None,
@@ -126,15 +127,26 @@ class Steps:
         """Remove what only an interrupted export needs."""
         (self._folder / _PLAN).unlink()
 
+    def _rounding_facts(self) -> dict[str, float]:
+        """What rounding the weights costs by itself, for comparison."""
+        found, form = self._rounding, self._order.form
+        if found is None or form is None or form.layers == "fp32":
+            return {}
+        names = ("top1", "agreement", "kl", "relative_difference", "perplexity")
+        return {f"{form.layers} rounding alone: {name}": float(getattr(found, name)) for name in names}
+
     def _ask(self, model: PreTrainedModel) -> None:
         from .exporters.evaluation import evaluation_of
-        from .exporters.reference_logits import SourceJudge, judge_answers, judge_canary
+        from .exporters.reference_logits import SourceJudge, judge_answers, judge_canary, rounding_alone
 
         what, judge, source = "asking the source", SourceJudge(model), self._source
         self._tell(what, 0.0)
         self._canary = judge_canary(judge, source.tokenizer.encode(TEXT), source.context_length)
         self._answers, self._logits = judge_answers(judge, evaluation_of(source), lambda share: self._tell(what, share))
         self._answers.save(self._folder / ANSWERS)
+        if self._order.form is not None:
+            self._tell("rounding the source", 0.0)
+            self._rounding = rounding_alone(judge, self._answers, self._logits, self._order.form)
 
     def _write_format(self, name: str, model: PreTrainedModel) -> dict[str, str]:
         what, began = f"writing {name}", time.perf_counter()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -178,11 +179,11 @@ def test_a_threshold_can_be_lowered_by_name_only_to_a_share(rng: np.random.Gener
     answers, source = make(rng)
     parity = dataclasses.replace(judged(answers, source, source), agreement=0.5)
     assert Thresholds.for_weights(WeightForm("int4"), "int8").problems(parity)
-    lowered = Thresholds.for_weights(WeightForm("int4"), "int8", 0.4)
+    lowered = Thresholds.for_weights(WeightForm("int4"), "int8", min_agreement=0.4)
     assert lowered.problems(parity) == () and Thresholds.of(lowered.facts()) == lowered
     for share in (-0.1, 1.1, math.nan):
         with pytest.raises(OptionError, match="between 0 and 1"):
-            Thresholds.for_weights(WeightForm("int4"), "int8", share)
+            Thresholds.for_weights(WeightForm("int4"), "int8", min_agreement=share)
 
 
 @pytest.mark.parametrize("name", ["kl", "relative_difference", "perplexity"])
@@ -195,9 +196,7 @@ def test_every_threshold_refuses_by_itself(rng: np.random.Generator, name: str, 
 
 
 def test_a_bundle_that_names_no_thresholds_cannot_be_judged() -> None:
-    class Kept:
-        thresholds = {"onnx": {"kl": 0.1}}
-
+    kept = SimpleNamespace(thresholds={"onnx": {"kl": 0.1}})
     for form in ("onnx", "gguf"):
         with pytest.raises(OptionError, match="export the model again"):
-            thresholds_of(Kept(), form)  # type: ignore[arg-type]
+            thresholds_of(kept, form)  # type: ignore[arg-type]
