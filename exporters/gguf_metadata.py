@@ -45,16 +45,13 @@ def metadata_of(source: ModelSource, config: PretrainedConfig) -> dict[str, obje
         found |= {"rope.scaling.type": "linear", "rope.scaling.factor": float(rope["factor"])}
     elif rope["rope_type"] != "default" and (rope["rope_type"], arch) != ("llama3", "llama"):
         raise UnsupportedModelError(
-            f"a rotary embedding scaled by {rope['rope_type']!r} is not written as GGUF yet for {arch}."
+            f"a rotary embedding scaled by {rope['rope_type']!r} cannot be written: llama.cpp's {arch} has none."
         )
     if rope["rope_type"] == "llama3":  # what it does is in a tensor; this is for reading it back
         found["rope.scaling.original_context_length"] = int(rope["original_max_position_embeddings"])
     if arch == "gemma3":
         found |= _gemma3(config, head_dim)
-    general: dict[str, object] = {
-        "general.name": source.model_id,
-        "general.quantization_version": _QUANTIZATION_VERSION,
-    }
+    general: dict[str, object] = {"general.quantization_version": _QUANTIZATION_VERSION}
     if source.license is not None:
         general["general.license"] = source.license
     return general | {f"{arch}.{key}": value for key, value in found.items()}

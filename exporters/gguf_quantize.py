@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import re
 import subprocess
@@ -84,6 +85,8 @@ def quantize_gguf(
             f"{source} is quantized already ({', '.join(before)}); quantizing it again adds to its loss. Give the "
             "model that it was made from, or allow_requantize=True."
         )
+    if not out.parent.is_dir():
+        raise write_error(out.parent, FileNotFoundError(errno.ENOENT, "there is no such folder"))
     report = progress or (lambda share: None)
     temporary = temporary_name(out)
     try:
@@ -152,6 +155,6 @@ def _with_llama_cpp(
             raise
     if process.returncode:
         if disk_is_full(OSError(), out.parent):
-            raise write_error(out.parent, OSError(28, "the disk is full"))
+            raise write_error(out.parent, OSError(errno.ENOSPC, "the disk is full"))
         how = f"died of signal {-process.returncode}" if process.returncode < 0 else "failed"
         raise EngineError(f"llama.cpp {how} while it quantized {source} to {kind}. Its last words: {' / '.join(said)}")

@@ -21,6 +21,7 @@ from ..runtime.tokenizer_gguf import pre_tokenizer_name, tokenizer_from_gguf
 from .llama_tokenize import process_environment
 from .model_source import ModelSource
 
+_PHI3 = ("</s>", "<unk>", "<s>", "<|endoftext|>")  # llama.cpp, llama-vocab.cpp: by the name of a model
 _TEXTS = (  # cut differently by different tokenizers
     "Hello world! It's 2026; we'll see 1234567 things, won't we?\n\n\tdef f(x):\n        return x**2  # ok\r\n",
     "  two  spaces, CamelCaseWords and ALLCAPS, e.g. foo_bar-baz/qux@example.com (see [1]) <|not a token|> ...",
@@ -58,7 +59,14 @@ def tokenizer_metadata(source: ModelSource, vocab_size: int) -> dict[str, object
     _check(tokenizer, tokenizer_from_gguf(metadata))
     if source.chat_template is not None:
         metadata["tokenizer.chat_template"] = source.chat_template
-    return metadata
+    return metadata | {"general.name": _name(source)}
+
+
+def _name(source: ModelSource) -> str:
+    """The model's name, but for one that llama.cpp takes for Phi-3's and then fails without that one's tokens."""
+    if all(source.tokenizer.id_of(token) is not None for token in _PHI3):
+        return source.model_id
+    return re.sub("(?i)(phi)-?3", r"\1 3", source.model_id)
 
 
 def _rules(described: Mapping[str, Any], tokens: list[str], types: list[int]) -> dict[str, object]:
