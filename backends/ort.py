@@ -7,7 +7,7 @@ import hashlib
 import os
 import threading
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..runtime.bundle import Bundle, open_bundle
@@ -20,7 +20,7 @@ from .ort_static import open_static
 
 _NO_TILES = "ORT_GQA_DISABLE_FLASH_ATTENTION"
 _environment = threading.Lock()  # held while it differs from what the user set
-_OBSERVING = "observing.onnx"  # the same weights with one more output per layer
+_OBSERVING = "observing.onnx"  # beside the model: the same weights with one more output per layer
 _EXPECTED = {"input_ids", "position_ids", "logit_rows", "bias", "past_key_0", "past_value_0", "logits", "hidden"}
 
 
@@ -83,6 +83,7 @@ class OrtWeights:
         self._bundle, self._threads = bundle, threads
         self._device = DEVICES[device]
         model = bundle.manifest.formats["onnx"]
+        self._beside = PurePosixPath(model).parent
         self._plain: Any = self._create(model)
         self._observing: Any = None
         shapes = shapes_of(self._plain, bundle.folder / model)
@@ -103,6 +104,7 @@ class OrtWeights:
         n_heads = recipe.get("n_heads", str(kv_heads))
         if not n_heads.isdecimal() or not int(n_heads) or int(n_heads) % kv_heads:
             raise ModelFileError(f"{bundle.folder} is damaged: it has {n_heads} heads over {kv_heads} of keys.")
+        self.window = _window(recipe, "sliding_bias" in shapes, bundle.folder)
         self.info = ModelInfo(
             architecture=bundle.manifest.architecture,
             vocab_size=size("logits", 1),
@@ -133,7 +135,7 @@ class OrtWeights:
         if not observing:
             return self._plain
         if self._observing is None:
-            self._observing = self._create(_OBSERVING)
+            self._observing = self._create(str(self._beside / _OBSERVING))
         return self._observing
 
     def session(self, max_context: int | None = None) -> OrtSession:
@@ -146,6 +148,17 @@ class OrtWeights:
 
     def close(self) -> None:
         self._plain = self._observing = None
+
+
+def _window(recipe: Mapping[str, str], has_input: bool, folder: Path) -> int | None:
+    """How many positions back layers with a window see, their own included; None where there are none."""
+    stated = recipe.get("sliding_window", "")
+    if has_input == bool(stated) and (not stated or (stated.isdecimal() and int(stated))):
+        return int(stated) if stated else None
+    raise ModelFileError(
+        f"{folder} is damaged: its graph {'wants' if has_input else 'has no place for'} a window of attention, and its "
+        f"manifest says {stated or 'nothing'!r}. Build the bundle again from its source."
+    )
 
 
 def _digest(bundle: Bundle) -> str:

@@ -48,7 +48,7 @@ def export_onnx(
         from .hf_graph import trace_decoder
         from .hf_swap import swapped
         from .onnx_files import write_graph
-        from .onnx_passes import merge_siblings, parts_of, remove_transposes
+        from .onnx_passes import fuse, merge_siblings, parts_of, remove_transposes
     except ImportError as error:
         raise EngineMissingError(f"exporting needs the package {error.name}. Add it with: {EXPORT_EXTRA}") from error
     window = sliding_window(model)
@@ -58,6 +58,7 @@ def export_onnx(
         traced = trace_decoder(state, window is not None)
     tell(0.3, "simplifying")
     remove_transposes(traced.graph)
+    fuse(traced.graph)
     parts = merge_siblings(traced.graph, parts_of(traced.graph, state.matrices))
     losses = write_graph(traced, parts, folder, lambda share: tell(0.35 + 0.65 * share, "quantizing and writing"))
     recipe: dict[str, Any] = {

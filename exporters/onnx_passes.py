@@ -122,6 +122,51 @@ def remove_transposes(graph: ir.Graph) -> None:
     remove_dead(graph)
 
 
+def fuse(graph: ir.Graph) -> None:
+    """x * sigmoid(x), and a norm of a sum that is needed later, become one operator each."""
+    for node in list(graph):
+        if node.op_type == "Mul":
+            _fuse_silu(graph, node)
+        elif node.op_type == "SimplifiedLayerNormalization":
+            _fuse_skip(graph, node)
+    remove_dead(graph)
+
+
+def _fuse_silu(graph: ir.Graph, node: ir.Node) -> None:
+    x, gate = node.inputs
+    before = gate.producer() if gate is not None else None
+    if x is None or before is None or before.op_type != "Sigmoid" or before.inputs[0] is not x:
+        return
+    alpha = ir.AttrFloat32("alpha", 1.0)  # QuickGelu is x * sigmoid(alpha x)
+    _replace(graph, node, ir.Node("com.microsoft", "QuickGelu", [x], attributes=[alpha], version=1))
+
+
+def _fuse_skip(graph: ir.Graph, norm: ir.Node) -> None:
+    total = norm.inputs[0].producer() if norm.inputs[0] is not None else None
+    if total is None or total.op_type != "Add" or any(x is None or x.is_initializer() for x in total.inputs):
+        return
+    fused = ir.Node(
+        "com.microsoft",
+        "SkipSimplifiedLayerNormalization",
+        [*total.inputs, norm.inputs[1]],
+        attributes=[norm.attributes["epsilon"]],
+        num_outputs=4,
+        version=1,
+    )
+    for out in fused.outputs[1:3]:
+        out.name = ""
+    fused.outputs[3].name = f"{total.outputs[0].name}.sum"
+    _replace(graph, norm, fused)
+    total.outputs[0].replace_all_uses_with(fused.outputs[3])
+
+
+def _replace(graph: ir.Graph, old: ir.Node, new: ir.Node) -> None:
+    new.outputs[0].name, new.outputs[0].dtype = f"{old.outputs[0].name}.fused", ir.DataType.FLOAT
+    graph.insert_before(old, new)
+    old.outputs[0].replace_all_uses_with(new.outputs[0], replace_graph_outputs=True)
+    graph.remove(old, safe=True)
+
+
 def _swaps(node: ir.Node) -> bool:
     return tuple(node.attributes["perm"].as_ints()) == _SWAP_HEADS
 
