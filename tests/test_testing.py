@@ -167,7 +167,7 @@ class RefusesWithoutAWayOut(ToySession):
 class ListsWhatItCannotDo(ToySession):
     def __init__(self, weights: ToyWeights, max_context: int) -> None:
         super().__init__(weights, max_context)
-        self.abilities = self.abilities | {"keys"}
+        self.abilities = self.abilities | {"evict_heads"}
 
 
 class HoldsOneLess(ToySession):

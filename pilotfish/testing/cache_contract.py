@@ -56,6 +56,48 @@ def trees_work_on_a_cache_with_gaps(subject: Subject) -> None:
         subject.agree(ours, theirs)
 
 
+def heads_keep_entries_of_their_own(subject: Subject) -> None:
+    with subject.sessions(2) as (one, other):
+        info, tokens = one.info, text(one, 40)
+        one.forward(tokens[:30], n_logits=0)
+        rng = np.random.default_rng(5)
+        kept = np.array(
+            [
+                [
+                    [0, *sorted(rng.choice(np.arange(1, 24), 8, replace=False)), *range(24, 30)]
+                    for _ in range(info.kv_heads)
+                ]
+                for _ in range(info.n_layers)
+            ]
+        )
+        if "evict_heads" not in one.abilities:
+            with pytest.raises(AbilityError, match=ENGINES):
+                one.keep(kept)
+            assert one.positions.tolist() == list(range(30))
+            return
+        before = [tuple(x.copy() for x in one.keys_values(layer)) for layer in range(info.n_layers)]
+        for bad in (kept[:, :, ::-1], kept[..., :0, :], kept + 1):
+            with pytest.raises(OptionError):
+                one.keep(bad)
+        assert one.positions.tolist() == list(range(30))
+        one.keep(kept)
+        assert one.positions.tolist() == kept.max(axis=(0, 1)).tolist()  # of heads that differ, the last one counts
+        for layer, pair in enumerate(before):
+            for held, x in zip(one.keys_values(layer), pair, strict=True):
+                assert np.array_equal(held, np.take_along_axis(x, kept[layer][:, :, None], axis=1))
+        other.forward(tokens[:30], n_logits=0)
+        other.keep(np.broadcast_to(kept[:1, :1], kept.shape))  # all heads alike is what whole tokens are
+        alike = other.forward(tokens[30:], n_logits=10).logits.copy()
+        other.truncate(0)
+        other.forward(tokens[:30], n_logits=0)
+        other.keep(kept[0, 0])
+        assert np.array_equal(other.forward(tokens[30:], n_logits=10).logits, alike)
+        apart = one.forward(tokens[30:], n_logits=10).logits.copy()
+        assert not np.array_equal(apart, alike) or kept.shape[:2] == (1, 1)
+        one.truncate(30)  # the rows behind an eviction are forgotten as ever
+        assert np.array_equal(one.forward(tokens[30:], n_logits=10).logits, apart)
+
+
 def keys_are_those_of_the_entries(subject: Subject) -> None:
     with subject.session() as session:
         session.forward(text(session, 10), n_logits=0)
@@ -149,6 +191,7 @@ CHECKS = (
     evicted_entries_are_gone_and_positions_stay,
     evicting_makes_room,
     trees_work_on_a_cache_with_gaps,
+    heads_keep_entries_of_their_own,
     keys_are_those_of_the_entries,
     what_is_observed_has_its_shape_and_changes_nothing,
     attention_is_a_law_over_what_is_visible,

@@ -1,4 +1,4 @@
-"""A fake engine whose logits depend on every visible token in order, with every ability the contracts know.
+"""A fake engine whose logits depend on every visible token in order, with every ability that can be faked.
 
 A fake that sums its tokens lets real bugs through; here one wrong, missing, doubled or misplaced entry changes
 everything that follows.
@@ -6,6 +6,7 @@ everything that follows.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,6 +16,10 @@ from ..runtime.errors import AbilityError, ContextFullError, EngineError, Option
 from ..runtime.interfaces import Floats, Indices, ModelInfo, Step, Tokens
 
 ALL = frozenset({"tree", "evict_tokens", "fork", "save"})
+SEEN = frozenset(
+    {"keys", "queries"}
+)  # invented, one head of them, but the same for the same entries; only if asked for
+_HEAD_DIM = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +42,9 @@ class ToyWeights:
     ) -> None:
         self.seed, self.scale, self.row_noise, self.abilities = seed, scale, row_noise, abilities
         self.closed = False
-        self.info = ModelInfo("toy", vocab_size, context_length, 1, 1, 1, 1, 1, "toy", "1", "cpu", 1, f"toy-{seed}")
+        self.info = ModelInfo(
+            "toy", vocab_size, context_length, 1, 1, 1, _HEAD_DIM, 1, "toy", "1", "cpu", 1, f"toy-{seed}"
+        )
 
     def logits(self, visible: tuple[_Entry, ...], width: int) -> Floats:
         words = [self.seed, *(x for e in visible for x in (e.position, e.token))]
@@ -45,6 +52,12 @@ class ToyWeights:
         logits = rng.normal(0.0, self.scale, self.info.vocab_size).astype(np.float32)
         noise = rng.normal(0.0, self.row_noise, len(logits)).astype(np.float32)
         return logits + noise if width == 1 else logits
+
+    def vectors(self, paths: Sequence[tuple[_Entry, ...]]) -> Floats:
+        """(len(paths), head_dim), each from all that a path holds."""
+        words = [[self.seed, *(x for e in path for x in (e.position, e.token))] for path in paths]
+        drawn = [np.random.default_rng(w).normal(0.0, 1.0, _HEAD_DIM) for w in words]
+        return np.array(drawn, dtype=np.float32).reshape(-1, _HEAD_DIM)
 
     def session(self, max_context: int | None = None) -> ToySession:
         limit = self.info.context_length
@@ -90,8 +103,8 @@ class ToySession:
         observe: frozenset[str] = frozenset(),
     ) -> Step:
         n = len(tokens)
-        if observe:
-            raise AbilityError("the toy engine observes nothing; the reference engine does.")
+        if not observe <= self.abilities:
+            raise AbilityError("the toy engine does not observe this; the reference engine does.")
         if parents is not None and "tree" not in self.abilities:
             raise AbilityError("the toy engine was made without trees; the reference engine has them.")
         self._check_step(tokens, n_logits, parents)
@@ -110,7 +123,8 @@ class ToySession:
         self.widths.append(n)
         self.tokens_run += [int(t) for t in tokens]
         rows = [self.weights.logits(path, n) for path in paths[n - n_logits :]]
-        return Step(np.array(rows, dtype=np.float32).reshape(n_logits, self.info.vocab_size))
+        queries = self.weights.vectors(paths)[None, None] if "queries" in observe else None
+        return Step(np.array(rows, dtype=np.float32).reshape(n_logits, self.info.vocab_size), queries=queries)
 
     def _check_step(self, tokens: Tokens, n_logits: int, parents: Indices | None) -> None:
         n = len(tokens)
@@ -154,8 +168,8 @@ class ToySession:
         self.last_parents = []
 
     def keep(self, entries: Indices) -> None:
-        if "evict_tokens" not in self.abilities:
-            raise AbilityError("the toy engine was made without eviction; the reference engine has it.")
+        if "evict_tokens" not in self.abilities or entries.ndim != 1:
+            raise AbilityError("the toy engine was made without this eviction; the reference engine has it.")
         self._check_settled()
         kept = [int(i) for i in entries]
         if kept != sorted(set(kept)) or not all(0 <= i < len(self.entries) for i in kept):
@@ -164,7 +178,12 @@ class ToySession:
         self.last_parents = []
 
     def keys_values(self, layer: int) -> tuple[Floats, Floats]:
-        raise AbilityError("the toy engine has no keys; the reference engine has them.")
+        if "keys" not in self.abilities:
+            raise AbilityError("the toy engine has no keys; the reference engine has them.")
+        if self.closed:
+            raise EngineError("the toy session is closed.")
+        drawn = self.weights.vectors([(entry,) for entry in self.entries])[None]
+        return drawn, -drawn
 
     def fork(self) -> ToySession:
         self._check_able("fork")

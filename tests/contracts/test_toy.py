@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 
 from pilotfish.testing import CHECKS, Subject
-from pilotfish.testing.toy import ToyWeights
+from pilotfish.testing.toy import ALL, SEEN, ToyWeights
 
 WIDE = (*range(2, 18), 32, 33)
 
@@ -21,6 +21,7 @@ def toy(**options: object) -> Subject:
 
 
 SUBJECTS = {"able": toy(), "two row classes": toy(row_noise=0.05), "can do nothing": toy(abilities=frozenset())}
+SUBJECTS["shows keys"] = toy(abilities=ALL | SEEN)
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)

@@ -1,0 +1,298 @@
+"""Promise 1 under compression: with a cache policy, output with drafts is output without them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+from real_weights import smollm2
+
+from pilotfish.backends import get
+from pilotfish.exporters.import_gguf import import_gguf
+from pilotfish.runtime.cache_policies import (
+    POLICIES,
+    CachePolicy,
+    CacheView,
+    ChunkKV,
+    KeyDiff,
+    SinksAndWindow,
+    SirLLM,
+    SnapKV,
+)
+from pilotfish.runtime.cache_policies.scorer import Scorer
+from pilotfish.runtime.compression import entries_for
+from pilotfish.runtime.cost import CostCurve
+from pilotfish.runtime.draft_length import Fixed
+from pilotfish.runtime.drafting import Drafting
+from pilotfish.runtime.engine import Limits, generate
+from pilotfish.runtime.errors import EngineError
+from pilotfish.runtime.interfaces import Budget, Draft, Indices, Proposer, Round, Tokens, Weights
+from pilotfish.runtime.rows import RowRule
+from pilotfish.runtime.sampling import Sampling
+from pilotfish.runtime.sequence import CachedSequence
+from pilotfish.testing.tiny_models import Sizes, tiny_gguf
+from pilotfish.testing.toy import ALL, SEEN, ToyWeights
+
+SMALL = {"budget": 24, "every": 8, "sinks": 2, "window": 6}
+N_PROMPT, N_NEW = 50, 60  # the prompt alone fills the cache three times
+SAMPLINGS = {"greedy": Sampling(), "sampled": Sampling(temperature=1.0, top_k=12)}
+ENGINES = ("toy", "reference", "onnx")
+WIDTHS = RowRule(tuple(range(2, 34)))
+
+
+def small(name: str, engine: str) -> CachePolicy:
+    """A policy with a small cache; the toy has one head."""
+    kind: Any = POLICIES.get(name.removeprefix("chunk-"))
+    settings: dict[str, Any] = dict(SMALL)
+    if issubclass(kind, Scorer) and engine == "toy":
+        settings["per_head"] = False
+    if name == "lagkv":
+        settings["lag"] = 5
+    made = kind(**settings)
+    return ChunkKV(scorer=made, size=4) if name.startswith("chunk-") else made
+
+
+@dataclass
+class Knows:
+    """Drafts what plain decoding said, with a mistake every so often; as a tree, beside a branch that is wrong."""
+
+    said: Tokens
+    tree: bool
+    vocab_size: int
+    name: str = "knows"
+
+    def propose(self, context: Tokens, budget: Budget) -> Draft:
+        right = self.said[len(context) :][: min(5 + len(context) % 7, budget.max_tokens)].copy()
+        right[2::4] = (right[2::4] + (len(context) % 3 == 0)) % self.vocab_size
+        if not self.tree or len(right) < 2:
+            return Draft(right, expected=np.full(len(right), 0.9))
+        room = budget.max_tokens - len(right)
+        wrong = (right[: min(2, room)] + 1) % self.vocab_size
+        tokens = np.concatenate([wrong, right])
+        parents = np.concatenate([np.arange(len(wrong)), [0], len(wrong) + np.arange(1, len(right))])
+        return Draft(tokens, parents, expected=np.full(len(tokens), 0.9))
+
+
+@dataclass
+class Run:
+    """One answer and the cache that it left."""
+
+    tokens: Tokens
+    rounds: list[Round]
+    sequence: CachedSequence
+    most: int = 0
+    sizes: list[int] = field(default_factory=list)
+
+
+def run(
+    weights: Weights,
+    policy: CachePolicy | None,
+    prompt: Tokens,
+    *,
+    proposers: tuple[Proposer, ...] = (),
+    sampling: Sampling = SAMPLINGS["greedy"],
+    n_new: int = N_NEW,
+    rows: RowRule = WIDTHS,
+    sequence: CachedSequence | None = None,
+) -> Run:
+    if sequence is None:
+        entries = None if policy is None else entries_for(policy, rows, weights.info)
+        sequence = CachedSequence(weights.session(entries), rows, policy)
+    flat = CostCurve(np.array([1, 33]), np.array([1.0, 1.0]))
+    rounds = generate(
+        sequence,
+        prompt,
+        sampling=sampling,
+        drafting=Drafting(Fixed(8), flat, rows),
+        proposers=proposers,
+        limits=Limits(n_new),
+        rng=np.random.default_rng(3),
+    )
+    made = Run(prompt, [], sequence)
+    for done in rounds:
+        made.rounds.append(done)
+        made.tokens = np.concatenate([made.tokens, np.array(done.tokens, dtype=np.int64)])
+        made.sizes.append(len(sequence.session.positions))
+    made.most = max(made.sizes)
+    return made
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Weights]]:
+    """Small weights on an engine."""
+    folder = tmp_path_factory.mktemp("models")
+    patch = pytest.MonkeyPatch()
+    patch.setenv("PILOTFISH_CACHE", str(tmp_path_factory.mktemp("cache")))
+    path = tiny_gguf(folder / "tiny.gguf", quant="Q8_0", sizes=Sizes(layers=3, context=512), seed=10)
+    made: dict[str, Weights] = {}
+
+    def open_engine(engine: str) -> Weights:
+        if engine == "toy":
+            return ToyWeights(vocab_size=17, context_length=512, abilities=ALL | SEEN)  # type: ignore[return-value]
+        if get(engine).version() is None:
+            pytest.skip(f"{engine} is not installed")
+        if engine not in made:
+            location = path if engine == "reference" else import_gguf(path, activations="f32")
+            made[engine] = get(engine).open(location, device=None, threads=2, kv_dtype=None)
+        return made[engine]
+
+    yield open_engine
+    for weights in made.values():
+        weights.close()
+    patch.undo()
+
+
+def prompt_for(weights: Weights, n: int = N_PROMPT, seed: int = 1) -> Tokens:
+    return np.random.default_rng(seed).integers(0, weights.info.vocab_size - 3, n)
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+@pytest.mark.parametrize("form", ["chain", "tree"])
+@pytest.mark.parametrize("name", [*POLICIES, "chunk-keydiff", "chunk-snapkv"])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_drafts_change_nothing(
+    engine: str, name: str, form: str, sampling: str, opened: Callable[[str], Weights]
+) -> None:
+    weights = opened(engine)
+    policy, prompt, law = small(name, engine), prompt_for(weights), SAMPLINGS[sampling]
+    plain = run(weights, policy, prompt, sampling=law)
+    knows = Knows(plain.tokens, form == "tree", weights.info.vocab_size)
+    drafted = run(weights, policy, prompt, proposers=(knows,), sampling=law)
+    assert drafted.tokens.tolist() == plain.tokens.tolist()
+    assert len(drafted.rounds) < 0.6 * len(plain.rounds), "drafts were hardly accepted: this proves nothing"
+    assert plain.most <= policy.budget + policy.every
+    assert drafted.most <= policy.budget + policy.every
+    for a, b in zip(positions_and_keys(plain), positions_and_keys(drafted), strict=True):
+        assert np.array_equal(a, b) if engine == "toy" else np.allclose(a, b, atol=1e-4)
+    full = run(weights, None, prompt, sampling=law)
+    assert full.tokens.tolist() != plain.tokens.tolist(), "the policy changed nothing: this proves nothing"
+
+
+def positions_and_keys(done: Run) -> Iterator[np.ndarray[Any, Any]]:
+    yield done.sequence.session.positions
+    for layer in range(done.sequence.session.info.n_layers):
+        yield from (x.copy() for x in done.sequence.session.keys_values(layer))
+
+
+def test_a_draft_that_crosses_a_compression_is_found(
+    opened: Callable[[str], Weights], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cache compressed at the end of the round that fills it is right without drafts and wrong with them."""
+    weights = opened("toy")
+    prompt, policy = prompt_for(weights), SinksAndWindow(**SMALL)
+    plain = run(weights, policy, prompt)
+
+    def at_the_end_of_a_round(target: CachedSequence) -> float:
+        made = target.compression
+        assert made is not None
+        if len(target.tokens) >= made.next:
+            entries = policy.select(CacheView(target.session, target.tokens[:0]))
+            made.at, made.n_evicted = len(target.tokens), len(target.tokens) - len(entries)
+            target.session.keep(entries)
+        return 0.0
+
+    monkeypatch.setattr("pilotfish.runtime.engine._compress", at_the_end_of_a_round)
+    monkeypatch.setattr("pilotfish.runtime.engine._room", lambda target, n, end: min(end - n - 1, 8))
+    assert run(weights, policy, prompt).tokens.tolist() == plain.tokens.tolist()
+    knows = Knows(plain.tokens, False, weights.info.vocab_size)
+    assert run(weights, policy, prompt, proposers=(knows,)).tokens.tolist() != plain.tokens.tolist()
+
+
+class ForgetsTheWindow(SinksAndWindow):
+    """Keeps the oldest entries instead of the last ones."""
+
+    __slots__ = ()
+
+    def select(self, view: Any) -> Indices:
+        return np.arange(self.budget)
+
+
+def test_a_policy_that_gives_up_its_window_is_refused(opened: Callable[[str], Weights]) -> None:
+    weights = opened("toy")
+    with pytest.raises(EngineError, match="gave up some of the last 6 entries"):
+        run(weights, ForgetsTheWindow(**SMALL), prompt_for(weights))
+
+
+class CountsItsCalls(SinksAndWindow):
+    """Looks at something else than the cache: how often the session was run."""
+
+    __slots__ = ()
+
+    def select(self, view: Any) -> Indices:
+        n, odd = view.n_entries, view.session.n_forward % 5
+        return np.concatenate([np.arange(odd), np.arange(n - self.budget + odd, n)])
+
+
+def test_a_policy_that_looks_elsewhere_is_found(opened: Callable[[str], Weights]) -> None:
+    weights = opened("toy")
+    policy, prompt = CountsItsCalls(**SMALL), prompt_for(weights)
+    plain = run(weights, policy, prompt)
+    drafted = run(weights, policy, prompt, proposers=(Knows(plain.tokens, False, 17),))
+    assert drafted.tokens.tolist() != plain.tokens.tolist()
+
+
+@pytest.mark.parametrize("name", ["sinks", "sirllm", "snapkv", "h2o"])
+def test_a_cache_depends_on_its_tokens_alone(name: str, opened: Callable[[str], Weights]) -> None:
+    """Not on which of them were prompt, nor in how many turns they came: a later turn may go on where one ended."""
+    weights = opened("toy")
+    policy = small(name, "toy")
+    first = run(weights, policy, prompt_for(weights))
+    at = first.sequence.compression.at  # type: ignore[union-attr]
+    for cut in (at, at + 1, len(first.tokens) - 1):  # behind the last compression: what was run stays
+        longer = np.concatenate([first.tokens[:cut], prompt_for(weights, 30, seed=cut)])
+        again = run(weights, policy, first.tokens[:N_PROMPT])
+        before = again.sequence.session.n_forward  # type: ignore[attr-defined]
+        assert again.sequence.reusable(longer) >= at
+        reused = run(weights, policy, longer, sequence=again.sequence)
+        anew = run(weights, policy, longer)
+        assert reused.tokens.tolist() == anew.tokens.tolist()
+        spent = again.sequence.session.n_forward - before  # type: ignore[attr-defined]
+        assert spent < anew.sequence.session.n_forward  # type: ignore[attr-defined]
+    earlier = np.concatenate([first.tokens[: at - 1], prompt_for(weights, 30, seed=9)])
+    assert first.sequence.reusable(earlier) == 0  # what was evicted cannot come back
+    reused = run(weights, policy, earlier, sequence=first.sequence)
+    assert reused.tokens.tolist() == run(weights, policy, earlier).tokens.tolist()
+
+
+@pytest.mark.parametrize("name", ["sinks", "keydiff", "snapkv"])
+def test_a_context_may_be_longer_than_the_cache(name: str, opened: Callable[[str], Weights]) -> None:
+    weights = opened("reference")
+    policy, prompt = small(name, "reference"), prompt_for(weights, 300)
+    done = run(weights, policy, prompt, n_new=512 - 33 - 300)
+    assert done.sequence.session.max_context == 24 + 8 + 33
+    assert len(done.tokens) == 479 and done.most <= 32
+    one = done.sequence.session.nbytes / len(done.sequence.session.positions)
+    assert done.sequence.session.nbytes <= one * 65
+
+
+PROSE = (
+    "The old harbour town had three bakeries, two of which were owned by the same family, and one library, which was "
+    "open on Tuesdays. In winter the fishermen met there and read the newspapers aloud to one another, because the "
+    "light was good and the stove was warm. When the ferry stopped running, the mayor promised a bridge. "
+)
+
+
+@pytest.mark.real
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "policy", [SinksAndWindow(budget=256), KeyDiff(budget=256), SnapKV(budget=256), SirLLM(budget=256)]
+)
+@pytest.mark.parametrize(
+    "question", ["Repeat the first sentence.", "Summarise this in one sentence.", "Who promised what?"]
+)
+def test_drafts_change_nothing_on_real_weights(policy: CachePolicy, question: str) -> None:
+    import pilotfish
+
+    pytest.importorskip("onnxruntime")
+    with (
+        pilotfish.load(smollm2(), "onnx", cache=policy, threads=2) as model,
+        model.sibling(policy=None) as plain,
+    ):
+        prompt = PROSE * 14 + question
+        assert 900 < len(model.encode(prompt)) < 1400
+        ours, theirs = (m.generate(prompt, max_new_tokens=120) for m in (model, plain))
+        assert ours.token_ids == theirs.token_ids
+        assert ours.stats.kv_entries <= 512 and ours.stats.kv_bytes == theirs.stats.kv_bytes
