@@ -23,8 +23,7 @@ if TYPE_CHECKING:
 
 _INDEX = "model.safetensors.index.json"
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-_TEXT_PART = (("language_model.model.", "model."), ("language_model.lm_head.", "lm_head."))
-_TEXT_PART_5 = (("model.language_model.", "model."),)  # as transformers 5 writes it
+_TEXT_PART = re.compile(r"(model\.)?language_model\.(model\.)?(?P<name>.+)")  # three releases wrote it in three ways
 _VISION = re.compile(r"(model\.)?(vision_tower|multi_modal_projector)\.")
 _BUFFER = re.compile(r".*rotary_emb\.inv_freq")  # old Llama files store what the configuration says anyway
 _LICENSES = {"Apache License": "apache-2.0", "MIT License": "mit", "BSD 3-Clause": "bsd-3-clause"}
@@ -107,10 +106,10 @@ def _text_name(stored: str) -> str | None:
     """The name of a tensor in the text model alone; None where it belongs to something else."""
     if _VISION.match(stored) or _BUFFER.fullmatch(stored):
         return None
-    for old, new in (*_TEXT_PART, *_TEXT_PART_5):
-        if stored.startswith(old):
-            return new + stored[len(old) :]
-    return stored
+    part = _TEXT_PART.fullmatch(stored)
+    if part is None:
+        return stored
+    return part["name"] if part["name"].startswith("lm_head.") else f"model.{part['name']}"
 
 
 def _weight_files(path: Path) -> list[Path]:
