@@ -22,7 +22,8 @@ from .layer_drop import GATES, gated, sub_layers
 Answer: TypeAlias = tuple[Tokens, int]  # a text, and where what the whole model said begins
 Value: TypeAlias = Callable[[float, frozenset[int]], float]  # (agreement, skipped blocks) -> what such a draft is worth
 
-_ASKED_AGAIN = 6
+_ASKED_AGAIN = 4
+_PATIENCE = 6  # blocks more, without a better set, after which it does not get better
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,9 @@ class Candidate:
 class Scorer:
     """A decoder graph whose blocks can be switched off, and answers of the whole model to compare with."""
 
-    def __init__(self, model_file: Path, answers: Sequence[Answer], threads: int) -> None:
+    def __init__(
+        self, model_file: Path, answers: Sequence[Answer], threads: int, sliding_window: int | None = None
+    ) -> None:
         try:
             import onnxruntime
         except ImportError:
@@ -46,7 +49,7 @@ class Scorer:
             ) from None
         model = onnx.load(model_file, load_external_data=False)
         self.blocks = sub_layers(model)
-        self._answers = answers
+        self._answers, self._window = answers, sliding_window
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
@@ -79,17 +82,22 @@ class Scorer:
         for name, about in self._inputs.items():
             if name.startswith("past_"):
                 given[name] = np.zeros((1, about.shape[1], n, about.shape[3]), dtype=np.float32)
-            elif "bias" in name:  # nothing is hidden but what comes later, which the operator hides
+            elif name == "bias":  # nothing is hidden but what comes later, which the operator hides
                 given[name] = np.zeros((1, 1, n, n), dtype=np.float32)
+            elif name == "sliding_bias":
+                back = np.arange(n)[:, None] - np.arange(n)
+                far = back >= (self._window or n)
+                given[name] = np.where(far, np.float32(-np.inf), np.float32(0.0))[None, None]
         return self._session.run(["logits"], {name: given[name] for name in self._inputs})[0]
 
 
 def search(
-    scorer: Scorer, value: Value, n_most: int, progress: Callable[[float], None] | None = None
+    scorer: Scorer, value: Value, n_most: int, *, whole: bool = True, progress: Callable[[float], None] | None = None
 ) -> tuple[Candidate, ...]:
     """The whole model, and the best set found of every size from 1 to n_most.
 
-    The first and the last layer stay, as in SWIFT. Ends early where nothing is agreed on any more.
+    The first and the last layer stay, as in SWIFT. Ends early where nothing is agreed on any more, and, unless the
+    whole way is wanted, where sets have long not become better.
     """
     n = len(scorer.blocks)
     n_most = min(n_most, n - 4)
@@ -97,6 +105,8 @@ def search(
     worth = dict.fromkeys(range(2, n - 2), np.inf)  # what was last known of leaving each out
     n_asked, n_all = 0, (n - 4) + max(n_most - 1, 0) * _ASKED_AGAIN
     while len(path) <= n_most and path[-1].agreement > 0.0:
+        if not whole and len(path) > _PATIENCE + 1 and max(path[1:], key=lambda c: c.value) in path[:-_PATIENCE]:
+            break
         base, best = path[-1].skipped, None
         asked = sorted(worth, key=lambda i: -worth[i])[: None if not base else _ASKED_AGAIN]
         for i in asked:

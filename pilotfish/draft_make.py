@@ -19,7 +19,7 @@ from .runtime.storage import write_error
 if TYPE_CHECKING:
     from .exporters.layer_search import Candidate
 
-_N_TOKENS = 40  # of each answer that candidates are compared on
+_N_TOKENS = 24  # of each answer that candidates are compared on
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +73,21 @@ def drop_layers(
         answers = [answer(model, prompt, _N_TOKENS) for prompt in MAKE]
         costs, n_threads = target_costs(model), model.info.threads
     bundle = open_bundle(source)
-    scorer = Scorer(bundle.file(bundle.manifest.formats["onnx"]), answers, n_threads)
+    window = bundle.manifest.recipe_of("onnx").get("sliding_window")
+    graph = bundle.file(bundle.manifest.formats["onnx"])
+    scorer = Scorer(graph, answers, n_threads, int(window) if window else None)
     n_blocks = len(scorer.blocks)
     if n_dropped is not None and not 1 <= n_dropped <= n_blocks - 4:
         raise OptionError(f"{n_dropped} blocks cannot be left out: of {n_blocks}, 1 to {n_blocks - 4} can.")
-    price = _Price(bundle.file(bundle.manifest.formats["onnx"]), costs)
+    price = _Price(graph, costs)
     what = "looking for layers that can be left out"
-    path = search(scorer, price.value, n_dropped or n_blocks // 2, lambda share: report(what, share))
+    path = search(
+        scorer,
+        price.value,
+        n_dropped or n_blocks // 2,
+        whole=n_dropped is not None,
+        progress=lambda share: report(what, share),
+    )
     chosen = path[min(n_dropped, len(path) - 1)] if n_dropped else max(path[1:], key=lambda c: c.value)
     dropped = ", ".join(str(scorer.blocks[i]) for i in sorted(chosen.skipped))
     del scorer
