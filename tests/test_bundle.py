@@ -196,6 +196,69 @@ def test_what_a_killed_process_left_is_removed_in_the_end(tmp_path: Path) -> Non
     assert names(tmp_path) == [".tiny.new.tmp", "tiny"]
 
 
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from pilotfish.runtime.building import new_bundle
+with new_bundle(Path(sys.argv[1])) as building:
+    (building / "model.onnx").write_bytes(sys.argv[2].encode())
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no SIGKILL there")
+@pytest.mark.parametrize("taken", [True, False])
+def test_the_work_of_a_killed_process_is_taken_over_or_removed(tmp_path: Path, taken: bool) -> None:
+    folder, asked = tmp_path / "tiny", list[bytes]()
+
+    def ask(left: Path) -> bool:
+        asked.append((left / "model.onnx").read_bytes())
+        return taken
+
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    for content in ("one", "two"):
+        command = [sys.executable, "-c", KILLED, str(folder), content]
+        assert subprocess.run(command, env=environment, check=False).returncode == -9
+        assert not folder.exists() and len(names(tmp_path)) == 1  # what "one" left, "two" removed
+    with new_bundle(folder, take_over=ask) as building:
+        assert [p.name for p in building.iterdir()] == (["model.onnx"] if taken else [])
+        fill(building)
+    assert asked == [b"two"] and names(tmp_path) == ["tiny"]
+
+
+def test_what_a_living_process_builds_is_left_alone(tmp_path: Path) -> None:
+    with new_bundle(tmp_path / "tiny") as one, new_bundle(tmp_path / "tiny", take_over=lambda left: True) as other:
+        assert one != other and one.exists()
+        fill(one)
+        fill(other)
+    assert names(tmp_path) == ["tiny"]
+
+
+def test_a_recipe_by_format(tmp_path: Path) -> None:
+    recipe = {"weights": "int4", "n_heads": "3", "gguf.weights": "Q4_0", "general.note": "plain"}
+    (tmp_path / "b.gguf").write_bytes(b"g")
+    manifest = fill(tmp_path, recipe=recipe, formats={"onnx": "model.onnx", "gguf": "b.gguf"})
+    assert manifest.recipe_of("onnx") == {"weights": "int4", "n_heads": "3", "general.note": "plain"}
+    assert manifest.recipe_of("gguf") == {"weights": "Q4_0", "n_heads": "3", "general.note": "plain"}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"reports": {"gguf": {"kl": 0.1}}},
+        {"thresholds": {"gguf": {"kl": 0.1}}},
+        {"unverified": ["gguf"]},
+        {"answers": "answers.npz"},
+        {"license_file": "LICENSE"},
+        {"draft": {"path": "draft", "model_id": "x", "pairing": "mapped", "n_shared": 1, "token_map": "map.npz"}},
+    ],
+)
+def test_what_is_reported_on_is_there(bundle: Path, changes: dict[str, object]) -> None:
+    edit(bundle, **changes)
+    with pytest.raises(ModelFileError, match="not listed under"):
+        open_bundle(bundle)
+
+
 BUILDER = """
 import sys
 from pathlib import Path
