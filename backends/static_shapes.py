@@ -126,7 +126,7 @@ def static_info(
         vocab_size=int(shapes["logits"][1]),
         context_length=manifest.context_length,
         n_layers=sum(name.startswith("past_key_") for name in shapes),
-        n_heads=int(manifest.recipe.get("n_heads", kv_heads)),
+        n_heads=int(manifest.recipe_of(FORMAT).get("n_heads", kv_heads)),
         kv_heads=int(kv_heads),
         head_dim=int(head_dim),
         hidden_size=int(shapes["hidden"][1]),

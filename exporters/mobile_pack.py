@@ -1,0 +1,116 @@
+"""What the targets of the mobile pack share: the source, its weights, its answer to a short text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+
+from ..runtime.canary import TEXT
+from ..runtime.errors import ParityError
+from ..runtime.interfaces import Floats, Tokens
+from .model_source import ModelSource
+from .weight_form import WeightForm
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from .onnx_graph import Decoder
+
+Share: TypeAlias = Callable[[float], None]  # called with the share that is done, 0..1
+
+PROBE = 32  # tokens that every target is asked about
+_LIMITS = {"fp32": 5e-3, "fp16": 0.02, "int8": 0.15, "int4": 0.5}  # as thresholds.py has them
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What one target left in its folder.
+
+    file: the one that is opened, relative to the folder. recipe: how it was made. report: what running it once
+    measured; empty where it could not be run here.
+    """
+
+    file: str
+    recipe: dict[str, str] = field(default_factory=dict)
+    report: dict[str, float] = field(default_factory=dict)
+
+
+class Pack:
+    """One model on its way to the targets; what is dear is made when it is first asked for, and kept.
+
+    model: the source's torch model, where the caller has it. onnx: a decoder graph of docs/onnx-graph.md that was
+    made of it. form: None keeps a GGUF file's own quantization.
+    """
+
+    def __init__(
+        self,
+        source: ModelSource,
+        form: WeightForm | None,
+        *,
+        model: PreTrainedModel | None = None,
+        onnx: Path | None = None,
+        context: int = 1024,
+    ) -> None:
+        self.source, self.form, self.onnx = source, form, onnx
+        self.context = min(context, source.context_length)
+        self._model = model
+        self._answer: Floats | None = None
+
+    @property
+    def stored(self) -> str:
+        """What the layers' weights are stored as: "int4" and so on, or "source"."""
+        return "source" if self.form is None else self.form.layers
+
+    def torch_model(self) -> PreTrainedModel:
+        """The source in f32. Nobody may change it."""
+        if self._model is None:
+            self._model = self.source.torch_model()
+        return self._model
+
+    def decoder(self) -> Decoder:
+        """The weights as static_graph.py takes them. Raises UnsupportedModelError."""
+        from .mobile_decoder import decoder_of
+
+        return decoder_of(self)
+
+    def probe(self) -> tuple[Tokens, Floats]:
+        """A short text, and the source's logits after each of its tokens, (n, vocab_size)."""
+        tokens = self.source.tokenizer.encode(TEXT)[: min(PROBE, self.context)]
+        if self._answer is None:
+            from .reference_logits import SourceJudge
+
+            self._answer = SourceJudge(self.torch_model()).logits(tokens)
+        return tokens, self._answer
+
+    def compare(self, target: str, found: Floats, limit: float | None = None) -> dict[str, float]:
+        """How far logits after the first tokens of the probe are from the source's.
+
+        limit: of the relative difference; None: what weights of this form are allowed. Raises ParityError beyond it.
+        """
+        wanted = self.probe()[1][: len(found)]
+        report = distance(found, wanted)
+        if limit is None:
+            limit = _LIMITS["int8" if self.form is None else self.form.layers]
+        if not report["relative_difference"] <= limit:
+            raise ParityError(
+                f"the {target} model is too far from its source and was not kept: its logits differ by "
+                f"{report['relative_difference']:.3g} of their spread, at most {limit:g} is allowed. "
+                "Choose weights of more bits."
+            )
+        return report
+
+
+def distance(found: Floats, wanted: Floats) -> dict[str, float]:
+    """How far logits (n, vocab_size) are from others: the largest difference, the root mean square in units of the
+    spread of the right ones, and the share of rows with the same best token."""
+    spread = float(np.sqrt(np.square(wanted - wanted.mean(axis=-1, keepdims=True), dtype=np.float64).mean()))
+    error = float(np.sqrt(np.square(found - wanted, dtype=np.float64).mean()))
+    return {
+        "max_difference": float(np.abs(found - wanted).max()),
+        "relative_difference": error / max(spread, 1e-30),
+        "agreement": float((found.argmax(axis=-1) == wanted.argmax(axis=-1)).mean()),
+    }
