@@ -15,6 +15,7 @@ from ..runtime.errors import EngineError, EngineMissingError, ModelFileError, Op
 from ..runtime.gguf_file import read_gguf
 from ..runtime.interfaces import ModelInfo, Weights
 from ..runtime.storage import file_digest
+from ..runtime.telemetry import without_telemetry
 from . import NO_OPTIONS
 from .ov_gguf import read_gguf_graph
 from .ov_graph import add_queries, attentions, read_ir, reason, sliding_windows, weight_group
@@ -55,7 +56,8 @@ class OvBackend:
 
     def version(self) -> str | None:
         try:
-            import openvino
+            with without_telemetry():
+                import openvino
         except ImportError:
             return None
         return str(openvino.__version__).split("-")[0]

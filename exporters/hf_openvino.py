@@ -30,6 +30,7 @@ Progress: TypeAlias = Callable[[float, str], None]  # share that is done, and wh
 
 MODEL = "openvino_model.xml"
 _TASK = "text-generation-with-past"
+_CHANGED = ("torchscript", "return_dict")  # entries of a configuration that optimum-intel overwrites
 
 
 def export_openvino(
@@ -119,14 +120,15 @@ def _trace(model: PreTrainedModel, path: Path) -> None:
 def _prepared(model: PreTrainedModel) -> Iterator[None]:
     """With the attention that optimum-intel expects; everything it changes in the configuration is put back."""
     before = model.config._attn_implementation
-    values = {name: getattr(model.config, name, None) for name in ("torchscript", "return_dict")}
+    values = {name: vars(model.config)[name] for name in _CHANGED if name in vars(model.config)}
     model.set_attn_implementation("sdpa")
     try:
         yield
     finally:
         model.set_attn_implementation(before)
-        for name, value in values.items():
-            setattr(model.config, name, value)
+        for name in _CHANGED:
+            vars(model.config).pop(name, None)
+        vars(model.config).update(values)
 
 
 @contextlib.contextmanager
@@ -171,9 +173,10 @@ def _recipe(model: PreTrainedModel, wanted: Compression, counts: dict[str, int])
         "matrices": ", ".join(f"{n} {what}" for what, n in sorted(counts.items())),
         "n_heads": str(model.config.num_attention_heads),
     }
-    if "int4" in (form.layers, form.embedding_form, form.output_form):
+    if getattr(model.config, "sliding_window", None):
+        recipe["sliding_window"] = str(model.config.sliding_window)
+    if {"int4", "int8"} & set(wanted.forms.values()):
         recipe["block"] = str(form.block)
-    if {"int4", "int8"} & {form.layers, form.embedding_form, form.output_form}:
         recipe["zero_points"] = "none" if form.symmetric else "integer"
     if wanted.methods:
         recipe["data_aware"] = ", ".join(sorted(wanted.methods))
