@@ -295,4 +295,7 @@ def test_drafts_change_nothing_on_real_weights(policy: CachePolicy, question: st
         assert 900 < len(model.encode(prompt)) < 1400
         ours, theirs = (m.generate(prompt, max_new_tokens=120) for m in (model, plain))
         assert ours.token_ids == theirs.token_ids
-        assert ours.stats.kv_entries <= 512 and ours.stats.kv_bytes == theirs.stats.kv_bytes
+        assert len(ours.token_ids) > 5 and ours.stats.accepted > 0
+        one = 2 * model.info.n_layers * model.info.kv_heads * model.info.head_dim * 4
+        for done in (ours, theirs):
+            assert done.stats.kv_entries <= 512 and done.stats.kv_bytes <= (512 + 33) * one

@@ -154,7 +154,6 @@ def test_every_head_keeps_what_the_rule_says(name: str, weights: ReferenceWeight
 def test_sinks_and_the_recent_past_stay(weights: ReferenceWeights, tokens: Tokens) -> None:
     done = compressed(weights.session(), tokens, small(SinksAndWindow))
     assert done.session.positions.tolist() == [0, 1, *range(10, 32)]
-    assert done.session.positions.tolist() == [0, 1, *range(10, 32)]
     done.cover(tokens[:41])
     assert done.session.positions.tolist() == [0, 1, *range(18, 41)]
 
