@@ -100,6 +100,11 @@ class OrtSession:
         self._gather(self._rows.accepted(rows), self._rows.n - self._rows.last_width)
 
     def keep(self, entries: Indices) -> None:
+        if entries.ndim > 1 and "evict_heads" not in self.abilities:
+            raise AbilityError(
+                "this model has layers with a window of attention, which is counted in positions that all heads share: "
+                "entries per head are not to be had on the onnx engine; on the reference engine models without one do."
+            )
         entries = self._rows.kept_by_head(entries, self.info.n_layers, self.info.kv_heads)
         if entries.ndim == 1:
             self._gather(entries, 0)
@@ -205,7 +210,9 @@ class OrtSession:
         near = np.where(positions[:, None] - seen < window, full[0, 0], np.float32(_HIDDEN_BIAS))
         return {"bias": value, "sliding_bias": self._ort.OrtValue.ortvalue_from_numpy(near[None, None])}
 
-    def _run(self, step: _Step, biases: dict[str, Any], observe: frozenset[Observation]) -> dict[str, npt.NDArray[np.float32]]:
+    def _run(
+        self, step: _Step, biases: dict[str, Any], observe: frozenset[Observation]
+    ) -> dict[str, npt.NDArray[np.float32]]:
         if not observe:
             binding = self._binding(step)
             for name, value in biases.items():

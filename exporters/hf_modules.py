@@ -27,12 +27,15 @@ def placeholder(shape: tuple[int, ...], dtype: torch.dtype, number: int) -> Tens
 
 
 class TracedLinear(nn.Module):
-    """x W^T + b as MatMulNBits, or MatMul where W stays a float."""
+    """x W^T + b as MatMulNBits, or where W stays a float as MatMul.
 
-    def __init__(self, matrix: Matrix, bias: Tensor | None, accuracy_level: int, number: int) -> None:
+    head: x is (rows, columns) and W lies as the token table does, so that the two can be one.
+    """
+
+    def __init__(self, matrix: Matrix, bias: Tensor | None, accuracy_level: int, number: int, head: bool) -> None:
         super().__init__()
-        self.matrix, self.level = matrix, accuracy_level
-        for part, (shape, dtype) in matrix.parts().items():
+        self.matrix, self.level, self.head = matrix, accuracy_level, head
+        for part, (shape, dtype) in matrix.parts(gathered=head and matrix.bits is None).items():
             self.register_buffer(part, placeholder(shape, dtype, number))
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=False)
 
@@ -40,10 +43,11 @@ class TracedLinear(nn.Module):
         rows, columns = self.matrix.shape
         shape = [*x.shape[:-1], rows]
         if self.matrix.bits is None:
-            weight = self.get_buffer("weight")
+            weight = self.get_buffer("table" if self.head else "weight")
             if weight.dtype != torch.float32:
                 weight = torch.onnx.ops.symbolic("Cast", (weight,), {"to": 1}, dtype=torch.float32, shape=weight.shape)
-            product = torch.onnx.ops.symbolic("MatMul", (x, weight), dtype=torch.float32, shape=shape)
+            operator, attributes = ("Gemm", {"transB": 1}) if self.head else ("MatMul", None)
+            product = torch.onnx.ops.symbolic(operator, (x, weight), attributes, dtype=torch.float32, shape=shape)
             return product if self.bias is None else product + self.bias
         zero = None if self.matrix.symmetric else self.get_buffer("zero")
         inputs = [x, self.get_buffer("codes"), self.get_buffer("scale"), zero, None, self.bias]

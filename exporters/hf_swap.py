@@ -69,10 +69,11 @@ def _stand_in(state: Swapped, name: str, module: nn.Module, form: WeightForm, le
     """What takes a module's place; None where it stays."""
     model, number = state.model, 1 + len(state.matrices)
     if isinstance(module, nn.Linear):
-        stored = form.output_form if module is model.get_output_embeddings() else form.layers
+        head = module is model.get_output_embeddings()
+        stored = form.output_form if head else form.layers
         matrix = Matrix((module.weight,), stored, form.block, form.symmetric or stored == "int8")
         state.matrices[name] = matrix
-        return TracedLinear(matrix, module.bias, level, number)
+        return TracedLinear(matrix, module.bias, level, number, head)
     if isinstance(module, nn.Embedding):
         symmetric = form.symmetric or form.embedding_form == "int8"
         matrix = Matrix((module.weight,), form.embedding_form, form.block, symmetric)
