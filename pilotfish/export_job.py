@@ -14,6 +14,7 @@ from .exporters.parity import Parity
 from .exporters.thresholds import Thresholds
 from .exporters.weight_form import WeightForm
 from .exporters.writers import FORMATS, DataAware, Order
+from .opening import resolve
 from .runtime.building import refuse_foreign
 from .runtime.bundle import Bundle, open_bundle
 from .runtime.errors import CacheWriteError, EngineMissingError, ModelFileError, ModelNotFoundError, OptionError
@@ -58,8 +59,6 @@ class Job:
 def prepare(job: Job) -> tuple[ModelSource, Order, Bundle | None]:
     """The source, what to write, and the bundle at `out` whose other formats stay. Raises everything that can be known
     before the long work."""
-    from .exporters.sources import open_source
-
     if not job.to:
         raise OptionError(f"no format to export to; choose from {', '.join(FORMATS)}.")
     for name in job.to:
@@ -68,8 +67,7 @@ def prepare(job: Job) -> tuple[ModelSource, Order, Bundle | None]:
         _need_packages(name)
     job.thresholds(job.to[0])  # checks min_agreement
     refuse_foreign(job.out)
-    place = Path(job.source).expanduser()
-    source = open_source(place if place.exists() else str(job.source))
+    source = open_job_source(job)
     if job.form is None and source.format != "gguf":
         raise OptionError("weights='source' is for .gguf files, whose weights are quantized; choose int4 or int8.")
     order = Order(
@@ -85,6 +83,17 @@ def prepare(job: Job) -> tuple[ModelSource, Order, Bundle | None]:
     kept = _present(job, source)
     _need_space(job, source, order, kept)
     return source, order, kept
+
+
+def open_job_source(job: Job) -> ModelSource:
+    """The source, checked as far as headers go; a model of the catalogue is fetched. Raises what open_source raises."""
+    from .exporters.catalogue import CATALOGUE
+    from .exporters.sources import open_source
+
+    if str(job.source) in CATALOGUE:
+        return open_source(resolve(job.source))
+    place = Path(job.source).expanduser()
+    return open_source(place if place.exists() else str(job.source))
 
 
 def _need_packages(name: str) -> None:

@@ -22,7 +22,7 @@ from .opening import Place, Progress
 from .runtime.bundle import Bundle, Source, describe_files, read_json, write_json_atomically
 from .runtime.canary import TEXT, Canary
 from .runtime.interfaces import Floats
-from .runtime.manifest import MANIFEST_NAME, GreedyAnswer, Manifest
+from .runtime.manifest import MANIFEST_NAME, FileFact, GreedyAnswer, Manifest
 from .verifying import FormatReport, Report, own_threads, verify_format
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class Steps:
             architecture=source.architecture,
             context_length=source.context_length,
             source=Source(name=source.path.name, sha256=source.sha256, format=source.format),
-            files={name: fact for name, fact in describe_files(self._folder).items() if name != _PLAN},
+            files=self.files(),
             formats={name: old.formats[name] for name in stays if old} | {n: FORMATS[n].file for n in job.to},
             tokenizer="tokenizer.json",
             chat_template=source.chat_template,
@@ -122,6 +122,16 @@ class Steps:
             place = Place(backends.get(FORMATS[name].engine), None, own_threads())
             reports.append(verify_format(bundle, name, place, self._answers, self._logits, self._tell))
         return Report(bundle.folder, tuple(reports), {}, with_source=True)
+
+    def files(self) -> dict[str, FileFact]:
+        """Every file of the bundle as it is now."""
+        return {name: fact for name, fact in describe_files(self._folder).items() if name != _PLAN}
+
+    def measured(self, manifest: Manifest, report: Report) -> dict[str, object]:
+        """Changes to the manifest once its formats were compared."""
+        facts = {r.form: r.facts() | {"export_s": round(self.seconds[r.form], 1)} for r in report.formats}
+        unverified = tuple(name for name in manifest.unverified if name not in facts)
+        return {"unverified": unverified, "reports": {**manifest.reports, **facts}}
 
     def forget(self) -> None:
         """Remove what only an interrupted export needs."""

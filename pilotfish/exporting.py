@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+from .export_draft import export_draft, measured, prepare_draft
 from .export_job import Job, prepare
 from .export_steps import Steps, is_of
 from .exporters.weight_form import Stored, WeightForm
@@ -83,6 +84,7 @@ def run(job: Job, progress: Progress | None = None) -> Report:
     """The report of an export that was done: see export(). A refused one is the ParityError's `report`."""
     tell: Progress = progress or (lambda what, share: None)
     source, order, kept = prepare(job)
+    draft = None if job.draft is None else prepare_draft(job, source.tokenizer)
     with new_bundle(job.out, take_over=lambda left: is_of(left, source)) as building:
         steps = Steps(job, source, order, building, tell)
         steps.write()
@@ -91,12 +93,14 @@ def run(job: Job, progress: Progress | None = None) -> Report:
         report = steps.verify(Bundle(building, manifest))
         if not report.ok:
             raise RefusedExportError(report)
-        reports = {r.form: r.facts() | {"export_s": round(steps.seconds[r.form], 1)} for r in report.formats}
-        unverified = tuple(name for name in manifest.unverified if name not in job.to)
-        write_manifest(
-            building,
-            manifest.model_copy(update={"unverified": unverified, "reports": {**manifest.reports, **reports}}),
-        )
+        manifest = manifest.model_copy(update=steps.measured(manifest, report))
+        write_manifest(building, manifest)
+        if draft is not None:
+            entry = export_draft(*draft, building, tell, run)
+            manifest = manifest.model_copy(update={"draft": entry, "files": steps.files()})
+            write_manifest(building, manifest)
+            entry = measured(entry, building, job.to[0], tell)
+            write_manifest(building, manifest.model_copy(update={"draft": entry}))
         steps.forget()
     return replace(report, folder=job.out, seconds=steps.seconds)
 

@@ -106,7 +106,8 @@ class Manifest(_Record):
         return self
 
     def recipe_of(self, form: str) -> dict[str, str]:
-        """How one format was made: what holds for all, and what is said of it alone, without its prefix."""
-        plain = {k: v for k, v in self.recipe.items() if k.split(".")[0] not in self.formats}
+        """How one format was made. Entries with no format before them are those of "onnx", or of the only one."""
         own = {k[len(form) + 1 :]: v for k, v in self.recipe.items() if k.startswith(f"{form}.")}
-        return plain | own
+        if "onnx" in self.formats and form != "onnx":
+            return own
+        return {k: v for k, v in self.recipe.items() if k.split(".")[0] not in self.formats} | own

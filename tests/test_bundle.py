@@ -239,7 +239,7 @@ def test_a_recipe_by_format(tmp_path: Path) -> None:
     (tmp_path / "b.gguf").write_bytes(b"g")
     manifest = fill(tmp_path, recipe=recipe, formats={"onnx": "model.onnx", "gguf": "b.gguf"})
     assert manifest.recipe_of("onnx") == {"weights": "int4", "n_heads": "3", "general.note": "plain"}
-    assert manifest.recipe_of("gguf") == {"weights": "Q4_0", "n_heads": "3", "general.note": "plain"}
+    assert manifest.recipe_of("gguf") == {"weights": "Q4_0"}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,72 @@
+"""The draft of an export: its pairing proven before the long work, its worth measured on the finished bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from .draft_check import check_draft
+from .export_job import Job, open_job_source
+from .exporters.writers import FORMATS
+from .opening import Progress
+from .runtime.bundle import open_bundle, write_json_atomically
+from .runtime.errors import CacheWriteError
+from .runtime.manifest import DraftEntry
+from .runtime.pairing import Pairing, pair
+from .runtime.tokenizer import Tokenizer
+from .verifying import Report, own_threads
+
+FOLDER = "draft"
+_TOKEN_MAP = "token_map.json"
+_TOKENS, _PER_SET = 32, 2
+
+
+def prepare_draft(job: Job, tokenizer: Tokenizer) -> tuple[Job, Pairing]:
+    """The export of the draft, and how its vocabulary fits the target's.
+
+    A draft cannot change an answer, so it is asked to be right, not to be good: how often it agrees is measured.
+    Raises what opening a source raises, and OptionError naming the first token of vocabularies that do not fit.
+    """
+    assert job.draft is not None
+    beside = replace(job, source=job.draft, draft=None, min_agreement=0.0, out=job.out / FOLDER)
+    return beside, pair(tokenizer, open_job_source(beside).tokenizer)
+
+
+def export_draft(
+    beside: Job, pairing: Pairing, building: Path, tell: Progress, run: Callable[[Job, Progress], Report]
+) -> DraftEntry:
+    """What the manifest says of the draft, once it is exported into the target's bundle; nothing is measured yet."""
+    run(replace(beside, out=building / FOLDER), lambda what, share: tell(f"draft: {what}", share))
+    token_map = None
+    if pairing.kind == "mapped":
+        token_map = _TOKEN_MAP
+        if not write_json_atomically(building / token_map, pairing.to_facts()):
+            raise CacheWriteError(f"{building / token_map} cannot be written. Free space there.")
+    return DraftEntry(
+        path=FOLDER,
+        model_id=open_bundle(building / FOLDER).manifest.model_id,
+        pairing=pairing.kind,
+        n_shared=pairing.n_shared,
+        token_map=token_map,
+    )
+
+
+def measured(entry: DraftEntry, building: Path, first: str, tell: Progress) -> DraftEntry:
+    """The same with what the draft was found to bring on the engine of the format `first`, on this machine."""
+    found = check_draft(
+        building,
+        building / FOLDER,
+        engine=FORMATS[first].engine,
+        threads=own_threads(),
+        n_tokens=_TOKENS,
+        per_set=_PER_SET,
+        progress=tell,
+    )
+    facts = {
+        "acceptance": {name: s.draft.acceptance for name, s in found.sets.items()},
+        "speed_up": {name: s.draft.speed_up for name, s in found.sets.items()},
+        "pays": found.pays,
+        "note": found.verdict,
+    }
+    return entry.model_copy(update=facts)
