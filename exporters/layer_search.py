@@ -7,6 +7,7 @@ changes slowly from step to step, so only the most promising are asked again.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +18,14 @@ import onnx
 
 from ..runtime.errors import EngineMissingError
 from ..runtime.interfaces import Tokens
-from .layer_drop import GATES, gated, sub_layers
+from .layer_drop import GATES, gated, sub_layers, without
 
 Answer: TypeAlias = tuple[Tokens, int]  # a text, and where what the whole model said begins
 Value: TypeAlias = Callable[[float, frozenset[int]], float]  # (agreement, skipped blocks) -> what such a draft is worth
 
+_PAST = 32  # entries before a step that is timed; copied here, though not in use, so few
+_MOST_SHARE = 0.95  # of a step that blocks can take; the rest is the output matrix
+_TIMINGS = 40
 _ASKED_AGAIN = 4
 _PATIENCE = 6  # blocks more, without a better set, after which it does not get better
 
@@ -35,29 +39,56 @@ class Candidate:
     value: float
 
 
-class Scorer:
-    """A decoder graph whose blocks can be switched off, and answers of the whole model to compare with."""
+class _Runner:
+    """A decoder graph in a session of ONNX Runtime; the weights stay in their file."""
 
-    def __init__(
-        self, model_file: Path, answers: Sequence[Answer], threads: int, sliding_window: int | None = None
-    ) -> None:
+    def __init__(self, model: onnx.ModelProto, folder: Path, threads: int, sliding_window: int | None) -> None:
         try:
             import onnxruntime
         except ImportError:
             raise EngineMissingError(
                 "leaving out layers needs the onnx engine. Add it with: pip install 'pilotfish[onnx]'"
             ) from None
-        model = onnx.load(model_file, load_external_data=False)
-        self.blocks = sub_layers(model)
-        self._answers, self._window = answers, sliding_window
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(model_file.parent))
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
         self._session: Any = onnxruntime.InferenceSession(
-            gated(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
         self._inputs = {i.name: i for i in self._session.get_inputs()}
+        self._window = sliding_window
+
+    def logits(self, tokens: Tokens, first_row: int, *, n_past: int = 0, gates: Any = None) -> Any:
+        """Logits after the tokens from first_row on, behind n_past entries of zeros."""
+        n, total = len(tokens), n_past + len(tokens)
+        positions = np.arange(n_past, total, dtype=np.int64)
+        given: dict[str, Any] = {
+            "input_ids": tokens[None],
+            "position_ids": positions[None],
+            "logit_rows": np.arange(first_row, n, dtype=np.int64),
+            "query_rows": np.zeros(0, dtype=np.int64),
+            "bias": np.zeros((1, 1, n, total), dtype=np.float32),  # what comes later, the operator hides
+            GATES: gates,
+        }
+        far = positions[:, None] - np.arange(total) >= (self._window or total)
+        given["sliding_bias"] = np.where(far, np.float32(-np.inf), np.float32(0.0))[None, None]
+        for name, about in self._inputs.items():
+            if name.startswith("past_"):
+                given[name] = np.zeros((1, about.shape[1], total, about.shape[3]), dtype=np.float32)
+        return self._session.run(["logits"], {name: given[name] for name in self._inputs})[0]
+
+
+class Scorer:
+    """A decoder graph whose blocks can be switched off, and answers of the whole model to compare with."""
+
+    def __init__(
+        self, model_file: Path, answers: Sequence[Answer], threads: int, sliding_window: int | None = None
+    ) -> None:
+        model = onnx.load(model_file, load_external_data=False)
+        self.blocks = sub_layers(model)
+        self._answers = answers
+        self._runner = _Runner(gated(model), model_file.parent, threads, sliding_window)
 
     def agreement(self, skipped: frozenset[int]) -> float:
         """Share of the answers' tokens that are the most probable ones without these blocks, given the text before."""
@@ -65,30 +96,36 @@ class Scorer:
         gates[list(skipped)] = 0.0
         right = total = 0
         for tokens, n_prompt in self._answers:
-            logits = self._logits(tokens[:-1], n_prompt - 1, gates)
+            logits = self._runner.logits(tokens[:-1], n_prompt - 1, gates=gates)
             right += int((logits.argmax(axis=1) == tokens[n_prompt:]).sum())
             total += len(tokens) - n_prompt
         return right / total
 
-    def _logits(self, tokens: Tokens, first_row: int, gates: Any) -> Any:
-        n = len(tokens)
-        given: dict[str, Any] = {
-            "input_ids": tokens[None],
-            "position_ids": np.arange(n, dtype=np.int64)[None],
-            "logit_rows": np.arange(first_row, n, dtype=np.int64),
-            "query_rows": np.zeros(0, dtype=np.int64),
-            GATES: gates,
-        }
-        for name, about in self._inputs.items():
-            if name.startswith("past_"):
-                given[name] = np.zeros((1, about.shape[1], n, about.shape[3]), dtype=np.float32)
-            elif name == "bias":  # nothing is hidden but what comes later, which the operator hides
-                given[name] = np.zeros((1, 1, n, n), dtype=np.float32)
-            elif name == "sliding_bias":
-                back = np.arange(n)[:, None] - np.arange(n)
-                far = back >= (self._window or n)
-                given[name] = np.where(far, np.float32(-np.inf), np.float32(0.0))[None, None]
-        return self._session.run(["logits"], {name: given[name] for name in self._inputs})[0]
+
+def step_shares(model_file: Path, threads: int, sliding_window: int | None = None) -> tuple[float, ...]:
+    """For every block, the part of a step of one token that it takes here: the mean of its kind, (n_blocks,).
+
+    Bytes would not tell: an attention block has few weights and many small operations. So the graph is run whole,
+    without its attention blocks and without its MLPs, in turns, and the best of each counts. The first and the
+    last layer stay in.
+    """
+    model = onnx.load(model_file, load_external_data=False)
+    blocks = sub_layers(model)
+    left_out: dict[str, list[int]] = {"": []}
+    for i in range(2, len(blocks) - 2):
+        left_out.setdefault(blocks[i].kind, []).append(i)
+    best = dict.fromkeys(left_out, np.inf)
+    runners = {k: _Runner(without(model, v), model_file.parent, threads, sliding_window) for k, v in left_out.items()}
+    token = np.ones(1, dtype=np.int64)
+    for _ in range(_TIMINGS):
+        for kind, runner in runners.items():
+            began = time.perf_counter()
+            runner.logits(token, 0, n_past=_PAST)
+            best[kind] = min(best[kind], time.perf_counter() - began)
+    share = {k: max(1.0 - best[k] / best[""], 0.0) / len(v) for k, v in left_out.items() if v}
+    shares = [share.get(block.kind, 0.0) for block in blocks]
+    scale = min(1.0, _MOST_SHARE / max(sum(shares), 1e-9))  # a busy machine can make it more than there is
+    return tuple(x * scale for x in shares)
 
 
 def search(

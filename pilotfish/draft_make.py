@@ -28,7 +28,7 @@ class Option:
 
     n_dropped: int
     agreement: float  # with the whole model, on the texts of the search
-    cost: float  # of a draft token, in parts of the whole model's: by the weights that are read
+    cost: float  # of a draft token, in parts of the whole model's
     expected: float  # speed-up at the best draft length
 
 
@@ -67,7 +67,7 @@ def drop_layers(
     report = progress or (lambda what, share: None)
     source = onnx_bundle(target, report)
     from .exporters.dropped_bundle import write_dropped
-    from .exporters.layer_search import Scorer, search
+    from .exporters.layer_search import Scorer, search, step_shares
 
     with load(source, "onnx", draft=None, threads=threads, max_context=1024, progress=report) as model:
         answers = [answer(model, prompt, _N_TOKENS) for prompt in MAKE]
@@ -79,7 +79,7 @@ def drop_layers(
     n_blocks = len(scorer.blocks)
     if n_dropped is not None and not 1 <= n_dropped <= n_blocks - 4:
         raise OptionError(f"{n_dropped} blocks cannot be left out: of {n_blocks}, 1 to {n_blocks - 4} can.")
-    price = _Price(graph, costs)
+    price = _Price(step_shares(graph, n_threads, int(window) if window else None), costs)
     what = "looking for layers that can be left out"
     path = search(
         scorer,
@@ -140,17 +140,10 @@ def lower_bits(
 
 
 class _Price:
-    """What a draft without some blocks is expected to bring: its cost from the weights that it still reads."""
+    """What a draft without some blocks is expected to bring. shares: of a step's time, block by block."""
 
-    def __init__(self, model_file: Path, costs: Costs) -> None:
-        import onnx
-
-        from .exporters.layer_drop import n_weight_bytes, sub_layers
-
-        model = onnx.load(model_file, load_external_data=False)
-        total = n_weight_bytes(model)
-        self._shares = [block.n_bytes / total for block in sub_layers(model)]
-        self._costs = costs
+    def __init__(self, shares: tuple[float, ...], costs: Costs) -> None:
+        self._shares, self._costs = shares, costs
 
     def cost(self, skipped: frozenset[int]) -> float:
         return 1.0 - sum(self._shares[i] for i in skipped)
