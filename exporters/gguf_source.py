@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from .model_source import ModelSource, build_config
 if TYPE_CHECKING:
     import torch
 
+_ELEMENTS = 1 << 22  # dequantized at once: a large vocabulary's table would be gigabytes of steps in between
 _READ_ELSEWHERE = ("rope_freqs.weight",)  # the settings hold what it says
 
 
@@ -62,14 +64,16 @@ class GgufWeights:
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         return {name: tensor.shape for name, tensor in self._tensors.items()}
 
-    def tensor(self, name: str) -> torch.Tensor:
-        import torch
-
-        values = self._tensors[name].values()
+    def read_into(self, name: str, target: torch.Tensor) -> None:
+        tensor, offset = self._tensors[name], np.float32(self._layout.offset_of(name))
+        values = target.detach().numpy()  # the same memory
+        if len(tensor.shape) == 1:
+            values[:] = tensor.values() - offset
+            return
         n_heads = self._layout.heads_of(name, *self._heads)
-        if n_heads is not None:
-            values = values[pairs_to_halves(len(values), n_heads)]
-        offset = self._layout.offset_of(name)
-        if offset:
-            values = values - np.float32(offset)
-        return torch.from_numpy(values if values.flags.writeable else values.copy())
+        order = np.arange(len(values)) if n_heads is None else pairs_to_halves(len(values), n_heads)
+        step = max(1, _ELEMENTS // tensor.shape[1])
+        for start in range(0, len(values), step):
+            rows = order[start : start + step]
+            part = replace(tensor, data=tensor.data[rows], shape=(len(rows), tensor.shape[1]))
+            values[start : start + step] = part.values() - offset

@@ -96,10 +96,10 @@ class SafetensorsWeights:
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         return self._shapes
 
-    def tensor(self, name: str) -> torch.Tensor:
+    def read_into(self, name: str, target: torch.Tensor) -> None:
         file, stored = self._at[name]
         with self._open(file, framework="pt") as opened:
-            return opened.get_tensor(stored)  # type: ignore[no-any-return]
+            target.copy_(opened.get_tensor(stored))
 
 
 def _text_name(stored: str) -> str | None:

@@ -14,6 +14,8 @@ import os
 import sys
 from typing import Any
 
+_BUFFER_BYTES = 1 << 29  # of rows that are held at once; llama.cpp takes 8 GiB where nothing is said
+
 
 def main(source: str, out: str, file_type: str, embedding: str, output: str, threads: str) -> int:
     """0 where the file was written."""
@@ -28,6 +30,7 @@ def main(source: str, out: str, file_type: str, embedding: str, output: str, thr
     lib.llama_backend_init()
     params = lib.llama_model_quantize_default_params()
     params.ftype, params.nthread = int(file_type), int(threads)
+    params.max_buf_size = _BUFFER_BYTES
     params.allow_requantize = True  # whoever asks has been told of the loss
     if int(embedding) >= 0:
         params.token_embedding_type = int(embedding)

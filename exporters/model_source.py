@@ -26,8 +26,8 @@ class StoredWeights(Protocol):
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Name and shape of every tensor that belongs to the model."""
 
-    def tensor(self, name: str) -> torch.Tensor:
-        """One tensor; of any float type."""
+    def read_into(self, name: str, target: torch.Tensor) -> None:
+        """Fill f32 memory of its shape with one tensor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class ModelSource:
     def torch_model(self, progress: Share | None = None) -> PreTrainedModel:
         """The model in f32 on the CPU, in eval mode, with eager attention.
 
-        Memory: one f32 copy and one tensor. Raises ModelFileError where a tensor is missing, odd, or left over, before
+        Memory: one f32 copy. Raises ModelFileError where a tensor is missing, odd, or left over, before
         any is read.
         """
         return load_model(self.config(), self.weights, self.path, progress or (lambda share: None))
@@ -98,7 +98,7 @@ def load_model(config: PretrainedConfig, weights: StoredWeights, path: Path, pro
     parameters = dict(model.named_parameters())
     for done, (name, parameter) in enumerate(parameters.items()):
         with torch.no_grad():
-            parameter.copy_(weights.tensor(name))
+            weights.read_into(name, parameter)
         progress((done + 1) / len(parameters))
     model.requires_grad_(False)
     model.train(False)
