@@ -20,6 +20,7 @@ from .verifying import Report, own_threads
 FOLDER = "draft"
 _TOKEN_MAP = "token_map.json"
 _TOKENS, _PER_SET = 32, 2
+_CONTEXT = 2048  # that measuring asks for
 
 
 def prepare_draft(job: Job, tokenizer: Tokenizer) -> tuple[Job, Pairing]:
@@ -54,6 +55,11 @@ def export_draft(
 
 def measured(entry: DraftEntry, building: Path, first: str, tell: Progress) -> DraftEntry:
     """The same with what the draft was found to bring on the engine of the format `first`, on this machine."""
+    contexts = [open_bundle(folder).manifest.context_length for folder in (building, building / FOLDER)]
+    if min(contexts) < _CONTEXT:
+        return entry.model_copy(
+            update={"note": f"Not measured: {min(contexts)} tokens of context are too few for that."}
+        )
     found = check_draft(
         building,
         building / FOLDER,

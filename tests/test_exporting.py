@@ -233,6 +233,31 @@ def test_another_models_bundle_is_replaced_only_by_force(copied: Path, folders: 
     assert open_bundle(copied).manifest.architecture == "qwen2"
 
 
+def test_a_draft_is_exported_with_its_target(folders: Callable[[str], Path], tmp_path: Path) -> None:
+    run(job(folders("llama"), tmp_path / "out", "onnx", draft=folders("qwen2")))
+    bundle = open_bundle(tmp_path / "out")
+    entry = bundle.manifest.draft
+    assert entry and (entry.path, entry.pairing, entry.token_map) == ("draft", "identical", None)
+    assert entry.pays is None and entry.note and "256 tokens of context are too few" in entry.note
+    assert "draft/onnx/model.onnx" in bundle.manifest.files
+    assert open_bundle(tmp_path / "out" / "draft").manifest.architecture == "qwen2"
+    with pilotfish.load(tmp_path / "out") as model:
+        drafted = model.generate("the pilot fish", max_new_tokens=12).token_ids
+    with pilotfish.load(tmp_path / "out", draft=None, speculate=False) as model:
+        assert model.generate("the pilot fish", max_new_tokens=12).token_ids == drafted
+
+
+@pytest.mark.slow
+def test_what_a_draft_brings_is_measured(tmp_path: Path) -> None:
+    for family in ("llama", "qwen2"):
+        (tmp_path / family).mkdir()
+        save_tiny(family, tmp_path / family, max_position_embeddings=4096)
+    run(job(tmp_path / "llama", tmp_path / "out", "onnx", draft=tmp_path / "qwen2"))
+    entry = open_bundle(tmp_path / "out").manifest.draft
+    assert entry and entry.pays is not None and entry.note
+    assert set(entry.acceptance) == set(entry.speed_up) == {"chat", "code", "copy"}
+
+
 def never(*_: object, **__: object) -> None:
     raise AssertionError("the long work began")
 
