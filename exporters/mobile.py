@@ -44,9 +44,12 @@ Progress: TypeAlias = Callable[[float, str], None]  # share done, what is being 
 _MODULES = {
     "ort": "mobile_ort",
     "onnx-static": "mobile_static",
+    "qnn": "mobile_qnn",
+    "pte": "mobile_pte",
+    "coreml": "mobile_coreml",
 }
 TARGETS = tuple(_MODULES)
-DEFAULT_TARGETS = ("ort", "onnx-static")
+DEFAULT_TARGETS = ("ort", "onnx-static", "qnn", "pte")
 
 
 class Target(Protocol):

@@ -16,6 +16,7 @@ symbols; every device fixes them as it opens the graph, and the weights lie on d
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -26,10 +27,14 @@ from .onnx_writer import OnnxWriter
 
 
 class StaticGraph:
-    """Builds the graph of a decoder out of standard operators; quantized weights are DequantizeLinear by blocks."""
+    """Builds the graph of a decoder out of standard operators; quantized weights are DequantizeLinear by blocks.
 
-    def __init__(self, writer: OnnxWriter, decoder: Decoder) -> None:
-        self._w, self._decoder = writer, decoder
+    norm: "rms" divides by the root of a mean square; "lp" by the length, times the root of the width, without epsilon:
+        for devices of integers, to which squares are too wide.
+    """
+
+    def __init__(self, writer: OnnxWriter, decoder: Decoder, norm: Literal["rms", "lp"] = "rms") -> None:
+        self._w, self._decoder, self._norm_kind = writer, decoder, norm
         self._sums: dict[tuple[str, int], str] = {}
 
     def build(self, progress: Callable[[float], None] | None = None) -> None:
@@ -81,6 +86,9 @@ class StaticGraph:
     def _norm(self, name: str, gain: Floats, x: str, output: str = "") -> str:
         """RMS norm, in the operators that every engine knows to fuse."""
         w = self._w
+        if self._norm_kind == "lp":
+            width = np.float32(len(gain) ** 0.5)
+            return w.node("Mul", [w.node("LpNormalization", [x], axis=-1, p=2), w.weight(name, gain * width)], output)
         epsilon = w.weight("epsilon", np.array([self._decoder.shape.norm_epsilon], dtype=np.float32))
         square = w.node("Pow", [x, w.weight("two", np.array([2.0], dtype=np.float32))])
         mean = w.node("ReduceMean", [square, self._ints("axis_last", -1)], keepdims=1)

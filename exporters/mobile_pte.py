@@ -1,0 +1,162 @@
+"""The target "pte": an ExecuTorch program for XNNPACK with a cache of its own, several tokens at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..runtime.errors import EngineError, UnsupportedModelError
+from ..runtime.interfaces import Floats, Tokens
+from .mobile_pack import Pack, Share, Written
+from .weight_form import WeightForm
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_INSTALL = "pip install executorch==1.5.1 torch==2.13.0"
+PACKAGES = {"executorch": _INSTALL, "torch": _INSTALL}
+FILE = "model.pte"
+LEAST, MOST = 2, 64  # tokens a step; one alone would be traced as a graph of its own
+LARGEST = (1 << 31) - (1 << 20)  # bytes of a flatbuffer
+
+
+def refuse(pack: Pack) -> None:
+    """Raise UnsupportedModelError where the program would be larger than its format can be."""
+    n_weights = sum(int(np.prod(shape)) for shape in pack.source.weights.shapes().values())
+    size = n_weights * (4 if _form(pack).layers in ("fp32", "fp16") else 1)
+    if size > LARGEST:
+        raise UnsupportedModelError(
+            f"an ExecuTorch program of this model would have {size / 1e9:.1f} GB; at most {LARGEST / 1e9:.2f} GB are "
+            "written yet. Choose int4 or int8 weights, or leave out the target pte."
+        )
+    if pack.context < 2 * MOST:
+        raise UnsupportedModelError(f"a program takes {MOST} tokens at once; its cache must hold {2 * MOST} or more.")
+
+
+def write(pack: Pack, folder: Path, progress: Share) -> Written:
+    """model.pte, run once against the source: a long step, narrow ones, and one after taking tokens back."""
+    form = _form(pack)
+    tokens, _ = pack.probe()
+    with _quiet():
+        program = _lowered(pack, form, progress)
+        (folder / FILE).write_bytes(program)
+        progress(0.95)
+        report = pack.compare("pte", _run(folder / FILE, tokens), None if form.layers != "fp32" else 1e-3)
+    recipe = {
+        "weights": f"{form.layers}{', embedding and output int8' if form.layers.startswith('int') else ''}",
+        "context": str(pack.context),
+        "least": str(LEAST),
+        "most": str(MOST),
+    }
+    return Written(FILE, recipe, report)
+
+
+def _form(pack: Pack) -> WeightForm:
+    """A GGUF file's own blocks have no place here; 8 bits keep what they hold."""
+    return WeightForm("int8") if pack.form is None else pack.form
+
+
+def _lowered(pack: Pack, form: WeightForm, progress: Share) -> bytes:
+    import torch
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import (
+        XnnpackDynamicallyQuantizedPartitioner,
+        XnnpackPartitioner,
+    )
+    from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
+
+    from .mobile_torch import CachedDecoder, own_copy
+
+    quantized = form.layers in ("int8", "int4")
+    model: Any = own_copy(pack.torch_model()) if quantized else pack.torch_model()
+    if quantized:
+        _quantize(model, form)
+    decoder = CachedDecoder(model, pack.context).eval()
+    n = torch.export.Dim("n", min=LEAST, max=MOST)
+    example = (torch.zeros(1, 4, dtype=torch.int64), torch.arange(4))
+    try:
+        with torch.no_grad():
+            exported = torch.export.export(decoder, example, dynamic_shapes=({1: n}, {0: n}), strict=False)
+        progress(0.3)
+        partitioners: list[Any] = [XnnpackDynamicallyQuantizedPartitioner()] if quantized else []
+        edge: Any = to_edge_transform_and_lower(
+            exported,
+            partitioner=[*partitioners, XnnpackPartitioner()],
+            compile_config=EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True),
+        )
+        progress(0.8)
+        if quantized:  # the embedding's bytes are widened by a kernel of ExecuTorch
+            _load_kernels()
+            from executorch.exir.passes.quant_fusion_pass import QuantFusionPass
+
+            edge = edge.transform([QuantFusionPass()])
+        program: bytes = edge.to_executorch().buffer
+    except Exception as error:  # torch.export and ExecuTorch raise whatever the operator at hand calls for
+        raise EngineError(f"ExecuTorch cannot take this {pack.source.architecture}: {error}") from error
+    return program
+
+
+def _quantize(model: PreTrainedModel, form: WeightForm) -> None:
+    """Linear layers with activations rounded as they come, in place; embedding and output in 8 bits a row."""
+    import torch
+    from torchao.quantization import Int8DynamicActivationIntxWeightConfig, IntxWeightOnlyConfig, quantize_
+    from torchao.quantization.granularity import PerAxis, PerGroup
+
+    int4 = form.layers == "int4"
+    layers = Int8DynamicActivationIntxWeightConfig(
+        weight_dtype=torch.int4 if int4 else torch.int8,
+        weight_granularity=PerGroup(form.block) if int4 else PerAxis(0),
+    )
+    output = Int8DynamicActivationIntxWeightConfig(weight_dtype=torch.int8, weight_granularity=PerAxis(0))
+    quantize_(model.base_model, layers)
+    quantize_(model, output, filter_fn=lambda module, name: name == "lm_head")
+    embedding = IntxWeightOnlyConfig(weight_dtype=torch.int8, granularity=PerAxis(0))
+    quantize_(model, embedding, filter_fn=lambda module, name: isinstance(module, torch.nn.Embedding))
+
+
+def _load_kernels() -> None:
+    """Register the kernels of quantized operators, which importing their module does."""
+    importlib.import_module("executorch.kernels.quantized")
+
+
+def _run(path: Path, tokens: Tokens) -> Floats:
+    """Logits after each token, (n, vocab_size), read in several steps of which one is taken back and read again."""
+    import torch
+    from executorch.runtime import Runtime
+
+    _load_kernels()
+    method: Any = Runtime.get().load_program(path).load_method("forward")
+    ids = torch.from_numpy(np.asarray(tokens, np.int64))[None]
+
+    def step(start: int, end: int) -> Floats:
+        found = method.execute((ids[:, start:end].contiguous(), torch.arange(start, end)))[0]
+        rows: Floats = found.float().numpy().copy()
+        return rows
+
+    n = len(tokens) // 2 * 2
+    first = n - 6
+    logits = [step(0, first), step(first, first + 4)]
+    wrong = torch.flip(ids, (1,))
+    method.execute((wrong[:, first + 2 : first + 6].contiguous(), torch.arange(first + 2, first + 6)))
+    logits[1] = logits[1][:2]
+    logits += [step(first + 2, first + 4), step(first + 4, n)]
+    return np.concatenate(logits)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """torch and ExecuTorch warn of their own future by the thousand."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)

@@ -1,0 +1,93 @@
+"""A torch module with a cache of fixed size and explicit positions: what phones' own formats are traced of."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_HIDDEN = -1e9  # added to a score: nothing is left of it
+
+
+class CachedDecoder(torch.nn.Module):
+    """Tokens [1, n] and their positions [n] to logits [n, vocab_size]; the entry of a position lies at that place of
+    the cache, so that reading a position again takes back what stood there, and all that stood behind is not seen.
+
+    model: of transformers, with eager attention. n_entries: places in the cache.
+    """
+
+    def __init__(self, model: PreTrainedModel, n_entries: int) -> None:
+        super().__init__()
+        self.model = model
+        config: Any = model.config
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        self._layers = range(config.num_hidden_layers)
+        self._kinds = getattr(config, "layer_types", None)
+        self._window = getattr(config, "sliding_window", None)
+        shape = (1, config.num_key_value_heads, n_entries, head_dim)
+        for i in self._layers:
+            for kind in ("key", "value"):
+                self.register_buffer(f"{kind}_{i}", torch.zeros(shape, dtype=model.dtype), persistent=False)
+        self.register_buffer("columns", torch.arange(n_entries), persistent=False)
+
+    def forward(self, input_ids: Tensor, positions: Tensor) -> Tensor:
+        """Logits after each token."""
+        positions = positions.long()
+        cache = _Cache(*([getattr(self, f"{kind}_{i}") for i in self._layers] for kind in ("key", "value")), positions)
+        model: Any = self.model
+        found = model.base_model(
+            input_ids=input_ids,
+            position_ids=positions[None],
+            attention_mask=self._masks(positions),
+            past_key_values=cache,
+            use_cache=True,
+        )
+        logits: Tensor = model.lm_head(found.last_hidden_state)[0]
+        return logits
+
+    def _masks(self, positions: Tensor) -> Tensor | dict[str, Tensor]:
+        if not self._kinds:
+            return self._mask(positions, self._window)
+        windows = {"full_attention": None, "sliding_attention": self._window}
+        return {kind: self._mask(positions, window) for kind, window in windows.items() if kind in self._kinds}
+
+    def _mask(self, positions: Tensor, window: int | None) -> Tensor:
+        columns, rows = self.get_buffer("columns")[None].to(positions.dtype), positions[:, None]
+        seen = columns <= rows
+        if window is not None:
+            seen = seen & (columns > rows - window)
+        return torch.where(seen, 0.0, _HIDDEN).to(self.model.dtype)[None, None]
+
+
+class _Cache:
+    """What transformers' attention asks of a cache."""
+
+    is_compileable = True
+
+    def __init__(self, keys: list[Tensor], values: list[Tensor], positions: Tensor) -> None:
+        self._keys, self._values, self._positions = keys, values, positions
+
+    def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """All entries of a layer, with the new ones at their places."""
+        self._keys[layer].index_copy_(2, self._positions, keys)
+        self._values[layer].index_copy_(2, self._positions, values)
+        return self._keys[layer], self._values[layer]
+
+    def get_seq_length(self, *_: Any) -> int:
+        """0: positions are given."""
+        return 0
+
+
+def own_copy(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy that may be quantized; a tied output layer gets weights of its own."""
+    made: Any = copy.deepcopy(model)
+    if made.lm_head.weight is made.get_input_embeddings().weight:
+        made.lm_head.weight = torch.nn.Parameter(made.lm_head.weight.detach().clone(), requires_grad=False)
+        made.config.tie_word_embeddings = False
+    result: PreTrainedModel = made
+    return result
