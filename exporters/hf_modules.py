@@ -42,18 +42,19 @@ class TracedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         rows, columns = self.matrix.shape
         shape = [*x.shape[:-1], rows]
+        attributes: Attributes
         if self.matrix.bits is None:
             weight = self.get_buffer("table" if self.head else "weight")
             if weight.dtype != torch.float32:
                 weight = torch.onnx.ops.symbolic("Cast", (weight,), {"to": 1}, dtype=torch.float32, shape=weight.shape)
-            operator, attributes = ("Gemm", {"transB": 1}) if self.head else ("MatMul", None)
+            operator, attributes = ("Gemm", {"transB": 1}) if self.head else ("MatMul", {})
             product = torch.onnx.ops.symbolic(operator, (x, weight), attributes, dtype=torch.float32, shape=shape)
             return product if self.bias is None else product + self.bias
         zero = None if self.matrix.symmetric else self.get_buffer("zero")
         inputs = [x, self.get_buffer("codes"), self.get_buffer("scale"), zero, None, self.bias]
         while inputs[-1] is None:
             inputs.pop()
-        attributes: Attributes = {
+        attributes = {
             "K": columns,
             "N": rows,
             "bits": self.matrix.bits,
