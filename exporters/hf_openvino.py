@@ -170,7 +170,7 @@ def _recipe(model: PreTrainedModel, wanted: Compression, counts: dict[str, int])
         "weights": form.layers,
         "embedding": form.embedding_form,
         "output": form.output_form,
-        "matrices": ", ".join(f"{n} {what}" for what, n in sorted(counts.items())),
+        "matrices": ", ".join(f"{n} {what}" for what, n in counts.items()),
         "n_heads": str(model.config.num_attention_heads),
     }
     if getattr(model.config, "sliding_window", None):

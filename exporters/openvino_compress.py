@@ -20,7 +20,7 @@ from ..runtime.errors import EngineError, EngineMissingError, OptionError
 from ..runtime.interfaces import Tokens
 from ..runtime.telemetry import without_telemetry
 from .model_source import EXPORT_EXTRA
-from .openvino_graph import Model, matrices, separate, store_as_bytes, store_as_half
+from .openvino_graph import Model, matrices, separate, store_as_bytes, store_as_half, store_on_own_grid
 from .weight_form import WeightForm
 
 DataAware: TypeAlias = Literal["awq", "scale", "gptq"]
@@ -72,6 +72,11 @@ class Compression:
             )
 
     @property
+    def may_keep_grid(self) -> bool:
+        """Whether a matrix that is on a grid of 16 levels already may stay on it, whatever its zero points."""
+        return not (self.form.symmetric or self.methods or self.ratio < 1.0)
+
+    @property
     def forms(self) -> dict[str, str]:
         """What each part becomes."""
         return {"embedding": self.form.embedding_form, "output": self.form.output_form, "layers": self.form.layers}
@@ -85,16 +90,20 @@ def compress(model: Model, wanted: Compression, progress: Share) -> dict[str, in
     form = wanted.form
     if matrices(model).tied and form.embedding_form != form.output_form:
         separate(matrices(model))
-    forms = wanted.forms
+    forms, kept = wanted.forms, 0
     parts = matrices(model).parts  # the layers last: what data-aware methods look at then holds the others' error
     for part, group in parts.items():
         if forms[part] == "fp16":
             store_as_half(group)
         elif forms[part] == "int8":
             store_as_bytes(group, form.block, form.symmetric)
-        elif forms[part] != "fp32":
-            others = [matrix.name for name, matrices in parts.items() if name != part for matrix in matrices]
-            _compress_with_nncf(model, wanted, part, forms[part], others, progress)
+        elif forms[part] == "int4":
+            left = store_on_own_grid(group, form.block) if wanted.may_keep_grid else group
+            kept += len(group) - len(left)
+            if left:
+                names = {matrix.name for matrix in left}
+                others = [m.name for matrices in parts.values() for m in matrices if m.name not in names]
+                _compress_with_nncf(model, wanted, part, others, progress)
     stored = {
         (part, m.constant.get_friendly_name()): m.stored for part, ms in matrices(model).parts.items() for m in ms
     }
@@ -106,20 +115,22 @@ def compress(model: Model, wanted: Compression, progress: Share) -> dict[str, in
                 "for. Choose another form of the weights, or install nncf 3.4."
             )
     progress(1.0)
-    return {f"{part} {kind}": n for (part, kind), n in found.items()}
+    own = {"of them on a grid of their own": kept} if kept else {}
+    return {f"{part} {kind}": n for (part, kind), n in sorted(found.items())} | own
 
 
-def _compress_with_nncf(
-    model: Model, wanted: Compression, part: str, stored: str, others: list[str], progress: Share
-) -> None:
-    """Compress the matrices of one part, all but those of `others`."""
+def _compress_with_nncf(model: Model, wanted: Compression, part: str, others: list[str], progress: Share) -> None:
+    """Compress the matrices of one part to int4: all in the graph but `others`."""
     nncf = _nncf()
     form, data_aware = wanted.form, part == "layers" and wanted.methods
-    settings: dict[str, Any] = {"ignored_scope": nncf.IgnoredScope(names=others, validate=False)}
     sign = "SYM" if form.symmetric else "ASYM"
-    if stored == "int4":
-        settings |= {"group_size": form.block, "all_layers": True, "ratio": wanted.ratio if part == "layers" else 1.0}
-        settings["backup_mode"] = nncf.BackupMode[f"INT8_{sign}"]
+    settings: dict[str, Any] = {
+        "ignored_scope": nncf.IgnoredScope(names=others, validate=False),
+        "group_size": form.block,
+        "all_layers": True,
+        "ratio": wanted.ratio if part == "layers" else 1.0,
+        "backup_mode": nncf.BackupMode[f"INT8_{sign}"],
+    }
     if data_aware:
         seen = _Samples(model, wanted.samples, progress)
         settings |= {"dataset": nncf.Dataset(seen), "subset_size": len(wanted.samples)}
@@ -128,7 +139,7 @@ def _compress_with_nncf(
             "scale_estimation": "scale" in data_aware,
             "gptq": "gptq" in data_aware,
         }
-    mode = nncf.CompressWeightsMode[f"{stored.upper()}_{sign}"]
+    mode = nncf.CompressWeightsMode[f"INT4_{sign}"]
     with _quiet():
         try:
             nncf.compress_weights(model, mode=mode, **settings)

@@ -19,6 +19,9 @@ _BETWEEN = {"Convert", "Multiply", "Subtract", "Reshape"}  # a stored matrix and
 _AFTER_THE_HEAD = {"Convert", "Multiply", "Divide", "Tanh", "Reshape"}
 _ROWS = 4096  # quantized at once: 25 MB of a matrix of 1536 columns
 _SMALLEST = 6e-8  # an f16
+_BLOCKS = 1 << 16
+_LEVELS = range(15, 6, -1)  # a file's blocks may leave out the ends of their grid
+_OFF_GRID = 0.02  # of a step: what f16 scales in the file leave
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +154,65 @@ def quantize_rows(
         zeros[at : at + _ROWS] = zero
         values[at : at + _ROWS] = np.clip(np.rint(q + zero), 0, 255)
     return values, scales, zeros
+
+
+def store_on_own_grid(parts: list[Matrix], block: int) -> list[Matrix]:
+    """Store as int4 those f32 matrices that lose nothing by it; the others, which are left as they are.
+
+    A GGUF file in four bits has a scale and a minimum per block; rounding the minimum to a multiple of the scale, as
+    integer zero points do, would cost as much as quantizing anew. So the zero points are f16.
+    """
+    from openvino import Shape, Tensor, Type
+    from openvino import opset13 as op
+    from openvino.op import Constant
+
+    left: list[Matrix] = []
+    for sharing in _by_constant(parts):
+        matrix = sharing[0].constant.data
+        found = own_grid(matrix, block)
+        if found is None:
+            left += sharing
+            continue
+        values, scales, zeros = found
+        packed = (values[..., 0::2] | values[..., 1::2] << 4).reshape(-1)
+        stored = Constant(Tensor(packed, Shape(values.shape), Type.u4), shared_memory=False)
+        centred = op.subtract(op.convert(stored, Type.f16), op.constant(zeros))
+        whole = op.reshape(op.multiply(centred, op.constant(scales)), np.array(matrix.shape), False)
+        read = op.convert(whole, Type.f32)
+        for part in sharing:
+            part.node.input(part.port).replace_source_output(read.output(0))
+    return left
+
+
+def own_grid(
+    matrix: npt.NDArray[np.float32], block: int
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float16], npt.NDArray[np.float16]] | None:
+    """Values (n, m / block, block) of 0..15, scales and zero points (n, m / block, 1); None where a block has no grid.
+
+    An entry is (value - zero) * scale.
+    """
+    n, m = matrix.shape
+    x = matrix.reshape(-1, block)
+    values = np.zeros(x.shape, dtype=np.uint8)
+    scales, zeros = (np.zeros((len(x), 1), dtype=np.float16) for _ in range(2))
+    for at in range(0, len(x), _BLOCKS):
+        open_ = np.arange(at, min(at + _BLOCKS, len(x)))
+        for levels in _LEVELS:  # between the smallest and the largest entry of a block
+            rows = x[open_]
+            low = rows.min(axis=-1, keepdims=True)
+            step = np.maximum((rows.max(axis=-1, keepdims=True) - low) / levels, _SMALLEST)
+            q = (rows - low) / step
+            on_grid = np.abs(q - np.rint(q)).max(axis=-1) < _OFF_GRID
+            done = open_[on_grid]
+            values[done], scales[done] = np.rint(q[on_grid]), step[on_grid]
+            zeros[done] = -low[on_grid] / step[on_grid]
+            open_ = open_[~on_grid]
+            if not len(open_):
+                break
+        else:
+            return None
+    shape = n, m // block
+    return values.reshape(*shape, block), scales.reshape(*shape, 1), zeros.reshape(*shape, 1)
 
 
 def _by_constant(parts: list[Matrix]) -> Iterable[list[Matrix]]:

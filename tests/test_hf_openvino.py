@@ -20,7 +20,7 @@ from pilotfish.cache_types import CacheLoss, cache_hint, measure_cache_types
 from pilotfish.exporters.calibration_text import TEXT, calibration_samples
 from pilotfish.exporters.evaluation import TEXTS
 from pilotfish.exporters.hf_openvino import export_openvino
-from pilotfish.exporters.openvino_graph import Matrix, matrices, quantize_rows
+from pilotfish.exporters.openvino_graph import Matrix, matrices, own_grid, quantize_rows
 from pilotfish.exporters.weight_form import WeightForm
 from pilotfish.runtime.bundle import Manifest, Source, describe_files, write_manifest
 from pilotfish.runtime.errors import AbilityError, EngineError, OptionError, UnsupportedModelError
@@ -400,6 +400,32 @@ def test_rows_in_blocks(symmetric: bool) -> None:
             np.abs((values.astype(np.float32) - zeros) * scales.astype(np.float32) - grid.reshape(3, 1, 32)).max()
             < 0.01
         )
+
+
+def test_weights_of_four_bits_keep_them(tmp_path: Path) -> None:
+    """As they come out of a GGUF file: a scale and a minimum for every 32 of a row."""
+    model, rng = tiny("qwen2"), np.random.default_rng(0)
+    gates = [layer.mlp.gate_proj for layer in model.model.layers]  # type: ignore[union-attr]
+    for module in gates[:2]:
+        q = rng.integers(0, 16, (128, 2, 32))
+        q[..., 0], q[..., 1] = 1, 14  # not every block uses its grid to the ends
+        scale, low = rng.uniform(0.01, 0.03, (128, 2, 1)), rng.uniform(-0.3, -0.1, (128, 2, 1))
+        module.weight.data = torch.from_numpy(
+            (q * scale.astype(np.float16) + low.astype(np.float16)).reshape(128, 64)
+        ).float()
+    source = {m: g.weight.numpy().copy() for m, g in enumerate(gates)}
+    recipe = export_openvino(model, tmp_path, FORMS["int4"])
+    assert recipe["matrices"].endswith("21 layers int4, 1 output int8, 2 of them on a grid of their own")
+    found = {m.name.split(".")[3]: m for m in matrices(graph_of(tmp_path)).layers if "gate_proj" in m.name}
+    errors = [np.abs(decompressed(found[str(i)]) - source[i]).max() for i in range(3)]
+    assert max(errors[:2]) < 5e-4 and errors[2] > 5e-3
+    seal(tmp_path, model, recipe)
+    weights = opened(tmp_path)
+    ours = weights.session().forward(text(), n_logits=70).logits
+    assert distance(ours, logits_in_torch(as_stored(tmp_path, model), text())) < 1e-4
+    weights.close()
+    assert own_grid(rng.standard_normal((4, 32)).astype(np.float32), 32) is None
+    assert own_grid(np.zeros((4, 32), dtype=np.float32), 32) is not None
 
 
 def test_a_calibration_text(tmp_path: Path) -> None:
