@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -14,18 +13,16 @@ import numpy.typing as npt
 
 from .draft_forecast import Costs, Forecast, best_length, costs_of, lookup_speed_up
 from .draft_prompts import CHECK
-from .drafts import pairing_of, remember_verdict
+from .drafts import context_length, remember_verdict
 from .loading import load
-from .opening import Progress, read_tokenizer, resolve
-from .runtime.bundle import DraftEntry, open_bundle
+from .opening import Progress, resolve
 from .runtime.draft_length import RenewalReward
 from .runtime.errors import OptionError
 from .runtime.interfaces import Floats, Session, Tokens, Weights
 from .runtime.model import Model
-from .runtime.storage import write_atomically
 
 MARGIN = 1.02  # a draft that promises less over going without is not called one that pays
-TOKEN_MAP = "draft_tokens.json"  # in a bundle: Pairing.to_facts()
+_CONTEXT = 2048  # entries, where the model has so many; prompts and answers are short
 _CHUNK = 256  # rows of a teacher-forced step
 
 
@@ -114,7 +111,13 @@ def check_draft(
     report = progress or (lambda what, share: None)
     found, found_draft = resolve(target, report), resolve(draft, report)
     with load(
-        found, engine, draft=found_draft, draft_engine=draft_engine, threads=threads, max_context=2048, progress=report
+        found,
+        engine,
+        draft=found_draft,
+        draft_engine=draft_engine,
+        threads=threads,
+        max_context=min(_CONTEXT, context_length(found)),
+        progress=report,
     ) as model:
         assert model.draft is not None
         costs = costs_of(model)
@@ -228,31 +231,3 @@ def _measure(model: Model, prompts: Sequence[str], n_tokens: int, repeats: int) 
             other.close()
     total = {name: sum(median(t) for t in seconds) for name, seconds in times.items()}
     return {name: total["plain"] / total[name] for name in ("lookup", "draft", "both")}
-
-
-def prove_draft(
-    bundle: Path, draft: Path, path: str, *, threads: int | None = None, progress: Progress | None = None
-) -> DraftEntry:
-    """What the manifest of a bundle should say of its draft: how the vocabularies fit, and what it brings here.
-
-    bundle: a complete bundle folder; path: where the draft will be found, relative to it. Where the vocabularies
-    differ, the token map is written into the bundle: list its files after this.
-    Raises what check_draft() raises; a pair that does not fit is refused with the first token that differs.
-    """
-    tokenizer, _ = read_tokenizer(bundle)
-    own, _ = read_tokenizer(draft)
-    pairing = pairing_of(bundle, tokenizer, draft, own)  # before the slow part
-    result = check_draft(bundle, draft, threads=threads, progress=progress)
-    if pairing.kind != "identical":
-        write_atomically(bundle / TOKEN_MAP, json.dumps(pairing.to_facts()).encode())
-    return DraftEntry(
-        path=path,
-        model_id=open_bundle(draft).manifest.model_id if draft.is_dir() else draft.stem,
-        pairing=pairing.kind,
-        n_shared=pairing.n_shared,
-        token_map=None if pairing.kind == "identical" else TOKEN_MAP,
-        acceptance={name: s.agreement for name, s in result.sets.items()},  # of a draft of one token
-        speed_up={name: s.draft.speed_up for name, s in result.sets.items()},
-        pays=result.pays,
-        note=result.verdict,
-    )

@@ -66,17 +66,18 @@ def _time_steps(model: Model, target: Weights, draft: Weights) -> Costs:
     """The best of several: other programs only ever add to it."""
     rows = model.calibration.rows.rule() if model.exact else model.calibration.rows.free()
     widths = {"target": sorted({rows.minimum, *(rows.fit(k) for k in _WIDTHS if k <= rows.maximum)}), "draft": [1, 2]}
-    sessions = {name: weights.session(2 * _CONTEXT) for name, weights in (("target", target), ("draft", draft))}
+    n = min(_CONTEXT, target.info.context_length // 2, draft.info.context_length // 2)
+    sessions = {name: weights.session(2 * n) for name, weights in (("target", target), ("draft", draft))}
     times: dict[tuple[str, int], list[float]] = {(name, w): [] for name in widths for w in widths[name]}
     try:
         for session in sessions.values():
-            session.forward(_some_tokens(_CONTEXT, session), n_logits=0)
+            session.forward(_some_tokens(n, session), n_logits=0)
         began = time.perf_counter()
         for done in range(_MOST_PASSES):
             if done >= _LEAST_PASSES and time.perf_counter() - began > _TIMING_S:
                 break
             for (name, width), seconds in times.items():
-                seconds.append(_second_step_s(sessions[name], width))
+                seconds.append(_second_step_s(sessions[name], width, n))
     finally:
         for session in sessions.values():
             session.close()
@@ -87,14 +88,14 @@ def _time_steps(model: Model, target: Weights, draft: Weights) -> Costs:
     return Costs(curve("target"), curve("draft"), rows)
 
 
-def _second_step_s(session: Session, width: int) -> float:
+def _second_step_s(session: Session, width: int, n_entries: int) -> float:
     """Seconds of a step that follows one of the same width."""
     tokens, seconds = _some_tokens(width, session), 0.0
     for _ in range(2):
         began = time.perf_counter()
         session.forward(tokens, n_logits=width)
         seconds = time.perf_counter() - began
-        session.truncate(_CONTEXT)
+        session.truncate(n_entries)
     return seconds
 
 

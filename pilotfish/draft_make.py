@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from .draft_check import DraftCheck, answer, check_draft
 from .draft_forecast import Costs, expected_speed_up, target_costs
 from .draft_prompts import MAKE
+from .drafts import context_length
 from .loading import load
 from .opening import Progress, resolve
 from .runtime.bundle import open_bundle
@@ -69,7 +70,9 @@ def drop_layers(
     from .exporters.dropped_bundle import write_dropped
     from .exporters.layer_search import Scorer, search, step_shares
 
-    with load(source, "onnx", draft=None, threads=threads, max_context=1024, progress=report) as model:
+    with load(
+        source, "onnx", draft=None, threads=threads, max_context=min(1024, context_length(source)), progress=report
+    ) as model:
         answers = [answer(model, prompt, _N_TOKENS) for prompt in MAKE]
         costs, n_threads = target_costs(model), model.info.threads
     bundle = open_bundle(source)

@@ -10,7 +10,8 @@ from .choosing import Wish, choose, open_first_right
 from .measuring import calibration, source_digest
 from .opening import Progress, read_tokenizer, resolve
 from .runtime.bundle import MANIFEST_NAME, DraftEntry, cache_dir, open_bundle, read_json, write_json_atomically
-from .runtime.errors import ModelNotFoundError, OptionError
+from .runtime.errors import ModelFileError, ModelNotFoundError, OptionError
+from .runtime.gguf_file import read_gguf
 from .runtime.interfaces import ModelInfo
 from .runtime.model import DraftWeights
 from .runtime.pairing import Pairing, pair
@@ -79,6 +80,17 @@ def pairing_of(target: Path, target_tokenizer: Tokenizer, draft: Path, draft_tok
         raise OptionError(f"{draft} cannot draft for {target}: {error}") from None
     write_json_atomically(kept, found.to_facts())
     return found
+
+
+def context_length(path: Path) -> int:
+    """Tokens that the model at a path, a .gguf file or a bundle, was trained for; read without opening weights."""
+    if path.is_dir():
+        return open_bundle(path).manifest.context_length
+    metadata = read_gguf(path).metadata
+    length = metadata.get(f"{metadata.get('general.architecture')}.context_length")
+    if not isinstance(length, int):
+        raise ModelFileError(f"{path} does not say how long its context is.")
+    return length
 
 
 def remembered_verdict(target: Path, draft: Path, info: ModelInfo) -> bool | None:
