@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 
@@ -50,7 +51,7 @@ class Thresholds:
                 agreement=found.agreement,
                 kl=2 * rounding.kl + noise.kl / 2,
                 relative_difference=1.5 * rounding.relative_difference + noise.relative_difference / 2,
-                perplexity_ratio=noise.perplexity_ratio + 2 * max(rounding.perplexity_ratio - 1, 0),
+                perplexity_ratio=noise.perplexity_ratio * math.exp(2 * rounding.kl),
             )
         return found if min_agreement is None else replace(found, agreement=min_agreement)
 
@@ -80,7 +81,7 @@ class Thresholds:
 
 
 _DEFAULTS = {  # fp32 and fp16 leave room for a KV cache in f16, the default of two engines
-    "fp32": Thresholds(agreement=0.995, kl=1e-4, relative_difference=5e-3, perplexity_ratio=1.002),
+    "fp32": Thresholds(agreement=0.995, kl=2e-4, relative_difference=0.01, perplexity_ratio=1.002),
     "fp16": Thresholds(agreement=0.99, kl=1e-3, relative_difference=0.02, perplexity_ratio=1.01),
     "int8": Thresholds(agreement=0.95, kl=0.03, relative_difference=0.15, perplexity_ratio=1.05),
     "int4": Thresholds(agreement=0.75, kl=0.6, relative_difference=0.5, perplexity_ratio=1.6),

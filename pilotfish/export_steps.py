@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import backends
+from .cache_types import cache_hint, measure_cache_types
 from .export_job import Job, format_of
 from .exporters.parity import Answers, Parity
 from .exporters.writers import FORMATS, Order
 from .opening import Place, Progress
 from .runtime.bundle import Bundle, Source, describe_files, read_json, write_json_atomically
 from .runtime.canary import TEXT, Canary
+from .runtime.errors import PilotfishError
 from .runtime.interfaces import Floats
 from .runtime.manifest import MANIFEST_NAME, FileFact, GreedyAnswer, Manifest
 from .verifying import FormatReport, Report, own_threads, verify_format
@@ -131,7 +133,20 @@ class Steps:
         """Changes to the manifest once its formats were compared."""
         facts = {r.form: r.facts() | {"export_s": round(self.seconds[r.form], 1)} for r in report.formats}
         unverified = tuple(name for name in manifest.unverified if name not in facts)
-        return {"unverified": unverified, "reports": {**manifest.reports, **facts}}
+        hints = manifest.kv_hints
+        if "openvino" in facts:
+            hints = {k: v for k, v in hints.items() if k != "openvino"} | self._cache_hint()
+        return {"unverified": unverified, "reports": {**manifest.reports, **facts}, "kv_hints": hints}
+
+    def _cache_hint(self) -> dict[str, str]:
+        """The smallest KV cache of the OpenVINO format that costs next to nothing."""
+        self._tell("trying smaller caches", 0.0)
+        texts = [text.tokens for text in self._answers.texts.values()]
+        try:
+            found = cache_hint(measure_cache_types(self._folder, texts, threads=own_threads()))
+        except PilotfishError:  # a model with windows of attention has one type of cache only
+            found = None
+        return {} if found is None else {"openvino": found}
 
     def forget(self) -> None:
         """Remove what only an interrupted export needs."""
@@ -154,9 +169,10 @@ class Steps:
         self._canary = judge_canary(judge, source.tokenizer.encode(TEXT), source.context_length)
         self._answers, self._logits = judge_answers(judge, evaluation_of(source), lambda share: self._tell(what, share))
         self._answers.save(self._folder / ANSWERS)
-        if self._order.form is not None:
+        form = self._order.form
+        if form is not None and {"int8", "int4"} & {form.layers, form.embedding_form, form.output_form}:
             self._tell("rounding the source", 0.0)
-            self._rounding = rounding_alone(judge, self._answers, self._logits, self._order.form)
+            self._rounding = rounding_alone(judge, self._answers, self._logits, form)
 
     def _write_format(self, name: str, model: PreTrainedModel) -> dict[str, str]:
         what, began = f"writing {name}", time.perf_counter()

@@ -92,7 +92,7 @@ def run(job: Job, progress: Progress | None = None) -> Report:
         write_manifest(building, manifest)
         report = steps.verify(Bundle(building, manifest))
         if not report.ok:
-            raise RefusedExportError(report)
+            raise RefusedExportError(replace(report, folder=job.out, seconds=steps.seconds))
         manifest = manifest.model_copy(update=steps.measured(manifest, report))
         write_manifest(building, manifest)
         if draft is not None:
