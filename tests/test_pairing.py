@@ -270,3 +270,16 @@ def test_mapped_draft_outgrown_by_its_own_longer_text_falls_silent() -> None:
     made = DraftModel(CachedSequence(session), Sampling(), 1, np.random.default_rng(0), 3, translation(target, draft))
     assert len(made.propose(np.array([2, 2, 2, 2]), Allowance(4))) == 1
     assert len(made.propose(np.array([2, 2, 2, 2, 0]), Allowance(4))) == 0
+
+
+def test_a_draft_with_fewer_rows_of_logits_drafts_what_it_has() -> None:
+    """The same tokenizer, but the target has rows for padding that the draft has not, or the draft lacks its end."""
+    tokens = words("a", "b", "c", "d")
+    made = Translation(pair(tokens, tokens), tokens, tokens, rows=6, draft_rows=3)
+    logits = made.logits(np.array([1.0, 3.0, 2.0], dtype=np.float32))
+    assert logits.argmax() == 1 and (logits[3:] < -1e29).all() and len(logits) == 6
+    assert [made.is_shared(t) for t in range(6)] == [True, True, True, False, False, False]
+    model = DraftModel(
+        CachedSequence(ToyWeights(3, seed=1).session()), Sampling(), 1, np.random.default_rng(0), 6, made
+    )
+    assert model.propose(np.array([0, 3, 5, 1]), Allowance(5)).tokens.max() < 3
