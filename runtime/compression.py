@@ -7,7 +7,7 @@ import numpy as np
 from .cache_policies.policy import CachePolicy
 from .cache_policies.view import CacheView, take
 from .errors import AbilityError, EngineError, OptionError
-from .interfaces import Floats, Indices, ModelInfo, Session, Step, Tokens
+from .interfaces import Ability, Floats, Indices, ModelInfo, Observation, Session, Step, Tokens
 from .rows import RowRule
 
 LOGIT_ROWS = 64  # rows of a watched step whose logits are wanted: they are large
@@ -32,6 +32,7 @@ class Compression:
         """Raises AbilityError and OptionError where the session cannot carry the policy out."""
         self.policy = policy
         self._check(session, rows)
+        self.observe = _observed(policy, session.abilities)
         self.begin()
 
     def begin(self) -> None:
@@ -59,7 +60,7 @@ class Compression:
     @property
     def logit_rows(self) -> int | None:
         """How many rows a watched step may have where their logits are wanted; None: they are not."""
-        return LOGIT_ROWS if self.policy.rows is None and not self.policy.observes else None
+        return LOGIT_ROWS if self.policy.rows is None and not self.observe else None
 
     def compress(self, session: Session, watched: list[Step], tokens: Tokens) -> None:
         """Evict what the policy gives up. watched: the last len(tokens) rows, spare ones cut off."""
@@ -69,6 +70,7 @@ class Compression:
             session,
             tokens,
             queries=np.concatenate(queries, axis=2) if queries else None,
+            shares=tuple(step.attention for step in watched if step.attention is not None),
             surprise=surprise,
             carried=self._carried,
         )
@@ -115,7 +117,9 @@ class Compression:
                 f"the {policy.name} cache policy has a window of {policy.window}, a budget of {policy.budget}, every "
                 f"{policy.every} and watches {policy.rows} rows; it needs 1 <= window <= budget and rows <= every."
             )
-        missing = policy.needs - session.abilities
+        missing = policy.needs - session.abilities - {"attention"}
+        if "attention" in policy.needs and not _observed(policy, session.abilities):
+            missing |= {"attention"}
         if missing:
             alike = ", or per_head=False (one selection for all heads)" if missing == {"evict_heads"} else ""
             raise AbilityError(
@@ -130,3 +134,13 @@ class Compression:
                 f"selects again, and a step takes up to {rows.maximum}, but max_context is {session.max_context}. "
                 f"Give max_context={need} or more, or a smaller budget."
             )
+
+
+def _observed(policy: CachePolicy, abilities: frozenset[Ability]) -> frozenset[Observation]:
+    """What to observe of watched rows for a policy that reads attention; nothing where that cannot be had."""
+    if "attention" not in policy.needs:
+        return frozenset()
+    if {"queries", "keys"} <= abilities:
+        return frozenset({"queries"})
+    # Shown attention is rows x entries for every head: of a window, but not of all that was ever run.
+    return frozenset({"attention"}) & abilities if policy.rows is not None else frozenset()

@@ -142,7 +142,7 @@ class CachedSequence:
     def _fill_and_compress(self, tokens: Tokens, cancelled: Callable[[], bool] | None) -> None:
         """Run the last of the tokens, which fill the cache, while the policy watches, and let it select."""
         assert self.compression is not None
-        compression, observe = self.compression, self.compression.policy.observes
+        compression = self.compression
         begin, rows = compression.watch_from, compression.logit_rows
         self.truncate(begin)
         watched: list[Step] = []
@@ -153,9 +153,9 @@ class CachedSequence:
             width = len(chunk) if len(chunk) > self.rows.maximum else self.rows.fit(len(chunk))
             padded = np.concatenate([chunk, np.full(width - len(chunk), chunk[-1])])
             end = self._n + len(chunk)
-            step = self.session.forward(padded, n_logits=width if rows else 0, observe=observe)
+            step = self.session.forward(padded, n_logits=width if rows else 0, observe=compression.observe)
             self._append(padded)
-            watched.append(_head(step, len(chunk)))
+            watched.append(_head(step, len(chunk), self.n_entries - width + len(chunk)))
             self.truncate(end)
         compression.compress(self.session, watched, tokens[begin:])
 
@@ -183,7 +183,8 @@ class CachedSequence:
         self._n = n
 
 
-def _head(step: Step, n: int) -> Step:
+def _head(step: Step, n: int, n_entries: int) -> Step:
     """What the first n rows gave, to keep: the session's own arrays are overwritten by its next step."""
     queries = None if step.queries is None else step.queries[:, :, :n].copy()
-    return Step(step.logits[:n].copy(), queries=queries)
+    attention = None if step.attention is None else step.attention[:, :, :n, :n_entries].copy()
+    return Step(step.logits[:n].copy(), queries=queries, attention=attention)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -266,6 +267,44 @@ def test_a_context_may_be_longer_than_the_cache(name: str, opened: Callable[[str
     assert len(done.tokens) == 479 and done.most <= 32
     one = done.sequence.session.nbytes / len(done.sequence.session.positions)
     assert done.sequence.session.nbytes <= one * 65
+
+
+EVERYWHERE = [
+    ("openvino", "sinks", {}),
+    ("openvino", "sirllm", {}),
+    ("openvino", "snapkv:per_head=false", {}),
+    ("openvino", "chunk-keydiff", {}),
+    ("llamacpp", "sinks", {}),
+    ("llamacpp", "sirllm", {}),
+    ("llamacpp", "chunk-snapkv", {"flash_attention": "off"}),
+    ("llamacpp", "tova:per_head=false", {"flash_attention": "off"}),
+    ("onnx", "snapkv", {}),
+]
+
+
+@pytest.mark.parametrize(("engine", "name", "options"), EVERYWHERE)
+def test_drafts_change_nothing_on_any_engine(
+    engine: str, name: str, options: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pilotfish
+
+    if get(engine).version() is None:
+        pytest.skip(f"{engine} is not installed")
+    monkeypatch.setenv("PILOTFISH_CACHE", str(tmp_path / "cache"))
+    sizes = Sizes(hidden=128, heads=4, kv_heads=2, head_dim=32, ffn=256, context=1024)
+    path = tiny_gguf(tmp_path / "tiny.gguf", quant="Q8_0", sizes=sizes, seed=10)
+    settings = f"{name}{',' if ':' in name else ':'}budget=64,every=32,window=24"
+    prompt = "the cat and the dog and the hen in the pen " * 4
+    with (
+        pilotfish.load(path, engine, cache=settings, options=options, threads=1) as model,
+        model.sibling(policy=None) as plain,
+        model.sibling(policy=Fixed(4)) as drafting,
+    ):
+        theirs, ours = (m.generate(prompt, max_new_tokens=64) for m in (plain, drafting))
+        assert ours.token_ids == theirs.token_ids and len(ours.token_ids) > 5
+        assert ours.stats.drafted > 0
+        for done in (ours, theirs):
+            assert done.stats.kv_entries <= 96 < done.stats.n_prompt + done.stats.n_tokens
 
 
 PROSE = (

@@ -165,6 +165,23 @@ def test_one_selection_for_all_heads_adds_their_scores(weights: ReferenceWeights
     assert done.session.positions.tolist() == best(lambda i: float(total[i]))
 
 
+@pytest.mark.parametrize("kind", [Tova, SnapKV])
+def test_attention_that_an_engine_shows_is_what_queries_and_keys_give(
+    kind: Any, weights: ReferenceWeights, tokens: Tokens
+) -> None:
+    session = weights.session()
+    session.abilities = session.abilities - {"queries"}
+    for n in (FULL, 80):
+        shown = compressed(session, tokens, small(kind), n)
+        assert shown.compression is not None and shown.compression.observe == {"attention"}
+        for layer in range(LAYERS):
+            wanted = compressed(weights.session(), tokens, small(kind), n).session.keys_values(layer)
+            for ours, theirs in zip(shown.session.keys_values(layer), wanted, strict=True):
+                np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    with pytest.raises(AbilityError, match="needs attention"):  # of every row that was ever run
+        CachedSequence(session, WIDTHS, small(H2O))
+
+
 def surprises(session: Session, tokens: Tokens, known: int) -> list[float]:
     """-log p of the tokens from `known` on, one step each, by the cache as it is then."""
     found = []
@@ -292,7 +309,7 @@ def test_what_a_session_cannot_do_is_said_at_once() -> None:
     toy = ToyWeights(context_length=400)
     with pytest.raises(AbilityError, match=r"knorm cache policy needs evict_heads, keys, which the toy engine.*onnx"):
         CachedSequence(toy.session(), WIDTHS, small(Knorm))
-    with pytest.raises(AbilityError, match="needs keys, queries"):
+    with pytest.raises(AbilityError, match="needs attention"):
         CachedSequence(toy.session(), WIDTHS, ChunkKV(scorer=small(Tova)))
     with pytest.raises(OptionError, match=r"keeps 24 entries and adds 8.*up to 33.*is 50.*max_context=65"):
         CachedSequence(toy.session(50), WIDTHS, small(SinksAndWindow))

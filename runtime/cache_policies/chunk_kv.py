@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..errors import OptionError
-from ..interfaces import Ability, Indices, Observation
+from ..interfaces import Ability, Indices
 from .scorer import Scorer
 from .snapkv import SnapKV
 from .view import CacheView
@@ -35,10 +35,6 @@ class ChunkKV:
     @property
     def needs(self) -> frozenset[Ability]:
         return (self.scorer.needs - {"evict_heads"}) | {"evict_tokens"}
-
-    @property
-    def observes(self) -> frozenset[Observation]:
-        return self.scorer.observes
 
     @property
     def budget(self) -> int:

@@ -23,7 +23,7 @@ class H2O(Scorer):
     """
 
     name = "h2o"
-    reads: ClassVar[frozenset[Ability]] = frozenset({"keys", "queries"})
+    reads: ClassVar[frozenset[Ability]] = frozenset({"attention"})
 
     @property
     def rows(self) -> int | None:

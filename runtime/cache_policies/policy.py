@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol, runtime_checkable
 
-from ..interfaces import Ability, Indices, Observation
+from ..interfaces import Ability, Indices
 from .view import CacheView
 
 
@@ -21,12 +21,7 @@ class CachePolicy(Protocol):
 
     @property
     def needs(self) -> frozenset[Ability]:
-        """What the session must be able to do."""
-        ...
-
-    @property
-    def observes(self) -> frozenset[Observation]:
-        """What select() wants to see of the last rows."""
+        """What the session must be able to do. "attention": of the watched rows; queries and keys do as well."""
         ...
 
     @property
@@ -46,7 +41,10 @@ class CachePolicy(Protocol):
 
     @property
     def rows(self) -> int | None:
-        """How many of the last tokens are run while select() watches, at most `every`; None: each token once."""
+        """How many of the last tokens are run while select() watches, at most `every`; None: each token once.
+
+        Watched are attention, where the policy needs it, and, where every token is, how surprising it was.
+        """
         ...
 
     def select(self, view: CacheView) -> Indices:

@@ -27,7 +27,7 @@ class RKV(Scorer):
     balance: float = 0.1
     alike: float = 0.5
     name = "rkv"
-    reads: ClassVar[frozenset[Ability]] = frozenset({"keys", "queries"})
+    reads: ClassVar[frozenset[Ability]] = frozenset({"attention", "keys"})
 
     @property
     def rows(self) -> int | None:

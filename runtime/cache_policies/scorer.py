@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from ..errors import OptionError
-from ..interfaces import Ability, Floats, Indices, Observation
+from ..interfaces import Ability, Floats, Indices
 from .view import CacheView
 
 
@@ -45,10 +45,6 @@ class Kept:
     def needs(self) -> frozenset[Ability]:
         return frozenset({"evict_tokens"})
 
-    @property
-    def observes(self) -> frozenset[Observation]:
-        return frozenset()
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scorer(Kept, ABC):
@@ -66,10 +62,6 @@ class Scorer(Kept, ABC):
     @property
     def needs(self) -> frozenset[Ability]:
         return self.reads | {"evict_heads" if self.per_head else "evict_tokens"}
-
-    @property
-    def observes(self) -> frozenset[Observation]:
-        return frozenset({"queries"}) if "queries" in self.reads else frozenset()
 
     @property
     def rows(self) -> int | None:

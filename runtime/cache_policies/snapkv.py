@@ -25,7 +25,7 @@ class SnapKV(Scorer):
 
     kernel: int = 5
     name = "snapkv"
-    reads: ClassVar[frozenset[Ability]] = frozenset({"keys", "queries"})
+    reads: ClassVar[frozenset[Ability]] = frozenset({"attention"})
 
     def __post_init__(self) -> None:
         Scorer.__post_init__(self)  # super() does not know a dataclass with slots

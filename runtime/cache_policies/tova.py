@@ -21,7 +21,7 @@ class Tova(Scorer):
     """
 
     name = "tova"
-    reads: ClassVar[frozenset[Ability]] = frozenset({"keys", "queries"})
+    reads: ClassVar[frozenset[Ability]] = frozenset({"attention"})
 
     @property
     def rows(self) -> int | None:

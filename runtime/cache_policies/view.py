@@ -20,6 +20,9 @@ class CacheView:
     session: Session
     tokens: Tokens  # (n_rows,)
     queries: Floats | None = None  # (n_layers, n_heads, n_rows, head_dim), after rotation
+    shares: tuple[
+        Floats, ...
+    ] = ()  # attention as an engine shows it: (n_layers, n_heads, rows, entries then), in order
     surprise: Floats | None = None  # (n_rows,) -log p of each token; 0 for the first token of all
     carried: Floats | None = None  # scores that carry() was given when entries were selected last, of those that stayed
     to_carry: Floats | None = field(default=None, init=False)
@@ -50,7 +53,9 @@ class CacheView:
 
         group: the query heads that share a head of keys.
         """
-        assert self.queries is not None, "a policy that reads attention observes queries"
+        if self.queries is None:
+            yield from self._shown(layer)
+            return
         keys, _ = self.keys_values(layer)
         kv_heads, n, head_dim = keys.shape
         queries = self.queries[layer].reshape(kv_heads, -1, len(self.tokens), head_dim)
@@ -63,6 +68,11 @@ class CacheView:
             behind = np.arange(n) > first + start + np.arange(rows)[:, None]
             scores[:, :, behind] = -np.inf
             yield softmax(scores)
+
+    def _shown(self, layer: int) -> Iterator[Floats]:
+        for part in self.shares:
+            heads = part[layer].reshape(self.info.kv_heads, -1, *part.shape[2:])
+            yield np.pad(heads, [(0, 0)] * 3 + [(0, self.n_entries - heads.shape[-1])])
 
     def carry(self, scores: Floats) -> None:
         """Have the scores (..., n_entries) of the entries that stay back in `carried` next time."""
