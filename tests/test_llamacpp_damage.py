@@ -156,7 +156,7 @@ def fuzz(worker: Worker, sound: dict[str, Path], folder: Path, n: int, seed: int
     bad: list[str] = []
     path = folder / "damaged.gguf"
     for i in range(n):
-        name = ("llama", "qwen2")[i % 2]
+        name = list(sound)[i % len(sound)]
         data = mutated(whole[name], rng)
         path = folder / f"damaged-{i % 64}.gguf"
         path.write_bytes(data)
@@ -194,6 +194,23 @@ def test_ten_thousand_damaged_headers(worker: Worker, sound: dict[str, Path], tm
     ended = fuzz(worker, sound, tmp_path, ALL, seed=2)
     print(dict(ended))
     assert sum(ended.values()) == ALL
+
+
+@pytest.mark.slow
+def test_damaged_headers_of_the_other_families(worker: Worker, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    from tiny_families import save_tiny
+
+    from pilotfish.exporters.gguf_writer import write_gguf
+    from pilotfish.exporters.sources import open_source
+
+    others = {family: tmp_path / f"{family}.gguf" for family in ("qwen3", "gemma3_text", "phi3")}
+    for family, path in others.items():
+        source = open_source(save_tiny(family, tmp_path / family))
+        write_gguf(source, source.torch_model(), path)
+        assert worker.attempt(path) == "opened"
+    ended = fuzz(worker, others, tmp_path, 1500, seed=3)
+    assert ended["refused ModelFileError"] > 150 and ended["opened"] > 30, ended
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
