@@ -15,7 +15,7 @@ from ..runtime.errors import EngineError, UnsupportedModelError
 from ..runtime.interfaces import Floats, Tokens
 from .mobile_pack import Pack, Share, Written
 
-_INSTALL = "pip install coremltools==9.0 torch==2.13.0"
+_INSTALL = "pip install coremltools==9.0 torch==2.13.0 'numpy<2.4'"
 PACKAGES = {"coremltools": _INSTALL, "torch": _INSTALL}
 PACKAGE = "model.mlpackage"
 FILE = f"{PACKAGE}/Manifest.json"
@@ -50,7 +50,7 @@ def _converted(pack: Pack) -> Any:
 
     from .mobile_torch import CachedDecoder
 
-    decoder = CachedDecoder(pack.torch_model(), pack.context).eval()
+    decoder = CachedDecoder(pack.torch_model(), pack.context, by_product=True).eval()
     example = (torch.zeros(1, WIDTH, dtype=torch.int32), torch.arange(WIDTH, dtype=torch.int32))
     states = [
         ct.StateType(wrapped_type=ct.TensorType(shape=buffer.shape, dtype=np.float16), name=name)

@@ -11,7 +11,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_HIDDEN = -1e9  # added to a score: nothing is left of it
+_HIDDEN = -3e4  # added to a score: nothing is left of it, and half precision still holds it
 
 
 class CachedDecoder(torch.nn.Module):
@@ -19,11 +19,12 @@ class CachedDecoder(torch.nn.Module):
     the cache, so that reading a position again takes back what stood there, and all that stood behind is not seen.
 
     model: of transformers, with eager attention. n_entries: places in the cache.
+    by_product: put entries into the cache by a product of zeros and ones, for converters that cannot index.
     """
 
-    def __init__(self, model: PreTrainedModel, n_entries: int) -> None:
+    def __init__(self, model: PreTrainedModel, n_entries: int, *, by_product: bool = False) -> None:
         super().__init__()
-        self.model = model
+        self.model, self._by_product = model, by_product
         config: Any = model.config
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self._layers = range(config.num_hidden_layers)
@@ -38,7 +39,11 @@ class CachedDecoder(torch.nn.Module):
     def forward(self, input_ids: Tensor, positions: Tensor) -> Tensor:
         """Logits after each token."""
         positions = positions.long()
-        cache = _Cache(*([getattr(self, f"{kind}_{i}") for i in self._layers] for kind in ("key", "value")), positions)
+        place = None
+        if self._by_product:
+            place = (self.get_buffer("columns")[:, None] == positions).to(self.model.dtype)
+        kept = ([getattr(self, f"{kind}_{i}") for i in self._layers] for kind in ("key", "value"))
+        cache = _Cache(*kept, positions, place)
         model: Any = self.model
         found = model.base_model(
             input_ids=input_ids,
@@ -69,13 +74,17 @@ class _Cache:
 
     is_compileable = True
 
-    def __init__(self, keys: list[Tensor], values: list[Tensor], positions: Tensor) -> None:
-        self._keys, self._values, self._positions = keys, values, positions
+    def __init__(self, keys: list[Tensor], values: list[Tensor], positions: Tensor, place: Tensor | None) -> None:
+        self._keys, self._values, self._positions, self._place = keys, values, positions, place
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """All entries of a layer, with the new ones at their places."""
-        self._keys[layer].index_copy_(2, self._positions, keys)
-        self._values[layer].index_copy_(2, self._positions, values)
+        for kept, new in ((self._keys[layer], keys), (self._values[layer], values)):
+            if self._place is None:
+                kept.index_copy_(2, self._positions, new)
+            else:
+                kept.mul_(1 - self._place.sum(dim=1, keepdim=True))
+                kept.add_(self._place @ new)
         return self._keys[layer], self._values[layer]
 
     def get_seq_length(self, *_: Any) -> int:
