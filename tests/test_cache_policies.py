@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -345,3 +346,22 @@ def test_a_loaded_model_compresses(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             model.generate(prompt, max_new_tokens=5000)
     with pytest.raises(OptionError, match="max_context is 90"):
         pilotfish.load(path, "reference", cache="keydiff:budget=64,every=32", max_context=90)
+
+
+def test_the_command_line_takes_a_policy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from pilotfish.apps import cli
+
+    monkeypatch.setenv("PILOTFISH_CACHE", str(tmp_path / "cache"))
+    path = tiny_gguf(tmp_path / "tiny.gguf", quant="Q8_0", sizes=Sizes(context=1024), seed=10)
+    call = ["pilotfish", "run", str(path), "the cat and the dog " * 20, "--engine", "reference", "-n", "8", "--json"]
+    monkeypatch.setattr("sys.argv", [*call, "--cache", "keydiff:budget=64,every=32"])
+    with pytest.raises(SystemExit) as done:
+        cli.main()
+    assert done.value.code in (None, 0)
+    assert json.loads(capsys.readouterr().out)["kv_entries"] <= 96
+    monkeypatch.setattr("sys.argv", [*call, "--cache", "keydiff:budget=9"])
+    with pytest.raises(SystemExit) as done:
+        cli.main()
+    assert done.value.code == 2 and "budget of 9" in " ".join(capsys.readouterr().err.split())
