@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,7 @@ def write_operators(model: Path, out: Path) -> None:
         from onnxruntime.tools.ort_format_model import create_config_from_models
     except ImportError as error:
         raise EngineMissingError(f"listing operators needs {error.name}. Add it with: pip install onnx") from error
+    logging.getLogger("ort_format_model.utils").setLevel(logging.WARNING)
     with contextlib.redirect_stdout(io.StringIO()):
         create_config_from_models([model], out, False)
     lines = [line for line in out.read_text("utf-8").splitlines() if not line.startswith("#")]  # paths of this machine
