@@ -98,11 +98,13 @@ def show(report: Report, as_json: bool) -> None:
     out.print(table)
     for one in report.formats:
         for problem in one.problems:
-            out.print(f"{one.form}: {problem}")
+            out.print(f"{one.form} REFUSED: {problem}", soft_wrap=True)
     for name, reason in report.left_out.items():
-        out.print(f"{name}: not run here, {reason}")
-    out.print("top-1: the same best token; agree: the same, or one that the source finds all but as good;")
-    out.print("first other: where the first greedy answer leaves the source's, and in how many of all.")
+        out.print(f"{name}: not run here, {reason}", soft_wrap=True)
+    out.print(
+        "top-1: the same best token; agree: the same, or one that the source finds all but as good;", soft_wrap=True
+    )
+    out.print("first other: where the first greedy answer leaves the source's, and in how many of all.", soft_wrap=True)
 
 
 def _cells(one: FormatReport, report: Report) -> tuple[str, ...]:

@@ -25,6 +25,7 @@ from tiny_families import FAMILIES, save_tiny
 
 import pilotfish
 from pilotfish import backends, export_job, exporting, verifying
+from pilotfish.apps import cli
 from pilotfish.export_job import Job
 from pilotfish.exporters.weight_form import Stored, WeightForm
 from pilotfish.exporters.writers import FORMATS, OnnxFormat
@@ -334,6 +335,46 @@ def test_a_ggufs_own_quantization_is_kept(tmp_path: Path) -> None:
     need("openvino")
     with pytest.raises(UnsupportedModelError, match="opens the file itself"):
         run(Job(file, tmp_path / "other", ("openvino",), None))
+
+
+def test_the_command_line_says_the_same(
+    folders: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    need("onnx")
+
+    def pilotfish_command(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["pilotfish", *map(str, arguments)])
+        code: object = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = end.code or 0
+        out, err = capfd.readouterr()
+        return int(str(code)), out, " ".join(err.split())
+
+    export = ("export", folders("llama"), "-o", tmp_path / "out", "--weights", "fp32")
+    code, out, err = pilotfish_command(*export, "--json")
+    facts = json.loads(out)
+    assert code == 0 and facts["ok"] and facts["with_source"] and facts["formats"]["onnx"]["top1"] > 0.98
+    assert "verifying onnx:" in err
+    code, out, _ = pilotfish_command("verify", tmp_path / "out")
+    assert code == 0 and "ok" in out and "REFUSED" not in out
+    _, out, _ = pilotfish_command("inspect", tmp_path / "out")
+    assert "onnx/model.onnx" in out and "allowed" in out
+    manifest = json.loads((tmp_path / "out" / "pilotfish.json").read_text())
+    manifest["thresholds"]["onnx"]["perplexity_ratio"] = 0.5
+    (tmp_path / "out" / "pilotfish.json").write_text(json.dumps(manifest))
+    code, out, _ = pilotfish_command("verify", tmp_path / "out")
+    assert code == 1 and "onnx REFUSED: perplexity" in out and "at most 0.5" in out
+    for wrong, said in (
+        (("--weights", "int5"), "--weights is 'int5'"),
+        (("--weights", "source", "--head", "int8"), "keeps every matrix"),
+        (("--data-aware", "magic"), "--data-aware is 'magic'"),
+        (("--to", "tflite"), "no format 'tflite'"),
+    ):
+        code, _, err = pilotfish_command("export", folders("llama"), "-o", tmp_path / "other", *wrong)
+        assert code == 2 and said in err, err
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
 KILLED = """
