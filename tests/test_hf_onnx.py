@@ -127,6 +127,48 @@ def test_a_family_is_computed_as_transformers_does(exported: Exported, family: s
     weights.close()
 
 
+_ROPE = {"rope_theta": 10000.0}
+VARIANTS: dict[str, tuple[str, dict[str, Any], int | None]] = {
+    "heads apart from the width": ("llama", {"head_dim": 48}, None),
+    "biases": ("llama", {"attention_bias": True, "mlp_bias": True}, None),
+    "stretched rotation": (
+        "llama",
+        {
+            "rope_parameters": {
+                **_ROPE,
+                "rope_type": "llama3",
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 64,
+            }
+        },
+        None,
+    ),
+    "half of a head turned": (
+        "phi3",
+        {"rope_parameters": {**_ROPE, "rope_type": "default", "partial_rotary_factor": 0.5}},
+        None,
+    ),
+    "a window everywhere": ("phi3", {"sliding_window": 8}, 8),
+    "a window from layer 1 on": ("qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}, 8),
+    "no window": ("mistral", {"sliding_window": None}, None),
+}
+
+
+@pytest.mark.parametrize("variant", quick(VARIANTS, "half of a head turned"))
+def test_configurations_of_a_family(tmp_path: Path, variant: str) -> None:
+    family, changes, window = VARIANTS[variant]
+    model, tokens = tiny(family, **changes), text()
+    seal(tmp_path, model, export_onnx(model, tmp_path, FORMS["fp32"]))
+    weights = opened(tmp_path)
+    session = weights.session()
+    ours = [session.forward(tokens[a:b], n_logits=b - a).logits.copy() for a, b in ((0, 41), (41, 42), (42, 70))]
+    assert distance(np.concatenate(ours), logits_in_torch(model, tokens)) < 2e-5
+    assert weights.window == window  # type: ignore[attr-defined]
+    weights.close()
+
+
 @pytest.mark.parametrize("family", quick(FAMILIES, "gemma3_text", "mistral"))
 def test_chunks_and_rollback(exported: Exported, family: str) -> None:
     weights, tokens, other = opened(exported(family, "fp32")), text(100), text(40, seed=2)
