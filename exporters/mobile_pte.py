@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import logging
 import warnings
 from collections.abc import Iterator
@@ -50,7 +49,7 @@ def write(pack: Pack, folder: Path, progress: Share) -> Written:
         progress(0.95)
         report = pack.compare("pte", _run(folder / FILE, tokens), None if form.layers != "fp32" else 1e-3)
     recipe = {
-        "weights": f"{form.layers}{', embedding and output int8' if form.layers.startswith('int') else ''}",
+        "weights": f"{form.layers}{', output int8, embedding fp32' if form.layers.startswith('int') else ''}",
         "context": str(pack.context),
         "least": str(LEAST),
         "most": str(MOST),
@@ -91,11 +90,6 @@ def _lowered(pack: Pack, form: WeightForm, progress: Share) -> bytes:
             compile_config=EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True),
         )
         progress(0.8)
-        if quantized:  # the embedding's bytes are widened by a kernel of ExecuTorch
-            _load_kernels()
-            from executorch.exir.passes.quant_fusion_pass import QuantFusionPass
-
-            edge = edge.transform([QuantFusionPass()])
         program: bytes = edge.to_executorch().buffer
     except Exception as error:  # torch.export and ExecuTorch raise whatever the operator at hand calls for
         raise EngineError(f"ExecuTorch cannot take this {pack.source.architecture}: {error}") from error
@@ -103,9 +97,10 @@ def _lowered(pack: Pack, form: WeightForm, progress: Share) -> bytes:
 
 
 def _quantize(model: PreTrainedModel, form: WeightForm) -> None:
-    """Linear layers with activations rounded as they come, in place; embedding and output in 8 bits a row."""
+    """Linear layers with activations rounded as they come, in place; the output in 8 bits a row. The embedding stays
+    in floats: ExecuTorch has no kernel for torchao's way of widening its bytes."""
     import torch
-    from torchao.quantization import Int8DynamicActivationIntxWeightConfig, IntxWeightOnlyConfig, quantize_
+    from torchao.quantization import Int8DynamicActivationIntxWeightConfig, quantize_
     from torchao.quantization.granularity import PerAxis, PerGroup
 
     int4 = form.layers == "int4"
@@ -116,13 +111,6 @@ def _quantize(model: PreTrainedModel, form: WeightForm) -> None:
     output = Int8DynamicActivationIntxWeightConfig(weight_dtype=torch.int8, weight_granularity=PerAxis(0))
     quantize_(model.base_model, layers)
     quantize_(model, output, filter_fn=lambda module, name: name == "lm_head")
-    embedding = IntxWeightOnlyConfig(weight_dtype=torch.int8, granularity=PerAxis(0))
-    quantize_(model, embedding, filter_fn=lambda module, name: isinstance(module, torch.nn.Embedding))
-
-
-def _load_kernels() -> None:
-    """Register the kernels of quantized operators, which importing their module does."""
-    importlib.import_module("executorch.kernels.quantized")
 
 
 def _run(path: Path, tokens: Tokens) -> Floats:
@@ -130,7 +118,6 @@ def _run(path: Path, tokens: Tokens) -> Floats:
     import torch
     from executorch.runtime import Runtime
 
-    _load_kernels()
     method: Any = Runtime.get().load_program(path).load_method("forward")
     ids = torch.from_numpy(np.asarray(tokens, np.int64))[None]
 
