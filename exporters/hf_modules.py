@@ -45,8 +45,6 @@ class TracedLinear(nn.Module):
         attributes: Attributes
         if self.matrix.bits is None:
             weight = self.get_buffer("table" if self.head else "weight")
-            if weight.dtype != torch.float32:
-                weight = torch.onnx.ops.symbolic("Cast", (weight,), {"to": 1}, dtype=torch.float32, shape=weight.shape)
             operator, attributes = ("Gemm", {"transB": 1}) if self.head else ("MatMul", {})
             product = torch.onnx.ops.symbolic(operator, (x, weight), attributes, dtype=torch.float32, shape=shape)
             return product if self.bias is None else product + self.bias
@@ -79,8 +77,7 @@ class TracedEmbedding(nn.Module):
         shape = [*ids.shape, self.matrix.shape[1]]
         if self.matrix.bits is None:
             table = self.get_buffer("table")
-            found = torch.onnx.ops.symbolic("Gather", (table, ids), {"axis": 0}, dtype=table.dtype, shape=shape)
-            found = found.to(torch.float32)
+            found = torch.onnx.ops.symbolic("Gather", (table, ids), {"axis": 0}, dtype=torch.float32, shape=shape)
         else:
             inputs = [self.get_buffer("codes"), ids, self.get_buffer("scale"), self.get_buffer("zero")]
             attributes: Attributes = {

@@ -48,7 +48,7 @@ def export_onnx(
         from .hf_graph import trace_decoder
         from .hf_swap import swapped
         from .onnx_files import write_graph
-        from .onnx_passes import fuse, merge_siblings, parts_of, remove_transposes
+        from .onnx_passes import fuse, merge_siblings, parts_of, remove_transposes, store_halves
     except ImportError as error:
         raise EngineMissingError(f"exporting needs the package {error.name}. Add it with: {EXPORT_EXTRA}") from error
     window = sliding_window(model)
@@ -60,6 +60,7 @@ def export_onnx(
     remove_transposes(traced.graph)
     fuse(traced.graph)
     parts = merge_siblings(traced.graph, parts_of(traced.graph, state.matrices))
+    store_halves(traced.graph, parts)
     losses = write_graph(traced, parts, folder, lambda share: tell(0.35 + 0.65 * share, "quantizing and writing"))
     recipe: dict[str, Any] = {
         "weights": _described(form),

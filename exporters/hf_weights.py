@@ -58,8 +58,8 @@ class Matrix:
         """Name, shape and type of each initializer. gathered: as GatherBlockQuantized and Gather take them."""
         rows, columns = self.shape
         if self.bits is None:
-            dtype = torch.float16 if self.stored == "fp16" else torch.float32
-            return {"table": ((rows, columns), dtype)} if gathered else {"weight": ((columns, rows), dtype)}
+            floats = torch.float32  # while it is traced: store_halves() makes half of it
+            return {"table": ((rows, columns), floats)} if gathered else {"weight": ((columns, rows), floats)}
         n_blocks, n_bytes = columns // self.block, self.block * self.bits // 8
         n_zero = -(-n_blocks * self.bits // 8)
         if gathered:

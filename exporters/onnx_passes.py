@@ -122,6 +122,22 @@ def remove_transposes(graph: ir.Graph) -> None:
     remove_dead(graph)
 
 
+def store_halves(graph: ir.Graph, parts: Parts) -> None:
+    """Floats that are kept in 16 bits are made 32 by a Cast, which ONNX Runtime does once, as it opens the graph. Not
+    traced: the exporter's optimizer would compute it, of placeholders."""
+    for name, (matrix, _) in parts.items():
+        if matrix.bits is not None or matrix.stored != "fp16":
+            continue
+        value = graph.initializers[name]
+        cast = ir.Node("", "Cast", [value], attributes=[ir.AttrInt64("to", ir.DataType.FLOAT.value)])
+        cast.outputs[0].name, cast.outputs[0].shape = f"{name}.f32", value.shape
+        cast.outputs[0].dtype = ir.DataType.FLOAT
+        value.replace_all_uses_with(cast.outputs[0])
+        cast.replace_input_with(0, value)
+        value.dtype = ir.DataType.FLOAT16
+        graph.insert_before(graph[0], cast)
+
+
 def fuse(graph: ir.Graph) -> None:
     """x * sigmoid(x), and a norm of a sum that is needed later, become one operator each."""
     for node in list(graph):

@@ -108,7 +108,11 @@ def as_stored(model: PreTrainedModel, form: WeightForm) -> PreTrainedModel:
 
 
 CELLS = [(family, form) for family in FAMILIES for form in FORMS]
-BY_DEFAULT = [cell for cell in CELLS if cell[1] == "int4"] + [("gemma3_text", "fp32"), ("llama", "int8")]
+BY_DEFAULT = [cell for cell in CELLS if cell[1] == "int4"] + [
+    ("gemma3_text", "fp32"),
+    ("llama", "int8"),
+    ("qwen2", "fp16"),
+]
 
 
 @pytest.mark.parametrize(
