@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..runtime.errors import EngineMissingError, UnsupportedModelError
-from .families import SUPPORTED
+from .families import SUPPORTED, text_settings
 from .model_source import EXPORT_EXTRA
 from .weight_form import WeightForm
 
@@ -44,6 +44,9 @@ def export_onnx(
             f"the family {model.config.model_type!r} cannot be exported to ONNX yet; those that can: "
             f"{', '.join(SUPPORTED)}."
         )
+    text_settings(
+        model.config.to_dict(), Path(model.config.name_or_path or "the model")
+    )  # what a trace would leave out
     try:
         from .hf_graph import trace_decoder
         from .hf_swap import swapped

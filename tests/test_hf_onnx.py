@@ -329,3 +329,19 @@ def test_rounding_is_within_half_a_step_and_searched(bits: int, symmetric: bool)
     assert (blocks.dequantized()[3] == 0).all()
     again = quantize(blocks.dequantized(), bits=bits, block=32, symmetric=symmetric)
     assert isinstance(again, Blocks) and again.loss < 1e-3 + blocks.loss * (not symmetric)
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "message"),
+    [
+        ("gemma3_text", {"final_logit_softcapping": 30.0}, "logits are capped"),
+        ("gemma3_text", {"use_bidirectional_attention": True}, "looks ahead"),
+        ("llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "'dynamic'"),
+    ],
+)
+def test_a_configuration_that_computes_otherwise_is_refused(
+    tmp_path: Path, family: str, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UnsupportedModelError, match=message):
+        export_onnx(tiny(family, **changes), tmp_path, FORMS["fp32"])
+    assert not list(tmp_path.iterdir())
