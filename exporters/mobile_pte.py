@@ -105,7 +105,7 @@ def _quantize(model: PreTrainedModel, form: WeightForm) -> None:
 
     int4 = form.layers == "int4"
     layers = Int8DynamicActivationIntxWeightConfig(
-        weight_dtype=torch.int4 if int4 else torch.int8,
+        weight_dtype=getattr(torch, form.layers),
         weight_granularity=PerGroup(form.block) if int4 else PerAxis(0),
     )
     output = Int8DynamicActivationIntxWeightConfig(weight_dtype=torch.int8, weight_granularity=PerAxis(0))

@@ -42,8 +42,8 @@ class CachedDecoder(torch.nn.Module):
         place = None
         if self._by_product:
             place = (self.get_buffer("columns")[:, None] == positions).to(self.model.dtype)
-        kept = ([getattr(self, f"{kind}_{i}") for i in self._layers] for kind in ("key", "value"))
-        cache = _Cache(*kept, positions, place)
+        keys, values = ([getattr(self, f"{kind}_{i}") for i in self._layers] for kind in ("key", "value"))
+        cache = _Cache(keys, values, positions, place)
         model: Any = self.model
         found = model.base_model(
             input_ids=input_ids,

@@ -111,8 +111,8 @@ def store_as_half(parts: list[Matrix]) -> None:
 def store_as_bytes(parts: list[Matrix], block: int, symmetric: bool) -> None:
     """Store f32 matrices as int8 with a scale per block of columns, each once.
 
-    NNCF has one scale for a whole row, which on SmolLM2 is ten times further from the source. The nodes are those that
-    NNCF writes for int4, so that the plug-in knows them.
+    NNCF has one scale for a whole row, which on SmolLM2 is three times further from the source. The nodes are those
+    that NNCF writes for int4, so that the plug-in knows them.
     """
     from openvino import Type
     from openvino import opset13 as op

@@ -167,6 +167,7 @@ class OpenVinoFormat:
             data_aware=order.data_aware,
             samples=order.samples,
             ratio=order.ratio,
+            activations=order.activations,
             progress=lambda share, what: progress(share),
         )
 

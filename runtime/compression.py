@@ -143,4 +143,4 @@ def _observed(policy: CachePolicy, abilities: frozenset[Ability]) -> frozenset[O
     if {"queries", "keys"} <= abilities:
         return frozenset({"queries"})
     # Shown attention is rows x entries for every head: of a window, but not of all that was ever run.
-    return frozenset({"attention"}) & abilities if policy.rows is not None else frozenset()
+    return frozenset({"attention"}) if policy.rows is not None and "attention" in abilities else frozenset()

@@ -65,8 +65,9 @@ class RenewalReward:
     over time). All k are compared, as the curve has dips and steps. k = 0 wins unless drafting promises clearly more
     tokens per second than a plain step, and unless the loss, were every draft wrong, is within what this answer has
     gained so far and a little more (Forecast.stake): so no answer takes much longer than without drafts, however wrong
-    the estimates are, and the steeper the curve, the shorter the first drafts. While it keeps winning, a draft is tried every so often, ever more rarely;
-    while drafting wins, a plain step is run every so often, because a comparison needs both sides measured.
+    the estimates are, and the steeper the curve, the shorter the first drafts. While it keeps winning, a draft is
+    tried every so often, ever more rarely; while drafting wins, a plain step is run every so often, because a
+    comparison needs both sides measured.
     """
 
     plain_every: int | None = 64

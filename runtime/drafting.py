@@ -14,8 +14,8 @@ from .rows import RowRule
 
 _CHEAP = 0.1  # of a plain step: a proposer whose whole call costs less is asked first and judged by its draft
 _HICCUP_S = 1e-3
-_STAKE = 1.25  # plain steps that drafts may lose in an answer before they have gained any,
-_STAKE_RATE = 0.02  # and so many more with every token
+_STAKE = 2.0  # plain steps that drafts may lose in an answer before they have gained any,
+_STAKE_RATE = 0.01  # and so many more with every token
 _STALE = 64  # rounds after which a proposer that lost to another is heard again
 
 
@@ -161,9 +161,12 @@ class Drafting:
             self._record(proposal.proposer).acceptance.observe(proposal.draft, rows)
 
     def _account(self, proposal: Proposal, width: int, n_tokens: int) -> None:
-        """What the round gained or lost, by the curve: one hiccup of the clock is nobody's gain or loss."""
+        """What the round gained or lost, by the curve: one hiccup of the clock is nobody's gain or loss.
+
+        Looking something up that is not verified is no bet that was lost: it happens in every round.
+        """
         spent = self.costs.seconds(width)
-        if proposal.proposer is not None:
+        if proposal.proposer is not None and width > self.rows.minimum:
             spent += self._record(proposal.proposer).usual(proposal.draft_s)
         if width != self._last_width:
             spent += self.costs.speed * self.costs.switch

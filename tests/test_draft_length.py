@@ -198,7 +198,7 @@ def test_no_single_answer_loses_more_than_its_stake(curve: np.ndarray, answers: 
             spent += float(curve[k])
             finish(drafting, proposal, k if right else 0, k + 1, float(curve[k]))
             n += 1 + k * right
-        assert spent <= (n * 1.02 + 1.25) * float(curve[0]) * 1.001
+        assert spent <= (n * 1.01 + 2.0) * float(curve[0]) * 1.001
     assert not right
 
 
@@ -213,6 +213,6 @@ def test_what_was_gained_may_be_lost_again() -> None:
         k = len(proposal.draft)
         finish(drafting, proposal, k, k + 1, float(STEEP[k]))
         lengths.append(k)
-    assert lengths[0] <= 1 and lengths[-1] > 12, lengths
+    assert 0 < lengths[0] <= 3 and lengths[-1] > 12, lengths
     drafting.begin()
-    assert len(drafting.propose((guesser,), context, 32).draft) <= 1
+    assert len(drafting.propose((guesser,), context, 32).draft) <= 3

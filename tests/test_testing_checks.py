@@ -88,6 +88,11 @@ class BadHidden(ReferenceSession):
         return step if step.hidden is None else replace(step, hidden=step.hidden[::-1])
 
 
+class KeepsAlikeInAllHeads(ReferenceSession):
+    def keep(self, entries: Indices) -> None:
+        super().keep(entries if entries.ndim == 1 else np.broadcast_to(entries[:1, :1], entries.shape))
+
+
 class BadKeys(ReferenceSession):
     """Of all rows that ever were."""
 
@@ -175,6 +180,7 @@ WEIGHTS: dict[str, type[ToyWeights]] = {
     "max_context_is_checked": OpensAnySize,
 }
 REFERENCES: dict[str, type[ReferenceSession]] = {
+    "heads_keep_entries_of_their_own": KeepsAlikeInAllHeads,
     "keys_are_those_of_the_entries": BadKeys,
     "what_is_observed_has_its_shape_and_changes_nothing": ObservesIntoTheCache,
     "attention_is_a_law_over_what_is_visible": BadAttention,
