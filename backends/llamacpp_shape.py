@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..runtime.decoder_shape import ARCHITECTURES, decoder_shape
+from ..runtime.decoder_shape import ARCHITECTURES, check_shapes, decoder_shape
 from ..runtime.errors import ModelFileError, UnsupportedModelError
 from ..runtime.gguf_file import GgufFile
 
@@ -132,12 +132,7 @@ def _check_tensors(file: GgufFile, s: LlamaCppShape, ffn: int) -> None:
     expected |= {"output_norm.weight": (s.hidden_size,), "token_embd.weight": (s.vocab_size, s.hidden_size)}
     if "output.weight" in file.tensors:
         expected["output.weight"] = (s.vocab_size, s.hidden_size)
-    for name, wanted in expected.items():
-        tensor = file.tensors.get(name)
-        if tensor is None:
-            raise ModelFileError(f"{file.path} has no tensor {name}.")
-        if tensor.shape != wanted:
-            raise ModelFileError(f"{file.path}: tensor {name} has shape {tensor.shape}, but {wanted} was expected.")
+    check_shapes(file, expected)
     unknown = sorted(file.tensors.keys() - expected.keys())
     if unknown:
         raise UnsupportedModelError(f"{file.path} has the tensor {unknown[0]}, which is not known here.")

@@ -22,6 +22,7 @@ _SMALLEST = 6e-8  # an f16
 _BLOCKS = 1 << 16
 _LEVELS = range(15, 6, -1)  # a file's blocks may leave out the ends of their grid
 _OFF_GRID = 0.02  # of a step: what f16 scales in the file leave
+_MOST_ZERO = 1024  # of a zero point: up to here f16 has it to half a step
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,12 +201,13 @@ def own_grid(
         for levels in _LEVELS:  # between the smallest and the largest entry of a block
             rows = x[open_]
             low = rows.min(axis=-1, keepdims=True)
-            step = np.maximum((rows.max(axis=-1, keepdims=True) - low) / levels, _SMALLEST)
-            q = (rows - low) / step
-            on_grid = np.abs(q - np.rint(q)).max(axis=-1) < _OFF_GRID
+            step = (rows.max(axis=-1, keepdims=True) - low) / levels
+            step = np.where(step > 0, step, np.abs(low))  # one value in all of a block: its own size is its step
+            step = np.maximum(step, _SMALLEST).astype(np.float16).astype(np.float32)  # as it is stored
+            q, zero = (rows - low) / step, -low / step
+            on_grid = (np.abs(q - np.rint(q)).max(axis=-1) < _OFF_GRID) & (np.abs(zero[:, 0]) < _MOST_ZERO)
             done = open_[on_grid]
-            values[done], scales[done] = np.rint(q[on_grid]), step[on_grid]
-            zeros[done] = -low[on_grid] / step[on_grid]
+            values[done], scales[done], zeros[done] = np.rint(q[on_grid]), step[on_grid], zero[on_grid]
             open_ = open_[~on_grid]
             if not len(open_):
                 break

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -162,7 +163,12 @@ def _check_sizes(file: GgufFile, s: DecoderShape) -> None:
     names["token_embd.weight"] = (s.vocab_size, s.hidden_size)
     if "output.weight" in file.tensors:
         names["output.weight"] = (s.vocab_size, s.hidden_size)
-    for name, wanted in names.items():
+    check_shapes(file, names)
+
+
+def check_shapes(file: GgufFile, expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise ModelFileError unless the file has each of these tensors in its shape."""
+    for name, wanted in expected.items():
         tensor = file.tensors.get(name)
         if tensor is None:
             raise ModelFileError(f"{file.path} has no tensor {name}.")

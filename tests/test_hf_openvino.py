@@ -428,6 +428,23 @@ def test_weights_of_four_bits_keep_them(tmp_path: Path) -> None:
     assert own_grid(np.zeros((4, 32), dtype=np.float32), 32) is not None
 
 
+@pytest.mark.parametrize("value", [0.37, -0.37, 6e-5, 3e4])
+def test_a_block_of_one_value_is_on_a_grid(value: float) -> None:
+    """K-quants have such blocks: a scale of zero and a minimum."""
+    matrix = np.random.default_rng(0).integers(0, 16, (4, 64)).astype(np.float32)
+    matrix[1, 32:] = value
+    found = own_grid(matrix, 32)
+    assert found is not None
+    values, scales, zeros = (part.astype(np.float32) for part in found)
+    assert np.isfinite(scales).all() and np.isfinite(zeros).all()
+    assert np.abs((values - zeros) * scales - matrix.reshape(4, 2, 32)).max() <= 1e-3 * abs(value) + 1e-3
+
+
+def test_a_zero_point_that_f16_has_no_digits_for_is_no_grid() -> None:
+    block = 100.0 + 1e-3 * np.arange(32, dtype=np.float32) % 0.016
+    assert own_grid(block[None], 32) is None
+
+
 def test_a_calibration_text(tmp_path: Path) -> None:
     tokenizer = tokenizer_from_gguf(read_gguf(tiny_gguf(tmp_path / "tiny.gguf")).metadata)
     own = calibration_samples(tokenizer, length=100)
