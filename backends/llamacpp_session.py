@@ -9,6 +9,7 @@ import numpy as np
 from ..runtime.errors import AbilityError, EngineError, OptionError
 from ..runtime.interfaces import Ability, Floats, Indices, Observation, Step, Tokens
 from .cache_state import pack, unpack
+from .decoder_only import DecoderOnly
 from .kv_rows import Rows
 from .llamacpp_context import MAX_LEAVES, MAX_OUTPUTS, MAX_ROWS, Context, capacity_for
 
@@ -24,7 +25,7 @@ _WAY_OUT = {
 }
 
 
-class LlamaCppSession:
+class LlamaCppSession(DecoderOnly):
     """A cache over LlamaCppWeights. llama.cpp allocates a context whole, so a full one is replaced by a larger one."""
 
     def __init__(self, weights: LlamaCppWeights, max_context: int, watching: bool = False) -> None:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from ..runtime.errors import AbilityError, EngineError
 from ..runtime.interfaces import Ability, Floats, Indices, Observation, Step, Tokens
 from .cache_state import Array, Layout, pack, unpack
+from .decoder_only import DecoderOnly
 from .kv_rows import Rows, ancestors
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class _Step:
         self.output = value(self.logits)
 
 
-class OrtSession:
+class OrtSession(DecoderOnly):
     """One cache over OrtWeights. Keys and values lie in (1, kv_heads, capacity, head_dim) arrays that grow."""
 
     def __init__(self, weights: OrtWeights, ort: Any, max_context: int) -> None:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from ..runtime.errors import AbilityError, OptionError
 from ..runtime.interfaces import Ability, Floats, Indices, Observation, Step, Tokens
 from .cache_state import Array, Layout, pack, unpack
+from .decoder_only import DecoderOnly
 from .kv_rows import Rows, ancestors
 from .ov_pool import Blocks
 from .ov_request import Request
@@ -35,7 +36,7 @@ def _abilities(weights: OvWeights, max_context: int) -> frozenset[Ability]:
     return found - {"evict_tokens"} if max_context <= closing else found - {"evict_tokens", "tree"}
 
 
-class OvSession:
+class OvSession(DecoderOnly):
     """One sequence. Its entries lie in the blocks of `_table`, in order; only the last block has room left."""
 
     def __init__(self, weights: OvWeights, max_context: int) -> None:

@@ -20,6 +20,7 @@ from ..runtime.interfaces import Ability, Floats, Indices, ModelInfo, Observatio
 from ..runtime.storage import file_digest
 from . import NO_OPTIONS
 from .cache_state import Layout, pack, unpack
+from .decoder_only import DecoderOnly
 from .kv_rows import Rows, ancestors
 
 _ABILITIES: frozenset[Ability] = frozenset(
@@ -161,7 +162,7 @@ class ReferenceWeights:
             raise EngineError("these weights are closed; load the model again.")
 
 
-class ReferenceSession:
+class ReferenceSession(DecoderOnly):
     """A cache of exactly the entries that are there: (kv_heads, n_entries, head_dim) per layer."""
 
     abilities = _ABILITIES

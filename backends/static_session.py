@@ -15,6 +15,7 @@ import numpy.typing as npt
 from ..runtime.errors import AbilityError, EngineError, OptionError
 from ..runtime.interfaces import Ability, Floats, Indices, ModelInfo, Observation, Step, Tokens
 from .cache_state import Array, Layout, pack, unpack
+from .decoder_only import DecoderOnly
 from .kv_rows import Rows, ancestors
 from .static_shapes import Ladder
 
@@ -61,7 +62,7 @@ class StaticWeights:
             self._runner = None
 
 
-class StaticSession:
+class StaticSession(DecoderOnly):
     """One cache in numpy: (2 n_layers, 1, kv_heads, W, head_dim), keys and values in turn."""
 
     abilities = _ABILITIES

@@ -23,6 +23,7 @@ from .runtime.choice import Choice, Job, Trial
 from .runtime.cost import calibrate
 from .runtime.errors import EngineError, EngineMissingError, OptionError, PilotfishError, UnsupportedModelError
 from .runtime.interfaces import Session, Weights
+from .runtime.source import prepare, stand_in
 
 _WIDTHS = (1, 2, 4, 8)
 _PROMPT = 64  # rows of the step that stands for prompt processing
@@ -153,6 +154,7 @@ class Trials:
         weights, _ = open_weights(self._path, place, report)
         try:
             session = weights.session(min(weights.info.context_length, 256))
+            prepare(session)
             error = None if self._canary is None else canary_error(session, self._canary)
             step_s = _one_step(session)
             if step_s > _HOPELESS * self._best_step:
@@ -185,13 +187,17 @@ def _one_step(session: Session) -> float:
 def _prefill_s(session: Session) -> float:
     """Seconds per token of prompt processing, the better of two."""
     tokens = np.arange(min(_PROMPT, session.max_context), dtype=np.int64) % session.info.vocab_size
+    source = stand_in(session.info)
     times = []
     for _ in range(2):
         began = time.perf_counter()
-        session.forward(tokens, n_logits=0)
+        if source is None:
+            session.forward(tokens, n_logits=0)
+        else:  # the encoder is the prompt processing
+            session.encode(source)
         times.append(time.perf_counter() - began)
         session.truncate(0)
-    return min(times) / len(tokens)
+    return min(times) / (len(tokens) if source is None else source.shape[-1])
 
 
 def first_threads() -> int:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 from pydantic import BaseModel, ConfigDict, model_validator
 
+from .errors import PilotfishError
 from .interfaces import Session, Tokens, as_tokens
+from .source import prepare
 
 TEXT = (
     "The capital of France is Paris, and the capital of Italy is Rome. One, two, three, four, five, six, seven, "
@@ -22,6 +24,7 @@ class Canary(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     tokens: tuple[int, ...]
+    source: tuple[int, ...] = ()  # what an encoder-decoder model reads first; (): a decoder, or a stand-in for sound
     best: tuple[int, ...]  # the most probable token after each of the last len(best) tokens
     gaps: tuple[float, ...]  # logit of each best token minus the second best: how sure the answer is
 
@@ -32,8 +35,12 @@ class Canary(BaseModel):
         return self
 
 
-def make_canary(session: Session, text: Tokens) -> Canary:
-    """What an engine that is trusted answers to the text. The session must be empty and is left empty."""
+def make_canary(session: Session, text: Tokens, source: Tokens | None = None) -> Canary:
+    """What an engine that is trusted answers to the text. The session must be empty and is left empty.
+
+    source: what an encoder-decoder model reads first; None for sound: the same silence for everybody.
+    """
+    _read(session, source)
     tokens = text[: min(_MOST_TOKENS, session.max_context)]
     n = min(sum(_STEPS), len(tokens))
     logits = session.forward(tokens, n_logits=n).logits
@@ -42,6 +49,7 @@ def make_canary(session: Session, text: Tokens) -> Canary:
     session.truncate(0)
     return Canary(
         tokens=tuple(tokens.tolist()),
+        source=() if source is None else tuple(source.tolist()),
         best=tuple(best.tolist()),
         gaps=tuple((top[:, 1] - top[:, 0]).astype(float).tolist()),
     )
@@ -56,6 +64,10 @@ def canary_error(session: Session, canary: Canary) -> float:
     """
     tokens, best = as_tokens(canary.tokens), as_tokens(canary.best)
     if len(tokens) > session.max_context or max(canary.tokens + canary.best) >= session.info.vocab_size:
+        return 1.0
+    try:
+        _read(session, as_tokens(canary.source) if canary.source else None)
+    except PilotfishError:  # longer than this encoder reads, other tokens
         return 1.0
     rows, at = [], len(tokens) - len(best)
     if at:
@@ -72,3 +84,10 @@ def canary_error(session: Session, canary: Canary) -> float:
     short = top - logits[np.arange(len(best)), best]
     spread = top - logits.mean(axis=-1)
     return float(np.mean(np.divide(short, spread, out=np.ones_like(short), where=spread > 0)))
+
+
+def _read(session: Session, source: Tokens | None) -> None:
+    if source is None:
+        prepare(session)
+    else:
+        session.encode(source)

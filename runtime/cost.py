@@ -14,6 +14,7 @@ import numpy as np
 
 from .interfaces import Indices, ModelInfo, Probs, Session, Tokens
 from .rows import PROBED_WIDTHS, RowClasses, classify
+from .source import prepare
 
 _N_CONTEXT = 8  # entries before the probe's steps
 _N_TOKENS = 12  # tokens run at least in steps of every width
@@ -140,8 +141,10 @@ class Calibration:
 def calibrate(session: Session, widths: tuple[int, ...] = PROBED_WIDTHS) -> Calibration:
     """Time and compare steps of every width over the same tokens. The session must be empty and is left empty.
 
-    widths: an engine that names its own (ModelInfo.widths) is asked for no others.
+    widths: an engine that names its own (ModelInfo.widths) is asked for no others. An encoder-decoder session is given
+        a stand-in for a source.
     """
+    prepare(session)
     widths = session.info.widths or widths
     yardstick = min((w for w in widths if w > 1), default=1)  # runs as many tokens as any width: all compare with it
     room = session.max_context - _N_CONTEXT

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from pilotfish.runtime.errors import PilotfishError
-from pilotfish.runtime.interfaces import Indices, Step
+from pilotfish.runtime.interfaces import EncoderInfo, Indices, Step
 from pilotfish.testing import CHECKS, Subject
-from pilotfish.testing.toy import ToySession, ToyWeights
+from pilotfish.testing.toy import ToySession, ToySourceSession, ToyWeights
 
 WIDE = (*range(2, 18), 32, 33)
 
@@ -176,6 +176,94 @@ class HoldsOneLess(ToySession):
         return 0
 
 
+class KeepsTheCacheOfTheSourceBefore(ToySourceSession):
+    def encode(self, source):  # type: ignore[no-untyped-def]
+        held = list(self.entries)
+        super().encode(source)
+        self.entries = held
+
+
+class ReadsOnlyOnce(ToySourceSession):
+    def encode(self, source):  # type: ignore[no-untyped-def]
+        held = self.source
+        super().encode(source)
+        self.source = held or self.source
+
+
+class AddsToTheSourceBefore(ToySourceSession):
+    def encode(self, source):  # type: ignore[no-untyped-def]
+        held = self.source
+        super().encode(source)
+        self.source = held + self.source
+
+
+class ForgetsTheSourceWithTheAnswer(ToySourceSession):
+    def truncate(self, n_tokens: int) -> None:
+        super().truncate(n_tokens)
+        self.source = self.source if self.entries else self.source[:1]
+
+
+class ForksReadForEachOther(ToySourceSession):
+    _forked: ClassVar[list[ToySession]] = []
+
+    def fork(self) -> ToySession:
+        self._forked[:] = [self]
+        return super().fork()
+
+    def encode(self, source):  # type: ignore[no-untyped-def]
+        super().encode(source)
+        for other in self._forked:
+            other.source = self.source
+
+
+class TakesASourceWithoutAnEncoder(ToySession):
+    def encode(self, source):  # type: ignore[no-untyped-def]
+        self.entries = []
+
+
+class SettlesBeforeItReads(ToySourceSession):
+    def encode(self, source):  # type: ignore[no-untyped-def]
+        if self.source:
+            self._check_settled()
+        super().encode(source)
+
+
+class StepsWithoutASource(ToySourceSession):
+    def _check_settled(self) -> None:
+        ToySession._check_settled(self)
+
+
+class SavesNoSource(ToySourceSession):
+    def restore(self, state: bytes) -> None:
+        held = self.source
+        super().restore(state)
+        self.source = held
+
+
+class ForgetsTheSourceOfTrees(ToySourceSession):
+    def accept(self, rows: Indices) -> None:
+        super().accept(rows)
+        self.source = self.source[:1]
+
+
+class ReadsTooMuch(ToySourceSession):
+    def encode(self, source):  # type: ignore[no-untyped-def]
+        super().encode(source[:64])
+
+
+BROKEN_READERS = [
+    KeepsTheCacheOfTheSourceBefore,
+    ReadsOnlyOnce,
+    AddsToTheSourceBefore,
+    ForgetsTheSourceWithTheAnswer,
+    ForksReadForEachOther,
+    ReadsTooMuch,
+    TakesASourceWithoutAnEncoder,
+    SettlesBeforeItReads,
+    StepsWithoutASource,
+    SavesNoSource,
+    ForgetsTheSourceOfTrees,
+]
 BROKEN = [
     KeepsWhatWasTruncated,
     ForgetsOneTokenMore,
@@ -207,7 +295,8 @@ def subject(kind: type[ToySession]) -> Subject:
             made = super().session(max_context)
             return kind(self, made.max_context)
 
-    return Subject(lambda: Weights(vocab_size=17, context_length=256), 0.0, ((1, *WIDE),))
+    encoder = EncoderInfo(decoder_start=(0,), source_limit=64) if issubclass(kind, ToySourceSession) else None
+    return Subject(lambda: Weights(vocab_size=17, context_length=256, encoder=encoder), 0.0, ((1, *WIDE),))
 
 
 def failures(kind: type[ToySession]) -> Iterator[str]:
@@ -219,13 +308,13 @@ def failures(kind: type[ToySession]) -> Iterator[str]:
             yield check.__name__
 
 
-@pytest.mark.parametrize("kind", BROKEN, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", BROKEN + BROKEN_READERS, ids=lambda kind: kind.__name__)
 def test_a_broken_engine_is_found(kind: type[ToySession]) -> None:
     assert next(failures(kind), None) is not None
 
 
 def test_the_engine_they_are_made_from_passes() -> None:
-    assert list(failures(ToySession)) == []
+    assert list(failures(ToySession)) == list(failures(ToySourceSession)) == []
 
 
 def test_failures_show_values(tmp_path: Path) -> None:

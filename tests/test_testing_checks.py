@@ -174,6 +174,16 @@ TOYS: dict[str, type[ToySession]] = {
     "widths_of_a_row_class_give_equal_bits": broken.NoiseInsideAClass,
     "any_logit_rows_of_a_row_class_give_equal_bits": FavoursOneRow,
 }
+READERS: dict[str, type[ToySession]] = {
+    "sources_are_for_encoder_decoder_models": broken.TakesASourceWithoutAnEncoder,
+    "encoding_empties_the_cache_and_forgets_the_source_before": broken.KeepsTheCacheOfTheSourceBefore,
+    "a_tree_need_not_be_settled_before_another_source": broken.SettlesBeforeItReads,
+    "what_cannot_be_read_is_refused_before_anything_changes": broken.ReadsTooMuch,
+    "steps_need_a_source": broken.StepsWithoutASource,
+    "a_fork_shares_the_source_until_it_reads_another": broken.ForksReadForEachOther,
+    "a_saved_answer_knows_its_source": broken.SavesNoSource,
+    "trees_and_rollback_keep_the_source": broken.ForgetsTheSourceOfTrees,
+}
 WEIGHTS: dict[str, type[ToyWeights]] = {
     "facts_are_there": UnorderedWidths,
     "closed_weights_open_nothing": OpensWhenClosed,
@@ -198,12 +208,17 @@ def finds(name: str, subject: Subject) -> bool:
 
 
 def test_every_check_has_an_engine_to_find() -> None:
-    assert {*TOYS, *WEIGHTS, *REFERENCES, OTHER_WEIGHTS} == set(BY_NAME)
+    assert {*TOYS, *READERS, *WEIGHTS, *REFERENCES, OTHER_WEIGHTS} == set(BY_NAME)
 
 
 @pytest.mark.parametrize("name", TOYS)
 def test_a_check_of_sessions_bites(name: str) -> None:
     assert finds(name, broken.subject(TOYS[name]))
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_check_of_sources_bites(name: str) -> None:
+    assert finds(name, broken.subject(READERS[name]))
 
 
 @pytest.mark.parametrize("kind", [SavesInTheMiddleOfATree, ForksInTheMiddleOfATree])

@@ -20,10 +20,20 @@ try:
 except ImportError as error:
     raise ImportError("pilotfish.testing needs pytest. Add it with: pip install 'pilotfish[testing]'") from error
 
-_PARTS = ("answer_contract", "cache_contract", "copy_contract", "step_contract", "subject", "tree_contract")
+_PARTS = (
+    *("answer_contract", "cache_contract", "copy_contract", "source_contract"),
+    *("step_contract", "subject", "tree_contract"),
+)
 pytest.register_assert_rewrite(*(f"{__name__}.{part}" for part in _PARTS))  # so that a failure shows its values
 
-from . import answer_contract, cache_contract, copy_contract, step_contract, tree_contract  # noqa: E402 - after the line above
+from . import (  # noqa: E402 - after the line above
+    answer_contract,
+    cache_contract,
+    copy_contract,
+    source_contract,
+    step_contract,
+    tree_contract,
+)
 from .subject import Shared, Subject  # noqa: E402
 
 __all__ = ["CHECKS", "Shared", "Subject"]
@@ -34,4 +44,5 @@ CHECKS: tuple[Callable[[Subject], None], ...] = (
     *cache_contract.CHECKS,
     *copy_contract.CHECKS,
     *answer_contract.CHECKS,
+    *source_contract.CHECKS,
 )

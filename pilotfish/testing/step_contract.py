@@ -12,6 +12,7 @@ import pytest
 
 from ..runtime.errors import ContextFullError, EngineError, OptionError
 from ..runtime.interfaces import Ability, Floats, Session, Weights
+from ..runtime.source import prepare
 from .subject import Subject, parts, rows_of, run, text
 
 
@@ -218,6 +219,7 @@ def closing_frees_and_ends(subject: Subject) -> None:
 def closed_weights_open_nothing(subject: Subject) -> None:
     weights = subject.open()
     session = weights.session()
+    prepare(session)
     session.forward(text(session, 3), n_logits=1)
     weights.close()
     weights.close()

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..runtime.interfaces import Floats, Indices, ModelInfo, Session, Tokens, Weights
+from ..runtime.source import prepare
 
 ENGINES = r"\b(reference|onnx|openvino|llamacpp) engine\b"  # what an AbilityError names as the way out
 
@@ -33,10 +34,12 @@ class Subject:
 
     @contextmanager
     def sessions(self, n: int = 1, max_context: int | None = None) -> Iterator[list[Session]]:
-        """Sessions over the same weights, all closed afterwards."""
+        """Sessions over the same weights, all closed afterwards; of an encoder-decoder model with a source read."""
         weights = self.open()
         opened = [weights.session(max_context) for _ in range(n)]
         try:
+            for session in opened:
+                prepare(session)
             yield opened
         finally:
             for session in opened:

@@ -12,8 +12,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..backends.cache_state import pack, unpack
+from ..backends.decoder_only import DecoderOnly
 from ..runtime.errors import AbilityError, ContextFullError, EngineError, OptionError
-from ..runtime.interfaces import Floats, Indices, ModelInfo, Step, Tokens
+from ..runtime.interfaces import EncoderInfo, Floats, Indices, ModelInfo, Step, Tokens
+from ..runtime.source import checked_source
 
 ALL = frozenset({"tree", "evict_tokens", "fork", "save"})
 SEEN = frozenset(
@@ -29,7 +31,13 @@ class _Entry:
 
 
 class ToyWeights:
-    """Random but fixed logits. row_noise: how far the logits of one-row steps are off those of wider ones."""
+    """Random but fixed logits.
+
+    row_noise: how far the logits of one-row steps are off those of wider ones.
+    encoder: makes it an encoder-decoder model, whose logits depend on every token of the source, too.
+    copying: added there to the logit of the source's token at the place of the one to come: 0 copies nothing, 20 nearly
+        everything.
+    """
 
     def __init__(
         self,
@@ -39,18 +47,24 @@ class ToyWeights:
         context_length: int = 64,
         row_noise: float = 0.0,
         abilities: frozenset[str] = ALL,
+        encoder: EncoderInfo | None = None,
+        copying: float = 0.0,
     ) -> None:
-        self.seed, self.scale, self.row_noise, self.abilities = seed, scale, row_noise, abilities
+        self.seed, self.scale, self.row_noise = seed, scale, row_noise
+        self.abilities = abilities if encoder is None else abilities | {"encode"}
+        self.encoder, self.copying = encoder, copying
         self.closed = False
-        self.info = ModelInfo(
-            "toy", vocab_size, context_length, 1, 1, 1, _HEAD_DIM, 1, "toy", "1", "cpu", 1, f"toy-{seed}"
-        )
+        facts = ("toy", vocab_size, context_length, 1, 1, 1, _HEAD_DIM, 1, "toy", "1", "cpu", 1, f"toy-{seed}")
+        self.info = ModelInfo(*facts, encoder=encoder)
 
-    def logits(self, visible: tuple[_Entry, ...], width: int) -> Floats:
-        words = [self.seed, *(x for e in visible for x in (e.position, e.token))]
+    def logits(self, visible: tuple[_Entry, ...], width: int, source: tuple[int, ...] = ()) -> Floats:
+        words = [self.seed, *source, *(x for e in visible for x in (e.position, e.token))]
         rng = np.random.default_rng(words)
         logits = rng.normal(0.0, self.scale, self.info.vocab_size).astype(np.float32)
         noise = rng.normal(0.0, self.row_noise, len(logits)).astype(np.float32)
+        if self.encoder is not None:
+            at = visible[-1].position + 1 - len(self.encoder.decoder_start)
+            logits[list(source[max(at, 0) :][:1])] += np.float32(self.copying)
         return logits + noise if width == 1 else logits
 
     def vectors(self, paths: Sequence[tuple[_Entry, ...]]) -> Floats:
@@ -66,13 +80,13 @@ class ToyWeights:
             raise EngineError("these weights are closed.")
         if not 1 <= wanted <= limit:
             raise OptionError(f"max_context is {wanted}, but must lie in 1..{limit}.")
-        return ToySession(self, wanted)
+        return ToySession(self, wanted) if self.encoder is None else ToySourceSession(self, wanted)
 
     def close(self) -> None:
         self.closed = True
 
 
-class ToySession:
+class ToySession(DecoderOnly):
     """Implements pilotfish.runtime.interfaces.Session; counts what it is asked to do."""
 
     def __init__(self, weights: ToyWeights, max_context: int) -> None:
@@ -80,6 +94,7 @@ class ToySession:
         self.info = replace(weights.info)
         self.abilities = weights.abilities
         self.entries: list[_Entry] = []
+        self.source: tuple[int, ...] = ()  # what was encoded last
         self.last_parents: list[int] = []  # of the last step; empty once something else has changed the cache
         self.closed = False
         self.n_forward = 0
@@ -122,7 +137,7 @@ class ToySession:
         self.n_forward += 1
         self.widths.append(n)
         self.tokens_run += [int(t) for t in tokens]
-        rows = [self.weights.logits(path, n) for path in paths[n - n_logits :]]
+        rows = [self.weights.logits(path, n, self.source) for path in paths[n - n_logits :]]
         queries = self.weights.vectors(paths)[None, None] if "queries" in observe else None
         return Step(np.array(rows, dtype=np.float32).reshape(n_logits, self.info.vocab_size), queries=queries)
 
@@ -188,21 +203,22 @@ class ToySession:
     def fork(self) -> ToySession:
         self._check_able("fork")
         self._check_settled()
-        other = ToySession(self.weights, self.max_context)
-        other.entries = list(self.entries)
+        other = self.weights.session(self.max_context)
+        other.entries, other.source = list(self.entries), self.source
         return other
 
     def save(self) -> bytes:
         self._check_able("save")
         self._check_settled()
         tokens = np.array([e.token for e in self.entries], dtype=np.int64)
-        return pack(self.info, self.positions, [tokens])
+        return pack(self.info, self.positions, [tokens, np.array(self.source, dtype=np.int64)])
 
     def restore(self, state: bytes) -> None:
         self._check_able("save")
         if self.closed:
             raise EngineError("the toy session is closed.")
-        positions, (tokens,) = unpack(self.info, state, self.max_context)
+        positions, (tokens, source) = unpack(self.info, state, self.max_context)
+        self.source = tuple(source.tolist())
         self.entries = [_Entry(int(p), int(t)) for p, t in zip(positions, tokens, strict=True)]
         self.last_parents = []
 
@@ -212,3 +228,23 @@ class ToySession:
 
     def close(self) -> None:
         self.entries, self.closed = [], True
+
+
+class ToySourceSession(ToySession):
+    """The same of an encoder-decoder model."""
+
+    n_encoded = 0  # how often the encoder was run
+
+    def encode(self, source: Tokens | Floats) -> None:
+        if self.closed or self.weights.closed:
+            raise EngineError("the toy session is closed.")
+        assert self.info.encoder is not None
+        read = checked_source(source, self.info.encoder, self.info.vocab_size)
+        self.n_encoded += 1
+        self.source = tuple(read.tolist())
+        self.entries, self.last_parents = [], []
+
+    def _check_settled(self) -> None:
+        super()._check_settled()
+        if not self.source:
+            raise OptionError("nothing was encoded yet: give the session a source first.")

@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 
+from pilotfish.runtime.interfaces import EncoderInfo
 from pilotfish.testing import CHECKS, Subject
 from pilotfish.testing.toy import ALL, SEEN, ToyWeights
 
@@ -22,6 +23,9 @@ def toy(**options: object) -> Subject:
 
 SUBJECTS = {"able": toy(), "two row classes": toy(row_noise=0.05), "can do nothing": toy(abilities=frozenset())}
 SUBJECTS["shows keys"] = toy(abilities=ALL | SEEN)
+SUBJECTS["reads a source"] = toy(encoder=EncoderInfo(decoder_start=(0,), source_limit=64), abilities=ALL | SEEN)
+SUBJECTS["copies a source"] = toy(encoder=EncoderInfo(decoder_start=(2, 0)), copying=4.0)
+SUBJECTS["reads and does nothing else"] = toy(encoder=EncoderInfo(decoder_start=(0,)), abilities=frozenset())
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)

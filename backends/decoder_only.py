@@ -1,0 +1,16 @@
+"""What sessions of decoder-only models have in common: there is nothing that could read a source."""
+
+from __future__ import annotations
+
+from ..runtime.errors import AbilityError
+from ..runtime.interfaces import Floats, Tokens
+
+
+class DecoderOnly:
+    """Refuses a source."""
+
+    def encode(self, source: Tokens | Floats) -> None:
+        raise AbilityError(
+            "this session has no encoder: it continues a prompt. Give the text as the prompt, or open an "
+            "encoder-decoder bundle with the onnx engine."
+        )
