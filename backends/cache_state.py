@@ -6,7 +6,7 @@ import json
 import math
 import zlib
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ from ..runtime.interfaces import Indices, ModelInfo
 
 _MAGIC = b"PFKV1\n"
 Array = npt.NDArray[np.generic]
-Layout: TypeAlias = tuple[type[np.generic], tuple[int, ...]]  # of an array: type and shape
+Layout: TypeAlias = tuple[type[np.generic], tuple[int | None, ...]]  # of an array: type and shape; None: any length
 
 
 def pack(info: ModelInfo, positions: Indices, arrays: Sequence[Array]) -> bytes:
@@ -56,7 +56,7 @@ def unpack(
         raise damaged
     if start + size + sum(kind.itemsize * math.prod(shape) for kind, shape in shapes) != len(state):
         raise damaged
-    if expected is not None and kinds != [(np.dtype(kind), shape) for kind, shape in expected(n)]:
+    if expected is not None and not _fits(kinds, expected(n)):
         raise damaged
     at, arrays = start + size, []
     for kind, shape in shapes:
@@ -68,6 +68,16 @@ def unpack(
     if n > max_context:
         raise ContextFullError(f"{n} saved entries do not fit; open the session with max_context={n} or more.")
     return positions, arrays[1:]
+
+
+def _fits(kinds: Sequence[tuple[np.dtype[Any], tuple[int, ...]]], layouts: Sequence[Layout]) -> bool:
+    if len(kinds) != len(layouts):
+        return False
+    for (kind, shape), (wanted, sizes) in zip(kinds, layouts, strict=True):
+        alike = len(shape) == len(sizes) and all(s is None or s == d for d, s in zip(shape, sizes, strict=True))
+        if kind != np.dtype(wanted) or not alike:
+            return False
+    return True
 
 
 def _checksum(parts: Sequence[bytes | memoryview]) -> int:

@@ -16,6 +16,7 @@ from ..runtime.interfaces import ModelInfo, Weights
 from . import NO_OPTIONS, refuse_options
 from .ort_devices import DEVICES, create_session, find, present, shapes_of
 from .ort_session import OrtSession
+from .ort_source import OrtEncoder, OrtSourceSession
 from .ort_static import open_static
 
 _NO_TILES = "ORT_GQA_DISABLE_FLASH_ATTENTION"
@@ -100,6 +101,9 @@ class OrtWeights:
                 raise ModelFileError(f"{bundle.folder / model} is damaged: its {name} has the shape {sizes}.")
             return int(sizes[axis])
 
+        self._encoder = self._open_encoder(frozenset(shapes))
+        self.relative = "entry_positions" in shapes
+        self.observes = str(self._beside / _OBSERVING) in bundle.manifest.files
         recipe, kv_heads = bundle.manifest.recipe, size("past_key_0", 1)
         n_heads = recipe.get("n_heads", str(kv_heads))
         if not n_heads.isdecimal() or not int(n_heads) or int(n_heads) % kv_heads:
@@ -120,6 +124,7 @@ class OrtWeights:
             threads=threads,
             digest=_digest(bundle),
             settings=recipe.get("activations", ""),
+            encoder=None if self._encoder is None else self._encoder.info,
         )
 
     def _create(self, model: str) -> Any:
@@ -127,6 +132,24 @@ class OrtWeights:
         with _attention_by_rows():
             path = self._bundle.folder / model
             return create_session(path, self._device, self._threads, settings=spinning, optimize=False)
+
+    def _open_encoder(self, decoder: frozenset[str]) -> OrtEncoder | None:
+        manifest = self._bundle.manifest
+        name = manifest.encoders.get("onnx")
+        if name is not None:
+            return OrtEncoder(self._create(name), self._bundle.folder / name, manifest, decoder)
+        if any(input_name.startswith("cross_") for input_name in decoder):
+            raise ModelFileError(
+                f"{self._bundle.folder} holds half of an encoder-decoder model: its decoder needs an encoder. "
+                "Build the bundle again from its source."
+            )
+        return None
+
+    def encoder(self) -> OrtEncoder:
+        """What reads the source."""
+        self.runner(False)  # raises once the weights are closed
+        assert self._encoder is not None
+        return self._encoder
 
     def runner(self, observing: bool) -> Any:
         """The inference session for steps with or without queries as outputs."""
@@ -144,10 +167,10 @@ class OrtWeights:
         wanted = limit if max_context is None else max_context
         if not 1 <= wanted <= limit:
             raise OptionError(f"max_context is {wanted}, but this model was trained for 1..{limit} tokens.")
-        return OrtSession(self, self._ort, wanted)
+        return (OrtSession if self._encoder is None else OrtSourceSession)(self, self._ort, wanted)
 
     def close(self) -> None:
-        self._plain = self._observing = None
+        self._plain = self._observing = self._encoder = None
 
 
 def _window(recipe: Mapping[str, str], has_input: bool, folder: Path) -> int | None:

@@ -84,7 +84,7 @@ class OrtSession(DecoderOnly):
         if not observe <= _ABILITIES:
             missing = ", ".join(sorted(observe - _ABILITIES))
             raise AbilityError(f"the onnx engine does not give out {missing}; the reference engine does.")
-        positions = self._rows.plan(tokens, n_logits, parents, self.info.vocab_size)
+        positions = self._plan(tokens, n_logits, parents)
         total = self._rows.n + len(tokens)
         if total > self._capacity:
             self._grow(min(max(total, 2 * self._capacity), self.max_context))
@@ -139,6 +139,10 @@ class OrtSession(DecoderOnly):
         self._steps.clear()
         self._values.clear()
         self._cache.clear()
+
+    def _plan(self, tokens: Tokens, n_logits: int, parents: Indices | None) -> Indices:
+        """Positions of new rows; raises for what cannot be run."""
+        return self._rows.plan(tokens, n_logits, parents, self.info.vocab_size)
 
     def _layout(self, n: int) -> list[Layout]:
         return [(np.float32, (self.info.kv_heads, n, self.info.head_dim))] * len(self._cache)

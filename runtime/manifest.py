@@ -82,6 +82,10 @@ class Manifest(_Record):
     unverified: tuple[str, ...] = ()  # formats that could not be run where the bundle was made
     kv_hints: dict[str, str] = {}  # cache types worth asking for, by engine: {"openvino": "u8/u4"}
     draft: DraftEntry | None = None
+    encoders: dict[str, str] = {}  # format -> file of the encoder: {"onnx": "encoder.onnx"}; {}: a decoder-only model
+    decoder_start: tuple[int, ...] = ()  # what every answer of an encoder-decoder model goes on from
+    source_limit: int | None = Field(default=None, gt=0)  # tokens, or frames, that the encoder can read; None: no limit
+    source_kind: Literal["text", "audio"] = "text"
 
     @field_validator("files")
     @classmethod
@@ -96,13 +100,22 @@ class Manifest(_Record):
     @model_validator(mode="after")
     def _files_are_listed(self) -> Manifest:
         token_map = self.draft.token_map if self.draft else None
-        named = (*self.formats.values(), self.tokenizer, self.license_file, self.answers, token_map)
+        named = (
+            *self.formats.values(),
+            *self.encoders.values(),
+            self.tokenizer,
+            self.license_file,
+            self.answers,
+            token_map,
+        )
         for name in named:
             if name is not None and name not in self.files:
                 raise ValueError(f"{name!r} is used but not listed under files")
         for name in (*self.reports, *self.thresholds, *self.unverified):
             if name not in self.formats:
                 raise ValueError(f"{name!r} is reported on but not listed under formats")
+        if not set(self.encoders) <= set(self.formats):
+            raise ValueError("an encoder is listed for a format that the bundle has no decoder in")
         return self
 
     def recipe_of(self, form: str) -> dict[str, str]:
