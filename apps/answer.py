@@ -50,6 +50,8 @@ def as_object(result: Result) -> dict[str, object]:
 def summary(stats: Stats) -> str:
     """One line on what an answer took."""
     drafts = f"{stats.accepted} of {stats.drafted} drafts accepted" if stats.drafted else "no drafts"
+    if stats.self_acceptance is not None:
+        drafts += f", the smaller cache agrees on {stats.self_acceptance:.0%}"
     first = "" if stats.ttft_s is None else f"first after {stats.ttft_s:.2f} s, "
     return (
         f"{stats.n_tokens} tokens, {stats.decode_tok_s:.1f} tokens/s, {first}{drafts}, "

@@ -51,7 +51,10 @@ EngineOption = Annotated[
     list[str] | None, typer.Option("--option", help="A setting of the engine, NAME=VALUE; may be given several times.")
 ]
 DraftEngine = Annotated[str | None, typer.Option(help="Engine of the draft model; default: the target's.")]
-DraftOption = Annotated[str | None, typer.Option(help="A smaller model that drafts, best one with the same tokens.")]
+DraftOption = Annotated[
+    str | None,
+    typer.Option(help="A smaller model that drafts; or self, self:POLICY: the model itself over a smaller cache."),
+]
 Plain = Annotated[bool, typer.Option("--plain", help="No speculation.")]
 Exact = Annotated[
     bool, typer.Option("--exact/--no-exact", help="Stay in one row class, so that drafts cannot change a bit.")

@@ -121,11 +121,15 @@ class Rows:
 
     def keep(self, entries: Indices) -> None:
         """Only these entries are left, in this order; of heads that differ, the last position counts."""
-        positions = self.positions[entries]
-        self._positions[: entries.shape[-1]] = positions if entries.ndim == 1 else positions.max(axis=(0, 1))
+        self._positions[: entries.shape[-1]] = self.positions_of(entries)
         self.n = entries.shape[-1]
         self.last_width = 0
         self._parents = None
+
+    def positions_of(self, entries: Indices) -> Indices:
+        """Where these entries stand, (n,)."""
+        positions = self.positions[entries]
+        return positions if entries.ndim == 1 else positions.max(axis=(0, 1))
 
     def replace(self, positions: Indices) -> None:
         """Entries at these positions instead of the present ones."""
@@ -160,6 +164,16 @@ class Rows:
     def _check_settled(self) -> None:
         if self._parents is not None:
             raise OptionError("the last step was a tree: accept a path of it, or truncate to before its first branch.")
+
+
+def room_for(n_entries: int, max_context: int) -> int:
+    """max_context of a new session that shall hold so many entries. Raises ContextFullError where it cannot."""
+    if n_entries > max_context:
+        raise ContextFullError(
+            f"{n_entries} entries do not fit into a session of {max_context}; fork with max_context={n_entries} or "
+            "more, or fewer entries."
+        )
+    return max_context
 
 
 def ancestors(parents: Indices) -> npt.NDArray[np.bool_]:

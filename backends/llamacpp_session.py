@@ -10,7 +10,7 @@ from ..runtime.errors import AbilityError, EngineError, OptionError
 from ..runtime.interfaces import Ability, Floats, Indices, Observation, Step, Tokens
 from .cache_state import pack, unpack
 from .decoder_only import DecoderOnly
-from .kv_rows import Rows
+from .kv_rows import Rows, room_for
 from .llamacpp_context import MAX_LEAVES, MAX_OUTPUTS, MAX_ROWS, Context, capacity_for
 
 if TYPE_CHECKING:
@@ -110,11 +110,21 @@ class LlamaCppSession(DecoderOnly):
         self._rows.check_open()
         return self._refuse("keys")
 
-    def fork(self) -> LlamaCppSession:
+    def fork(self, entries: Indices | None = None, max_context: int | None = None) -> LlamaCppSession:
+        """Chosen entries take a whole copy first: llama.cpp writes and reads all of a sequence, and holes in a context
+        cost as much as entries."""
         self._rows.check_settled()
         self._weights.check_open()
-        other = LlamaCppSession(self._weights, self.max_context, self._watching)
-        other._fill(self.positions, self._state())
+        entries = None if entries is None else self._rows.kept(entries)
+        n = self._rows.n if entries is None else len(entries)
+        other = LlamaCppSession(self._weights, room_for(n, max_context or self.max_context), self._watching)
+        if entries is None:
+            other._fill(self.positions, self._state())
+            return other
+        whole = self.fork()
+        whole.keep(entries)
+        other._fill(whole.positions, whole._state())
+        whole.close()
         return other
 
     def save(self) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from ..runtime.errors import AbilityError, EngineError
 from ..runtime.interfaces import Ability, Floats, Indices, Observation, Step, Tokens
 from .cache_state import Array, Layout, pack, unpack
 from .decoder_only import DecoderOnly
-from .kv_rows import Rows, ancestors
+from .kv_rows import Rows, ancestors, room_for
 
 if TYPE_CHECKING:
     from .ort import OrtWeights
@@ -101,12 +101,7 @@ class OrtSession(DecoderOnly):
         self._gather(self._rows.accepted(rows), self._rows.n - self._rows.last_width)
 
     def keep(self, entries: Indices) -> None:
-        if entries.ndim > 1 and "evict_heads" not in self.abilities:
-            raise AbilityError(
-                "this model has layers with a window of attention, which is counted in positions that all heads share: "
-                "entries per head are not to be had on the onnx engine; on the reference engine models without one do."
-            )
-        entries = self._rows.kept_by_head(entries, self.info.n_layers, self.info.kv_heads)
+        entries = self._kept(entries)
         if entries.ndim == 1:
             self._gather(entries, 0)
             return
@@ -119,10 +114,12 @@ class OrtSession(DecoderOnly):
         n = self._rows.n
         return self._cache[2 * layer][0, :, :n], self._cache[2 * layer + 1][0, :, :n]
 
-    def fork(self) -> OrtSession:
+    def fork(self, entries: Indices | None = None, max_context: int | None = None) -> OrtSession:
         self._rows.check_settled()
-        other = OrtSession(self._weights, self._ort, self.max_context)
-        other._fill(self.positions, self._entries())
+        entries = None if entries is None else self._kept(entries)
+        positions = self.positions if entries is None else self._rows.positions_of(entries)
+        other = OrtSession(self._weights, self._ort, room_for(len(positions), max_context or self.max_context))
+        other._fill(positions, self._entries() if entries is None else self._selected(entries))
         return other
 
     def save(self) -> bytes:
@@ -144,13 +141,27 @@ class OrtSession(DecoderOnly):
         """Positions of new rows; raises for what cannot be run."""
         return self._rows.plan(tokens, n_logits, parents, self.info.vocab_size)
 
+    def _kept(self, entries: Indices) -> Indices:
+        """Checked entries to keep."""
+        if entries.ndim > 1 and "evict_heads" not in self.abilities:
+            raise AbilityError(
+                "this model has layers with a window of attention, which is counted in positions that all heads share: "
+                "entries per head are not to be had on the onnx engine; on the reference engine models without one do."
+            )
+        return self._rows.kept_by_head(entries, self.info.n_layers, self.info.kv_heads)
+
+    def _selected(self, entries: Indices) -> Iterator[Array]:
+        """Of every array (kv_heads, n, head_dim) these entries."""
+        for i, x in enumerate(self._cache):
+            yield x[0][:, entries] if entries.ndim == 1 else np.take_along_axis(x[0], entries[i // 2][:, :, None], 1)
+
     def _layout(self, n: int) -> list[Layout]:
         return [(np.float32, (self.info.kv_heads, n, self.info.head_dim))] * len(self._cache)
 
     def _entries(self) -> list[Array]:
         return [x[0, :, : self._rows.n] for x in self._cache]
 
-    def _fill(self, positions: Indices, entries: Sequence[Array]) -> None:
+    def _fill(self, positions: Indices, entries: Iterable[Array]) -> None:
         if len(positions) > self._capacity:
             self._grow(len(positions))
         for x, held in zip(self._cache, entries, strict=True):

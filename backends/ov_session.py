@@ -11,7 +11,7 @@ from ..runtime.errors import AbilityError, OptionError
 from ..runtime.interfaces import Ability, Floats, Indices, Observation, Step, Tokens
 from .cache_state import Array, Layout, pack, unpack
 from .decoder_only import DecoderOnly
-from .kv_rows import Rows, ancestors
+from .kv_rows import Rows, ancestors, room_for
 from .ov_pool import Blocks
 from .ov_request import Request
 
@@ -96,9 +96,7 @@ class OvSession(DecoderOnly):
         self._gather(self._rows.accepted(rows), self._rows.n - self._rows.last_width)
 
     def keep(self, entries: Indices) -> None:
-        if "evict_tokens" not in self.abilities:
-            self._refuse_beyond_window("eviction")
-        self._gather(self._rows.kept(entries), 0)
+        self._gather(self._kept(entries), 0)
 
     def keys_values(self, layer: int) -> tuple[Floats, Floats]:
         self._rows.check_open()
@@ -108,15 +106,24 @@ class OvSession(DecoderOnly):
             keys, values = (self._read(x) for x in self._pool.arrays[2 * layer : 2 * layer + 2])
         return keys.astype(np.float32).swapaxes(0, 1), values.astype(np.float32).swapaxes(0, 1)
 
-    def fork(self) -> OvSession:
-        """Shares all blocks; whoever writes into one first gets a copy."""
+    def fork(self, entries: Indices | None = None, max_context: int | None = None) -> OvSession:
+        """Shares all blocks, unless entries are chosen; whoever writes into one first gets a copy."""
         self._rows.check_settled()
-        other = OvSession(self._weights, self.max_context)
+        entries = None if entries is None else self._kept(entries)
+        n = self._rows.n if entries is None else len(entries)
+        other = OvSession(self._weights, room_for(n, max_context or self.max_context))
         with self._pool.lock:
-            self._pool.release(other._table[: other._n_blocks])
-            other._table[:], other._n_blocks = self._table, self._n_blocks
-            self._pool.share(self._table[: self._n_blocks])
-        other._rows.replace(self.positions)
+            if entries is None:
+                self._pool.release(other._table[: other._n_blocks])
+                shared = self._table[: self._n_blocks]
+                other._table[: len(shared)], other._n_blocks = shared, len(shared)
+                self._pool.share(shared)
+            else:
+                other._reserve(max(n, 1))
+                old, new = self._slots(entries), other._slots(np.arange(n))
+                for x in self._pool.arrays:
+                    x[new[0], :, new[1]] = x[old[0], :, old[1]]
+        other._rows.replace(self.positions if entries is None else self.positions[entries])
         return other
 
     def save(self) -> bytes:
@@ -143,6 +150,12 @@ class OvSession(DecoderOnly):
             self._pool.release(self._table[: self._n_blocks])
         self._n_blocks = 0
         self._request = self._observing = None
+
+    def _kept(self, entries: Indices) -> Indices:
+        """Checked entries to keep."""
+        if "evict_tokens" not in self.abilities:
+            self._refuse_beyond_window("eviction")
+        return self._rows.kept(entries)
 
     def _refuse(self, what: str) -> None:
         raise AbilityError(

@@ -21,7 +21,7 @@ from ..runtime.storage import file_digest
 from . import NO_OPTIONS
 from .cache_state import Layout, pack, unpack
 from .decoder_only import DecoderOnly
-from .kv_rows import Rows, ancestors
+from .kv_rows import Rows, ancestors, room_for
 
 _ABILITIES: frozenset[Ability] = frozenset(
     {"tree", "evict_tokens", "evict_heads", "keys", "hidden", "queries", "attention", "fork", "save"}
@@ -244,11 +244,16 @@ class ReferenceSession(DecoderOnly):
         self._rows.check_open()
         return self._keys[layer], self._values[layer]
 
-    def fork(self) -> ReferenceSession:
+    def fork(self, entries: Indices | None = None, max_context: int | None = None) -> ReferenceSession:
         self._rows.check_settled()
-        other = ReferenceSession(self._weights, self.max_context)
-        other._rows.replace(self.positions)
+        if entries is None:
+            entries = np.arange(self._rows.n)
+        entries = self._rows.kept_by_head(entries, self.info.n_layers, self.info.kv_heads)
+        positions = self._rows.positions_of(entries)
+        other = ReferenceSession(self._weights, room_for(len(positions), max_context or self.max_context))
         other._keys, other._values = list(self._keys), list(self._values)  # never written in place
+        other._take(entries)
+        other._rows.replace(positions)
         return other
 
     def save(self) -> bytes:

@@ -16,7 +16,7 @@ from ..runtime.errors import AbilityError, EngineError, OptionError
 from ..runtime.interfaces import Ability, Floats, Indices, ModelInfo, Observation, Step, Tokens
 from .cache_state import Array, Layout, pack, unpack
 from .decoder_only import DecoderOnly
-from .kv_rows import Rows, ancestors
+from .kv_rows import Rows, ancestors, room_for
 from .static_shapes import Ladder
 
 _ABILITIES: frozenset[Ability] = frozenset({"tree", "evict_tokens", "keys", "hidden", "fork", "save"})
@@ -132,10 +132,11 @@ class StaticSession(DecoderOnly):
         n = self._rows.n
         return self._cache[2 * layer, 0, :, :n], self._cache[2 * layer + 1, 0, :, :n]
 
-    def fork(self) -> StaticSession:
+    def fork(self, entries: Indices | None = None, max_context: int | None = None) -> StaticSession:
         self._rows.check_settled()
-        other = StaticSession(self._weights, self.max_context)
-        other._fill(self.positions, self._entries())
+        kept = np.arange(self._rows.n) if entries is None else self._rows.kept(entries)
+        other = StaticSession(self._weights, room_for(len(kept), max_context or self.max_context))
+        other._fill(self.positions[kept], self._entries()[:, :, kept])
         return other
 
     def save(self) -> bytes:

@@ -20,9 +20,11 @@ from .runtime.draft_length import RenewalReward
 from .runtime.errors import OptionError
 from .runtime.interfaces import DraftLengthPolicy, ModelInfo, Proposer
 from .runtime.model import DraftWeights, Model
-from .runtime.proposers import Suffix
+from .runtime.proposers import SelfDraft, Suffix
 
 __all__ = ["load", "resolve"]
+
+SELF_POLICY = "sinks:budget=512,every=128"  # of draft="self"
 
 
 def load(
@@ -50,7 +52,8 @@ def load(
         briefly, once, and takes the one that does the job soonest. PILOTFISH_ENGINE does the same as the argument.
     device: "cpu", or an engine's own name for a device; None is every real device in turn.
     draft: path or name of a smaller model, best one with the same vocabulary (docs/drafts.md); "auto" is what the
-        bundle names, unless it is known not to pay here; None is none.
+        bundle names, unless it is known not to pay here; "self", or "self:" and a cache policy, drafts with the model
+        itself over a compressed copy of its cache (docs/kv-cache.md); None is none.
     speculate: False is plain decoding; a DraftLengthPolicy replaces the default (RenewalReward).
     draft_engine: runs the draft; None is the target's engine, on the same device.
     cache: how the KV cache is compressed once it is full: a policy or its name, "snapkv" or "snapkv:budget=512"
@@ -72,6 +75,7 @@ def load(
     """
     _check(max_context, threads, speculate, draft)
     compression = policy_by_name(cache) if isinstance(cache, str) else cache
+    self_draft, draft = _self_draft(draft)
     report = progress or (lambda what, share: None)
     found = resolve(path, report)
     named = named_draft(found) if draft == "auto" and speculate else None
@@ -104,6 +108,7 @@ def load(
             policy=policy,
             proposers=proposers,
             exact=exact,
+            self_draft=self_draft,
             cache=compression,
             max_context=max_context,
             choice=choice,
@@ -117,6 +122,13 @@ def load(
         warnings.warn(f"{note}; went on with {model.info.engine} on {model.info.device}", RuntimeWarning, stacklevel=2)
     model.on_close(lambda: keep_calibration(measured, weights))
     return model
+
+
+def _self_draft(draft: str | os.PathLike[str] | None) -> tuple[CachePolicy | None, str | os.PathLike[str] | None]:
+    """The policy of draft="self:POLICY", and what is left of `draft`: a model, "auto" or None."""
+    if not isinstance(draft, str) or draft.partition(":")[0] != SelfDraft.name:
+        return None, draft
+    return policy_by_name(draft.partition(":")[2] or SELF_POLICY), None
 
 
 def _does_not_pay(target: Path, named: tuple[Path, DraftEntry], info: ModelInfo) -> bool:

@@ -51,6 +51,8 @@ class _Record:
         return min(seconds, 2.0 * self.call_s + _HICCUP_S)
 
     def observe_time(self, n_tokens: int, seconds: float) -> None:
+        if not n_tokens and seconds < self.call_s:
+            return  # what is refused at once says nothing of what a draft would take
         seconds = self.usual(seconds)
         self.call_s += 0.1 * (seconds - self.call_s)
         self.token_s += 0.1 * (seconds / max(n_tokens, 1) - self.token_s)

@@ -167,8 +167,12 @@ class Session(Protocol):
         """Keys (after rotation) and values of a layer, each (kv_heads, n_entries, head_dim); a view. Ability "keys"."""
         ...
 
-    def fork(self) -> Session:
-        """A new session with the same entries, independent of this one from here on. Ability "fork"."""
+    def fork(self, entries: Indices | None = None, max_context: int | None = None) -> Session:
+        """A new session with the same entries, independent of this one from here on. Ability "fork".
+
+        entries: take these alone, as keep() would leave them, and by the same abilities.
+        max_context: of the new session; None is as many as this one's.
+        """
         ...
 
     def save(self) -> bytes:

@@ -22,8 +22,8 @@ from .engine import Limits, generate
 from .errors import ChatTemplateError, OptionError
 from .interfaces import DraftLengthPolicy, FinishReason, ModelInfo, Proposer, Session, Tokens, Weights
 from .pairing import Pairing, Translation
-from .proposers import DraftModel, Suffix
-from .result import Result, Stats
+from .proposers import CompressedCopy, DraftModel, SelfDraft, Suffix
+from .result import Result, Stats, judged
 from .sampling import Sampling
 from .sequence import CachedSequence
 from .stopping import TextAssembler
@@ -79,6 +79,7 @@ class Model:
     target: the weights to answer with; draft: None, or a smaller model.
     policy: how many tokens to draft; None is plain decoding.
     proposers: who drafts besides the draft model.
+    self_draft: drafts with the target's own weights over a copy of its cache that this policy compresses.
     cache: compresses the target's cache whenever it is full, and its size is the policy's then; None keeps everything.
     exact: stay in one row class, so that plain and speculative text are the same bits by construction.
     """
@@ -94,6 +95,7 @@ class Model:
         policy: DraftLengthPolicy | None = None,
         proposers: Sequence[Proposer] = (Suffix(),),
         exact: bool = True,
+        self_draft: CachePolicy | None = None,
         cache: CachePolicy | None = None,
         max_context: int | None = None,
         choice: Choice | None = None,
@@ -118,7 +120,13 @@ class Model:
             self._translation = draft.translation(target, tokenizer)
             wanted = self._sequence.longest * (1 if self._translation is None else 2)  # it may write longer
             self._draft_sequence = CachedSequence(draft.weights.session(min(wanted, draft.weights.info.context_length)))
-        token_s = {} if draft is None else {DraftModel.name: draft.token_s}
+        self._self_draft = self_draft
+        self._copy: CompressedCopy | None = None
+        if self_draft is not None and policy is not None:
+            self._copy = CompressedCopy(self._sequence, self_draft)
+        token_s = {SelfDraft.name: calibration.curve.seconds(1)}
+        if draft is not None:
+            token_s[DraftModel.name] = draft.token_s
         self._drafting = Drafting(policy or RenewalReward(), calibration.curve, rows, token_s)
         self._turn = threading.Lock()
         self._closed = False
@@ -138,7 +146,7 @@ class Model:
     ) -> Model:
         """Another model over the same weights, with caches of its own: to compare policies in one process.
 
-        draft: whether it uses the draft model, too. Close it before this one.
+        draft: whether it uses the draft model, or drafts for itself, too. Close it before this one.
         """
         beside = self._draft if draft else None
         return Model(
@@ -150,6 +158,7 @@ class Model:
             policy=policy,
             proposers=proposers,
             exact=self.exact if exact is None else exact,
+            self_draft=self._self_draft if draft else None,
             cache=self.cache,
             max_context=self._max_entries,
         )
@@ -269,6 +278,8 @@ class Model:
         for closer in self._closers:
             closer()
         self._sequence.session.close()
+        if self._copy is not None:
+            self._copy.close()
         self._target.close()
         if self._draft_sequence is not None:
             self._draft_sequence.session.close()
@@ -284,10 +295,12 @@ class Model:
     def _proposers(self, sampling: Sampling, n_prompt: int, seed: np.random.SeedSequence) -> tuple[Proposer, ...]:
         if self.policy is None:
             return ()
-        if self._draft_sequence is None:
-            return self._lookups
         rng = np.random.default_rng(seed)
         vocab_size = self.info.vocab_size
+        if self._copy is not None:
+            return *self._lookups, SelfDraft(self._copy, sampling, n_prompt, rng, vocab_size)
+        if self._draft_sequence is None:
+            return self._lookups
         drafter = DraftModel(self._draft_sequence, sampling, n_prompt, rng, vocab_size, self._translation)
         return *self._lookups, drafter
 
@@ -338,6 +351,9 @@ class Model:
         kv_bytes = self._sequence.session.nbytes
         if self._draft_sequence is not None:
             kv_bytes += self._draft_sequence.session.nbytes
+        if self._copy is not None:
+            kv_bytes += self._copy.nbytes
+        self_judged, self_accepted = judged(rounds, SelfDraft.name)
         return Stats(
             n_prompt=len(prompt),
             n_reused=reused,
@@ -349,6 +365,8 @@ class Model:
             draft_s=sum(r.draft_s for r in rounds),
             verify_s=sum(r.verify_s for r in rounds),
             other_s=sum(r.other_s for r in rounds),
+            self_judged=self_judged,
+            self_accepted=self_accepted,
             kv_bytes=kv_bytes,
             kv_entries=self._sequence.n_entries,
             engine=self.info.engine,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 from .interfaces import FinishReason, Round
@@ -21,7 +22,9 @@ class Stats:
     draft_s: float
     verify_s: float
     other_s: float  # our own code around drafting and verifying
-    kv_bytes: int  # allocated for caches, the draft model's included
+    self_judged: int  # tokens drafted over a compressed copy of the cache that the full cache was asked about,
+    self_accepted: int  # and those of them that it would have had
+    kv_bytes: int  # allocated for caches, the draft's included
     kv_entries: int  # that the target's cache holds at the end; fewer than tokens where a cache policy evicts
     engine: str
     device: str
@@ -43,13 +46,18 @@ class Stats:
         return self.accepted / self.drafted if self.drafted else None
 
     @property
+    def self_acceptance(self) -> float | None:
+        """1 - TV between the answers of the compressed and the full cache (runtime/proposers/self_draft.py)."""
+        return self.self_accepted / self.self_judged if self.self_judged else None
+
+    @property
     def tokens_per_round(self) -> float:
         """Committed tokens per forward pass of the target."""
         return self.n_tokens / self.n_rounds if self.n_rounds else 0.0
 
     def as_dict(self) -> dict[str, object]:
         """Every field and every computed rate, for JSON."""
-        rates = ("decode_s", "decode_tok_s", "acceptance", "tokens_per_round")
+        rates = ("decode_s", "decode_tok_s", "acceptance", "self_acceptance", "tokens_per_round")
         return {**asdict(self), **{name: getattr(self, name) for name in rates}}
 
 
@@ -62,3 +70,16 @@ class Result:
     finish_reason: FinishReason
     rounds: tuple[Round, ...]
     stats: Stats
+
+
+def judged(rounds: Iterable[Round], proposer: str) -> tuple[int, int]:
+    """How many tokens of a proposer's chains the target has judged, and how many of those it accepted.
+
+    The first rejection ends a chain: what follows it was never judged.
+    """
+    n_judged = n_accepted = 0
+    for done in rounds:
+        if done.proposer == proposer:
+            n_judged += min(done.accepted + (len(done.tokens) > done.accepted), done.drafted)
+            n_accepted += done.accepted
+    return n_judged, n_accepted

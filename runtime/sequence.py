@@ -23,17 +23,26 @@ class CachedSequence:
     """Keeps `tokens`, what the session's cache covers, equal to what the session really holds.
 
     policy: compresses the cache whenever it is full; it covers more tokens than it holds entries then.
+    covered: what the session covers already, though it may hold entries of only some; None: what it holds is forgotten.
     """
 
-    def __init__(self, session: Session, rows: RowRule = ANY_WIDTH, policy: CachePolicy | None = None) -> None:
+    def __init__(
+        self,
+        session: Session,
+        rows: RowRule = ANY_WIDTH,
+        policy: CachePolicy | None = None,
+        covered: Tokens | None = None,
+    ) -> None:
         self.session = session
         self.rows = rows
         self.compression = None if policy is None else Compression(policy, session, rows)
         self._tokens: Tokens = np.empty(256, dtype=np.int64)
-        self._n = len(session.positions)
-        if self._n:
+        self._n = self._never_held = 0
+        if covered is not None:
+            self._never_held = len(covered) - len(session.positions)
+            self._append(covered)
+        elif len(session.positions):
             session.truncate(0)
-            self._n = 0
 
     @property
     def tokens(self) -> Tokens:
@@ -56,13 +65,18 @@ class CachedSequence:
     def longest(self) -> int:
         """How many tokens the cache can cover."""
         if self.compression is None:
-            return self.session.max_context
+            return self.session.max_context + self._never_held
         return self.session.info.context_length - self.rows.maximum  # positions of spare rows
 
     @property
     def n_entries(self) -> int:
         """How many of the covered tokens the cache still holds."""
-        return self._n - (0 if self.compression is None else self.compression.n_evicted)
+        return self._n - self.n_evicted
+
+    @property
+    def n_evicted(self) -> int:
+        """How many of the covered tokens the cache holds no longer."""
+        return self._never_held if self.compression is None else self.compression.n_evicted
 
     @property
     def free(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from .interfaces import Round
-from .result import Result
+from .result import Result, judged
 
 
 class Stream:
@@ -18,6 +18,12 @@ class Stream:
 
     def __iter__(self) -> Iterator[str]:
         return self._pieces
+
+    @property
+    def self_acceptance(self) -> float | None:
+        """Stats.self_acceptance of the answer so far."""
+        n_judged, n_accepted = judged(self.rounds, "self")
+        return n_accepted / n_judged if n_judged else None
 
     def close(self) -> None:
         """Stop generating. The model stays usable."""

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -111,8 +111,8 @@ class LeaksIntoOthers(ToySession):
 
 
 class ForksShareTheirEntries(ToySession):
-    def fork(self) -> ToySession:
-        other = super().fork()
+    def fork(self, *given: Any, **named: Any) -> ToySession:
+        other = super().fork(*given, **named)
         other.entries = self.entries
         return other
 

@@ -40,9 +40,9 @@ class AcceptsAnyRows(ToySession):
 
 
 class ForksInTheMiddleOfATree(ToySession):
-    def fork(self) -> ToySession:
+    def fork(self, *given: Any, **named: Any) -> ToySession:
         self.last_parents = []
-        return super().fork()
+        return super().fork(*given, **named)
 
 
 class SavesInTheMiddleOfATree(ToySession):
@@ -52,8 +52,8 @@ class SavesInTheMiddleOfATree(ToySession):
 
 
 class ForksRenumbered(ToySession):
-    def fork(self) -> ToySession:
-        other = super().fork()
+    def fork(self, *given: Any, **named: Any) -> ToySession:
+        other = super().fork(*given, **named)
         other.entries = [replace(e, position=i) for i, e in enumerate(other.entries)]
         return other
 
@@ -168,6 +168,7 @@ TOYS: dict[str, type[ToySession]] = {
     "trees_work_on_a_cache_with_gaps": broken.KeepsTheWholeTree,
     "a_fork_goes_on_alike_and_alone": broken.ForksShareTheirEntries,
     "a_fork_has_the_gaps_too": ForksRenumbered,
+    "a_fork_may_take_some_entries_only": ForksRenumbered,
     "trees_are_settled_before_they_are_copied": ForksInTheMiddleOfATree,
     "a_saved_cache_goes_on_with_the_same_bits": broken.RestoresOnTop,
     "what_cannot_be_restored_is_refused_before_anything_changes": broken.RestoresAnything,

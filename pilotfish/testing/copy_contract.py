@@ -58,6 +58,32 @@ def a_fork_has_the_gaps_too(subject: Subject) -> None:
         fork.close()
 
 
+def a_fork_may_take_some_entries_only(subject: Subject) -> None:
+    with subject.sessions(2) as (one, other):
+        if not {"fork", "evict_tokens"} <= one.abilities:
+            return
+        tokens = text(one, 40)
+        choices = [rows_of(0, 1, 4, *range(17, 30))]
+        if "evict_heads" in one.abilities:
+            shape = (one.info.n_layers, one.info.kv_heads, 16)
+            choices.append(np.broadcast_to(choices[0], shape) - (np.arange(16) == 2) * np.arange(shape[1])[:, None] % 2)
+        for kept in choices:
+            for session in (one, other):
+                session.truncate(0)
+                session.forward(tokens[:30], n_logits=0)
+            fork = one.fork(kept, max_context=40)
+            other.keep(kept)
+            assert fork.max_context == 40 and fork.positions.tolist() == other.positions.tolist()
+            assert one.positions.tolist() == list(range(30))
+            ours, theirs = (s.forward(tokens[30:], n_logits=10).logits for s in (fork, other))
+            assert np.array_equal(ours, theirs)
+            fork.close()
+        for impossible, limit, error in ((rows_of(3, 2), None, OptionError), (choices[0], 15, ContextFullError)):
+            with pytest.raises(error):
+                one.fork(impossible, max_context=limit)
+        assert one.positions.tolist() == list(range(30))
+
+
 def trees_are_settled_before_they_are_copied(subject: Subject) -> None:
     with subject.session() as one:
         tokens, drafted = text(one, 8), text(one, 6, seed=2)
@@ -145,6 +171,7 @@ def _next(session: Session) -> Floats:
 CHECKS = (
     a_fork_goes_on_alike_and_alone,
     a_fork_has_the_gaps_too,
+    a_fork_may_take_some_entries_only,
     trees_are_settled_before_they_are_copied,
     a_saved_cache_goes_on_with_the_same_bits,
     what_cannot_be_restored_is_refused_before_anything_changes,

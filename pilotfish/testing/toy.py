@@ -183,14 +183,17 @@ class ToySession(DecoderOnly):
         self.last_parents = []
 
     def keep(self, entries: Indices) -> None:
+        self.entries = [self.entries[i] for i in self._kept(entries)]
+        self.last_parents = []
+
+    def _kept(self, entries: Indices) -> list[int]:
         if "evict_tokens" not in self.abilities or entries.ndim != 1:
             raise AbilityError("the toy engine was made without this eviction; the reference engine has it.")
         self._check_settled()
         kept = [int(i) for i in entries]
         if kept != sorted(set(kept)) or not all(0 <= i < len(self.entries) for i in kept):
             raise OptionError("entries to keep must ascend and exist.")
-        self.entries = [self.entries[i] for i in kept]
-        self.last_parents = []
+        return kept
 
     def keys_values(self, layer: int) -> tuple[Floats, Floats]:
         if "keys" not in self.abilities:
@@ -200,11 +203,15 @@ class ToySession(DecoderOnly):
         drawn = self.weights.vectors([(entry,) for entry in self.entries])[None]
         return drawn, -drawn
 
-    def fork(self) -> ToySession:
+    def fork(self, entries: Indices | None = None, max_context: int | None = None) -> ToySession:
         self._check_able("fork")
         self._check_settled()
-        other = self.weights.session(self.max_context)
-        other.entries, other.source = list(self.entries), self.source
+        kept = list(range(len(self.entries))) if entries is None else self._kept(entries)
+        limit = max_context or self.max_context
+        if len(kept) > limit:
+            raise ContextFullError(f"{len(kept)} entries do not fit into {limit}; use a larger max_context.")
+        other = self.weights.session(limit)
+        other.entries, other.source = [self.entries[i] for i in kept], self.source
         return other
 
     def save(self) -> bytes:

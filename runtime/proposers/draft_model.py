@@ -50,7 +50,7 @@ class DraftModel:
         """Up to budget.max_tokens tokens; fewer where the budget says that one more would not pay, or none where the
         context has outgrown the draft model."""
         own = context if self._translation is None else self._translation.context(context)[0]
-        k = min(budget.max_tokens, self._sequence.session.max_context - len(own) + 1)
+        k = min(budget.max_tokens, self._sequence.longest - len(own) + 1)
         if k < 1 or not len(own):
             return EMPTY_DRAFT
         logits = self._catch_up(own)
