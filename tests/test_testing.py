@@ -206,9 +206,9 @@ class ForgetsTheSourceWithTheAnswer(ToySourceSession):
 class ForksReadForEachOther(ToySourceSession):
     _forked: ClassVar[list[ToySession]] = []
 
-    def fork(self) -> ToySession:
+    def fork(self, *given: Any, **named: Any) -> ToySession:
         self._forked[:] = [self]
-        return super().fork()
+        return super().fork(*given, **named)
 
     def encode(self, source):  # type: ignore[no-untyped-def]
         super().encode(source)
