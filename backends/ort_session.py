@@ -118,7 +118,7 @@ class OrtSession(DecoderOnly):
         self._rows.check_settled()
         entries = None if entries is None else self._kept(entries)
         positions = self.positions if entries is None else self._rows.positions_of(entries)
-        other = OrtSession(self._weights, self._ort, room_for(len(positions), max_context or self.max_context))
+        other = self._empty(room_for(len(positions), max_context or self.max_context))
         other._fill(positions, self._entries() if entries is None else self._selected(entries))
         return other
 
@@ -136,6 +136,10 @@ class OrtSession(DecoderOnly):
         self._steps.clear()
         self._values.clear()
         self._cache.clear()
+
+    def _empty(self, max_context: int) -> OrtSession:
+        """Another session like this one, without entries."""
+        return OrtSession(self._weights, self._ort, max_context)
 
     def _plan(self, tokens: Tokens, n_logits: int, parents: Indices | None) -> Indices:
         """Positions of new rows; raises for what cannot be run."""

@@ -83,13 +83,6 @@ class OrtSourceSession(OrtSession):
         self._see(read.copy(), encoder.read(read))
         self._rows.replace(np.empty(0, dtype=np.int64))
 
-    def fork(self) -> OrtSourceSession:
-        self._rows.check_settled()
-        other = OrtSourceSession(self._weights, self._ort, self.max_context)
-        other._source, other._crossed = self._source, self._crossed
-        other._fill(self.positions, self._entries())
-        return other
-
     def save(self) -> bytes:
         """With the source, which is read again."""
         self._rows.check_settled()
@@ -113,6 +106,11 @@ class OrtSourceSession(OrtSession):
         if self.info.encoder.source_kind == "audio":
             kind = (np.float32, (self.info.encoder.bins, None))
         return [*super()._layout(n), kind]
+
+    def _empty(self, max_context: int) -> OrtSourceSession:
+        other = OrtSourceSession(self._weights, self._ort, max_context)
+        other._source, other._crossed = self._source, self._crossed
+        return other
 
     def _see(self, source: Tokens | Floats, crossed: list[tuple[str, Any]]) -> None:
         self._source, self._crossed = source, crossed
