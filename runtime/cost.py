@@ -1,7 +1,7 @@
-"""Measured time of a forward pass, T(n) for n rows.
+"""Measured time of a forward pass, T(n, S) for n rows that see S entries.
 
-The curve is neither linear nor convex and belongs to one engine, build, model, device and thread count, so it is
-measured at first load, remembered, and refined by every step that runs.
+The curve is neither linear nor convex in n and belongs to one engine, build, model, device and thread count, so it is
+measured at first load, remembered, and refined by every step that runs. In S it is a line: attention.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ from .rows import PROBED_WIDTHS, RowClasses, classify
 from .source import prepare
 
 _N_CONTEXT = 8  # entries before the probe's steps
+_FAR_WIDTH = 16  # a step that is timed a second time, behind many entries,
+_FAR_STEPS = 3  # so often; the fastest counts, as other programs only ever add
+_LEAST_FAR = 64  # entries apart that show what an entry costs
 _N_TOKENS = 12  # tokens run at least in steps of every width
 _SPEED_RATE = 0.1  # how fast the machine's present speed is followed
 _WIDTH_RATE = 0.05  # how fast one width's own error is followed, when it was seen a step ago
@@ -26,23 +29,28 @@ _WORTH_CORRECTING = 0.005  # smaller steps are noise, and arrays take time
 _SWITCHES = 4  # times that the probe goes from a narrow step to a wide one and back
 _WORTH_A_SWITCH = 0.05  # of a narrow step; what a switch costs less is noise
 _MOST_CORRECTION = 8.0  # a curve that is further off than this belongs to another machine
+_ENTRY_RATE = 0.1  # how fast the cost of an entry is followed by a step that is all attention,
+_ALL_ATTENTION = 32 * 512  # and rows x entries of a step that is half so
 _SHORT_CONTEXT = 1024  # entries up to which a step belongs to the curve that is kept
 
 
 class CostCurve:
     """Seconds of a forward pass by width, here and now.
 
-    T(n) = speed * correction[n] * base[n]: the base is measured at a short context, `speed` follows what every width
-    has in common (other programs, a longer context) and `correction` what one width has not.
+    T(n, S) = speed * (correction[n] * base[n] + entry_s * n * S): the base is measured at a short context, `speed`
+    follows what every width has in common (other programs, warmth) and `correction` what one width has not.
 
     widths: (m,) ascending, measured; base: (m,) seconds of a step that follows one of the same width. Widths between
     them are interpolated. switch: seconds that a step takes longer when the one before it had another width; engines
-    that plan a graph for each shape have such steps.
+    that plan a graph for each shape have such steps. entry_s: seconds for each row and entry it sees.
+    n_entries: what the next step sees, to be set before the curve is asked about it.
     """
 
-    def __init__(self, widths: Indices, base: Probs, switch: float = 0.0) -> None:
+    def __init__(self, widths: Indices, base: Probs, switch: float = 0.0, entry_s: float = 0.0) -> None:
         self.widths = widths
         self.switch = switch
+        self.entry_s = entry_s
+        self.n_entries = _N_CONTEXT
         self.speed = 1.0
         self._last_width = 0
         self._base: Probs = np.interp(np.arange(int(widths[-1]) + 1), widths, base)
@@ -59,7 +67,7 @@ class CostCurve:
     def seconds(self, width: int) -> float:
         """Expected seconds of one step."""
         if width < len(self._grid):
-            return self.speed * float(self._grid[width])
+            return self.speed * (float(self._grid[width]) + width * self._row_s)
         return float(self.seconds_of(np.array([width]))[0])
 
     def seconds_of(self, widths: Indices) -> Probs:
@@ -69,15 +77,21 @@ class CostCurve:
         """
         last = len(self._grid) - 1
         if int(widths[-1]) <= last:
-            inside: Probs = self.speed * self._grid[widths]
+            inside: Probs = self.speed * (self._grid[widths] + widths * self._row_s)
             return inside
         beyond = np.maximum(widths - last, 0) * self._tail * self._correction[last]
-        seconds: Probs = self.speed * (self._grid[np.minimum(widths, last)] + beyond)
+        seconds: Probs = self.speed * (self._grid[np.minimum(widths, last)] + beyond + widths * self._row_s)
         return seconds
+
+    @property
+    def _row_s(self) -> float:
+        """Seconds that a row takes for the entries beyond those of the probe."""
+        return self.entry_s * max(self.n_entries - _N_CONTEXT, 0)
 
     def observe(self, width: int, n_entries: int, seconds: float) -> None:
         """Learn from a step. One slow step moves little: other programs use the machine too. What has not been seen
         for long moves more, and takes its neighbours along."""
+        self.n_entries = n_entries
         steady = self.seconds(width)
         switched = self.switch > 0 and self._last_width not in (0, width)
         self._last_width = width
@@ -88,6 +102,7 @@ class CostCurve:
             more = min(max((seconds - steady) / self.speed, -self.switch), steady / self.speed)
             self.switch = max(self.switch + _SWITCH_RATE * (more - self.switch), 0.0)
             return
+        self._learn_entries(width, steady * math.expm1(error))
         self.speed *= math.exp(_SPEED_RATE * error)
         if width >= len(self._base):
             return
@@ -98,6 +113,12 @@ class CostCurve:
             self._correction *= np.exp(rate * error * self._near[width])
             np.clip(self._correction, 1 / _MOST_CORRECTION, _MOST_CORRECTION, out=self._correction)
             self._grid = self._correction * self._base
+
+    def _learn_entries(self, width: int, more_s: float) -> None:
+        """What a step took more than expected belongs to its entries as far as it is made of them."""
+        seen = width * max(self.n_entries - _N_CONTEXT, 0)
+        rate = _ENTRY_RATE / (seen + _ALL_ATTENTION)
+        self.entry_s = max(self.entry_s + rate * more_s / self.speed, 0.0)
 
     def to_facts(self) -> dict[str, list[float]] | None:
         """The refined curve, to keep between runs; None where long contexts have bent it. What moved all widths alike
@@ -110,6 +131,7 @@ class CostCurve:
             "widths": [float(w) for w in self.widths],
             "base": [float(b) for b in refined],
             "switch": [self.switch],
+            "entry_s": [self.entry_s],
         }
 
     @classmethod
@@ -119,10 +141,10 @@ class CostCurve:
         ordered = len(widths) and len(widths) == len(base) and (np.diff(widths) > 0).all() and widths[0] >= 1
         if not ordered or not ((base > 0) & (base < 1000.0)).all():
             raise ValueError("not a cost curve")
-        (switch,) = facts["switch"]
-        if not 0.0 <= float(switch) < 1000.0:
+        (switch,), (entry_s,) = facts["switch"], facts["entry_s"]
+        if not (0.0 <= float(switch) < 1000.0 and 0.0 <= float(entry_s) < 1.0):
             raise ValueError("not a cost curve")
-        return cls(widths, base, float(switch))
+        return cls(widths, base, float(switch), float(entry_s))
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,8 +187,11 @@ def calibrate(session: Session, widths: tuple[int, ...] = PROBED_WIDTHS) -> Cali
         logits[width] = np.concatenate(rows)
         seconds[width] = float(np.median(times[1:] or times))  # the first step at a width is slower
     switch = _switch_s(session, tokens, yardstick, seconds)
+    fixed = bool(session.info.widths)  # such a device reads a whole window, whatever is in it
+    entry_s = _entry_s(session, _FAR_WIDTH) if _FAR_WIDTH in seconds and not fixed else 0.0
     session.truncate(0)
-    curve = CostCurve(np.array(sorted(seconds)), np.array([seconds[w] for w in sorted(seconds)]), switch)
+    ordered = np.array(sorted(seconds))
+    curve = CostCurve(ordered, np.array([seconds[w] for w in ordered]), switch, entry_s)
     return Calibration(curve, classify(logits, session.info.widths))
 
 
@@ -183,6 +208,29 @@ def _switch_s(session: Session, tokens: Tokens, narrow: int, seconds: dict[int, 
         session.truncate(_N_CONTEXT)
     switch = float(np.median(more))
     return switch if switch > _WORTH_A_SWITCH * seconds[narrow] else 0.0
+
+
+def _entry_s(session: Session, width: int) -> float:
+    """Seconds that a step takes longer for each row and entry it sees; 0 where the session has no room to tell."""
+    far = session.max_context - width
+    if far - _N_CONTEXT < _LEAST_FAR:
+        return 0.0
+    tokens = (np.arange(far, dtype=np.int64) * 37 + 11) % session.info.vocab_size
+    near_s = _fastest_s(session, tokens[:width], _N_CONTEXT)
+    session.forward(tokens[_N_CONTEXT:], n_logits=0)
+    far_s = _fastest_s(session, tokens[:width], far)
+    return max(far_s - near_s, 0.0) / (width * (far - _N_CONTEXT))
+
+
+def _fastest_s(session: Session, tokens: Tokens, n_entries: int) -> float:
+    """Seconds of the fastest step over these tokens behind the entries that the session has and keeps."""
+    times = []
+    for _ in range(_FAR_STEPS):
+        began = time.perf_counter()
+        session.forward(tokens, n_logits=len(tokens))
+        times.append(time.perf_counter() - began)
+        session.truncate(n_entries)
+    return min(times)
 
 
 def facts_key(info: ModelInfo) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, replace
 
@@ -17,6 +18,9 @@ _HICCUP_S = 1e-3
 _STAKE = 2.0  # plain steps that drafts may lose in an answer before they have gained any,
 _STAKE_RATE = 0.01  # and so many more with every token
 _STALE = 64  # rounds after which a proposer that lost to another is heard again
+_HOPE = 4.0  # plain steps that asking a proposer is taken to be worth before it was asked,
+_WORTH_RATE = 0.1  # and how fast the truth is followed
+_REST = 4  # one that brings less than it takes is asked in every so many rounds
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +32,18 @@ class Proposal:
     draft_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class _Offer:
+    """The part of a proposer's draft that pays, what a round with it is worth, and the seconds it saves."""
+
+    draft: Draft
+    value: float
+    saved_s: float
+
+
+_NOTHING = _Offer(EMPTY_DRAFT, -math.inf, 0.0)
+
+
 @dataclass(slots=True)
 class _Record:
     """What is known about one proposer: how long a token takes, and how far its confidence can be trusted."""
@@ -37,6 +53,20 @@ class _Record:
     acceptance: Acceptance
     idle: int = 0  # rounds since it was last asked for a draft
     probes: int = 0  # drafts in a row that were not expected to pay
+    worth_s: float = math.inf  # what asking it is expected to save, on average,
+    asked_s: float = 0.0  # and takes, with all that is thought about the answer
+    rested: int = 0  # rounds in a row it was not asked because of that
+
+    def rests(self) -> bool:
+        """Whether to leave it out this round: a lookup in every round is not free either."""
+        self.rested = 0 if self.worth_s >= self.asked_s or self.rested + 1 >= _REST else self.rested + 1
+        return self.rested > 0
+
+    def observe_worth(self, saved_s: float, seconds: float, plain_s: float) -> None:
+        """It was asked, and its draft promises to save so much against plain decoding."""
+        self.worth_s = min(self.worth_s, _HOPE * plain_s)
+        self.worth_s += _WORTH_RATE * (saved_s - self.worth_s)
+        self.asked_s += _WORTH_RATE * (min(seconds, 2.0 * self.asked_s + _HICCUP_S) - self.asked_s)
 
     def asked(self, forecast: Forecast, k: int) -> None:
         """k tokens of its draft are verified this round."""
@@ -102,9 +132,10 @@ class Drafting:
         self._switches = 0  # changes of width since the last drafted round,
         self._switches_per_draft = 2.0  # and that many: there and back, unless drafts follow drafts
 
-    def begin(self) -> None:
-        """A new answer: what was gained in the last one is no longer at stake."""
+    def begin(self, n_entries: int) -> None:
+        """A new answer, to a prompt of so many entries: what was gained in the last one is no longer at stake."""
         self._gained, self._answered = 0.0, 0
+        self.costs.n_entries = n_entries
 
     def propose(self, proposers: tuple[Proposer, ...], context: Tokens, max_tokens: int) -> Proposal:
         """The draft of this round: the best of the cheap proposers' drafts, or a dearer proposer's where that
@@ -127,13 +158,16 @@ class Drafting:
                 if k == 0 or (self.policy.value(forecast, k) <= best_value and forecast.idle < _STALE):
                     record.idle += 1
                     continue
-            draft = self._ask(proposer, record, context, k)
-            if not len(draft):
+            elif record.rests():
+                record.idle += 1
                 continue
-            draft, value, certain = self._cut(draft, record)
-            if value > best_value or not certain:
-                best, best_value = Proposal(draft, proposer.name, 0.0), value
-                if not certain:
+            offer = self._ask(proposer, record, context, k)
+            if not len(offer.draft):
+                continue
+            drawn = offer.draft.laws is not None
+            if offer.value > best_value or drawn:
+                best, best_value = Proposal(offer.draft, proposer.name, 0.0), offer.value
+                if drawn:  # a sampled draft must be submitted
                     break
         return replace(best, draft_s=time.perf_counter() - began)
 
@@ -205,8 +239,8 @@ class Drafting:
         chances = record.acceptance.typical(k)
         return self.forecast(chain_chances(chances), chances, record.token_s, record)
 
-    def _cut(self, draft: Draft, record: _Record) -> tuple[Draft, float, bool]:
-        """The part of a draft that pays, its value, and whether the verifier may be given something else instead.
+    def _cut(self, draft: Draft, record: _Record) -> _Offer:
+        """The part of a draft that pays.
 
         A sampled draft is submitted whole: to drop a token because of its own probability would bias the output.
         """
@@ -216,19 +250,21 @@ class Drafting:
         else:
             chances = record.acceptance.calibrate(conditional(draft))
         forecast = self.forecast(path_chances(draft, chances), chances, 0.0, record)  # drafting is paid for
-        if draft.laws is not None:
-            record.asked(forecast, len(draft))
-            return draft, self.policy.value(forecast, len(draft)), False
-        k = self.policy.choose(forecast)
+        k = self.policy.choose(forecast) if draft.laws is None else len(draft)
         record.asked(forecast, k)
-        return draft.head(self.rows.fit(k + 1) - 1), self.policy.value(forecast, k), True
+        kept = draft.head(self.rows.fit(k + 1) - 1) if draft.laws is None else draft
+        saved = (1.0 + float(forecast.accepted[k])) * float(forecast.seconds[0]) - float(forecast.seconds[k])
+        return _Offer(kept, self.policy.value(forecast, k), saved)
 
-    def _ask(self, proposer: Proposer, record: _Record, context: Tokens, k: int) -> Draft:
+    def _ask(self, proposer: Proposer, record: _Record, context: Tokens, k: int) -> _Offer:
         began = time.perf_counter()
         budget: Budget = _RoundBudget(k, self, record, [])
         draft = proposer.propose(context, budget)
         record.observe_time(len(draft), time.perf_counter() - began)
-        return draft
+        offer = self._cut(draft, record) if len(draft) else _NOTHING
+        plain_s = self.costs.seconds(self.rows.minimum)
+        record.observe_worth(max(offer.saved_s, 0.0), time.perf_counter() - began, plain_s)
+        return offer
 
     def _record(self, name: str) -> _Record:
         if name not in self._records:

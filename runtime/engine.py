@@ -49,12 +49,12 @@ def generate(
     context[: len(prompt)] = prompt
     committed, n = context.view(), len(prompt)
     committed.flags.writeable = False  # proposers and processors look at it
-    drafting.begin()
     try:
         target.cover(prompt[:-1], cancelled=limits.cancelled, progress=limits.progress)
     except Cancelled:
         yield _CANCELLED
         return
+    drafting.begin(target.n_entries)
     while True:
         if limits.cancelled():
             yield _CANCELLED

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from pilotfish.runtime.acceptance import Acceptance, conditional, path_chances
 from pilotfish.runtime.cost import CostCurve, calibrate, facts_key
 from pilotfish.runtime.draft_length import RenewalReward
 from pilotfish.runtime.drafting import Drafting
-from pilotfish.runtime.interfaces import Draft, ModelInfo
+from pilotfish.runtime.interfaces import Draft, ModelInfo, Step, Tokens
 from pilotfish.runtime.rows import RowRule
 from pilotfish.testing.toy import ToyWeights
 
@@ -74,11 +75,43 @@ def test_whatever_is_observed_every_cost_stays_a_positive_number(steps: list[tup
     assert (costs > 0).all() and np.isfinite(costs).all()
 
 
+def test_what_an_entry_costs_is_learned_from_steps_of_several_widths() -> None:
+    base, entry_s = {1: 10e-3, 16: 40e-3}, 3e-6
+    curve = CostCurve(np.array([1, 2, 16]), np.array([10e-3, 11e-3, 40e-3]))
+    for n_entries in [*range(100, 900)] * 2:  # two answers
+        width = 16 if n_entries % 3 == 0 else 1
+        curve.observe(width, n_entries, base[width] + entry_s * width * n_entries)
+    assert curve.entry_s == pytest.approx(entry_s, rel=0.25)
+    for curve.n_entries in (100, 600, 1000):  # the next answer's context is another, and its costs are known
+        for width in (1, 16):
+            truth = base[width] + entry_s * width * curve.n_entries
+            assert curve.seconds(width) == pytest.approx(truth, rel=0.15)  # without the term: 0.85
+            assert curve.seconds_of(np.array([width]))[0] == pytest.approx(curve.seconds(width))
+
+
+def test_calibration_finds_what_an_entry_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("pilotfish.runtime.cost.time.perf_counter", lambda: now[0])
+    session = ToyWeights(vocab_size=11, context_length=256).session()
+    forward = session.forward
+
+    def slow(tokens: Tokens, **options: Any) -> Step:
+        now[0] += 5e-3 + len(tokens) * (1e-3 + 2e-6 * len(session.positions))
+        return forward(tokens, **options)
+
+    monkeypatch.setattr(session, "forward", slow)
+    assert calibrate(session).curve.entry_s == pytest.approx(2e-6, rel=1e-3)
+    assert len(session.positions) == 0
+    small = ToyWeights(vocab_size=11, context_length=64).session()
+    assert calibrate(small).curve.entry_s == 0.0  # no room to tell
+
+
 def test_facts_survive_json_and_damaged_ones_are_refused() -> None:
     curve = CostCurve(WIDTHS, BASE)
     curve.observe(2, 100, 12e-3)
     facts = json.loads(json.dumps(curve.to_facts()))
     again = CostCurve.from_facts(facts)
+    again.n_entries = curve.n_entries
     assert np.ptp(again.seconds_of(WIDTHS) / curve.seconds_of(WIDTHS)) < 1e-9
     for damage in (
         {"widths": []},
@@ -88,6 +121,8 @@ def test_facts_survive_json_and_damaged_ones_are_refused() -> None:
         {"base": [float("nan")] * 5},
         {"base": [1e12] * 5},
         {"widths": "x"},
+        {"entry_s": [-1.0]},
+        {"entry_s": []},
     ):
         with pytest.raises((KeyError, TypeError, ValueError)):
             CostCurve.from_facts({**facts, **damage})

@@ -190,7 +190,7 @@ def test_no_single_answer_loses_more_than_its_stake(curve: np.ndarray, answers: 
     guesser, context = Guesser(0.0, 0.99), np.zeros(500, dtype=np.int64)
     for answer in range(answers):
         right = answer < answers - 1
-        drafting.begin()
+        drafting.begin(0)
         n, spent = 0, 0.0
         while n < 96:
             proposal = drafting.propose((guesser,), context, 32)
@@ -206,7 +206,7 @@ def test_what_was_gained_may_be_lost_again() -> None:
     """On a steep curve long drafts are out of reach until shorter ones have brought something in."""
     drafting = Drafting(RenewalReward(), CostCurve(WIDTHS.copy(), STEEP.copy()), ANY_WIDTH)
     guesser, context = Guesser(1.0, 0.99), np.zeros(500, dtype=np.int64)
-    drafting.begin()
+    drafting.begin(0)
     lengths = []
     for _ in range(60):
         proposal = drafting.propose((guesser,), context, 32)
@@ -214,5 +214,33 @@ def test_what_was_gained_may_be_lost_again() -> None:
         finish(drafting, proposal, k, k + 1, float(STEEP[k]))
         lengths.append(k)
     assert 0 < lengths[0] <= 3 and lengths[-1] > 12, lengths
-    drafting.begin()
+    drafting.begin(0)
     assert len(drafting.propose((guesser,), context, 32).draft) <= 3
+
+
+def test_a_lookup_that_brings_nothing_rests_and_one_that_pays_again_is_asked_every_round() -> None:
+    class Counted(Guesser):
+        asked = 0
+
+        def propose(self, context: Tokens, budget: Budget) -> Draft:
+            self.asked += 1
+            return super().propose(context, budget)
+
+    steep = CURVES["compute-bound"]
+    drafting = Drafting(RenewalReward(), CostCurve(WIDTHS.copy(), steep.copy()), ANY_WIDTH)
+    guesser, context = Counted(0.0, 0.2), np.zeros(500, dtype=np.int64)
+
+    def rounds(n: int, curve: np.ndarray) -> int:
+        guesser.asked = 0
+        for _ in range(n):
+            proposal = drafting.propose((guesser,), context, 32)
+            k = len(proposal.draft)
+            finish(drafting, proposal, k if guesser.stated > 0.5 else 0, k + 1, float(curve[k]))
+        return guesser.asked
+
+    rounds(150, steep)  # learns that every width costs what it brings
+    assert 40 <= rounds(200, steep) <= 60
+    guesser.stated = 0.99
+    drafting.costs = CostCurve(WIDTHS.copy(), CURVES["flat"].copy())
+    rounds(50, CURVES["flat"])
+    assert rounds(100, CURVES["flat"]) >= 95  # but for the plain steps that are run to know what they cost
