@@ -164,7 +164,7 @@ def test_a_wrong_answer_moves_on_and_says_so(path: Path, monkeypatch: pytest.Mon
 
 
 def test_a_device_that_turns_bad_later_is_left(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = Engine("a", 0.001, has=("gpu", "cpu"))
+    engine = Engine("a", 0.01, has=("gpu", "cpu"))
     install(monkeypatch, engine)
     with load(path, threads=1) as model:
         assert model.choice is not None
