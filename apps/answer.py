@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 
+from ..runtime.chat import Chat
 from ..runtime.errors import OptionError, PilotfishError
 from ..runtime.model import Model, Prompt
 from ..runtime.result import Result, Stats
@@ -59,9 +61,34 @@ def summary(stats: Stats) -> str:
     )
 
 
-def converse(model: Model, *, system: str | None, temperature: float, max_new_tokens: int | None) -> None:
-    """A conversation on the terminal, or line by line from a pipe."""
-    talk = model.chat(system)
+def converse(
+    model: Model,
+    *,
+    system: str | None,
+    temperature: float,
+    max_new_tokens: int | None,
+    resume: Path | None = None,
+    reread: bool = False,
+) -> None:
+    """A conversation on the terminal, or line by line from a pipe. resume: the file it is kept in, however it ends."""
+    if resume is None:
+        _talk(model.chat(system), temperature, max_new_tokens)
+        return
+    if not resume.exists():
+        talk = model.chat(system)
+        talk.save(resume)  # whether that works should not come out at the end
+    elif system is not None:
+        raise OptionError(f"{resume} holds a conversation with its own beginning; drop --system.")
+    else:
+        talk = model.resume(resume, reread=reread)
+        console().print(f"{sum(m['role'] == 'user' for m in talk.messages)} turns so far", style="dim")
+    try:
+        _talk(talk, temperature, max_new_tokens)
+    finally:
+        talk.save(resume)
+
+
+def _talk(talk: Chat, temperature: float, max_new_tokens: int | None) -> None:
     terminal = sys.stdin.isatty()
     while True:
         if terminal:

@@ -178,6 +178,10 @@ def chat(
     draft_engine: DraftEngine = None,
     plain: Plain = False,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Go on with the conversation in this file, and keep it there.")
+    ] = None,
+    reread: Annotated[bool, typer.Option("--reread", help="Take its messages alone: for another model.")] = False,
     temperature: Temperature = 0.0,
     max_new_tokens: MaxNewTokens = 512,
     max_context: MaxContext = None,
@@ -192,6 +196,8 @@ def chat(
 
     if plain and draft is not None:
         raise OptionError("--plain and --draft contradict each other; drop one of the two.")
+    if reread and resume is None:
+        raise OptionError("--reread is about the file of --resume; give one, or drop it.")
     with _load(
         model,
         engine=engine,
@@ -206,7 +212,14 @@ def chat(
         options=_options(option),
         exact=exact,
     ) as loaded:
-        converse(loaded, system=system, temperature=temperature, max_new_tokens=max_new_tokens or None)
+        converse(
+            loaded,
+            system=system,
+            temperature=temperature,
+            max_new_tokens=max_new_tokens or None,
+            resume=resume,
+            reread=reread,
+        )
 
 
 @app.command()

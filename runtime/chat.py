@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from .chat_template import Message
+from .conversation import Conversation, read_conversation, write_conversation
+from .errors import OptionError
 from .result import Result
 from .stream import Stream
 
@@ -14,11 +20,45 @@ if TYPE_CHECKING:
 
 
 class Chat:
-    """A conversation. A turn that fails or is stopped early leaves the messages as they were before it."""
+    """A conversation. A turn that fails or is stopped early leaves the messages as they were before it.
 
-    def __init__(self, model: Model, system: str | None) -> None:
+    seed: makes sampled answers repeatable, each by a seed of its own.
+    """
+
+    def __init__(self, model: Model, system: str | None, seed: int | None = None) -> None:
         self.model = model
         self.messages: list[Message] = [] if system is None else [{"role": "system", "content": system}]
+        self.seed = seed
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write messages, seed and cache to one file, for Model.resume(); whole, or what was there before stays.
+
+        Cached tokens of anything but this conversation are forgotten first. Raises OptionError where the file cannot
+        be written, and AbilityError where the engine cannot save a cache.
+        """
+        answered = any(message["role"] == "assistant" for message in self.messages)
+        tokens = self.model.encode(self.messages) if answered else np.empty(0, dtype=np.int64)
+        sequence = self.model.save_cache(tokens)
+        write_conversation(Path(path), Conversation(self.messages, self.seed, _maker(self.model), sequence))
+
+    @classmethod
+    def open(cls, model: Model, path: str | os.PathLike[str], *, reread: bool = False) -> Chat:
+        """What save() wrote; see Model.resume()."""
+        found = read_conversation(Path(path))
+        if not reread:
+            maker = _maker(model)
+            differs = [
+                f"{k} {found.made_by.get(k)!r}, here {v!r}" for k, v in maker.items() if found.made_by.get(k) != v
+            ]
+            if differs:
+                raise OptionError(
+                    f"{path} was saved with something else than is loaded here: {'; '.join(differs)}. Load that, or "
+                    "take the messages alone and have their text read anew: resume(path, reread=True), or --reread."
+                )
+            model.restore_cache(found.sequence)
+        chat = cls(model, None, found.seed)
+        chat.messages = found.messages
+        return chat
 
     def send(self, text: str, *, max_new_tokens: int | None = 512, temperature: float | None = None) -> Result:
         """The answer to one more user message."""
@@ -31,7 +71,9 @@ class Chat:
     def stream(self, text: str, *, max_new_tokens: int | None = 512, temperature: float | None = None) -> Stream:
         """The same, piece by piece. The turn is remembered once the stream has been read to its end."""
         asked: list[Message] = [*self.messages, {"role": "user", "content": text}]
-        inner = self.model.stream(asked, max_new_tokens=max_new_tokens, temperature=temperature)
+        turn = sum(message["role"] == "assistant" for message in asked)
+        seed = None if self.seed is None else self.seed + turn
+        inner = self.model.stream(asked, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
 
         def pieces(outer: Stream) -> Iterator[str]:
             outer.rounds = inner.rounds
@@ -44,3 +86,17 @@ class Chat:
                 self.messages = [*asked, {"role": "assistant", "content": inner.result.text}]
 
         return Stream(pieces)
+
+
+def _maker(model: Model) -> dict[str, str]:
+    """Everything that a cache depends on."""
+    info = model.info
+    return {
+        "model": info.digest,
+        "engine": info.engine,
+        "version": info.engine_version,
+        "device": info.device,
+        "settings": info.settings,
+        "cache policy": repr(model.cache),
+        "exact": str(model.exact),
+    }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from .cache_policies.policy import CachePolicy
@@ -17,6 +19,16 @@ def entries_for(policy: CachePolicy, rows: RowRule, info: ModelInfo, wanted: int
     """How large a session to open: as large as the policy lets the cache become, and no larger than wanted."""
     need = min(policy.budget + policy.every + rows.maximum, info.context_length)
     return need if wanted is None else min(need, wanted)
+
+
+@dataclass(frozen=True, slots=True)
+class SavedCompression:
+    """What a Compression remembers, see there."""
+
+    at: int
+    n_evicted: int
+    carried: Floats | None
+    last_logits: Floats | None
 
 
 class Compression:
@@ -41,6 +53,15 @@ class Compression:
         self.at = 0  # tokens covered at the last compression: nothing before them can be forgotten by itself
         self._carried: Floats | None = None
         self._last_logits: Floats | None = None  # of the last token that was watched for its successor's surprise
+
+    def saved(self) -> SavedCompression:
+        """What restore() takes, for a cache that is saved."""
+        return SavedCompression(self.at, self.n_evicted, self._carried, self._last_logits)
+
+    def restore(self, saved: SavedCompression) -> None:
+        """Of a cache that was restored."""
+        self.at, self.n_evicted = saved.at, saved.n_evicted
+        self._carried, self._last_logits = saved.carried, saved.last_logits
 
     @property
     def limit(self) -> int:

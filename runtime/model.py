@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +26,7 @@ from .pairing import Pairing, Translation
 from .proposers import CompressedCopy, DraftModel, SelfDraft, Suffix
 from .result import Result, Stats, judged
 from .sampling import Sampling
-from .sequence import CachedSequence
+from .sequence import CachedSequence, SavedSequence
 from .stopping import TextAssembler
 from .stream import Stream
 from .tokenizer import Tokenizer
@@ -250,11 +251,31 @@ class Model:
         )
         return Stream(lambda stream: self._run(stream, tokens, settings, limits, strings, seed))
 
-    def chat(self, system: str | None = None) -> Chat:
+    def chat(self, system: str | None = None, *, seed: int | None = None) -> Chat:
         """A conversation that remembers its messages; the cache of earlier turns is reused."""
-        if self.template is None:
-            raise ChatTemplateError("this model has no chat template; use generate(text, raw=True).")
-        return Chat(self, system)
+        self._check_template()
+        return Chat(self, system, seed)
+
+    def resume(self, path: str | os.PathLike[str], *, reread: bool = False) -> Chat:
+        """The conversation that Chat.save() wrote, with its cache: only what is new is read.
+
+        reread: take its messages alone, and read their text anew; for another model, engine or settings.
+        Raises OptionError for a file that is damaged, or of another model, engine or settings, and ContextFullError
+        where its cache does not fit, each before anything changes.
+        """
+        self._check_template()
+        return Chat.open(self, path, reread=reread)
+
+    def save_cache(self, context: Tokens) -> SavedSequence:
+        """The cache of this context; what it covers of anything else is forgotten. Raises AbilityError."""
+        with self._turn:
+            self._sequence.truncate(self._sequence.reusable(context))
+            return self._sequence.save()
+
+    def restore_cache(self, saved: SavedSequence) -> None:
+        """Hold what save_cache() gave. Raises OptionError and ContextFullError before anything changes."""
+        with self._turn:
+            self._sequence.restore(saved)
 
     def encode(self, prompt: Prompt, *, raw: bool = False) -> Tokens:
         """Token ids of a prompt, chat template applied."""
@@ -269,6 +290,10 @@ class Model:
         if self.template is None:
             raise ChatTemplateError("this model has no chat template, so it cannot take messages; give it a text.")
         return encode_chat(self.tokenizer, self.template, prompt)
+
+    def _check_template(self) -> None:
+        if self.template is None:
+            raise ChatTemplateError("this model has no chat template; use generate(text, raw=True).")
 
     def close(self) -> None:
         """Free caches and weights. A second close does nothing."""

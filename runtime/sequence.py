@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
 from .cache_policies.policy import CachePolicy
-from .compression import Compression
+from .compression import Compression, SavedCompression
 from .errors import ContextFullError
 from .interfaces import Indices, Session, Step, Tokens
 from .rows import ANY_WIDTH, RowRule
@@ -17,6 +18,15 @@ PREFILL_CHUNK = 256  # rows of a prefill step: the bound on how long a cancel wa
 
 class Cancelled(Exception):  # noqa: N818 - a signal between our own frames, never seen by a caller
     """Raised between two prefill chunks."""
+
+
+@dataclass(frozen=True, slots=True)
+class SavedSequence:
+    """What a CachedSequence needs to go on in another process."""
+
+    tokens: Tokens
+    entries: bytes  # of Session.save()
+    compressed: SavedCompression | None
 
 
 class CachedSequence:
@@ -143,6 +153,22 @@ class CachedSequence:
             if progress is not None:
                 progress(self._n, len(context))
         return reused
+
+    def save(self) -> SavedSequence:
+        """What restore() takes. Raises AbilityError where the session cannot save."""
+        compressed = None if self.compression is None else self.compression.saved()
+        return SavedSequence(self.tokens.copy(), self.session.save(), compressed)
+
+    def restore(self, saved: SavedSequence) -> None:
+        """Cover what save() was called on, by a session over the same weights with the same policy.
+
+        Raises OptionError and ContextFullError before anything changes.
+        """
+        self.session.restore(saved.entries)
+        if self.compression is not None:
+            self.compression.begin() if saved.compressed is None else self.compression.restore(saved.compressed)
+        self._n = 0
+        self._append(saved.tokens)
 
     def _advance(self, context: Tokens, cancelled: Callable[[], bool] | None) -> None:
         """One chunk; chunks end where a policy begins to watch."""

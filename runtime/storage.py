@@ -9,7 +9,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeAlias
 
@@ -86,19 +86,28 @@ def write_json_atomically(path: Path, value: object) -> bool:
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a small file whole or not at all, parent folders included. Raises CacheWriteError."""
-    temporary = temporary_name(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        replace_file(path, [data])
     except OSError as error:
         raise write_error(path.parent, error) from error
+
+
+def replace_file(path: Path, parts: Iterable[bytes]) -> None:
+    """Write a file whole or not at all: whenever the process ends, the name stands for the old file or for the new.
+
+    Raises OSError.
+    """
+    temporary = temporary_name(path)
+    try:
+        with temporary.open("xb") as file:
+            for part in parts:
+                file.write(part)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def temporary_name(path: Path) -> Path:

@@ -119,6 +119,26 @@ def test_chat_remembers_and_ends(tiny: Path, pilotfish: Run) -> None:
     assert outcome.err.count("tokens/s") == 2
 
 
+def test_chat_goes_on_from_a_file(tiny: Path, pilotfish: Run, tmp_path: Path) -> None:
+    file = tmp_path / "talk"
+    first = pilotfish("chat", tiny, "-n", 8, "--resume", file, stdin=b"hello\n")
+    second = pilotfish("chat", tiny, "-n", 8, "--resume", file, stdin=b"the and\n/bye\n")
+    assert first.code == second.code == 0
+    assert "turns so far" not in first.err and "1 turns so far" in second.err
+    assert "2 turns so far" in pilotfish("chat", tiny, "--resume", file).err
+    whole = pilotfish("chat", tiny, "-n", 8, stdin=b"hello\nthe and\n")
+    assert first.out + second.out == whole.out
+    for more, words in (
+        (("--system", "the"), "drop --system"),
+        (("--no-exact",), "--reread"),
+        (("--resume", tmp_path / "no" / "talk"), "cannot be saved"),
+    ):
+        outcome = pilotfish("chat", tiny, "--resume", file, *more)
+        assert outcome.code == 2 and words in outcome.err
+    assert pilotfish("chat", tiny, "--resume", file, "--no-exact", "--reread").code == 0
+    assert pilotfish("chat", tiny, "--reread").code == 2
+
+
 def test_inspect_and_doctor(tiny: Path, pilotfish: Run) -> None:
     found = json.loads(pilotfish("inspect", tiny, "--json").out)
     assert found["general.architecture"] == "llama" and found["tensors"] > 0
