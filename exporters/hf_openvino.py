@@ -10,74 +10,79 @@ import contextlib
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from ..runtime.errors import EngineMissingError, UnsupportedModelError
-from ..runtime.interfaces import Tokens
 from ..runtime.telemetry import without_telemetry
 from .families import SUPPORTED
 from .model_source import EXPORT_EXTRA
-from .openvino_compress import Compression, DataAware, compress
-from .weight_form import WeightForm
+from .openvino_compress import Compression, Share, compress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Progress: TypeAlias = Callable[[float, str], None]  # share that is done, and what is being done
-
 MODEL = "openvino_model.xml"
+_TRACED = "traced.xml"
 _TASK = "text-generation-with-past"
 _CHANGED = ("torchscript", "return_dict")  # entries of a configuration that optimum-intel overwrites
 
 
-def export_openvino(
-    model: PreTrainedModel,
-    folder: Path,
-    form: WeightForm,
-    *,
-    data_aware: Collection[DataAware] = (),
-    samples: Sequence[Tokens] | None = None,
-    ratio: float = 1.0,
-    activations: Literal["int8", "f32"] = "int8",
-    progress: Progress | None = None,
-) -> dict[str, str]:
-    """Write folder/openvino_model.xml and .bin; what a manifest's recipe says of them.
+def trace_openvino(model: PreTrainedModel, folder: Path, wanted: Compression) -> dict[str, str]:
+    """Write the decoder in f32, to be compressed; what a manifest's recipe says of the model.
 
-    model: in f32 on the CPU; it is the same afterwards.
-    data_aware: any of "awq", "scale" and "gptq", for int4 layers; they look at `samples`, some dozen pieces of text of
-        a hundred tokens or more (calibration_text.calibration_samples).
-    ratio: share of the layers' weights that become int4; those it would hurt most become int8.
-    activations: what the engine does where it is not told: "int8" rounds them, in groups, where they meet int8 or int4
-        weights, which is fastest; "f32" does not, and is closer to the source. Nothing in the graph depends on it.
-    Memory: the model, and up to twice its size once more. Raises UnsupportedModelError, OptionError and
-    EngineMissingError before anything is written, EngineError where OpenVINO or NNCF fails; nothing half-written stays.
+    model: in f32 on the CPU; it is the same afterwards. Raises UnsupportedModelError, OptionError and
+    EngineMissingError before anything is written.
     """
-    tell = progress or (lambda share, what: None)
-    wanted = Compression(form, frozenset(data_aware), tuple(samples or ()), ratio)
     _check(model, wanted)
-    with (
-        tempfile.TemporaryDirectory(dir=folder, prefix=".openvino-", ignore_cleanup_errors=True) as building,
-        _offline(),
-    ):
-        tell(0.0, "tracing the model")
-        traced = Path(building) / "traced.xml"
-        _trace(model, traced)
-        tell(0.3, "compressing weights")
-        import openvino
+    try:
+        with _offline():
+            _trace(model, folder / _TRACED)
+    except BaseException:
+        _remove_traced(folder)
+        raise
+    recipe = {"n_heads": str(model.config.num_attention_heads)}
+    if getattr(model.config, "sliding_window", None):
+        recipe["sliding_window"] = str(model.config.sliding_window)
+    return recipe
 
-        graph = openvino.Core().read_model(traced)
-        counts = compress(graph, wanted, lambda share: tell(0.3 + 0.6 * share, "compressing weights"))
-        tell(0.9, "writing the model")
+
+def compress_openvino(folder: Path, wanted: Compression, progress: Share | None = None) -> dict[str, str]:
+    """Make openvino_model.xml and .bin of the traced decoder, which is removed; how, as entries of a recipe.
+
+    Memory: what is compressed, beside the traced weights, which lie in a file and are mapped; data-aware methods run
+    the model, which takes twice its size in f32. Raises EngineError where OpenVINO or NNCF fails.
+    """
+    tell = progress or (lambda share: None)
+    try:
+        with _offline():
+            counts = _compress(folder, wanted, tell)
+    finally:
+        _remove_traced(folder)
+    tell(1.0)
+    return _recipe(wanted, counts)
+
+
+def _compress(folder: Path, wanted: Compression, tell: Share) -> dict[str, int]:
+    import openvino
+
+    tell(0.0)
+    graph = openvino.Core().read_model(folder / _TRACED)
+    counts = compress(graph, wanted, lambda share: tell(0.9 * share))
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".openvino-", ignore_cleanup_errors=True) as building:
         made = Path(building) / MODEL
         openvino.save_model(graph, made, compress_to_fp16=False)
-        del graph
         for name in (made.with_suffix(".bin"), made):
             name.replace(folder / name.name)
-    tell(1.0, "done")
-    return _recipe(model, wanted, counts) | {"activations": activations}
+    return counts
+
+
+def _remove_traced(folder: Path) -> None:
+    for suffix in (".xml", ".bin"):
+        with contextlib.suppress(OSError):  # Windows keeps what is still mapped; the folder is not kept either then
+            (folder / _TRACED).with_suffix(suffix).unlink(missing_ok=True)
 
 
 def _check(model: PreTrainedModel, wanted: Compression) -> None:
@@ -163,7 +168,7 @@ def _offline() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _recipe(model: PreTrainedModel, wanted: Compression, counts: dict[str, int]) -> dict[str, str]:
+def _recipe(wanted: Compression, counts: dict[str, int]) -> dict[str, str]:
     form = wanted.form
     recipe = {
         "builder": f"optimum-intel {metadata.version('optimum-intel')}, nncf {metadata.version('nncf')}",
@@ -171,10 +176,7 @@ def _recipe(model: PreTrainedModel, wanted: Compression, counts: dict[str, int])
         "embedding": form.embedding_form,
         "output": form.output_form,
         "matrices": ", ".join(f"{n} {what}" for what, n in counts.items()),
-        "n_heads": str(model.config.num_attention_heads),
     }
-    if getattr(model.config, "sliding_window", None):
-        recipe["sliding_window"] = str(model.config.sliding_window)
     if {"int4", "int8"} & set(wanted.forms.values()):
         recipe["block"] = str(form.block)
         recipe["zero_points"] = "none" if form.symmetric else "integer"

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ..runtime.errors import UnsupportedModelError
 from .hf_modules import Trace, TracedEmbedding, TracedLinear, TracedNorm, TracedRotary, attend, remember_tables
@@ -153,7 +154,7 @@ def _traced_functions(state: Swapped) -> Iterator[None]:
         out = attend(state.active(), module, query, key, value, scaling=scaling, softcap=softcap, window=sliding_window)
         return out, None
 
-    AttentionInterface.register(_ATTENTION, attention)
+    ALL_ATTENTION_FUNCTIONS[_ATTENTION] = attention
     rotation, implementation = modeling.apply_rotary_pos_emb, model.config._attn_implementation
     modeling.apply_rotary_pos_emb = remember_tables(state.active)
     model.set_attn_implementation(_ATTENTION)  # the model makes no masks for a name it does not know
@@ -162,6 +163,7 @@ def _traced_functions(state: Swapped) -> Iterator[None]:
     finally:
         modeling.apply_rotary_pos_emb = rotation
         model.set_attn_implementation(implementation)
+        del ALL_ATTENTION_FUNCTIONS[_ATTENTION]  # the table outlives the model, which the function holds
 
 
 def _modeling(model: PreTrainedModel) -> Any:

@@ -73,7 +73,8 @@ class Matrix:
 
     def values(self) -> tuple[dict[str, npt.NDArray[np.generic]], float]:
         """The bytes of each part, of either layout: they differ in shape alone. And the relative loss."""
-        matrix = torch.cat([p.detach() for p in self.parameters]).float().numpy()
+        first, *others = (p.detach().float() for p in self.parameters)
+        matrix = (torch.cat([first, *others]) if others else first).numpy()  # a large one is rather not copied
         if self.bits is None:
             dense = matrix.astype(np.float16 if self.stored == "fp16" else np.float32, copy=False)
             return {"table": dense, "weight": np.ascontiguousarray(dense.T)}, 0.0

@@ -13,6 +13,7 @@ from .weight_form import Stored, WeightForm
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+_CHUNK = 1 << 22  # weights rounded at once: the steps in between take several copies
 _BITS: dict[Stored, int] = {"int8": 8, "int4": 4}
 
 
@@ -58,15 +59,24 @@ def nearest(weight: torch.Tensor, stored: Stored, form: WeightForm) -> torch.Ten
         return weight.half().float()
     rows, columns = weight.shape
     block = form.block if stored == "int4" and columns % form.block == 0 else columns
-    x = weight.reshape(rows, columns // block, block)
-    top = 2 ** _BITS[stored] - 1
-    if form.symmetric:
+    found = torch.empty_like(weight)
+    step = max(1, _CHUNK // columns)
+    for at in range(0, rows, step):
+        part = weight[at : at + step]
+        x = part.reshape(len(part), columns // block, block)
+        found[at : at + step] = _on_grid(x, 2 ** _BITS[stored] - 1, form.symmetric).reshape(part.shape)
+    return found
+
+
+def _on_grid(x: torch.Tensor, top: int, symmetric: bool) -> torch.Tensor:
+    """Blocks, the last axis, rounded to top + 1 levels."""
+    if symmetric:
         scale = _not_zero(x.abs().amax(-1, keepdim=True) / (top // 2))
-        return ((x / scale).round().clamp(-(top // 2) - 1, top // 2) * scale).reshape(rows, columns)
+        return (x / scale).round().clamp(-(top // 2) - 1, top // 2) * scale
     low, high = x.amin(-1, keepdim=True).clamp(max=0), x.amax(-1, keepdim=True).clamp(min=0)
     scale = _not_zero((high - low) / top)
     zero = (-low / scale).round()
-    return ((((x / scale).round() + zero).clamp(0, top) - zero) * scale).reshape(rows, columns)
+    return (((x / scale).round() + zero).clamp(0, top) - zero) * scale
 
 
 def _not_zero(scale: torch.Tensor) -> torch.Tensor:

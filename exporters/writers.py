@@ -17,6 +17,8 @@ from .weight_form import Stored, WeightForm
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from .openvino_compress import Compression
+
 Share: TypeAlias = Callable[[float], None]  # called with the share that is done, 0..1
 DataAware: TypeAlias = Literal["awq", "scale", "gptq"]
 
@@ -157,22 +159,22 @@ class OpenVinoFormat:
     def write(
         self, source: ModelSource, order: Order, model: PreTrainedModel | None, folder: Path, progress: Share
     ) -> dict[str, str]:
-        from .hf_openvino import export_openvino
+        from .hf_openvino import trace_openvino
 
-        assert order.form is not None and model is not None  # refuse() has seen to it
-        return export_openvino(
-            model,
-            folder,
-            order.form,
-            data_aware=order.data_aware,
-            samples=order.samples,
-            ratio=order.ratio,
-            activations=order.activations,
-            progress=lambda share, what: progress(share),
-        )
+        assert model is not None  # refuse() has seen to it
+        return trace_openvino(model, folder, self._compression(order)) | {"activations": order.activations}
 
     def finish(self, source: ModelSource, order: Order, folder: Path, progress: Share) -> dict[str, str]:
-        return {}
+        from .hf_openvino import compress_openvino
+
+        return compress_openvino(folder, self._compression(order), progress)
+
+    @staticmethod
+    def _compression(order: Order) -> Compression:
+        from .openvino_compress import Compression
+
+        assert order.form is not None
+        return Compression(order.form, frozenset(order.data_aware), order.samples, order.ratio)
 
 
 class GgufFormat:

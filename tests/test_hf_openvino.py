@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,8 @@ from pilotfish.backends import get
 from pilotfish.cache_types import CacheLoss, cache_hint, measure_cache_types
 from pilotfish.exporters.calibration_text import TEXT, calibration_samples
 from pilotfish.exporters.evaluation import TEXTS
-from pilotfish.exporters.hf_openvino import export_openvino
+from pilotfish.exporters.hf_openvino import compress_openvino, trace_openvino
+from pilotfish.exporters.openvino_compress import Compression
 from pilotfish.exporters.openvino_graph import Matrix, matrices, own_grid, quantize_rows
 from pilotfish.exporters.weight_form import WeightForm
 from pilotfish.runtime.bundle import Manifest, Source, describe_files, write_manifest
@@ -71,6 +72,20 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
         return made[family, form]
 
     return bundle
+
+
+def export_openvino(
+    model: PreTrainedModel,
+    folder: Path,
+    form: WeightForm,
+    *,
+    data_aware: Collection[Any] = (),
+    samples: Sequence[Tokens] = (),
+    ratio: float = 1.0,
+    progress: Callable[[float], None] | None = None,
+) -> dict[str, str]:
+    wanted = Compression(form, frozenset(data_aware), tuple(samples), ratio)
+    return trace_openvino(model, folder, wanted) | compress_openvino(folder, wanted, progress)
 
 
 def seal(folder: Path, model: PreTrainedModel, recipe: dict[str, str]) -> None:
@@ -289,7 +304,7 @@ def test_data_aware_methods_change_the_weights(exported: Exported, tmp_path: Pat
         FORMS["int4"],
         data_aware=methods,
         samples=SAMPLES,
-        progress=lambda s, what: heard.append(s),
+        progress=heard.append,
     )
     assert recipe["data_aware"] == ", ".join(sorted(methods)) and recipe["calibration_tokens"] == "384"
     assert heard[0] == 0.0 and heard[-1] == 1.0 and len(heard) > len(SAMPLES)
@@ -472,8 +487,8 @@ def test_what_a_smaller_cache_costs(exported: Exported) -> None:
 
 def test_activations_are_as_the_recipe_says(tmp_path: Path) -> None:
     model = tiny("llama")
-    recipe = export_openvino(model, tmp_path, FORMS["int8"], activations="f32")
-    seal(tmp_path, model, recipe)
+    recipe = export_openvino(model, tmp_path, FORMS["int8"])
+    seal(tmp_path, model, recipe | {"activations": "f32"})
     assert "-dq0" in opened(tmp_path, None, {}).info.settings
     assert "-dq16" in opened(tmp_path, None, {"dynamic_quantization": 16}).info.settings
     seal(tmp_path, model, recipe | {"activations": "int8"})
