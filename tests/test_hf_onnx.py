@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -282,6 +284,15 @@ def test_the_model_is_the_same_afterwards(tmp_path: Path) -> None:
     export_onnx(model, tmp_path, FORMS["int4"])
     assert (logits_in_torch(model, text()) == before).all()
     assert [type(m) for m in model.modules()] == kinds and model.config._attn_implementation == "eager"
+
+
+def test_nothing_holds_the_model_afterwards(tmp_path: Path) -> None:
+    model = tiny("llama")
+    weights = [weakref.ref(parameter) for parameter in model.parameters()]
+    export_onnx(model, tmp_path, WeightForm("int8"))
+    del model
+    gc.collect()
+    assert not any(weight() is not None for weight in weights)
 
 
 def test_a_norm_or_a_rotation_of_another_kind_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -380,6 +382,17 @@ def test_an_export_leaves_everything_else_as_it_was(
     assert "HF_HUB_OFFLINE" not in os.environ and os.environ["TRANSFORMERS_OFFLINE"] == "0"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["openvino_model.bin", "openvino_model.xml"]
     assert capfd.readouterr() == ("", "")
+
+
+def test_compressing_needs_the_model_no_more(tmp_path: Path) -> None:
+    wanted, model = Compression(FORMS["int8"]), tiny("llama")
+    weights = [weakref.ref(parameter) for parameter in model.parameters()]
+    trace_openvino(model, tmp_path, wanted)
+    del model
+    gc.collect()
+    assert not any(weight() is not None for weight in weights)
+    compress_openvino(tmp_path, wanted)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["openvino_model.bin", "openvino_model.xml"]
 
 
 def test_nothing_that_counts_its_users_is_loaded() -> None:
