@@ -19,6 +19,7 @@ from .source import prepare
 _N_CONTEXT = 8  # entries before the probe's steps
 _FAR_WIDTH = 16  # a step that is timed a second time, behind many entries,
 _FAR_STEPS = 3  # so often; the fastest counts, as other programs only ever add
+_MOST_FAR = 0.5  # of the step behind few entries; a few hundred that cost more are another program's doing
 _LEAST_FAR = 64  # entries apart that show what an entry costs
 _N_TOKENS = 12  # tokens run at least in steps of every width
 _SPEED_RATE = 0.1  # how fast the machine's present speed is followed
@@ -219,7 +220,8 @@ def _entry_s(session: Session, width: int) -> float:
     near_s = _fastest_s(session, tokens[:width], _N_CONTEXT)
     session.forward(tokens[_N_CONTEXT:], n_logits=0)
     far_s = _fastest_s(session, tokens[:width], far)
-    return max(far_s - near_s, 0.0) / (width * (far - _N_CONTEXT))
+    more = min(max(far_s - near_s, 0.0), _MOST_FAR * near_s)
+    return more / (width * (far - _N_CONTEXT))
 
 
 def _fastest_s(session: Session, tokens: Tokens, n_entries: int) -> float:
