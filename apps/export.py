@@ -14,6 +14,10 @@ from rich.table import Table
 from ..exporting import Job, RefusedExportError, run
 from ..verifying import FormatReport, Report, verify
 
+_LEGEND = """\
+top-1: the same best token; agree: the same, or one that the source finds all but as good;
+first other: where the first greedy answer leaves the source's, and in how many of all."""
+
 
 class StepProgress:
     """The steps of long work, each with a bar and its time; without a terminal, a line for each that is done."""
@@ -62,7 +66,7 @@ def run_export(job: Job, as_json: bool) -> None:
             show(error.report, as_json)
             raise
     show(report, as_json)
-    if not as_json:
+    if report.formats and not as_json:
         _console().print(f"pilotfish run {job.out}")
 
 
@@ -88,6 +92,23 @@ def show(report: Report, as_json: bool) -> None:
         print(json.dumps(as_object(report), ensure_ascii=False))
         return
     out = Console(highlight=False, markup=False)
+    if report.targets:
+        out.print(_mobile_table(report))
+    if report.formats:
+        out.print(_comparison(report))
+    for one in report.formats:
+        for problem in one.problems:
+            out.print(f"{one.form} REFUSED: {problem}", soft_wrap=True)
+    for name, reason in report.left_out.items():
+        out.print(f"{name}: {reason}", soft_wrap=True)
+    for name, reason in report.failed.items():
+        out.print(f"{name} FAILED: {reason}", soft_wrap=True)
+    if report.formats:
+        out.print(_LEGEND)
+
+
+def _comparison(report: Report) -> Table:
+    """Every format that an engine was asked about."""
     compared = "the source itself" if report.with_source else "the source's stored answers"
     table = Table(
         *("format", "MB", "time", "max/mean |dlogit|", "KL", "top-1", "agree", "perplexity", "first other", "verdict"),
@@ -95,16 +116,19 @@ def show(report: Report, as_json: bool) -> None:
     )
     for one in report.formats:
         table.add_row(*_cells(one, report))
-    out.print(table)
-    for one in report.formats:
-        for problem in one.problems:
-            out.print(f"{one.form} REFUSED: {problem}", soft_wrap=True)
-    for name, reason in report.left_out.items():
-        out.print(f"{name}: not run here, {reason}", soft_wrap=True)
-    out.print(
-        "top-1: the same best token; agree: the same, or one that the source finds all but as good;", soft_wrap=True
-    )
-    out.print("first other: where the first greedy answer leaves the source's, and in how many of all.", soft_wrap=True)
+    return table
+
+
+def _mobile_table(report: Report) -> Table:
+    """Every target of the mobile pack, run once where it was written."""
+    table = Table("mobile", "MB", "time", "relative difference", "agree", "run here", title=str(report.folder))
+    for one in report.targets:
+        found = [f"{one.measured[key]:.3g}" if one.measured else "" for key in ("relative_difference", "agreement")]
+        seconds = f"{report.seconds[one.name]:.0f} s" if one.name in report.seconds else ""
+        table.add_row(
+            one.name, f"{one.n_bytes / 1e6:.0f}", seconds, *found, "yes" if one.measured else "no: unverified"
+        )
+    return table
 
 
 def _cells(one: FormatReport, report: Report) -> tuple[str, ...]:
@@ -134,6 +158,10 @@ def as_object(report: Report) -> dict[str, object]:
         "ok": report.ok,
         "with_source": report.with_source,
         "left_out": dict(report.left_out),
+        "failed": dict(report.failed),
+        "mobile": {
+            one.name: {"bytes": one.n_bytes, "verified": bool(one.measured), **one.measured} for one in report.targets
+        },
         "formats": {
             one.form: {
                 "ok": one.ok,

@@ -17,7 +17,13 @@ Threads = Annotated[int | None, typer.Option(help="Threads of the engines that a
 def export(
     source: Annotated[str, typer.Argument(help="Hugging Face folder or hub id, or .gguf file.", show_default=False)],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the bundle.", show_default=False)],
-    to: Annotated[str, typer.Option(help="Formats, comma-separated: onnx, openvino, gguf.")] = "onnx",
+    to: Annotated[
+        str,
+        typer.Option(
+            help="Formats, comma-separated: onnx, openvino, gguf; mobile: for phones, as far as they can be made here, "
+            "or some of it: ort, onnx-static, qnn, pte, coreml."
+        ),
+    ] = "onnx",
     weights: Annotated[
         str, typer.Option(help="fp32, fp16, int8, int4; source: a GGUF file's own quantization.")
     ] = "int4",
@@ -33,6 +39,9 @@ def export(
     calibration: Annotated[Path | None, typer.Option(help="Text for them; default: one of our own.")] = None,
     ratio: Annotated[float, typer.Option(help="Share of OpenVINO's layers that become int4, the rest int8.")] = 1.0,
     gguf_kind: Annotated[str | None, typer.Option(help="Q4_K_M, Q8_0 and so on; default: by --weights.")] = None,
+    context: Annotated[
+        int | None, typer.Option(help="Tokens that the mobile programs pte and coreml hold; default: 1024.")
+    ] = None,
     min_agreement: Annotated[
         float | None, typer.Option(help="Accept an export that agrees with its source this often; it is written down.")
     ] = None,
@@ -56,6 +65,7 @@ def export(
         min_agreement=min_agreement,
         force=force,
         draft=draft,
+        context=context,
     )
     run_export(job, as_json)
 

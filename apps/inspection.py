@@ -46,6 +46,7 @@ def _show_bundle(bundle: Bundle, out: Console) -> None:
         "license": " in ".join(x for x in (manifest.license, manifest.license_file) if x) or "not named by the source",
         "source": f"{manifest.source.name} ({manifest.source.format}), sha256 {manifest.source.sha256[:16]}...",
         "size": f"{total / 1e6:.1f} MB in {len(manifest.files)} files",
+        "formats": ", ".join(manifest.formats),
         "tokenizer": manifest.tokenizer or "none",
         "chat template": "yes" if manifest.chat_template else "none",
         "ends a text": ", ".join(map(str, manifest.eos_ids)) or "nothing",

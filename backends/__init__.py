@@ -98,13 +98,23 @@ def get(name: str) -> Backend:
     raise OptionError(f"there is no engine {name!r}; known engines: {', '.join(names())}.")
 
 
+def _held(path: Path) -> str:
+    """What a bundle holds, for a message; empty for anything else."""
+    return f", which holds {', '.join(formats)}" if (formats := _listed(path)) else ""
+
+
+def _listed(path: Path) -> tuple[str, ...]:
+    """The formats of a bundle, as its manifest lists them; nothing is checked."""
+    value = read_json(path / MANIFEST_NAME) if path.is_dir() else None
+    listed = value.get("formats") if isinstance(value, dict) else None
+    return tuple(map(str, listed)) if isinstance(listed, dict) else ()
+
+
 def opens(backend: Backend, path: Path, device: str | None = None) -> bool:
     """Whether this engine opens what lies at a path, a .gguf file or a bundle folder, directly or after an import."""
     formats = backend.formats(device)
     if path.is_dir():
-        value = read_json(path / MANIFEST_NAME)
-        listed = value.get("formats") if isinstance(value, dict) else None
-        return isinstance(listed, dict) and not listed.keys().isdisjoint(formats)
+        return not set(_listed(path)).isdisjoint(formats)
     return path.suffix.lower() == ".gguf" and not FROM_GGUF.isdisjoint(formats)
 
 
@@ -128,7 +138,9 @@ def named(path: Path, name: str, device: str | None = None) -> Backend:
     if backend.version() is None:
         raise EngineMissingError(f"the {name} engine is not installed. Add it with: {backend.install}")
     if not opens(backend, path, device if device in backend.devices() else None):  # else open() says what is wrong
-        raise UnsupportedModelError(f"the {name} engine does not open {path}; leave the engine out to pick another.")
+        raise UnsupportedModelError(
+            f"the {name} engine does not open {path}{_held(path)}; leave the engine out to pick another."
+        )
     return backend
 
 
@@ -152,5 +164,5 @@ def openers(path: Path, device: str | None = None) -> list[Backend]:
     if not found and ways:
         raise EngineMissingError(f"no engine that opens {path} is installed. Add one with: {' or '.join(ways)}")
     if not found:
-        raise UnsupportedModelError(f"no engine opens {path}.")
+        raise UnsupportedModelError(f"no engine opens {path}{_held(path)}.")
     return found

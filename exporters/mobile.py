@@ -1,7 +1,7 @@
 """export_mobile(): one model as the files that phones and neural processors open.
 
-    export_mobile(source, folder, *, form=WeightForm(), model=None, onnx=None, targets=None, context=1024,
-                  progress=None) -> MobileResult
+    export_mobile(source, folder, *, form=WeightForm(), model=None, onnx=None, targets=None, activations="int8",
+                  context=1024, progress=None) -> MobileResult
 
 Every target becomes a folder of its own, `<folder>/<target>/`, with the model, tokenizer.json, config.json and a
 README that shows how an application loads it. A target is run once on this machine against the source; where that
@@ -26,7 +26,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 from ..runtime.errors import EngineMissingError, OptionError, UnsupportedModelError
 from ..runtime.storage import temporary_name
@@ -89,6 +89,7 @@ def export_mobile(
     model: PreTrainedModel | None = None,
     onnx: Path | None = None,
     targets: Sequence[str] | None = None,
+    activations: Literal["int8", "f32"] = "int8",
     context: int = 1024,
     progress: Progress | None = None,
 ) -> MobileResult:
@@ -98,6 +99,7 @@ def export_mobile(
     model: the source's torch model, where the caller has it at hand. onnx: the decoder graph made of it, likewise.
     targets: None is DEFAULT_TARGETS, of which those that cannot be made are left out with the reason; named ones that
         cannot be made are errors, raised before any long work.
+    activations: of the target ort, where its weights are int8 or int4: "f32" keeps them from being rounded to int8.
     context: tokens that targets with a cache of fixed size hold.
 
     Raises OptionError, EngineMissingError, UnsupportedModelError, EngineError and ParityError; a target that fails
@@ -107,7 +109,7 @@ def export_mobile(
     chosen = DEFAULT_TARGETS if targets is None else tuple(dict.fromkeys(targets))
     if form is None and source.format != "gguf":
         form = WeightForm()
-    pack = Pack(source, form, model=model, onnx=onnx, context=context)
+    pack = Pack(source, form, model=model, onnx=onnx, activations=activations, context=context)
     result, ready = MobileResult(), dict[str, Target]()
     for name in chosen:
         try:
@@ -134,6 +136,12 @@ def export_mobile(
             result.unverified += (name,)
     tell(1.0, "done")
     return result
+
+
+def bytes_needed(name: str, stored: int, n_weights: int) -> int:
+    """Bytes on disk at the worst moment of writing a target, roughly. stored: of the weights in their form."""
+    whole = 4 * n_weights  # what is rounded or converted is in f32 first
+    return {"ort": 2 * stored, "onnx-static": stored}.get(name, stored + whole)
 
 
 def checked(name: str, pack: Pack) -> Target:

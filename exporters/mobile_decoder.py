@@ -45,8 +45,8 @@ def refuse_family(source: ModelSource) -> None:
 
 
 def decoder_of(pack: Pack) -> Decoder:
-    """The decoder of a pack: quantized as its form says, or a GGUF file's own blocks where it has none."""
-    if pack.form is None:
+    """The decoder of a pack: quantized as its form says, or a GGUF file's own blocks."""
+    if pack.form is None or pack.as_is:
         from ..runtime.gguf_file import read_gguf
         from .gguf_decoder import GgufDecoder
 

@@ -58,7 +58,11 @@ def write(pack: Pack, folder: Path, progress: Share) -> Written:
         )
     report = pack.compare("ort", found)
     progress(1.0)
-    recipe = {"weights": pack.stored, "optimized": "extended, nothing that depends on the processor"}
+    recipe = {
+        "weights": pack.stored,
+        "activations": pack.activations,
+        "optimized": "extended, nothing that depends on the processor",
+    }
     return Written(FILE, recipe, report | {"max_difference_to_onnx": against_onnx["max_difference"]})
 
 
@@ -97,15 +101,22 @@ def write_operators(model: Path, out: Path) -> None:
 
 
 def _decoder_graph(pack: Pack, folder: Path, progress: Share) -> Path:
-    if pack.form is None:
+    if pack.form is None or pack.as_is:
         from ..runtime.bundle import open_bundle
         from .import_gguf import import_gguf
 
-        bundle = open_bundle(import_gguf(pack.source.path, progress=lambda share, _: progress(share)))
+        made = import_gguf(pack.source.path, activations=pack.activations, progress=lambda share, _: progress(share))
+        bundle = open_bundle(made)
         return bundle.file(bundle.manifest.formats["onnx"])
     from .hf_onnx import export_onnx
 
-    export_onnx(pack.torch_model(), folder, pack.form, progress=lambda share, _: progress(share))
+    export_onnx(
+        pack.torch_model(),
+        folder,
+        pack.form,
+        activations=pack.activations,
+        progress=lambda share, _: progress(share),
+    )
     return folder / "model.onnx"
 
 

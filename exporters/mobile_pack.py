@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import logging
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 
@@ -43,7 +47,7 @@ class Pack:
     """One model on its way to the targets; what is dear is made when it is first asked for, and kept.
 
     model: the source's torch model, where the caller has it. onnx: a decoder graph of docs/onnx-graph.md that was
-    made of it. form: None keeps a GGUF file's own quantization.
+    made of it. form: None keeps a GGUF file's own quantization. activations: of the target ort, as in export_onnx.
     """
 
     def __init__(
@@ -53,17 +57,25 @@ class Pack:
         *,
         model: PreTrainedModel | None = None,
         onnx: Path | None = None,
+        activations: Literal["int8", "f32"] = "int8",
         context: int = 1024,
     ) -> None:
-        self.source, self.form, self.onnx = source, form, onnx
+        self.source, self.form, self.onnx, self.activations = source, form, onnx, activations
         self.context = min(context, source.context_length)
         self._model = model
         self._answer: Floats | None = None
 
+    @cached_property
+    def as_is(self) -> bool:
+        """Whether a GGUF file's own blocks are taken over, as they are where they have the form that was asked for."""
+        from .writers import is_stored_so
+
+        return self.form is None or is_stored_so(self.source, self.form)
+
     @property
     def stored(self) -> str:
         """What the layers' weights are stored as: "int4" and so on, or "source"."""
-        return "source" if self.form is None else self.form.layers
+        return "source" if self.form is None or self.as_is else self.form.layers
 
     def torch_model(self) -> PreTrainedModel:
         """The source in f32. Nobody may change it."""
@@ -114,3 +126,16 @@ def distance(found: Floats, wanted: Floats) -> dict[str, float]:
         "relative_difference": error / max(spread, 1e-30),
         "agreement": float((found.argmax(axis=-1) == wanted.argmax(axis=-1)).mean()),
     }
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Converters warn of their own future by the thousand, and torch with them."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +9,7 @@ import numpy as np
 
 from ..runtime.errors import EngineError, UnsupportedModelError
 from ..runtime.interfaces import Floats, Tokens
-from .mobile_pack import Pack, Share, Written
+from .mobile_pack import Pack, Share, Written, quiet
 from .weight_form import WeightForm
 
 if TYPE_CHECKING:
@@ -43,7 +39,7 @@ def write(pack: Pack, folder: Path, progress: Share) -> Written:
     """model.pte, run once against the source: a long step, narrow ones, and one after taking tokens back."""
     form = _form(pack)
     tokens, _ = pack.probe()
-    with _quiet():
+    with quiet():
         program = _lowered(pack, form, progress)
         (folder / FILE).write_bytes(program)
         progress(0.95)
@@ -134,16 +130,3 @@ def _run(path: Path, tokens: Tokens) -> Floats:
     logits[1] = logits[1][:2]
     logits += [step(first + 2, first + 4), step(first + 4, n)]
     return np.concatenate(logits)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """torch and ExecuTorch warn of their own future by the thousand."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..runtime.errors import EngineError, UnsupportedModelError
 from ..runtime.interfaces import Tokens
-from .mobile_pack import Pack, Share, Written, distance
+from .mobile_pack import Pack, Share, Written, distance, quiet
 from .mobile_static import open_fixed, read_all
 from .mobile_static import refuse as refuse_static
 from .static_steps import StaticSteps, Values
@@ -122,11 +122,12 @@ def _round(plain: Path, out: Path, inputs: Iterator[Values]) -> None:
         def get_next(self) -> Values | None:
             return next(inputs, None)
 
-    config = get_qnn_qdq_config(
-        plain, Reader(), activation_type=QuantType.QUInt16, weight_type=QuantType.QInt8, per_channel=True
-    )
-    config.use_external_data_format = True
-    quantize(plain, out, config)
+    with quiet():
+        config = get_qnn_qdq_config(
+            plain, Reader(), activation_type=QuantType.QUInt16, weight_type=QuantType.QInt8, per_channel=True
+        )
+        config.use_external_data_format = True
+        quantize(plain, out, config)
 
 
 def _compile(rounded: Path, out: Path) -> None:

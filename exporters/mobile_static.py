@@ -21,7 +21,7 @@ def refuse(pack: Pack) -> None:
     """Raise UnsupportedModelError where the graph cannot express the family."""
     from .mobile_decoder import refuse_family
 
-    if pack.form is not None:
+    if not pack.as_is:
         refuse_family(pack.source)
     else:
         from ..runtime.decoder_shape import decoder_shape

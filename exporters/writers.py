@@ -38,7 +38,8 @@ _ROUGH = 1.1  # graph, alignment, observing graph
 class Order:
     """What is to be written of a model, and how.
 
-    form: None keeps a GGUF file's own quantization. samples: what data-aware methods look at.
+    form: None keeps a GGUF file's own quantization. samples: what data-aware methods look at. context: tokens that
+    targets of the mobile pack hold where their cache has a fixed size.
     """
 
     form: WeightForm | None = field(default_factory=WeightForm)
@@ -47,6 +48,7 @@ class Order:
     samples: tuple[Tokens, ...] = ()
     ratio: float = 1.0
     gguf_kind: str | None = None
+    context: int = 1024
 
 
 class Format(Protocol):
@@ -248,6 +250,13 @@ def _has_f32(form: WeightForm) -> bool:
 
 
 FORMATS: Mapping[str, Format] = {"onnx": OnnxFormat(), "openvino": OpenVinoFormat(), "gguf": GgufFormat()}
+
+
+def pack_bytes_needed(name: str, source: ModelSource, order: Order) -> int:
+    """Bytes on disk at the worst moment of writing a target of the mobile pack, roughly."""
+    from .mobile import bytes_needed
+
+    return bytes_needed(name, _stored_bytes(source, order), sum(_sizes(source)))
 
 
 def _sizes(source: ModelSource) -> tuple[int, int]:

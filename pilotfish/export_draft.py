@@ -7,14 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from .draft_check import check_draft
-from .export_job import Job, open_job_source
+from .export_job import Job, Plan, prepare
 from .exporters.writers import FORMATS
 from .opening import Progress
 from .runtime.bundle import open_bundle, write_json_atomically
-from .runtime.errors import CacheWriteError
+from .runtime.errors import CacheWriteError, OptionError
 from .runtime.manifest import DraftEntry
 from .runtime.pairing import Pairing, pair
-from .runtime.tokenizer import Tokenizer
 from .verifying import Report, own_threads
 
 FOLDER = "draft"
@@ -23,22 +22,39 @@ _TOKENS, _PER_SET = 32, 2
 _CONTEXT = 2048  # that measuring asks for
 
 
-def prepare_draft(job: Job, tokenizer: Tokenizer) -> tuple[Job, Pairing]:
+def prepare_draft(job: Job, plan: Plan) -> tuple[Job, Pairing]:
     """The export of the draft, and how its vocabulary fits the target's.
 
-    A draft cannot change an answer, so it is asked to be right, not to be good: how often it agrees is measured.
-    Raises what opening a source raises, and OptionError naming the first token of vocabularies that do not fit.
+    A draft cannot change an answer, so it is asked to be right, not to be good: how often it agrees is measured. One
+    of another source that is there already is replaced. Raises what preparing an export raises, and OptionError where
+    no engine would use the draft, and naming the first token of vocabularies that do not fit.
     """
-    assert job.draft is not None
-    beside = replace(job, source=job.draft, draft=None, min_agreement=0.0, out=job.out / FOLDER)
-    return beside, pair(tokenizer, open_job_source(beside).tokenizer)
+    if job.draft is None or not plan.engines:
+        raise OptionError(f"a draft is for the formats {', '.join(FORMATS)}; add one of them, or leave the draft out.")
+    beside = replace(
+        job,
+        source=job.draft,
+        draft=None,
+        to=plan.engines,
+        min_agreement=0.0,
+        context=None,
+        out=job.out / FOLDER,
+        force=True,
+    )
+    return beside, pair(plan.source.tokenizer, prepare(beside).source.tokenizer)
 
 
 def export_draft(
-    beside: Job, pairing: Pairing, building: Path, tell: Progress, run: Callable[[Job, Progress], Report]
+    beside: Job,
+    pairing: Pairing,
+    formats: tuple[str, ...],
+    building: Path,
+    tell: Progress,
+    run: Callable[[Job, Progress], Report],
 ) -> DraftEntry:
-    """What the manifest says of the draft, once it is exported into the target's bundle; nothing is measured yet."""
-    run(replace(beside, out=building / FOLDER), lambda what, share: tell(f"draft: {what}", share))
+    """What the manifest says of the draft, once it is exported into the target's bundle in the formats that passed;
+    nothing is measured yet."""
+    run(replace(beside, to=formats, out=building / FOLDER), lambda what, share: tell(f"draft: {what}", share))
     token_map = None
     if pairing.kind == "mapped":
         token_map = _TOKEN_MAP

@@ -5,19 +5,28 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from . import backends
+from .exporters.mobile import TARGETS
 from .exporters.parity import Parity
 from .exporters.thresholds import Thresholds
 from .exporters.weight_form import WeightForm
-from .exporters.writers import FORMATS, DataAware, Order
+from .exporters.writers import FORMATS, DataAware, Order, pack_bytes_needed
 from .opening import resolve
 from .runtime.building import refuse_foreign
 from .runtime.bundle import Bundle, open_bundle
-from .runtime.errors import CacheWriteError, EngineMissingError, ModelFileError, ModelNotFoundError, OptionError
+from .runtime.errors import (
+    CacheWriteError,
+    EngineMissingError,
+    ModelFileError,
+    ModelNotFoundError,
+    OptionError,
+    UnsupportedModelError,
+)
 from .runtime.interfaces import Tokens
 from .runtime.manifest import MANIFEST_NAME
 
@@ -26,15 +35,19 @@ if TYPE_CHECKING:
 
 _EXTRA = "pip install 'pilotfish[export]'"
 _MARGIN = 1 << 26  # bytes that stay free on the disk
+_CONTEXT = 1024  # tokens that a mobile program holds
+MOBILE = "mobile"  # the usual targets of the mobile pack, as one name
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
     """One export, as asked for.
 
+    to: formats, targets of the mobile pack, or "mobile": the pack's usual targets, as far as they can be made here.
     form: None keeps the quantization of a .gguf source. min_agreement: instead of the default for such weights.
     calibration: text that data-aware methods look at. force: a bundle of another source may be replaced.
-    draft: source of the smaller model that drafts.
+    draft: source of the smaller model that drafts. context: tokens that mobile programs with a cache of fixed size
+    hold; None is 1024, or what the model holds.
     """
 
     source: str | os.PathLike[str]
@@ -49,6 +62,7 @@ class Job:
     min_agreement: float | None = None
     force: bool = False
     draft: str | os.PathLike[str] | None = None
+    context: int | None = None
 
     def thresholds(self, form: str, rounding: Parity | None = None) -> Thresholds:
         """What a format has to keep to, given what rounding its weights costs by itself. Raises OptionError."""
@@ -56,16 +70,40 @@ class Job:
         return Thresholds.for_weights(self.form, activations, rounding, self.min_agreement)
 
 
-def prepare(job: Job) -> tuple[ModelSource, Order, Bundle | None]:
-    """The source, what to write, and the bundle at `out` whose other formats stay. Raises everything that can be known
-    before the long work."""
-    if not job.to:
-        raise OptionError(f"no format to export to; choose from {', '.join(FORMATS)}.")
-    for name in job.to:
-        if name not in FORMATS:
-            raise OptionError(f"there is no format {name!r} to export to; there are {', '.join(FORMATS)}.")
-        _need_packages(name)
-    job.thresholds(job.to[0])  # checks min_agreement
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """An export that can be made, as far as can be known before the long work.
+
+    kept: the bundle at `out`, whose other formats stay. engines: formats that an engine opens and answers for.
+    targets: of the mobile pack. optional: those of them that were not asked for by name. left_out: why others of
+    these are missing.
+    """
+
+    source: ModelSource
+    order: Order
+    kept: Bundle | None
+    engines: tuple[str, ...]
+    targets: tuple[str, ...]
+    optional: frozenset[str] = frozenset()
+    left_out: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """Everything that is to be written, in this order: a target may use what an engine's format left."""
+        return self.engines + self.targets
+
+
+def prepare(job: Job) -> Plan:
+    """What is to be done. Raises everything that can be known before the long work."""
+    engines = tuple(name for name in job.to if name in FORMATS)
+    named = tuple(name for name in job.to if name in TARGETS)
+    _check_names(job)
+    for name in engines:
+        _need_packages(name, FORMATS[name].packages)
+        _need_engine(name)
+    if len(engines) < len(job.to):
+        _need_packages(MOBILE, ())
+    job.thresholds("onnx")  # checks min_agreement
     refuse_foreign(job.out)
     source = open_job_source(job)
     if job.form is None and source.format != "gguf":
@@ -77,12 +115,15 @@ def prepare(job: Job) -> tuple[ModelSource, Order, Bundle | None]:
         samples=_samples(job, source),
         ratio=job.ratio,
         gguf_kind=job.gguf_kind,
+        context=_context(job, source),
     )
-    for name in job.to:
+    for name in engines:
         FORMATS[name].refuse(source, order)
+    targets, left_out = _possible_targets(job, source, order)
     kept = _present(job, source)
-    _need_space(job, source, order, kept)
-    return source, order, kept
+    plan = Plan(source, order, kept, engines, targets, frozenset(targets) - {*named}, left_out)
+    _need_space(job, plan)
+    return plan
 
 
 def open_job_source(job: Job) -> ModelSource:
@@ -96,18 +137,65 @@ def open_job_source(job: Job) -> ModelSource:
     return open_source(place if place.exists() else str(job.source))
 
 
-def _need_packages(name: str) -> None:
-    wanted = FORMATS[name]
-    for package in ("torch", "transformers", *wanted.packages):
+def _check_names(job: Job) -> None:
+    if not job.to:
+        raise OptionError(f"no format to export to; choose from {', '.join(FORMATS)} and {MOBILE}.")
+    for name in job.to:
+        if name != MOBILE and name not in FORMATS and name not in TARGETS:
+            raise OptionError(
+                f"there is no format {name!r} to export to; there are {', '.join(FORMATS)}, and {MOBILE}, or some of "
+                f"it: {', '.join(TARGETS)}."
+            )
+
+
+def _possible_targets(job: Job, source: ModelSource, order: Order) -> tuple[tuple[str, ...], dict[str, str]]:
+    """The targets of the mobile pack that can be made of this model here, and why others are left out.
+
+    Raises EngineMissingError and UnsupportedModelError where one that was named cannot, or nothing of the pack can.
+    """
+    from .exporters.mobile import DEFAULT_TARGETS, checked
+    from .exporters.mobile_pack import Pack
+
+    pack, left_out = Pack(source, order.form, context=order.context), dict[str, str]()
+    named = [name for name in job.to if name in TARGETS]
+    for name in named:
+        checked(name, pack)
+    whole = [name for name in DEFAULT_TARGETS if name not in named] if MOBILE in job.to else []
+    for name in whole:
+        try:
+            checked(name, pack)
+        except (EngineMissingError, UnsupportedModelError) as error:
+            left_out[name] = f"not written: {error}"
+    possible = (*named, *(name for name in whole if name not in left_out))
+    if not possible and whole:
+        reasons = " ".join(f"{name}: {why}" for name, why in left_out.items())
+        raise UnsupportedModelError(f"nothing of the mobile pack can be made of this model here. {reasons}")
+    return possible, left_out
+
+
+def _context(job: Job, source: ModelSource) -> int:
+    if job.context is None:
+        return min(_CONTEXT, source.context_length)
+    if job.context > source.context_length:
+        raise OptionError(
+            f"context is {job.context}, but this model was made for {source.context_length} tokens; choose no more."
+        )
+    return job.context
+
+
+def _need_packages(name: str, packages: Sequence[str]) -> None:
+    for package in ("torch", "transformers", *packages):
         try:
             found = importlib.util.find_spec(package)
         except ModuleNotFoundError:  # of a part of a package that is not there
             found = None
         if found is None:
-            engine = backends.get(wanted.engine)
-            way = engine.install if package == "llama_cpp" else _EXTRA
+            way = backends.get("llamacpp").install if package == "llama_cpp" else _EXTRA
             raise EngineMissingError(f"exporting to {name} needs the package {package}. Add it with: {way}")
-    engine = backends.get(wanted.engine)
+
+
+def _need_engine(name: str) -> None:
+    engine = backends.get(FORMATS[name].engine)
     if engine.version() is None:
         raise EngineMissingError(
             f"an export to {name} is checked on the {engine.name} engine, which is not installed. Add it with: "
@@ -146,10 +234,12 @@ def _present(job: Job, source: ModelSource) -> Bundle | None:
     raise OptionError(f"{job.out} holds a bundle of another model, {bundle.manifest.source.name}. {way_out}")
 
 
-def _need_space(job: Job, source: ModelSource, order: Order, kept: Bundle | None) -> None:
-    needed = sum(FORMATS[name].bytes_needed(source, order) for name in job.to) + _MARGIN
-    if kept is not None:  # copied where the disk has no second names for a file
-        needed += sum(fact.bytes for name, fact in kept.manifest.files.items() if format_of(name) not in job.to)
+def _need_space(job: Job, plan: Plan) -> None:
+    needed = sum(FORMATS[name].bytes_needed(plan.source, plan.order) for name in plan.engines) + _MARGIN
+    needed += sum(pack_bytes_needed(name, plan.source, plan.order) for name in plan.targets)
+    if plan.kept is not None:  # copied where the disk has no second names for a file
+        files = plan.kept.manifest.files.items()
+        needed += sum(fact.bytes for name, fact in files if format_of(name) not in plan.formats)
     folder = job.out.absolute()
     while not folder.exists():
         folder = folder.parent

@@ -20,6 +20,7 @@ from .runtime.bundle import Bundle, open_bundle
 from .runtime.canary import WRONG, canary_error
 from .runtime.errors import EngineMissingError, ModelFileError, OptionError
 from .runtime.interfaces import Floats, Session, Tokens
+from .runtime.manifest import Manifest
 
 if TYPE_CHECKING:
     from .exporters.model_source import ModelSource
@@ -56,19 +57,34 @@ class FormatReport:
 
 
 @dataclass(frozen=True, slots=True)
+class TargetReport:
+    """One target of the mobile pack. measured: against the source, where it was written; empty: it could not be run."""
+
+    name: str
+    n_bytes: int
+    measured: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
-    """All formats of a bundle that could be run here."""
+    """All formats of a bundle that could be run here.
+
+    left_out: why others were not. Of an export: seconds that each format took to write; targets of the mobile pack;
+    failed: why a format that was asked for could not be made.
+    """
 
     folder: Path
     formats: tuple[FormatReport, ...]
-    left_out: Mapping[str, str]  # format: why it was not run here
+    left_out: Mapping[str, str]
     with_source: bool  # compared with the source itself, or with its stored answers
-    seconds: Mapping[str, float] = field(default_factory=dict)  # of an export: how long each format took to write
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    targets: tuple[TargetReport, ...] = ()
+    failed: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is refused."""
-        return all(report.ok for report in self.formats)
+        """Whether nothing is refused, and nothing failed."""
+        return not self.failed and all(report.ok for report in self.formats)
 
 
 def verify(
@@ -142,7 +158,7 @@ def verify_format(
             engine=weights.info.engine,
             engine_version=weights.info.engine_version,
             device=weights.info.device,
-            n_bytes=format_bytes(bundle, form),
+            n_bytes=format_bytes(bundle.manifest, form),
             seconds=time.perf_counter() - began,
             parity=parity,
             canary_error=error,
@@ -154,13 +170,13 @@ def verify_format(
         tell(what, 1.0)
 
 
-def format_bytes(bundle: Bundle, form: str) -> int:
+def format_bytes(manifest: Manifest, form: str) -> int:
     """Bytes of the files of one format: its folder's, or, at the top of a bundle, those named like its file."""
-    first = bundle.manifest.formats[form]
+    first = manifest.formats[form]
     folder, _, name = first.rpartition("/")
     stem = name.split(".")[0]
     prefix = f"{folder}/" if folder else stem
-    return sum(fact.bytes for path, fact in bundle.manifest.files.items() if path.startswith(prefix))
+    return sum(fact.bytes for path, fact in manifest.files.items() if path.startswith(prefix))
 
 
 def _wanted(bundle: Bundle, formats: tuple[str, ...] | None) -> tuple[tuple[str, ...], dict[str, str]]:
@@ -173,10 +189,10 @@ def _wanted(bundle: Bundle, formats: tuple[str, ...] | None) -> tuple[tuple[str,
     wanted, left_out, ways = [], {}, []
     for form in formats or listed:
         if form not in ENGINE_OF:
-            left_out[form] = "no engine of Pilotfish runs it"
+            left_out[form] = "not run here, no engine of Pilotfish runs it"
         elif backends.get(ENGINE_OF[form]).version() is None:
             ways.append(backends.get(ENGINE_OF[form]).install)
-            left_out[form] = f"the {ENGINE_OF[form]} engine is not installed"
+            left_out[form] = f"not run here, the {ENGINE_OF[form]} engine is not installed"
         else:
             wanted.append(form)
     if ways and (formats or not wanted):

@@ -50,4 +50,4 @@ class CacheWriteError(PilotfishError):
 
 
 class ParityError(PilotfishError):
-    """An export is further from its source than its thresholds allow. Nothing of it was kept."""
+    """An export is further from its source than its thresholds allow, and was not kept."""
