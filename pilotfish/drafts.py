@@ -10,10 +10,10 @@ from .choosing import Wish, choose, open_first_right
 from .measuring import calibration, source_digest
 from .opening import Progress, read_tokenizer, resolve
 from .runtime.bundle import MANIFEST_NAME, DraftEntry, cache_dir, open_bundle, read_json, write_json_atomically
+from .runtime.draft_weights import DraftWeights, require_alike
 from .runtime.errors import ModelFileError, ModelNotFoundError, OptionError
 from .runtime.gguf_file import read_gguf
 from .runtime.interfaces import ModelInfo
-from .runtime.model import DraftWeights
 from .runtime.pairing import Pairing, pair
 from .runtime.tokenizer import Tokenizer
 
@@ -51,6 +51,7 @@ def open_draft(
     Raises OptionError, naming the first token that differs, for vocabularies that do not fit.
     """
     found = resolve(path, report)
+    require_alike(reads_source(target), reads_source(found), str(found))
     own, _ = read_tokenizer(found)  # before any weights: it is cheap, and may be the wrong one
     pairing = pairing_of(target, tokenizer, found, own)
     if entry is not None:
@@ -80,6 +81,11 @@ def pairing_of(target: Path, target_tokenizer: Tokenizer, draft: Path, draft_tok
         raise OptionError(f"{draft} cannot draft for {target}: {error}") from None
     write_json_atomically(kept, found.to_facts())
     return found
+
+
+def reads_source(path: Path) -> bool:
+    """Whether the model at a path is an encoder-decoder model."""
+    return path.is_dir() and bool(open_bundle(path).manifest.encoders)
 
 
 def context_length(path: Path) -> int:

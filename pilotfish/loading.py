@@ -20,7 +20,7 @@ from .runtime.draft_length import RenewalReward
 from .runtime.errors import OptionError
 from .runtime.interfaces import DraftLengthPolicy, ModelInfo, Proposer
 from .runtime.model import DraftWeights, Model
-from .runtime.proposers import SelfDraft, Suffix
+from .runtime.proposers import SelfDraft
 
 __all__ = ["load", "resolve"]
 
@@ -42,7 +42,7 @@ def load(
     exact: bool = True,
     options: Mapping[str, object] | None = None,
     job: Job | None = None,
-    proposers: Sequence[Proposer] = (Suffix(),),
+    proposers: Sequence[Proposer] | None = None,
     progress: Progress | None = None,
 ) -> Model:
     """A model, ready to generate.
@@ -64,7 +64,8 @@ def load(
     exact: all steps in one row class, so that drafts cannot change a bit; False lifts it for speed.
     options: settings of one engine alone, see its page in docs.
     job: what the choice is made for; the default is a prompt of 256 tokens and an answer of 128.
-    proposers: who drafts besides a draft model; the default looks the text's end up in the text before it.
+    proposers: who drafts besides a draft model; the default looks the text's end up in the text before it, and copies
+        from the source of an encoder-decoder model.
     progress: called while files are fetched and converted, which happens once.
 
     Before an answer is trusted, the device answers a question with a known answer. A wrong one moves on to the next

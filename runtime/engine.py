@@ -38,18 +38,25 @@ def generate(
     proposers: tuple[Proposer, ...],
     limits: Limits,
     rng: np.random.Generator,
+    source: Tokens | Floats | None = None,
 ) -> Iterator[Round]:
     """Rounds of committed tokens, until a stop id, a limit or a cancel; the last one has a finish_reason.
+
+    source: what an encoder-decoder model answers about; the prompt is what its answers begin with then.
 
     Between rounds, and whenever the consumer stops early, the target's cache covers the context but its last token.
     Raises ContextFullError and OptionError before anything changes.
     """
-    end = _end(target, prompt, limits)
+    end = _end(target, prompt, limits, source is not None)
     context = np.empty(end, dtype=np.int64)
     context[: len(prompt)] = prompt
     committed, n = context.view(), len(prompt)
     committed.flags.writeable = False  # proposers and processors look at it
     try:
+        if source is not None:
+            target.encode(source)
+            if limits.progress is not None:
+                limits.progress(source.shape[-1], source.shape[-1])
         target.cover(prompt[:-1], cancelled=limits.cancelled, progress=limits.progress)
     except Cancelled:
         yield _CANCELLED
@@ -98,7 +105,7 @@ def generate(
             return
 
 
-def _end(target: CachedSequence, prompt: Tokens, limits: Limits) -> int:
+def _end(target: CachedSequence, prompt: Tokens, limits: Limits, has_source: bool) -> int:
     """Length of the context at which generation ends; checks that it fits."""
     if not len(prompt):
         raise OptionError("the prompt is empty; give at least one token (a chat template or a start token does).")
@@ -112,11 +119,14 @@ def _end(target: CachedSequence, prompt: Tokens, limits: Limits) -> int:
         wanted = "" if limits.max_new_tokens is None else f" and max_new_tokens is {limits.max_new_tokens}"
         need = max(asked, len(prompt) + 1) + target.rows.minimum - 2
         way_out = f"Open it with max_context={need} or more, or shorten the prompt."
+        if has_source:
+            way_out = (
+                f"Ask for fewer new tokens, or open it with max_context={need} if the model knows so many positions."
+            )
         if target.compression is not None:
             way_out = "That is as far as the model's positions go, whatever is evicted; shorten the prompt."
-        raise ContextFullError(
-            f"the prompt has {len(prompt)} tokens{wanted}, but this session holds {holds}. {way_out}"
-        )
+        what = "the answer begins with" if has_source else "the prompt has"
+        raise ContextFullError(f"{what} {len(prompt)} tokens{wanted}, but this session holds {holds}. {way_out}")
     if prompt.min() < 0 or prompt.max() >= target.session.info.vocab_size:
         raise OptionError(f"the prompt holds token ids outside of 0..{target.session.info.vocab_size - 1}.")
     return asked

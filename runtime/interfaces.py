@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 from .law import Floats, Indices, Law, Probs, Tokens, as_tokens
-from .rounds import EMPTY_DRAFT, Budget, Draft, DraftLengthPolicy, FinishReason, Forecast, Proposer, Round
+from .rounds import EMPTY_DRAFT, Budget, Draft, DraftLengthPolicy, FinishReason, Forecast, Proposer, Round, SourceReader
 
 __all__ = [
     "EMPTY_DRAFT",
@@ -37,6 +37,7 @@ __all__ = [
     "Proposer",
     "Round",
     "Session",
+    "SourceReader",
     "Step",
     "Tokens",
     "Weights",

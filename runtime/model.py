@@ -6,24 +6,25 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import TypeAlias
+from dataclasses import replace
 
 import numpy as np
 
 from .cache_policies.policy import CachePolicy
 from .chat import Chat
-from .chat_template import ChatTemplate, Message, encode_chat
+from .chat_template import ChatTemplate, Message
 from .choice import Choice
 from .compression import entries_for
 from .cost import Calibration
 from .draft_length import RenewalReward
+from .draft_weights import DraftWeights, Shared
 from .drafting import Drafting
 from .engine import Limits, generate
 from .errors import ChatTemplateError, OptionError
-from .interfaces import DraftLengthPolicy, FinishReason, ModelInfo, Proposer, Session, Tokens, Weights
-from .pairing import Pairing, Translation
-from .proposers import CompressedCopy, DraftModel, SelfDraft, Suffix
+from .interfaces import DraftLengthPolicy, FinishReason, ModelInfo, Proposer, SourceReader, Tokens, Weights
+from .pairing import Translation
+from .prompts import Prompt, Task, encode_prompt, task_of
+from .proposers import CompressedCopy, DraftModel, SelfDraft, default_proposers
 from .result import Result, Stats, judged
 from .sampling import Sampling
 from .sequence import CachedSequence, SavedSequence
@@ -31,47 +32,7 @@ from .stopping import TextAssembler
 from .stream import Stream
 from .tokenizer import Tokenizer
 
-Prompt: TypeAlias = str | Sequence[Message]
-Stop: TypeAlias = tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class DraftWeights:
-    """A draft model and what its single-token step costs.
-
-    pairing, tokenizer: how its vocabulary fits the target's, and its own tokenizer, where the two differ.
-    """
-
-    weights: Weights
-    token_s: float
-    pairing: Pairing | None = None
-    tokenizer: Tokenizer | None = None
-
-    def translation(self, target: Weights, tokenizer: Tokenizer) -> Translation | None:
-        """Between the target's tokens and the draft's; None where every id means the same to both."""
-        rows, draft_rows = target.info.vocab_size, self.weights.info.vocab_size
-        if self.pairing is None or self.tokenizer is None:
-            return None
-        if self.pairing.kind == "identical" and draft_rows >= rows:
-            return None
-        return Translation(self.pairing, tokenizer, self.tokenizer, rows=rows, draft_rows=draft_rows)
-
-
-@dataclass(frozen=True, slots=True)
-class _Shared:
-    """Weights that somebody else closes."""
-
-    weights: Weights
-
-    @property
-    def info(self) -> ModelInfo:
-        return self.weights.info
-
-    def session(self, max_context: int | None = None) -> Session:
-        return self.weights.session(max_context)
-
-    def close(self) -> None:
-        """Left to the owner."""
+__all__ = ["DraftWeights", "Model", "Prompt"]
 
 
 class Model:
@@ -79,7 +40,7 @@ class Model:
 
     target: the weights to answer with; draft: None, or a smaller model.
     policy: how many tokens to draft; None is plain decoding.
-    proposers: who drafts besides the draft model.
+    proposers: who drafts besides the draft model; None: whoever costs next to nothing for this kind of model.
     self_draft: drafts with the target's own weights over a copy of its cache that this policy compresses.
     cache: compresses the target's cache whenever it is full, and its size is the policy's then; None keeps everything.
     exact: stay in one row class, so that plain and speculative text are the same bits by construction.
@@ -94,7 +55,7 @@ class Model:
         *,
         draft: DraftWeights | None = None,
         policy: DraftLengthPolicy | None = None,
-        proposers: Sequence[Proposer] = (Suffix(),),
+        proposers: Sequence[Proposer] | None = None,
         exact: bool = True,
         self_draft: CachePolicy | None = None,
         cache: CachePolicy | None = None,
@@ -108,7 +69,7 @@ class Model:
         self.exact = exact
         self.policy = policy
         self.cache = cache
-        self._lookups = tuple(proposers)
+        self._lookups = default_proposers(target.info) if proposers is None else tuple(proposers)
         self._target = target
         self._draft = draft
         rows = calibration.rows.rule() if exact else calibration.rows.free()
@@ -143,7 +104,7 @@ class Model:
         policy: DraftLengthPolicy | None,
         exact: bool | None = None,
         draft: bool = False,
-        proposers: Sequence[Proposer] = (Suffix(),),
+        proposers: Sequence[Proposer] | None = None,
     ) -> Model:
         """Another model over the same weights, with caches of its own: to compare policies in one process.
 
@@ -151,11 +112,11 @@ class Model:
         """
         beside = self._draft if draft else None
         return Model(
-            _Shared(self._target),
+            Shared(self._target),
             self.tokenizer,
             self.template,
             self.calibration,
-            draft=None if beside is None else replace(beside, weights=_Shared(beside.weights)),
+            draft=None if beside is None else replace(beside, weights=Shared(beside.weights)),
             policy=policy,
             proposers=proposers,
             exact=self.exact if exact is None else exact,
@@ -239,7 +200,7 @@ class Model:
         progress: called with (tokens done, tokens in all) while the prompt is processed.
         """
         settings = _sampling(temperature, sampling)
-        tokens = self.encode(prompt, raw=raw)
+        task = self._task(prompt, raw)
         strings = tuple(s for s in stop if isinstance(s, str))
         if "" in strings:
             raise OptionError("a stop string is empty, so nothing could ever be generated; leave it out.")
@@ -249,7 +210,7 @@ class Model:
             cancelled=cancel.is_set if cancel is not None else lambda: False,
             progress=progress,
         )
-        return Stream(lambda stream: self._run(stream, tokens, settings, limits, strings, seed))
+        return Stream(lambda stream: self._run(stream, task, settings, limits, strings, seed))
 
     def chat(self, system: str | None = None, *, seed: int | None = None) -> Chat:
         """A conversation that remembers its messages; the cache of earlier turns is reused."""
@@ -277,19 +238,14 @@ class Model:
         with self._turn:
             self._sequence.restore(saved)
 
-    def encode(self, prompt: Prompt, *, raw: bool = False) -> Tokens:
-        """Token ids of a prompt, chat template applied."""
+    def encode(self, prompt: str | Sequence[Message], *, raw: bool = False) -> Tokens:
+        """Token ids of a prompt, chat template applied; of an encoder-decoder model those of the source."""
+        return encode_prompt(prompt, raw, self.tokenizer, self.template, source=self.info.encoder is not None)
+
+    def _task(self, prompt: Prompt, raw: bool) -> Task:
         if self._closed:
             raise OptionError("this model is closed; load it again.")
-        if isinstance(prompt, str):
-            if raw or self.template is None:
-                return self.tokenizer.encode(prompt)
-            prompt = [{"role": "user", "content": prompt}]
-        elif raw:
-            raise OptionError("raw=True takes a text, but a list of messages was given; drop one of the two.")
-        if self.template is None:
-            raise ChatTemplateError("this model has no chat template, so it cannot take messages; give it a text.")
-        return encode_chat(self.tokenizer, self.template, prompt)
+        return task_of(prompt, raw, self.tokenizer, self.template, self.info.encoder)
 
     def _check_template(self) -> None:
         if self.template is None:
@@ -317,22 +273,30 @@ class Model:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _proposers(self, sampling: Sampling, n_prompt: int, seed: np.random.SeedSequence) -> tuple[Proposer, ...]:
+    def _proposers(self, sampling: Sampling, task: Task, seed: np.random.SeedSequence) -> tuple[Proposer, ...]:
         if self.policy is None:
             return ()
-        rng = np.random.default_rng(seed)
-        vocab_size = self.info.vocab_size
+        words, start = task.words, len(task.context)
+        found = [
+            p.reading(words, start) if words is not None and isinstance(p, SourceReader) else p for p in self._lookups
+        ]
+        rng, vocab_size = np.random.default_rng(seed), self.info.vocab_size
         if self._copy is not None:
-            return *self._lookups, SelfDraft(self._copy, sampling, n_prompt, rng, vocab_size)
-        if self._draft_sequence is None:
-            return self._lookups
-        drafter = DraftModel(self._draft_sequence, sampling, n_prompt, rng, vocab_size, self._translation)
-        return *self._lookups, drafter
+            if task.source is not None and not self._sequence.has_read(task.source):
+                self._copy.close()  # it is about another source
+            found.append(SelfDraft(self._copy, sampling, start, rng, vocab_size))
+        elif self._draft_sequence is not None:
+            found.append(
+                DraftModel(
+                    self._draft_sequence, sampling, start, rng, vocab_size, self._translation, source=task.source
+                )
+            )
+        return tuple(found)
 
     def _run(
         self,
         stream: Stream,
-        prompt: Tokens,
+        task: Task,
         sampling: Sampling,
         limits: Limits,
         stop: tuple[str, ...],
@@ -341,16 +305,17 @@ class Model:
         with self._turn:
             began = time.perf_counter()
             seeds = np.random.SeedSequence(seed).spawn(2)  # drafts draw from a stream of their own
-            reused = self._sequence.reusable(prompt[:-1])
+            reused = self._reused(task)
             text = TextAssembler(self.tokenizer, limits.stop_ids, stop)
             reason: FinishReason = "length"
             ttft_s: float | None = None
             rounds = generate(
                 self._sequence,
-                prompt,
+                task.context,
+                source=task.source,
                 sampling=sampling,
                 drafting=self._drafting,
-                proposers=self._proposers(sampling, len(prompt), seeds[1]),
+                proposers=self._proposers(sampling, task, seeds[1]),
                 limits=limits,
                 rng=np.random.default_rng(seeds[0]),
             )
@@ -366,12 +331,18 @@ class Model:
                     break
             tail = text.finish()
             stream.result = Result(
-                text.text, text.token_ids, reason, tuple(stream.rounds), self._stats(prompt, reused, ttft_s, stream)
+                text.text, text.token_ids, reason, tuple(stream.rounds), self._stats(task, reused, ttft_s, stream)
             )
             if tail:
                 yield tail
 
-    def _stats(self, prompt: Tokens, reused: int, ttft_s: float | None, stream: Stream) -> Stats:
+    def _reused(self, task: Task) -> int:
+        """How much of the prompt need not be processed again."""
+        if task.source is None:
+            return self._sequence.reusable(task.context[:-1])
+        return task.n_read if self._sequence.has_read(task.source) else 0
+
+    def _stats(self, task: Task, reused: int, ttft_s: float | None, stream: Stream) -> Stats:
         rounds = stream.rounds
         kv_bytes = self._sequence.session.nbytes
         if self._draft_sequence is not None:
@@ -380,7 +351,7 @@ class Model:
             kv_bytes += self._copy.nbytes
         self_judged, self_accepted = judged(rounds, SelfDraft.name)
         return Stats(
-            n_prompt=len(prompt),
+            n_prompt=task.n_read,
             n_reused=reused,
             n_tokens=sum(len(r.tokens) for r in rounds),
             n_rounds=len(rounds),

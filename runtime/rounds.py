@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
@@ -65,6 +65,15 @@ class Proposer(Protocol):
 
     def propose(self, context: Tokens, budget: Budget) -> Draft:
         """At most budget.max_tokens tokens to follow the whole committed sequence; may be empty."""
+        ...
+
+
+@runtime_checkable
+class SourceReader(Protocol):
+    """A proposer that looks at the source of an encoder-decoder model, too."""
+
+    def reading(self, source: Tokens, start: int) -> Proposer:
+        """Who drafts one answer about this source. start: the context's length before the first answered token."""
         ...
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from .cache_policies.policy import CachePolicy
 from .compression import Compression, SavedCompression
 from .errors import ContextFullError
-from .interfaces import Indices, Session, Step, Tokens
+from .interfaces import Floats, Indices, Session, Step, Tokens
 from .rows import ANY_WIDTH, RowRule
 
 PREFILL_CHUNK = 256  # rows of a prefill step: the bound on how long a cancel waits
@@ -47,6 +47,7 @@ class CachedSequence:
         self.rows = rows
         self.compression = None if policy is None else Compression(policy, session, rows)
         self._tokens: Tokens = np.empty(256, dtype=np.int64)
+        self._source: Tokens | Floats | None = None  # what the session has read
         self._n = self._never_held = 0
         if covered is not None:
             self._never_held = len(covered) - len(session.positions)
@@ -97,6 +98,19 @@ class CachedSequence:
     def until_compression(self) -> int | None:
         """How many tokens can be committed before the cache is compressed; None: it never is."""
         return None if self.compression is None else self.compression.next - self._n
+
+    def has_read(self, source: Tokens | Floats) -> bool:
+        """Whether this is the source that the session's steps see."""
+        return self._source is not None and np.array_equal(self._source, source)
+
+    def encode(self, source: Tokens | Floats) -> None:
+        """Make the session's steps see this source; nothing happens where they do already."""
+        if self.has_read(source):
+            return
+        self.session.encode(source)
+        self._source, self._n, self._never_held = source.copy(), 0, 0
+        if self.compression is not None:
+            self.compression.begin()
 
     def truncate(self, n_tokens: int) -> None:
         """Forget everything behind the first n_tokens, or all of it where some of those were evicted since."""
@@ -165,6 +179,7 @@ class CachedSequence:
         Raises OptionError and ContextFullError before anything changes.
         """
         self.session.restore(saved.entries)
+        self._source = None  # whatever it is, it came with the entries
         if self.compression is not None:
             self.compression.begin() if saved.compressed is None else self.compression.restore(saved.compressed)
         self._n = 0

@@ -135,6 +135,20 @@ class Tokenizer:
         pieces = self.split_special(text) if special else [text]
         return self.encode_pieces(pieces, bos=bos)
 
+    def encode_source(self, text: str) -> Tokens:
+        """Token ids of a text as the encoder of an encoder-decoder model was trained to read it, (n,): between the
+        special tokens that tokenizer.json puts around a text of its own."""
+        before, after = self._frame()
+        return np.array([*before, *self._plain(text, first=True), *after], dtype=np.int64)
+
+    def _frame(self) -> tuple[list[int], list[int]]:
+        """The special tokens around a text."""
+        alone: list[int] = self._inner.encode("a", add_special_tokens=False).ids
+        whole: list[int] = self._inner.encode("a").ids
+        n_around = len(whole) - len(alone)
+        at = next((i for i in range(n_around + 1) if whole[i : i + len(alone)] == alone), 0)
+        return whole[:at], whole[at + len(alone) :]
+
     def encode_pieces(self, pieces: Iterable[str | int], *, bos: bool | None = None) -> Tokens:
         """Token ids of plain texts with the ids of special tokens between them, (n,)."""
         ids: list[int] = []

@@ -14,11 +14,11 @@ import numpy as np
 from ..backends.cache_state import pack, unpack
 from ..backends.decoder_only import DecoderOnly
 from ..runtime.errors import AbilityError, ContextFullError, EngineError, OptionError
-from ..runtime.interfaces import EncoderInfo, Floats, Indices, ModelInfo, Step, Tokens
+from ..runtime.interfaces import Ability, EncoderInfo, Floats, Indices, ModelInfo, Step, Tokens
 from ..runtime.source import checked_source
 
-ALL = frozenset({"tree", "evict_tokens", "fork", "save"})
-SEEN = frozenset(
+ALL: frozenset[Ability] = frozenset({"tree", "evict_tokens", "fork", "save"})
+SEEN: frozenset[Ability] = frozenset(
     {"keys", "queries"}
 )  # invented, one head of them, but the same for the same entries; only if asked for
 _HEAD_DIM = 4
@@ -46,12 +46,12 @@ class ToyWeights:
         scale: float = 1.5,
         context_length: int = 64,
         row_noise: float = 0.0,
-        abilities: frozenset[str] = ALL,
+        abilities: frozenset[Ability] = ALL,
         encoder: EncoderInfo | None = None,
         copying: float = 0.0,
     ) -> None:
         self.seed, self.scale, self.row_noise = seed, scale, row_noise
-        self.abilities = abilities if encoder is None else abilities | {"encode"}
+        self.abilities: frozenset[Ability] = abilities if encoder is None else abilities | {"encode"}
         self.encoder, self.copying = encoder, copying
         self.closed = False
         facts = ("toy", vocab_size, context_length, 1, 1, 1, _HEAD_DIM, 1, "toy", "1", "cpu", 1, f"toy-{seed}")
@@ -62,7 +62,7 @@ class ToyWeights:
         rng = np.random.default_rng(words)
         logits = rng.normal(0.0, self.scale, self.info.vocab_size).astype(np.float32)
         noise = rng.normal(0.0, self.row_noise, len(logits)).astype(np.float32)
-        if self.encoder is not None:
+        if self.encoder is not None and self.copying:
             at = visible[-1].position + 1 - len(self.encoder.decoder_start)
             logits[list(source[max(at, 0) :][:1])] += np.float32(self.copying)
         return logits + noise if width == 1 else logits
@@ -248,7 +248,8 @@ class ToySourceSession(ToySession):
         assert self.info.encoder is not None
         read = checked_source(source, self.info.encoder, self.info.vocab_size)
         self.n_encoded += 1
-        self.source = tuple(read.tolist())
+        words = read if read.ndim == 1 else np.frombuffer(read.tobytes(), dtype=np.uint32)  # of sound the bits
+        self.source = tuple(words.tolist())
         self.entries, self.last_parents = [], []
 
     def _check_settled(self) -> None:

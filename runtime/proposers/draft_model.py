@@ -21,6 +21,7 @@ class DraftModel:
     n_prompt: length of the prompt, for penalties that count generated tokens only.
     translation: between two vocabularies that differ. The laws are laws over the target's tokens then: of the shared
         ones, renormalised, and shaped by the target's settings; which is what the tokens are really drawn from.
+    source: of an encoder-decoder model; read at the first proposal.
     """
 
     name = "draft-model"
@@ -33,6 +34,7 @@ class DraftModel:
         rng: np.random.Generator,
         vocab_size: int,
         translation: Translation | None = None,
+        source: Tokens | Floats | None = None,
     ) -> None:
         if translation is None and sequence.session.info.vocab_size < vocab_size:
             raise OptionError(
@@ -45,10 +47,13 @@ class DraftModel:
         self._rng = rng
         self._vocab_size = vocab_size  # of the target; a draft padded to more must not guess the padding
         self._translation = translation
+        self._source = source
 
     def propose(self, context: Tokens, budget: Budget) -> Draft:
         """Up to budget.max_tokens tokens; fewer where the budget says that one more would not pay, or none where the
         context has outgrown the draft model."""
+        if self._source is not None:
+            self._sequence.encode(self._source)
         own = context if self._translation is None else self._translation.context(context)[0]
         k = min(budget.max_tokens, self._sequence.longest - len(own) + 1)
         if k < 1 or not len(own):

@@ -8,7 +8,7 @@ search is a few vectorised comparisons over the context, so there is no index to
 from __future__ import annotations
 
 import heapq
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -27,20 +27,27 @@ class Suffix:
     """Drafts by suffix lookup over prompt and output. Deterministic, so drafts are one-hot.
 
     branches: more than 1 drafts a tree, best path first (needs a session with the ability "tree").
+    source: what stands before the context: an encoder-decoder model's output may repeat what it reads.
     """
 
     branches: int = 1
     name: str = "suffix"
+    source: Tokens | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if self.branches < 1:
             raise OptionError(f"branches is {self.branches}, but must be 1 (a chain) or more.")
 
+    def reading(self, source: Tokens, start: int) -> Suffix:
+        return replace(self, source=source)
+
     def propose(self, context: Tokens, budget: Budget) -> Draft:
         """The best continuation found, with the chance of every path; empty where the last token is new."""
         k = budget.max_tokens
-        if k < 1 or len(context) < 2:
+        if k < 1 or len(context) < (2 if self.source is None else 1):
             return EMPTY_DRAFT
+        if self.source is not None:
+            context = np.concatenate([self.source, context])
         levels = _occurrences(context)[::-1]
         if self.branches > 1:
             return _tree(context, levels, k, self.branches) if levels else EMPTY_DRAFT

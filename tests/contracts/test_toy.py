@@ -24,6 +24,9 @@ def toy(**options: object) -> Subject:
 SUBJECTS = {"able": toy(), "two row classes": toy(row_noise=0.05), "can do nothing": toy(abilities=frozenset())}
 SUBJECTS["shows keys"] = toy(abilities=ALL | SEEN)
 SUBJECTS["reads a source"] = toy(encoder=EncoderInfo(decoder_start=(0,), source_limit=64), abilities=ALL | SEEN)
+SUBJECTS["listens"] = toy(
+    encoder=EncoderInfo(decoder_start=(0,), source_limit=9, source_kind="audio", bins=4), row_noise=0.05
+)
 SUBJECTS["copies a source"] = toy(encoder=EncoderInfo(decoder_start=(2, 0)), copying=4.0)
 SUBJECTS["reads and does nothing else"] = toy(encoder=EncoderInfo(decoder_start=(0,)), abilities=frozenset())
 

@@ -1,0 +1,73 @@
+"""A draft model beside a target, and weights that several models share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .errors import OptionError
+from .interfaces import ModelInfo, Session, Weights
+from .pairing import Pairing, Translation
+from .tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class DraftWeights:
+    """A draft model and what its single-token step costs.
+
+    pairing, tokenizer: how its vocabulary fits the target's, and its own tokenizer, where the two differ.
+    """
+
+    weights: Weights
+    token_s: float
+    pairing: Pairing | None = None
+    tokenizer: Tokenizer | None = None
+
+    def translation(self, target: Weights, tokenizer: Tokenizer) -> Translation | None:
+        """Between the target's tokens and the draft's; None where every id means the same to both.
+
+        Raises OptionError where one of the two reads a source and the other does not.
+        """
+        require_alike(target.info.encoder is not None, self.weights.info.encoder is not None)
+        rows, draft_rows = target.info.vocab_size, self.weights.info.vocab_size
+        if self.pairing is None or self.tokenizer is None:
+            return None
+        if self.pairing.kind == "identical" and draft_rows >= rows:
+            return None
+        if target.info.encoder is not None:
+            raise OptionError(
+                "the draft of an encoder-decoder model must have the same vocabulary: a source is not translated. "
+                "Use draft=None; copies of the source are drafted anyway."
+            )
+        return Translation(self.pairing, tokenizer, self.tokenizer, rows=rows, draft_rows=draft_rows)
+
+
+def require_alike(target_reads: bool, draft_reads: bool, draft: str = "the draft model") -> None:
+    """Raise OptionError unless both are encoder-decoder models, or neither is."""
+    if draft_reads and not target_reads:
+        raise OptionError(
+            f"{draft} is an encoder-decoder model, and this model is a decoder: the draft would need a source to read. "
+            "Use a small decoder with the same vocabulary as the draft, or draft=None."
+        )
+    if target_reads and not draft_reads:
+        raise OptionError(
+            f"{draft} is a decoder, and this model is an encoder-decoder: the draft would never see the source. "
+            "Use a smaller encoder-decoder model with the same vocabulary, or draft=None; copies of the source are "
+            "drafted anyway."
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """Weights that somebody else closes."""
+
+    weights: Weights
+
+    @property
+    def info(self) -> ModelInfo:
+        return self.weights.info
+
+    def session(self, max_context: int | None = None) -> Session:
+        return self.weights.session(max_context)
+
+    def close(self) -> None:
+        """Left to the owner."""

@@ -1,0 +1,72 @@
+"""From what a caller gives to what the model reads: a prompt to continue, or a source to answer about."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+
+from .chat_template import ChatTemplate, Message, encode_chat
+from .errors import ChatTemplateError, OptionError
+from .interfaces import EncoderInfo, Floats, Tokens, as_tokens
+from .tokenizer import Tokenizer
+
+Prompt: TypeAlias = str | Sequence[Message] | Floats
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What one answer goes on from, and the source it is about: None where the prompt itself is continued."""
+
+    context: Tokens
+    source: Tokens | Floats | None = None
+
+    @property
+    def n_read(self) -> int:
+        """Tokens, or frames of sound, of the prompt."""
+        return int(self.context.shape[-1] if self.source is None else self.source.shape[-1])
+
+    @property
+    def words(self) -> Tokens | None:
+        """The source, where it is made of tokens."""
+        return None if self.source is None or self.source.ndim != 1 else as_tokens(self.source.astype(np.int64))
+
+
+def task_of(
+    prompt: Prompt, raw: bool, tokenizer: Tokenizer, template: ChatTemplate | None, encoder: EncoderInfo | None
+) -> Task:
+    """What a prompt asks of a model. Raises OptionError and ChatTemplateError."""
+    listens = encoder is not None and encoder.source_kind == "audio"
+    if isinstance(prompt, np.ndarray) != listens:
+        takes = "features of sound, an array (bins, frames)" if listens else "a text or a list of messages"
+        raise OptionError(f"this model takes {takes}, and was given {type(prompt).__name__}.")
+    if isinstance(prompt, np.ndarray):
+        assert encoder is not None
+        return Task(as_tokens(encoder.decoder_start), prompt)
+    tokens = encode_prompt(prompt, raw, tokenizer, template, source=encoder is not None)
+    return Task(tokens) if encoder is None else Task(as_tokens(encoder.decoder_start), tokens)
+
+
+def encode_prompt(
+    prompt: str | Sequence[Message],
+    raw: bool,
+    tokenizer: Tokenizer,
+    template: ChatTemplate | None,
+    *,
+    source: bool = False,
+) -> Tokens:
+    """Token ids of a text or of messages, chat template applied; source: as an encoder wants to read a text."""
+    if isinstance(prompt, str):
+        if raw or template is None:
+            if source and not prompt:
+                raise OptionError("the source is empty: an encoder-decoder model needs a text to answer about.")
+            return tokenizer.encode_source(prompt) if source else tokenizer.encode(prompt)
+        prompt = [{"role": "user", "content": prompt}]
+    elif raw:
+        raise OptionError("raw=True takes a text, but a list of messages was given; drop one of the two.")
+    if template is None:
+        kind = "reads one text and has no chat template" if source else "has no chat template"
+        raise ChatTemplateError(f"this model {kind}, so it cannot take messages; give it a text.")
+    return encode_chat(tokenizer, template, prompt)
