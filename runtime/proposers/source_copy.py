@@ -111,8 +111,9 @@ class _Copying:
     def _settle(self, at: int) -> None:
         """After a long copy there is no doubt where it came from."""
         self._at = at
-        self._row: Probs = np.abs(self._places - at)
-        np.minimum(self._row, _JUMP, out=self._row)
+        row: Probs = self._places - at
+        np.minimum(np.abs(row, out=row), _JUMP, out=row)
+        self._row = row
 
     def _step(self, token: int) -> None:
         """One token more of the output: the next row of the edit distance, and the place that explains it best."""
