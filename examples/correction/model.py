@@ -115,7 +115,7 @@ def new_model(config: T5Config, seed: int) -> T5ForConditionalGeneration:
             attention.q.weight[:, context] = 0.8 * match
             attention.k.weight[:, context] = 0.8 * match
             own = torch.zeros(width, width)
-            own[: half, :half] = torch.eye(half)
+            own[:half, :half] = torch.eye(half)
             attention.v.weight.copy_(own)
             attention.o.weight.copy_(2.0 * own.T)
     return model

@@ -85,7 +85,7 @@ def _members(source: Source) -> Iterator[tuple[str, str]]:
                 yield match[1], archive.read(name).decode("utf-8-sig")
 
 
-_PLAIN = str.maketrans({"—": "-", "–": "-", "“": '"', "”": '"', "‘": "'", "’": "'", "•": "", "_": ""})
+_PLAIN = str.maketrans("\u2013\u2014\u2018\u2019\u201c\u201d", "--''\"\"", "\u2022_")  # dashes, quotes; no bullets
 _END_OF_SENTENCE = re.compile(r"""(?<=[.!?])["')]*\s+(?=["'(]?[A-Z])""")
 _INITIALS = re.compile(r"\b(?:Mr|Mrs|Ms|Dr|St|No|Messrs|Gen|Col|Sen|[A-Z])\.$")
 
