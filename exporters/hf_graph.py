@@ -6,7 +6,7 @@ import contextlib
 import io
 import logging
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import onnx_ir as ir
 import torch
@@ -14,6 +14,9 @@ from torch import Tensor, nn
 
 from .hf_modules import Trace
 from .hf_swap import Swapped
+
+Inputs: TypeAlias = dict[str, tuple[Tensor, dict[int, str]]]
+"""Name, example and dynamic axes of each input of a graph."""
 
 _N, _ROWS, _TOTAL, _ROOM = 3, 2, 7, 16  # sizes of the traced step: all different, none of them special
 
@@ -48,7 +51,7 @@ def trace_decoder(state: Swapped, sliding: bool) -> ir.Model:
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     n_layers = config.num_hidden_layers
     biases = ["bias", *(["sliding_bias"] if sliding else [])]
-    inputs: dict[str, tuple[Tensor, dict[int, str]]] = {
+    inputs: Inputs = {
         "input_ids": (torch.ones(1, _N, dtype=torch.int64), {1: "n"}),
         "position_ids": (torch.arange(_N)[None], {1: "n"}),
         "logit_rows": (torch.arange(_ROWS), {0: "m"}),
@@ -59,15 +62,22 @@ def trace_decoder(state: Swapped, sliding: bool) -> ir.Model:
             inputs[f"past_{kind}_{i}"] = (torch.zeros(1, kv_heads, _ROOM, head_dim), {2: "MAX"})
     kinds = [f"{kind}_{i}" for i in range(n_layers) for kind in ("key", "value")]
     outputs = ["logits", "hidden", *(f"present_{kind}" for kind in kinds), *(f"query_{i}" for i in range(n_layers))]
-    dims = {name: torch.export.Dim(name) for name in ("n", "m", "T", "MAX")}
+    return traced(_Step(state, sliding), inputs, outputs, n_named=3)
+
+
+def traced(step: nn.Module, inputs: Inputs, outputs: list[str], n_named: int) -> ir.Model:
+    """The graph of one forward pass. n_named: inputs that forward() has a parameter of their own for; the rest come
+    together."""
+    dims = {symbol: torch.export.Dim(symbol) for _, axes in inputs.values() for symbol in axes.values()}
     shapes = [{axis: dims[symbol] for axis, symbol in axes.items()} for _, axes in inputs.values()]
+    rest = (tuple(shapes[n_named:]),) if len(shapes) > n_named else ()
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
-            _Step(state, sliding).eval(),
+            step.eval(),
             tuple(tensor for tensor, _ in inputs.values()),
             input_names=list(inputs),
             output_names=outputs,
-            dynamic_shapes=(*shapes[:3], tuple(shapes[3:])),
+            dynamic_shapes=(*shapes[:n_named], *rest),
             dynamo=True,
             opset_version=21,
             verbose=False,

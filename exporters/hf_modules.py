@@ -18,7 +18,7 @@ from .hf_weights import Matrix
 
 Attributes: TypeAlias = dict[str, Any]  # of an operator
 
-_CONTRIB = "com.microsoft::"
+CONTRIB = "com.microsoft::"
 
 
 def placeholder(shape: tuple[int, ...], dtype: torch.dtype, number: int) -> Tensor:
@@ -37,6 +37,8 @@ class TracedLinear(nn.Module):
         self.matrix, self.level, self.head = matrix, accuracy_level, head
         for part, (shape, dtype) in matrix.parts(gathered=head and matrix.bits is None).items():
             self.register_buffer(part, placeholder(shape, dtype, number))
+        if "weight" not in self._buffers:
+            self.weight = None  # T5 asks for the type of it
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -60,7 +62,7 @@ class TracedLinear(nn.Module):
             "accuracy_level": self.level,
         }
         return torch.onnx.ops.symbolic(
-            _CONTRIB + "MatMulNBits", inputs, attributes, dtype=torch.float32, shape=shape, version=1
+            CONTRIB + "MatMulNBits", inputs, attributes, dtype=torch.float32, shape=shape, version=1
         )
 
 
@@ -87,7 +89,7 @@ class TracedEmbedding(nn.Module):
                 "quantize_axis": 1,
             }
             found = torch.onnx.ops.symbolic(
-                _CONTRIB + "GatherBlockQuantized", inputs, attributes, dtype=torch.float32, shape=shape, version=1
+                CONTRIB + "GatherBlockQuantized", inputs, attributes, dtype=torch.float32, shape=shape, version=1
             )
         return found if self.scale_by is None else found * self.scale_by
 
@@ -186,7 +188,7 @@ def attend(
     if softcap:
         attributes["softcap"] = float(softcap)
     out, present_key, present_value = torch.onnx.ops.symbolic_multi_out(
-        _CONTRIB + "GroupQueryAttention",
+        CONTRIB + "GroupQueryAttention",
         (*flat, *past, last, total, *turn, bias),
         attributes,
         dtypes=(torch.float32,) * 3,
@@ -202,7 +204,7 @@ def _rotated(x: Tensor, position_ids: Tensor, tables: tuple[Tensor, Tensor]) -> 
     if 2 * tables[0].shape[1] != x.shape[-1]:
         attributes |= {"rotary_embedding_dim": 2 * tables[0].shape[1], "num_heads": x.shape[1]}
     return torch.onnx.ops.symbolic(
-        _CONTRIB + "RotaryEmbedding",
+        CONTRIB + "RotaryEmbedding",
         (x, position_ids, *tables),
         attributes,
         dtype=torch.float32,

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 BUILDER = 1  # raise it when the graph changes
-_ACCURACY_LEVEL = {"int8": 4, "f32": 0}  # of MatMulNBits
+ACCURACY_LEVEL = {"int8": 4, "f32": 0}  # of MatMulNBits
 
 
 def export_onnx(
@@ -56,7 +56,7 @@ def export_onnx(
         raise EngineMissingError(f"exporting needs the package {error.name}. Add it with: {EXPORT_EXTRA}") from error
     window = sliding_window(model)
     tell(0.0, "tracing")
-    with swapped(model, form, _ACCURACY_LEVEL[activations]) as state, warnings.catch_warnings():
+    with swapped(model, form, ACCURACY_LEVEL[activations]) as state, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about torch's own future
         traced = trace_decoder(state, window is not None)
     tell(0.3, "simplifying")
@@ -66,7 +66,7 @@ def export_onnx(
     store_halves(traced.graph, parts)
     losses = write_graph(traced, parts, folder, lambda share: tell(0.35 + 0.65 * share, "quantizing and writing"))
     recipe: dict[str, Any] = {
-        "weights": _described(form),
+        "weights": described(form),
         "n_heads": model.config.num_attention_heads,
         "activations": activations,
         "builder": f"hf-{BUILDER}",
@@ -87,6 +87,7 @@ def sliding_window(model: PreTrainedModel) -> int | None:
     return int(window) if kinds is None or "sliding_attention" in kinds else None
 
 
-def _described(form: WeightForm) -> str:
+def described(form: WeightForm) -> str:
+    """How weights are stored, for people."""
     block = f" block {form.block}{' symmetric' if form.symmetric else ''}" if form.layers.startswith("int") else ""
     return f"{form.layers}{block}, embedding {form.embedding_form}, output {form.output_form}"

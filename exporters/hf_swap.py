@@ -48,25 +48,26 @@ def swapped(model: PreTrainedModel, form: WeightForm, accuracy_level: int) -> It
     stand_ins = {
         name: new
         for name, module in model.named_modules()
-        if (new := _stand_in(state, name, module, form, accuracy_level)) is not None
+        if (new := stand_in(state, name, module, form, accuracy_level)) is not None
     }
     before = {name: model.get_submodule(name) for name in stand_ins}
     try:
         for name, module in stand_ins.items():
-            _put(model, name, module)
+            put(model, name, module)
         with _traced_functions(state):
             yield state
     finally:
         for name, module in before.items():
-            _put(model, name, module)
+            put(model, name, module)
 
 
-def _put(model: PreTrainedModel, name: str, module: nn.Module) -> None:
+def put(model: PreTrainedModel, name: str, module: nn.Module) -> None:
+    """Another module under this name."""
     parent, _, leaf = name.rpartition(".")
     setattr(model.get_submodule(parent), leaf, module)
 
 
-def _stand_in(state: Swapped, name: str, module: nn.Module, form: WeightForm, level: int) -> nn.Module | None:
+def stand_in(state: Swapped, name: str, module: nn.Module, form: WeightForm, level: int) -> nn.Module | None:
     """What takes a module's place; None where it stays."""
     model, number = state.model, 1 + len(state.matrices)
     if isinstance(module, nn.Linear):
@@ -81,7 +82,7 @@ def _stand_in(state: Swapped, name: str, module: nn.Module, form: WeightForm, le
         state.matrices[name] = matrix
         scale = getattr(module, "scalar_embed_scale", getattr(module, "embed_scale", None))
         return TracedEmbedding(matrix, None if scale is None else float(scale), number)
-    if type(module).__name__.endswith("RMSNorm"):
+    if type(module).__name__.endswith(("RMSNorm", "T5LayerNorm")):
         return _norm(name, module)
     if type(module).__name__.endswith("RotaryEmbedding"):
         return TracedRotary(_tables(model, module))
@@ -96,7 +97,7 @@ def _norm(name: str, module: nn.Module) -> TracedNorm:
     expected = module(x)
     for gain in (weight, 1.0 + weight):
         ours = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + epsilon) * gain
-        if _close(ours, expected):
+        if close(ours, expected):
             return TracedNorm(gain.clone(), epsilon)
     raise UnsupportedModelError(f"{name} is a {type(module).__name__} that is not x / rms(x) * gain: not yet.")
 
@@ -131,7 +132,7 @@ def _check_rotation(model: PreTrainedModel) -> None:
     cos, sin = angles.cos(), angles.sin()
     for x, turned in zip((q, k), apply(q, k, cos, sin), strict=True):
         left, right = x.chunk(2, dim=-1)
-        if not _close(x * cos[:, None] + torch.cat([-right, left], dim=-1) * sin[:, None], turned):
+        if not close(x * cos[:, None] + torch.cat([-right, left], dim=-1) * sin[:, None], turned):
             raise UnsupportedModelError(f"the family {model.config.model_type!r} does not turn halves of a head.")
 
 
@@ -170,5 +171,6 @@ def _modeling(model: PreTrainedModel) -> Any:
     return sys.modules[type(model).__module__]
 
 
-def _close(ours: Tensor, theirs: Tensor) -> bool:
+def close(ours: Tensor, theirs: Tensor) -> bool:
+    """Whether a stand-in computes what it stands for."""
     return bool((ours - theirs).abs().max() <= _PROBE * theirs.abs().max())

@@ -22,32 +22,53 @@ def write_graph(model: ir.Model, parts: Parts, folder: Path, progress: Callable[
     model: the observing graph, changed into the fast one. parts: the initializers whose values are still to be made;
     matrices of the same weights in the same form are written once.
     """
+    with data_file(folder) as data:
+        losses = fill(model, parts, Data(data, folder), progress)
+    save_both(model, folder, "model.onnx")
+    return losses
+
+
+def data_file(folder: Path) -> BinaryIO:
+    """The file for the weights of several graphs that are saved into this folder."""
+    return (folder / _DATA).open("wb")
+
+
+def fill(model: ir.Model, parts: Parts, data: Data, progress: Callable[[float], None]) -> dict[str, float]:
+    """Give a graph its weights, at the end of a data file; the relative loss of every quantized matrix by name."""
     graph, losses = model.graph, dict[str, float]()
     model.ir_version = 10
     _forget_the_tracer(model)
     order = sorted(graph.initializers, key=lambda name: (name not in parts, *_owner(parts, name)))
-    with (folder / _DATA).open("wb") as data:
-        writer = _Data(data, folder)
-        for i, name in enumerate(order):
-            value = graph.initializers[name]
-            if name in parts:
-                value.const_value = writer.part(value, *parts[name])
-                matrix = parts[name][0]
-                if matrix.bits is not None:
-                    losses[name.rpartition(".")[0]] = writer.losses[matrix.key]
-            else:
-                value.const_value = writer.constant(value)
-            progress((i + 1) / len(order))
-    _save(model, folder / "observing.onnx")
-    del graph.outputs[next(i for i, out in enumerate(graph.outputs) if str(out.name).startswith("query_")) :]
-    remove_dead(graph)
-    remove_transposes(graph)
-    _save(model, folder / "model.onnx")
+    for i, name in enumerate(order):
+        value = graph.initializers[name]
+        if name in parts:
+            value.const_value = data.part(value, *parts[name])
+            matrix = parts[name][0]
+            if matrix.bits is not None:
+                losses[name.rpartition(".")[0]] = data.losses[matrix.key]
+        else:
+            value.const_value = data.constant(value)
+        progress((i + 1) / len(order))
     return losses
 
 
-class _Data:
-    """The data file as it grows."""
+def save_both(model: ir.Model, folder: Path, name: str) -> None:
+    """Write observing.onnx and, without the queries, the graph of this name."""
+    save(model, folder / "observing.onnx")
+    graph = model.graph
+    del graph.outputs[next(i for i, out in enumerate(graph.outputs) if str(out.name).startswith("query_")) :]
+    remove_dead(graph)
+    remove_transposes(graph)
+    save(model, folder / name)
+
+
+def save(model: ir.Model, path: Path) -> None:
+    """Write a graph, its weights elsewhere."""
+    path.write_bytes(ir.serde.serialize_model(model).SerializeToString())
+
+
+class Data:
+    """The data file as it grows. What two graphs share lies in it once."""
 
     def __init__(self, file: BinaryIO, folder: Path) -> None:
         self._file, self._folder = file, folder
@@ -56,7 +77,7 @@ class _Data:
         self.losses: dict[tuple[Any, ...], float] = {}
 
     def part(self, value: ir.Value, matrix: Any, part: str) -> ir.ExternalTensor:
-        """One part of a matrix; matrices are asked one after the other, so each is made once."""
+        """Where one part of a matrix lies; matrices are asked one after the other, so each is made once."""
         key = (matrix.key, part)
         if key not in self._places:
             if self._made is None or self._made[0] != matrix.key:
@@ -67,7 +88,7 @@ class _Data:
         return self._tensor(value, *self._places[key])
 
     def constant(self, value: ir.Value) -> Any:
-        """Anything else: inside the model file where it is small."""
+        """Where anything else lies: inside the model file where it is small."""
         assert value.const_value is not None
         values = value.const_value.numpy()
         if values.nbytes <= _INLINE_BYTES:
@@ -104,7 +125,3 @@ def _forget_the_tracer(model: ir.Model) -> None:
             out.metadata_props.clear()
     for value in (*model.graph.inputs, *model.graph.initializers.values()):
         value.metadata_props.clear()
-
-
-def _save(model: ir.Model, path: Path) -> None:
-    path.write_bytes(ir.serde.serialize_model(model).SerializeToString())

@@ -1,0 +1,72 @@
+"""A bundle out of an encoder-decoder that is in memory: after a training, in a test."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from ..runtime.building import new_bundle
+from ..runtime.bundle import describe_files, write_manifest
+from ..runtime.manifest import Manifest, Source
+from .seq2seq_families import pair_facts
+from .seq2seq_onnx import DECODER, ENCODER, export_seq2seq_onnx
+from .weight_form import WeightForm
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def export_seq2seq(
+    model: PreTrainedModel,
+    folder: Path,
+    form: WeightForm | None = None,
+    *,
+    model_id: str,
+    tokenizer: Path | None = None,
+    activations: Literal["int8", "f32"] = "int8",
+    license: str | None = None,
+    progress: Callable[[float, str], None] | None = None,
+) -> Manifest:
+    """Write a bundle for the onnx engine; its manifest.
+
+    model: a T5, BART, mBART, Pegasus, Marian or Whisper model of transformers, in f32 on the CPU. form: None is int8.
+    tokenizer: a tokenizer.json. Not compared with the model: `pilotfish export` does that, from a folder.
+    Raises UnsupportedModelError, EngineMissingError, OptionError and CacheWriteError; the folder is as it was then.
+    """
+    facts = pair_facts(model.config, getattr(model, "generation_config", None))
+    with new_bundle(folder) as building:
+        (building / "onnx").mkdir()
+        recipe = export_seq2seq_onnx(
+            model, building / "onnx", form or WeightForm("int8"), activations=activations, progress=progress
+        )
+        if tokenizer is not None:
+            shutil.copyfile(tokenizer, building / "tokenizer.json")
+        manifest = Manifest(
+            model_id=model_id,
+            license=license,
+            architecture=str(model.config.model_type),
+            context_length=facts.context_length,
+            source=Source(name=model_id, sha256=_digest(model), format="huggingface"),
+            files=describe_files(building),
+            formats={"onnx": f"onnx/{DECODER}"},
+            encoders={"onnx": f"onnx/{ENCODER}"},
+            decoder_start=facts.decoder_start,
+            source_limit=facts.source_limit,
+            source_kind=facts.source_kind,
+            eos_ids=facts.eos_ids,
+            tokenizer=None if tokenizer is None else "tokenizer.json",
+            recipe=recipe,
+        )
+        write_manifest(building, manifest)
+    return manifest
+
+
+def _digest(model: Any) -> str:
+    found = hashlib.sha256(model.config.to_json_string().encode())
+    for name, values in sorted(model.state_dict().items()):
+        found.update(name.encode())
+        found.update(values.detach().contiguous().numpy().tobytes())
+    return found.hexdigest()

@@ -1,0 +1,87 @@
+"""Hugging Face encoder-decoders to ONNX: encoder and decoder of docs/onnx-seq2seq.md over one data file.
+
+Like decoders (hf_onnx.py): the model's own forward pass is traced with stand-ins in it, every weight written
+once.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from ..runtime.errors import EngineMissingError, UnsupportedModelError
+from .hf_onnx import ACCURACY_LEVEL, described
+from .model_source import EXPORT_EXTRA
+from .seq2seq_families import ENCODER_DECODERS
+from .weight_form import WeightForm
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+BUILDER = 1  # raise it when a graph changes
+ENCODER, DECODER = "encoder.onnx", "decoder.onnx"
+
+
+def export_seq2seq_onnx(
+    model: PreTrainedModel,
+    folder: Path,
+    form: WeightForm,
+    *,
+    activations: Literal["int8", "f32"] = "int8",
+    progress: Callable[[float, str], None] | None = None,
+) -> dict[str, str]:
+    """Write encoder.onnx, decoder.onnx, observing.onnx and model.onnx.data; what a manifest's recipe says of them.
+
+    model: in f32 on the CPU; it is the same afterwards. activations: as in export_onnx.
+    Raises UnsupportedModelError before anything is written, and EngineMissingError without the export packages.
+    """
+    tell = progress or (lambda share, what: None)
+    if model.config.model_type not in ENCODER_DECODERS:
+        raise UnsupportedModelError(
+            f"the family {model.config.model_type!r} cannot be exported as an encoder-decoder yet; those that can: "
+            f"{', '.join(ENCODER_DECODERS)}."
+        )
+    try:
+        from .onnx_files import Data, data_file, fill, save, save_both
+        from .onnx_passes import fuse, merge_siblings, parts_of, remove_transposes, store_halves
+        from .seq2seq_graph import trace_decoder, trace_encoder
+        from .seq2seq_swap import swapped_pair
+    except ImportError as error:
+        raise EngineMissingError(f"exporting needs the package {error.name}. {EXPORT_EXTRA}") from error
+    tell(0.0, "tracing")
+    with swapped_pair(model, form, ACCURACY_LEVEL[activations]) as state, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about torch's own future
+        graphs = [trace_encoder(state), trace_decoder(state)]
+        n_heads = state.cross[0].n_heads
+    tell(0.3, "simplifying")
+    each = []
+    for traced in graphs:
+        remove_transposes(traced.graph)
+        fuse(traced.graph)
+        parts = merge_siblings(traced.graph, parts_of(traced.graph, state.matrices))
+        store_halves(traced.graph, parts)
+        each.append(parts)
+    losses: dict[str, float] = {}
+    with data_file(folder) as file:
+        data = Data(file, folder)
+        for i, (traced, parts) in enumerate(zip(graphs, each, strict=True)):
+            found = fill(traced, parts, data, _second_half(tell, i))
+            losses |= {f"{i}.{name}": loss for name, loss in found.items()}
+    save(graphs[0], folder / ENCODER)
+    save_both(graphs[1], folder, DECODER)
+    recipe = {
+        "weights": described(form),
+        "n_heads": str(n_heads),
+        "activations": activations,
+        "builder": f"seq2seq-{BUILDER}",
+    }
+    if losses:
+        recipe["largest_relative_loss"] = f"{max(losses.values()):.4f}"
+    return recipe
+
+
+def _second_half(tell: Callable[[float, str], None], i: int) -> Callable[[float], None]:
+    """What reports the writing of the encoder (0) or of the decoder (1)."""
+    return lambda share: tell(0.35 + 0.325 * (i + share), "quantizing and writing")
