@@ -130,7 +130,7 @@ def _relative_bias(attentions: dict[str, Attention], role: str) -> RelativeBias 
     ]
     if len(found) > 1:
         raise UnsupportedModelError("every layer has a relative bias of its own: not yet, as none is known that does.")
-    return RelativeBias.of(found[0]) if found else None
+    return RelativeBias.of(found[0].module) if found else None
 
 
 def _forward(state: SwappedPair, attention: Attention) -> Callable[..., tuple[Tensor, None]]:
