@@ -7,14 +7,14 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..exporters.catalogue import CATALOGUE
-from ..runtime.errors import OptionError, PilotfishError
+from ..runtime.errors import OptionError, PilotfishError, PilotfishWarning
 from .draft import draft_app
 from .export_command import export, verify
 
@@ -61,6 +61,9 @@ Exact = Annotated[
 ]
 Temperature = Annotated[float, typer.Option("--temperature", "-t", help="0 is greedy.")]
 MaxNewTokens = Annotated[int | None, typer.Option("--max-new-tokens", "-n", help="0: until the context is full.")]
+
+
+_shown_by_python = warnings.showwarning
 
 
 def console() -> Console:
@@ -420,8 +423,12 @@ def _options(given: list[str] | None) -> dict[str, str]:
     return pairs
 
 
-def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
-    console().print(f"pilotfish: {message}", style="yellow", soft_wrap=True)
+def _show_warning(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+    """Ours are for the user; those of libraries are for developers, who ask for them with `python -W`."""
+    if issubclass(category, PilotfishWarning):
+        console().print(f"pilotfish: {message}", style="yellow", soft_wrap=True)
+    elif sys.warnoptions:
+        _shown_by_python(message, category, *where, **more)
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, get_args
 
 import typer
 
-from ..exporters.weight_form import Stored, WeightForm
+from ..exporters.weight_form import Stored, WeightForm, weight_form
 from ..runtime.errors import OptionError
 
 Json = Annotated[bool, typer.Option("--json", help="Print the comparison as one JSON object.")]
@@ -92,14 +92,8 @@ def listed(text: str) -> tuple[str, ...]:
 
 
 def _form(weights: str, embeddings: str | None, head: str | None, block: int, symmetric: bool) -> WeightForm | None:
-    if weights == "source":
-        if embeddings or head or symmetric:
-            raise OptionError(
-                "--weights source keeps every matrix as it is; drop --embeddings, --head and --symmetric."
-            )
-        return None
     stored = get_args(Stored)
-    return WeightForm(
+    return weight_form(
         _one_of("--weights", weights, (*stored, "source")),
         None if embeddings is None else _one_of("--embeddings", embeddings, stored),
         None if head is None else _one_of("--head", head, stored),

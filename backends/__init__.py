@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Protocol
 
 from ..runtime.bundle import MANIFEST_NAME, read_json
-from ..runtime.errors import EngineMissingError, OptionError, UnsupportedModelError
+from ..runtime.errors import EngineMissingError, OptionError, PilotfishWarning, UnsupportedModelError
 from ..runtime.interfaces import Weights
 
 _BUILT_IN = {
@@ -154,7 +154,7 @@ def openers(path: Path, device: str | None = None) -> list[Backend]:
         try:
             backend = get(name)
         except EngineMissingError as error:
-            warnings.warn(f"left out: {error}", RuntimeWarning, stacklevel=2)
+            warnings.warn(f"left out: {error}", PilotfishWarning, stacklevel=2)
             continue
         if backend.name != JUDGE and opens(backend, path, device):
             if backend.version() is not None:

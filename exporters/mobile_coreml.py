@@ -5,26 +5,36 @@ Off macOS nothing is run, and the manifest says so.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..runtime.errors import EngineError, UnsupportedModelError
+from ..runtime.errors import EngineError, EngineMissingError, UnsupportedModelError
 from ..runtime.interfaces import Floats, Tokens
-from .mobile_pack import Pack, Share, Written
+from .mobile_pack import Pack, Share, Written, quiet
 
 _INSTALL = "pip install coremltools==9.0 torch==2.13.0 'numpy<2.4'"
 PACKAGES = {"coremltools": _INSTALL, "torch": _INSTALL}
 PACKAGE = "model.mlpackage"
 FILE = f"{PACKAGE}/Manifest.json"
 WIDTH = 4  # tokens a step: Core ML's neural engine compiles fixed shapes
+_NUMPY = (2, 4)  # turns arrays of one number into scalars no more, which coremltools relies on
 _LIMIT = 0.15  # of the relative difference, for weights of 16 bits computed in 16 bits
 
 
 def refuse(pack: Pack) -> None:
-    """Raise UnsupportedModelError where layers see windows, which were not tried."""
+    """Raise UnsupportedModelError where layers see windows, which were not tried, and EngineMissingError where numpy
+    is too new for coremltools."""
+    major, minor = (int(part) for part in np.__version__.split(".")[:2])
+    if (major, minor) >= _NUMPY:
+        raise EngineMissingError(
+            f"coremltools 9.0 converts with numpy below {_NUMPY[0]}.{_NUMPY[1]}, and this is {np.__version__}. Add it "
+            f"with: {_INSTALL}   in an environment of its own."
+        )
     settings = pack.source.settings
     if settings.get("sliding_window") and settings.get("use_sliding_window", True):
         raise UnsupportedModelError(
@@ -58,19 +68,19 @@ def _converted(pack: Pack) -> Any:
         if name.startswith(("key_", "value_"))
     ]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), quiet(), contextlib.redirect_stderr(io.StringIO()):  # which gets bars of its own
             traced = torch.jit.trace(decoder, example)
-        return ct.convert(
-            traced,
-            inputs=[
-                ct.TensorType(name="input_ids", shape=example[0].shape, dtype=np.int32),
-                ct.TensorType(name="positions", shape=example[1].shape, dtype=np.int32),
-            ],
-            outputs=[ct.TensorType(name="logits", dtype=np.float16)],
-            states=states,
-            minimum_deployment_target=ct.target.iOS18,
-            skip_model_load=sys.platform != "darwin",
-        )
+            return ct.convert(
+                traced,
+                inputs=[
+                    ct.TensorType(name="input_ids", shape=example[0].shape, dtype=np.int32),
+                    ct.TensorType(name="positions", shape=example[1].shape, dtype=np.int32),
+                ],
+                outputs=[ct.TensorType(name="logits", dtype=np.float16)],
+                states=states,
+                minimum_deployment_target=ct.target.iOS18,
+                skip_model_load=sys.platform != "darwin",
+            )
     except Exception as error:  # torch and coremltools raise whatever the operator at hand calls for
         raise EngineError(f"coremltools cannot take this {pack.source.architecture}: {error}") from error
 

@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias, get_args
 from ..runtime.errors import OptionError
 
 Stored: TypeAlias = Literal["fp32", "fp16", "int8", "int4"]
+_BLOCK = 32  # weights that share a scale
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +23,7 @@ class WeightForm:
     layers: Stored = "int4"
     embedding: Stored | None = None
     output: Stored | None = None
-    block: int = 32
+    block: int = _BLOCK
     symmetric: bool = False
 
     def __post_init__(self) -> None:
@@ -45,3 +46,20 @@ class WeightForm:
 
 def _at_least_int8(stored: Stored) -> Stored:
     return "int8" if stored == "int4" else stored
+
+
+def weight_form(
+    weights: Stored | Literal["source"],
+    embeddings: Stored | None = None,
+    head: Stored | None = None,
+    block: int = _BLOCK,
+    symmetric: bool = False,
+) -> WeightForm | None:
+    """The form that an export's options describe; None keeps a GGUF file's own quantization. Raises OptionError."""
+    if weights != "source":
+        return WeightForm(weights, embeddings, head, block, symmetric)
+    if embeddings or head or symmetric or block != _BLOCK:
+        raise OptionError(
+            "--weights source keeps every matrix as it is; drop --embeddings, --head, --block and --symmetric."
+        )
+    return None

@@ -149,11 +149,19 @@ class OpenVinoFormat:
     file: ClassVar[str] = "openvino/openvino_model.xml"
 
     def refuse(self, source: ModelSource, order: Order) -> None:
-        if order.form is None:
+        form = order.form
+        if form is None:
             raise UnsupportedModelError(
                 "an OpenVINO IR has no place for a GGUF file's own quantization (weights: source), and the openvino "
                 "engine opens the file itself: export to gguf instead, or choose the weights int8 or int4."
             )
+        from .openvino_compress import Compression
+
+        wanted = Compression(form, frozenset(order.data_aware), order.samples, order.ratio)
+        for name, shape in source.weights.shapes().items():
+            if len(shape) == 2:
+                part = "embedding" if "embed_tokens" in name else "output" if "lm_head" in name else "layers"
+                wanted.check_columns(part, shape[1], name)
 
     def bytes_needed(self, source: ModelSource, order: Order) -> int:
         return _stored_bytes(source, order) + 4 * sum(_sizes(source))  # what is traced is in f32

@@ -21,7 +21,14 @@ from .runtime.bundle import cache_dir, read_json, write_json_atomically
 from .runtime.canary import WRONG, Canary, canary_error
 from .runtime.choice import Choice, Job, Trial
 from .runtime.cost import calibrate
-from .runtime.errors import EngineError, EngineMissingError, OptionError, PilotfishError, UnsupportedModelError
+from .runtime.errors import (
+    EngineError,
+    EngineMissingError,
+    OptionError,
+    PilotfishError,
+    PilotfishWarning,
+    UnsupportedModelError,
+)
 from .runtime.interfaces import Session, Weights
 from .runtime.source import prepare, stand_in
 
@@ -134,7 +141,7 @@ class Trials:
                     return trial  # a full memory may be empty another time
             self._known[key] = trial
             if trial.canary_error is not None and trial.canary_error >= WRONG:
-                warnings.warn(f"{trial} gave a wrong answer; left out", RuntimeWarning, stacklevel=3)
+                warnings.warn(f"{trial} gave a wrong answer; left out", PilotfishWarning, stacklevel=3)
             _write(_trials_path(self._path, self._wish), self._known)
             report(what, 1.0)
         trial = self._known[key]

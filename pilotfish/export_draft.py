@@ -8,10 +8,11 @@ from pathlib import Path
 
 from .draft_check import check_draft
 from .export_job import Job, Plan, prepare
+from .export_options import only_for
 from .exporters.writers import FORMATS
 from .opening import Progress
 from .runtime.bundle import open_bundle, write_json_atomically
-from .runtime.errors import CacheWriteError, OptionError
+from .runtime.errors import CacheWriteError
 from .runtime.manifest import DraftEntry
 from .runtime.pairing import Pairing, pair
 from .verifying import Report, own_threads
@@ -26,21 +27,12 @@ def prepare_draft(job: Job, plan: Plan) -> tuple[Job, Pairing]:
     """The export of the draft, and how its vocabulary fits the target's.
 
     A draft cannot change an answer, so it is asked to be right, not to be good: how often it agrees is measured. One
-    of another source that is there already is replaced. Raises what preparing an export raises, and OptionError where
-    no engine would use the draft, and naming the first token of vocabularies that do not fit.
+    of another source that is there already is replaced. Raises what preparing an export raises, and OptionError
+    naming the first token of vocabularies that do not fit.
     """
-    if job.draft is None or not plan.engines:
-        raise OptionError(f"a draft is for the formats {', '.join(FORMATS)}; add one of them, or leave the draft out.")
-    beside = replace(
-        job,
-        source=job.draft,
-        draft=None,
-        to=plan.engines,
-        min_agreement=0.0,
-        context=None,
-        out=job.out / FOLDER,
-        force=True,
-    )
+    assert job.draft is not None
+    asked = replace(job, source=job.draft, draft=None, min_agreement=0.0, out=job.out / FOLDER, force=True)
+    beside = only_for(asked, plan.engines)
     return beside, pair(plan.source.tokenizer, prepare(beside).source.tokenizer)
 
 
@@ -54,7 +46,7 @@ def export_draft(
 ) -> DraftEntry:
     """What the manifest says of the draft, once it is exported into the target's bundle in the formats that passed;
     nothing is measured yet."""
-    run(replace(beside, to=formats, out=building / FOLDER), lambda what, share: tell(f"draft: {what}", share))
+    run(replace(only_for(beside, formats), out=building / FOLDER), lambda what, share: tell(f"draft: {what}", share))
     token_map = None
     if pairing.kind == "mapped":
         token_map = _TOKEN_MAP

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from . import backends
-from .exporters.mobile import TARGETS
+from .export_options import refuse_unused
+from .exporters.mobile import DEFAULT_TARGETS, TARGETS
 from .exporters.parity import Parity
 from .exporters.thresholds import Thresholds
 from .exporters.weight_form import WeightForm
@@ -104,6 +105,7 @@ def prepare(job: Job) -> Plan:
     if len(engines) < len(job.to):
         _need_packages(MOBILE, ())
     job.thresholds("onnx")  # checks min_agreement
+    refuse_unused(job, (*job.to, *(DEFAULT_TARGETS if MOBILE in job.to else ())))
     refuse_foreign(job.out)
     source = open_job_source(job)
     if job.form is None and source.format != "gguf":
@@ -153,7 +155,7 @@ def _possible_targets(job: Job, source: ModelSource, order: Order) -> tuple[tupl
 
     Raises EngineMissingError and UnsupportedModelError where one that was named cannot, or nothing of the pack can.
     """
-    from .exporters.mobile import DEFAULT_TARGETS, checked
+    from .exporters.mobile import checked
     from .exporters.mobile_pack import Pack
 
     pack, left_out = Pack(source, order.form, context=order.context), dict[str, str]()
@@ -206,11 +208,7 @@ def _need_engine(name: str) -> None:
 def _samples(job: Job, source: ModelSource) -> tuple[Tokens, ...]:
     """What data-aware methods look at: the user's text, or ours."""
     if not job.data_aware:
-        if job.calibration is not None:
-            raise OptionError("a calibration text is for data_aware methods only; name some, or leave it out.")
         return ()
-    if "openvino" not in job.to:
-        raise OptionError("data_aware methods are for the format openvino; add it, or leave them out.")
     from .exporters.calibration_text import calibration_samples
 
     return tuple(calibration_samples(source.tokenizer, job.calibration))

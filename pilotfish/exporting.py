@@ -13,12 +13,12 @@ from .export_draft import FOLDER, export_draft, measured, prepare_draft
 from .export_job import Job, prepare
 from .export_manifest import files_of
 from .export_steps import Steps, is_of
-from .exporters.weight_form import Stored, WeightForm
+from .exporters.weight_form import Stored, weight_form
 from .exporters.writers import DataAware
 from .opening import Progress
 from .runtime.building import new_bundle
 from .runtime.bundle import Manifest, write_manifest
-from .runtime.errors import OptionError, ParityError, PilotfishError
+from .runtime.errors import ParityError, PilotfishError
 from .runtime.pairing import Pairing
 from .verifying import Report
 
@@ -66,16 +66,11 @@ def export(
     the bundle holds the others, where there are any (`kept`). Raises before any long work OptionError,
     ModelNotFoundError, ModelFileError, UnsupportedModelError, EngineMissingError, DownloadError, CacheWriteError.
     """
-    form = None
-    if weights != "source":
-        form = WeightForm(weights, embeddings, head, block, symmetric)
-    elif embeddings or head:
-        raise OptionError("weights='source' keeps every matrix as it is; embeddings and head have no place beside it.")
     job = Job(
         source=source,
         out=Path(out).expanduser(),
         to=tuple(to),
-        form=form,
+        form=weight_form(weights, embeddings, head, block, symmetric),
         activations=activations,
         data_aware=tuple(data_aware),
         calibration=None if calibration is None else Path(calibration).expanduser(),

@@ -17,7 +17,7 @@ from .runtime.cache_policies import CachePolicy, policy_by_name
 from .runtime.chat_template import ChatTemplate
 from .runtime.choice import Job
 from .runtime.draft_length import RenewalReward
-from .runtime.errors import OptionError
+from .runtime.errors import OptionError, PilotfishWarning
 from .runtime.interfaces import DraftLengthPolicy, ModelInfo, Proposer
 from .runtime.model import DraftWeights, Model
 from .runtime.proposers import SelfDraft
@@ -69,7 +69,7 @@ def load(
     progress: called while files are fetched and converted, which happens once.
 
     Before an answer is trusted, the device answers a question with a known answer. A wrong one moves on to the next
-    device with a RuntimeWarning, or is an EngineError where engine and device were named.
+    device with a PilotfishWarning, or is an EngineError where engine and device were named.
 
     Raises ModelNotFoundError, ModelFileError, UnsupportedModelError, EngineMissingError, EngineError, OptionError,
     AbilityError, DownloadError or CacheWriteError, each with the way out.
@@ -120,7 +120,9 @@ def load(
             assistant.weights.close()
         raise
     for note in notes:
-        warnings.warn(f"{note}; went on with {model.info.engine} on {model.info.device}", RuntimeWarning, stacklevel=2)
+        warnings.warn(
+            f"{note}; went on with {model.info.engine} on {model.info.device}", PilotfishWarning, stacklevel=2
+        )
     model.on_close(lambda: keep_calibration(measured, weights))
     return model
 

@@ -5,6 +5,10 @@ class PilotfishError(Exception):
     """Anything Pilotfish refuses to do, with a message meant for the person at the keyboard."""
 
 
+class PilotfishWarning(RuntimeWarning):
+    """Something went otherwise than it should, and Pilotfish goes on; the message says how."""
+
+
 class ModelNotFoundError(PilotfishError):
     """No model under this name or path."""
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import pytest
 from pilotfish.apps import cli
 from pilotfish.exporters.import_gguf import import_gguf
 from pilotfish.runtime import storage
+from pilotfish.runtime.errors import PilotfishWarning
 from pilotfish.testing.tiny_models import tiny_gguf
 
 pytest.importorskip("onnxruntime")
@@ -360,3 +362,20 @@ except SystemExit:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]", done.stdout
+
+
+def test_warnings_of_libraries_are_not_shown_to_users(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+
+    def warn() -> None:
+        warnings.warn("overflow encountered in cast", RuntimeWarning, stacklevel=1)
+        warnings.warn("went on with another engine", PilotfishWarning, stacklevel=1)
+
+    monkeypatch.setattr(cli, "app", warn)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        cli.main()
+    said = capsys.readouterr().err
+    assert "overflow" not in said and "pilotfish: went on with another engine" in said

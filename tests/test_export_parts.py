@@ -124,9 +124,7 @@ def test_targets_that_were_named_are_errors_where_they_cannot_be_made(
     with pytest.raises(UnsupportedModelError, match="normalizes queries"):
         run(job(folders("qwen3"), tmp_path / "out", "onnx-static"))
     with pytest.raises(OptionError, match="made for 256 tokens"):
-        run(job(folders("llama"), tmp_path / "out", "ort", context=512))
-    with pytest.raises(OptionError, match="a draft is for the formats onnx, openvino, gguf"):
-        run(job(folders("llama"), tmp_path / "out", "ort", draft=folders("qwen2")))
+        run(job(folders("llama"), tmp_path / "out", "pte", context=512))
     assert not list(tmp_path.iterdir())
 
 

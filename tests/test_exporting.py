@@ -276,16 +276,54 @@ def no_long_work(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"to": ("onnx", "tflite")}, OptionError, "no format 'tflite'.*onnx, openvino, gguf"),
         ({"min_agreement": 1.5}, OptionError, "between 0 and 1"),
         ({"form": None}, OptionError, r"\.gguf files"),
-        ({"calibration": Path("text.txt")}, OptionError, "data_aware"),
-        ({"data_aware": ("awq",)}, OptionError, "openvino"),
+        ({"calibration": Path("text.txt")}, OptionError, "--data-aware methods"),
+        ({"to": ("openvino",), "form": WeightForm("int8"), "data_aware": ("awq",)}, OptionError, "for int4 layers"),
+        ({"to": ("openvino",), "form": WeightForm("int8"), "ratio": 0.5}, OptionError, "--ratio is for int4 layers"),
+        ({"to": ("openvino",), "form": WeightForm(block=128)}, OptionError, "do not divide the 64 columns"),
+        ({"form": WeightForm("fp32", block=64)}, OptionError, "--block is about int8 and int4"),
+        ({"form": WeightForm("fp16", symmetric=True)}, OptionError, "--symmetric is about int8 and int4"),
+        (
+            {"to": ("gguf",), "form": WeightForm(symmetric=True), "gguf_kind": "Q6_K"},
+            OptionError,
+            "no symmetric kind",
+        ),
     ],
 )
 def test_what_is_refused_before_the_long_work(
     changes: dict[str, Any], error: type[Exception], said: str, folders: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    need("onnx")
+    for form in changes.get("to", ("onnx",)):
+        if form in FORMATS:
+            need(form)
     with pytest.raises(error, match=said):
         run(Job(**{"source": folders("llama"), "out": tmp_path / "out", "to": ("onnx",), **changes}))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("no_long_work")
+@pytest.mark.parametrize(
+    ("to", "changes", "flag"),
+    [
+        ("gguf", {"activations": "f32"}, "--activations is for the formats onnx, openvino, ort,"),
+        ("onnx", {"data_aware": ("awq",)}, "--data-aware is for the formats openvino,"),
+        ("onnx", {"ratio": 0.5}, "--ratio"),
+        ("onnx", {"gguf_kind": "Q8_0"}, "--gguf-kind"),
+        ("gguf", {"form": WeightForm(block=64)}, "--block"),
+        ("onnx", {"context": 128}, "--context is for the formats pte, coreml,"),
+        ("ort", {"min_agreement": 0.5}, "--min-agreement"),
+        ("ort", {"draft": "x"}, "--draft"),
+        ("pte", {"form": WeightForm(embedding="fp16")}, "--embeddings"),
+        ("pte", {"form": WeightForm(output="fp16")}, "--head"),
+        ("pte", {"form": WeightForm(symmetric=True)}, "--symmetric"),
+    ],
+)
+def test_an_option_that_would_change_nothing_is_refused(
+    to: str, changes: dict[str, Any], flag: str, folders: Callable[[str], Path], tmp_path: Path
+) -> None:
+    if to in FORMATS:
+        need(to)
+    with pytest.raises(OptionError, match=flag):
+        run(Job(folders("llama"), tmp_path / "out", (to,), **changes))
     assert list(tmp_path.iterdir()) == []
 
 
