@@ -46,7 +46,9 @@ MaxContext = Annotated[int | None, typer.Option(help="Entries the cache may hold
 Cache = Annotated[
     str | None, typer.Option(help="What stays of a full KV cache: sinks, snapkv:budget=512, ...; default: everything.")
 ]
-KvDtype = Annotated[str | None, typer.Option(help="Cache type, f16, or keys/values apart: u8/u4; default: exact.")]
+KvDtype = Annotated[
+    str | None, typer.Option(help="Cache type: int8, f16, or keys/values apart: u8/u4; default: exact.")
+]
 EngineOption = Annotated[
     list[str] | None, typer.Option("--option", help="A setting of the engine, NAME=VALUE; may be given several times.")
 ]

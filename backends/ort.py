@@ -12,9 +12,10 @@ from typing import Any
 
 from ..runtime.bundle import Bundle, open_bundle
 from ..runtime.errors import EngineError, EngineMissingError, ModelFileError, OptionError
-from ..runtime.interfaces import ModelInfo, Weights
+from ..runtime.interfaces import Floats, ModelInfo, Weights
 from . import NO_OPTIONS, refuse_options
 from .ort_devices import DEVICES, create_session, find, present, shapes_of
+from .ort_kv import channel_scales, check_kv_dtype, eight_bit_graph
 from .ort_session import OrtSession
 from .ort_source import OrtEncoder, OrtSourceSession
 from .ort_static import open_static
@@ -61,28 +62,38 @@ class OrtBackend:
             raise EngineMissingError(f"the onnx engine is not installed. Add it with: {self.install}")
         device = device or "cpu"
         found = find(device)
-        if kv_dtype not in (None, "f32"):
-            raise OptionError(f"the onnx engine stores its cache in f32 only, not {kv_dtype!r}.")
         if found.format != "onnx":
+            check_kv_dtype(kv_dtype, device, False)
             return open_static(path, device, threads, options)
         refuse_options(self.name, options)
-        return OrtWeights(open_bundle(path), device, threads)
+        bundle = open_bundle(path)
+        if not check_kv_dtype(kv_dtype, device, "onnx" in bundle.manifest.encoders):
+            return OrtWeights(bundle, device, threads)
+        exact = OrtWeights(bundle, device, threads)
+        session = exact.session()
+        scales = channel_scales(session, exact.info.digest)
+        session.close()
+        exact.close()
+        return OrtWeights(bundle, device, threads, scales)
 
 
 BACKEND = OrtBackend()
 
 
 class OrtWeights:
-    """An inference session of ONNX Runtime; opened a second time, with queries as outputs, if they are observed."""
+    """An inference session of ONNX Runtime; opened a second time, with queries as outputs, if they are observed.
 
-    def __init__(self, bundle: Bundle, device: str, threads: int) -> None:
+    scales: of a cache in int8, see channel_scales(); None is one in f32.
+    """
+
+    def __init__(self, bundle: Bundle, device: str, threads: int, scales: Floats | None = None) -> None:
         import onnxruntime
 
         if "onnx" not in bundle.manifest.formats:
             raise ModelFileError(f"{bundle.folder} holds no ONNX model; it holds {', '.join(bundle.manifest.formats)}.")
         self._ort = onnxruntime
         self._bundle, self._threads = bundle, threads
-        self._device = DEVICES[device]
+        self._device, self.scales = DEVICES[device], scales
         model = bundle.manifest.formats["onnx"]
         self._beside = PurePosixPath(model).parent
         self._plain: Any = self._create(model)
@@ -123,7 +134,7 @@ class OrtWeights:
             device=device,
             threads=threads,
             digest=_digest(bundle),
-            settings=recipe.get("activations", ""),
+            settings=" ".join(x for x in (recipe.get("activations", ""), "" if scales is None else "kv-int8") if x),
             encoder=None if self._encoder is None else self._encoder.info,
         )
 
@@ -131,7 +142,8 @@ class OrtWeights:
         spinning = {"session.intra_op.allow_spinning": "1"}
         with _attention_by_rows():
             path = self._bundle.folder / model
-            return create_session(path, self._device, self._threads, settings=spinning, optimize=False)
+            graph = None if self.scales is None else eight_bit_graph(path, self.scales)
+            return create_session(path, self._device, self._threads, settings=spinning, optimize=False, graph=graph)
 
     def _open_encoder(self, decoder: frozenset[str]) -> OrtEncoder | None:
         manifest = self._bundle.manifest

@@ -73,10 +73,12 @@ def create_session(
     settings: Mapping[str, str],
     shape: Mapping[str, int] | None = None,
     optimize: bool = True,
+    graph: bytes | None = None,
 ) -> Any:
     """An inference session that runs on this device and nowhere else.
 
     settings: of the session. shape: sizes of the graph's symbols. optimize: fuse operators beyond the basic level.
+    graph: run this instead of the file's own, over the weights beside it.
     Raises ModelFileError where the graph cannot be opened, EngineError where it would run somewhere else.
     """
     import onnxruntime
@@ -94,12 +96,16 @@ def create_session(
     on_cpu = device.provider == "CPUExecutionProvider"
     if not on_cpu:
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    model: str | bytes = str(path)
+    if graph is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
+        model = graph
     try:  # without the wrapper's fallback: never another provider behind the user's back
         if _plugged_in(device):
             options.add_provider_for_devices(_plugin_devices(device), _plugin_settings(device))
-            session = onnxruntime.InferenceSession(str(path), options, enable_fallback=0)
+            session = onnxruntime.InferenceSession(model, options, enable_fallback=0)
         else:
-            session = onnxruntime.InferenceSession(str(path), options, providers=[device.provider], enable_fallback=0)
+            session = onnxruntime.InferenceSession(model, options, providers=[device.provider], enable_fallback=0)
     except Exception as error:  # ONNX Runtime raises classes of its own that derive from nothing but Exception
         raise ModelFileError(f"ONNX Runtime cannot open {path} with {device.provider}: {error}") from error
     used = session.get_providers()

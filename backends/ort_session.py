@@ -56,7 +56,8 @@ class OrtSession(DecoderOnly):
         self.info = weights.info
         self.max_context = max_context
         self._rows = Rows(max_context, self.info.context_length)
-        self._cache: list[Floats] = []
+        self._kind: type[np.generic] = np.float32 if weights.scales is None else np.int8  # what entries are stored as
+        self._cache: list[Array] = []
         self._values: list[Any] = []
         self._capacity = 0
         self._zeros = np.zeros(0, dtype=np.float32)
@@ -111,8 +112,11 @@ class OrtSession(DecoderOnly):
 
     def keys_values(self, layer: int) -> tuple[Floats, Floats]:
         self._rows.check_open()
-        n = self._rows.n
-        return self._cache[2 * layer][0, :, :n], self._cache[2 * layer + 1][0, :, :n]
+        n, scales = self._rows.n, self._weights.scales
+        keys, values = (x[0, :, :n] for x in self._cache[2 * layer : 2 * layer + 2])
+        if scales is None:
+            return keys.view(np.float32), values.view(np.float32)
+        return keys * scales[2 * layer][:, None], values * scales[2 * layer + 1][:, None]
 
     def fork(self, entries: Indices | None = None, max_context: int | None = None) -> OrtSession:
         self._rows.check_settled()
@@ -160,7 +164,7 @@ class OrtSession(DecoderOnly):
             yield x[0][:, entries] if entries.ndim == 1 else np.take_along_axis(x[0], entries[i // 2][:, :, None], 1)
 
     def _layout(self, n: int) -> list[Layout]:
-        return [(np.float32, (self.info.kv_heads, n, self.info.head_dim))] * len(self._cache)
+        return [(self._kind, (self.info.kv_heads, n, self.info.head_dim))] * len(self._cache)
 
     def _entries(self) -> list[Array]:
         return [x[0, :, : self._rows.n] for x in self._cache]
@@ -182,9 +186,9 @@ class OrtSession(DecoderOnly):
     def _grow(self, capacity: int) -> None:
         shape = (1, self.info.kv_heads, capacity, self.info.head_dim)
         try:
-            grown: list[Floats] = [np.empty(shape, dtype=np.float32) for _ in range(2 * self.info.n_layers)]
+            grown: list[Array] = [np.empty(shape, dtype=self._kind) for _ in range(2 * self.info.n_layers)]
         except (MemoryError, ValueError):  # numpy's, for sizes beyond any address
-            mebibytes = 2 * self.info.n_layers * 4 * math.prod(shape) >> 20
+            mebibytes = 2 * self.info.n_layers * np.dtype(self._kind).itemsize * math.prod(shape) >> 20
             raise EngineError(
                 f"there is no memory for a cache of {capacity} entries ({mebibytes} MiB). "
                 "Close other programs, or open the session with a smaller max_context."

@@ -58,7 +58,8 @@ def load(
     draft_engine: runs the draft; None is the target's engine, on the same device.
     cache: how the KV cache is compressed once it is full: a policy or its name, "snapkv" or "snapkv:budget=512"
         (docs/kv-cache.md); None keeps everything. It changes the answers; drafts still do not.
-    kv_dtype: how it is stored, "f16" or, keys and values apart, "u8/u4"; None is the engine's exact default.
+    kv_dtype: how it is stored, "int8" (onnx), "f16" or, keys and values apart, "u8/u4"; None is the engine's exact
+        default.
     max_context: entries the cache may hold; the default is what the model was trained for.
     threads: None is measured. PILOTFISH_THREADS does the same as the argument.
     exact: all steps in one row class, so that drafts cannot change a bit; False lifts it for speed.

@@ -261,7 +261,7 @@ def test_prompts_that_do_not_fit(tiny: Path, pilotfish: Run) -> None:
         (["--stop", ""], ["stop string is empty"]),
         (["--option", "precision"], ["'precision' must be NAME=VALUE"]),
         (["--option", "precision=bf16"], ["onnx engine has no options", "precision"]),
-        (["--kv-dtype", "q3"], ["f32 only", "'q3'"]),
+        (["--kv-dtype", "q3"], ["f32, or in int8", "'q3'"]),
         (["--draft-engine", "onnx"], ["there is no draft model"]),
         (["--draft", "nowhere.gguf"], ["no file or folder nowhere.gguf"]),
         (["--temprature", "1"], ["No such option"]),

@@ -20,37 +20,46 @@ CLASSES = ((1,), (*range(2, 18), 32, 33))  # one row is a class of its own, all 
 F32 = 2e-5  # sums in another order
 # Noise of 1e-7 is amplified where it carries an activation over the edge between two int8 codes.
 INT8, INT8_MODEL = 0.05, 0.3  # between widths; between the int8 recipe and f32
+INT8_CACHE, INT8_CACHE_MODEL = 0.02, 0.3  # the same edge, of keys and values; and what their rounding costs
 REAL_INT8, REAL_INT8_MODEL = 0.1, 0.2
 
 
-def open_engine(engine: str, path: Path, threads: int = 2) -> Weights:
-    return get(engine).open(path, device=None, threads=threads, kv_dtype=None)
+def open_engine(engine: str, path: Path, threads: int = 2, kv_dtype: str | None = None) -> Weights:
+    return get(engine).open(path, device=None, threads=threads, kv_dtype=kv_dtype)
 
 
-def onnx(path: Path, activations: str, threads: int = 2) -> Subject:
+def onnx(path: Path, activations: str, threads: int = 2, kv_dtype: str | None = None) -> Subject:
     folder = import_gguf(path, activations=activations)  # type: ignore[arg-type]
     judge = partial(open_engine, "reference", path)
     noise, model_noise = (F32, F32) if activations == "f32" else (INT8, INT8_MODEL)
-    return Subject(
-        partial(open_engine, "onnx", folder, threads), noise, CLASSES, reference=judge, reference_noise=model_noise
-    )
+    if kv_dtype == "int8":
+        noise, model_noise = max(noise, INT8_CACHE), max(model_noise, INT8_CACHE_MODEL)
+    opener = partial(open_engine, "onnx", folder, threads, kv_dtype)
+    return Subject(opener, noise, CLASSES, reference=judge, reference_noise=model_noise)
 
 
 CASES = [
-    ("llama", "f32", 2),
-    ("llama", "int8", 2),
-    ("qwen2", "f32", 2),
-    ("qwen2", "int8", 2),
-    pytest.param("llama", "int8", 1, marks=pytest.mark.slow),
+    ("llama", "f32", 2, None),
+    ("llama", "int8", 2, None),
+    ("qwen2", "f32", 2, None),
+    ("qwen2", "int8", 2, None),
+    ("llama", "f32", 2, "int8"),
+    ("qwen2", "int8", 2, "int8"),
+    pytest.param("llama", "int8", 1, None, marks=pytest.mark.slow),
 ]
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-@pytest.mark.parametrize(("model", "activations", "threads"), CASES)
+@pytest.mark.parametrize(("model", "activations", "threads", "kv_dtype"), CASES)
 def test_contract(
-    model: str, activations: str, threads: int, check: Callable[[Subject], None], models: dict[str, Path]
+    model: str,
+    activations: str,
+    threads: int,
+    kv_dtype: str | None,
+    check: Callable[[Subject], None],
+    models: dict[str, Path],
 ) -> None:
-    check(onnx(models[model], activations, threads))
+    check(onnx(models[model], activations, threads, kv_dtype))
 
 
 @pytest.fixture(scope="module")

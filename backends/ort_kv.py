@@ -1,0 +1,94 @@
+"""A KV cache in eight bits on ONNX Runtime: the scales of its channels, and a graph that reads and writes it."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..runtime.errors import EngineMissingError, OptionError
+from ..runtime.interfaces import Floats, Session
+from ..runtime.storage import cache_dir, read_json, write_json_atomically
+
+_ATTENTION = "GroupQueryAttention"
+_N_INPUTS = 12  # of the operator before its scales
+_TOKENS = 512  # that the scales are measured on
+_MARGIN = 1.5  # over the largest seen: what is clipped costs far more than what is rounded
+_LEVELS = 127
+
+
+def check_kv_dtype(kv_dtype: str | None, device: str, seq2seq: bool) -> bool:
+    """Whether the cache is stored in eight bits. Raises OptionError for what cannot be had."""
+    if kv_dtype in (None, "f32"):
+        return False
+    if kv_dtype == "int8" and device == "cpu" and not seq2seq:
+        return True
+    where = " of decoders on the device cpu" if kv_dtype == "int8" else ""
+    more = ""
+    if kv_dtype == "int4":
+        more = " ONNX Runtime has int4, too, but with one scale a channel: SmolLM2's perplexity grows by 38 %."
+    if kv_dtype in ("f16", "fp16"):
+        more = " In f16 its attention is several times slower than in f32."
+    raise OptionError(f"the onnx engine stores its cache in f32, or in int8{where}, not in {kv_dtype!r}.{more}")
+
+
+def channel_scales(session: Session, digest: str) -> Floats:
+    """The value of one step of the stored integers, (2 n_layers, kv_heads, head_dim), keys and values in turn.
+
+    Measured once for every model, over tokens without any order, which spread at least as far as those of a text. A
+    rotation moves a key inside its pair of channels, so both get the pair's largest length: what was measured at the
+    first positions holds at all of them.
+    session: empty, in f32, and left empty.
+    """
+    path = cache_dir() / "kv-scales" / f"{hashlib.sha256(digest.encode()).hexdigest()[:32]}.json"
+    info = session.info
+    shape = (2 * info.n_layers, info.kv_heads, info.head_dim)
+    known = read_json(path)
+    if isinstance(known, dict) and known.get("shape") == list(shape):
+        kept = np.array(known.get("scales"), dtype=np.float32)
+        if kept.shape == (np.prod(shape),) and np.isfinite(kept).all() and (kept > 0).all():
+            return kept.reshape(shape)
+    n = min(_TOKENS, session.max_context)
+    session.forward(np.random.default_rng(0).integers(0, info.vocab_size, n), n_logits=0)
+    largest = []
+    for layer in range(info.n_layers):
+        keys, values = session.keys_values(layer)
+        a, b = np.split(keys, 2, axis=-1)
+        pairs = np.sqrt(a * a + b * b).max(axis=1)
+        largest += [np.concatenate([pairs, pairs], axis=-1), np.abs(values).max(axis=1)]
+    session.truncate(0)
+    scales = _rounded_up(np.stack(largest) * np.float32(_MARGIN / _LEVELS))
+    write_json_atomically(path, {"shape": list(shape), "scales": [float(x) for x in scales.ravel()]})
+    return scales
+
+
+def _rounded_up(scales: Floats) -> Floats:
+    """To eight significant bits, so that another number of threads does not give other scales; never zero."""
+    mantissa, exponent = np.frexp(np.maximum(scales, np.float32(1e-9)))
+    return np.ldexp(np.ceil(mantissa * 256.0) / 256.0, exponent).astype(np.float32)
+
+
+def eight_bit_graph(model: Path, scales: Floats) -> bytes:
+    """The graph of a decoder with its cache in int8; weights stay in the files that they are in."""
+    try:
+        import onnx
+    except ImportError:
+        raise EngineMissingError(
+            "kv_dtype='int8' needs the onnx package. Add it with: pip install 'pilotfish[onnx]'"
+        ) from None
+    graph = onnx.load(str(model), load_external_data=False)
+    layers = [node for node in graph.graph.node if node.op_type == _ATTENTION]
+    for i, node in enumerate(layers):
+        node.input.extend([""] * (_N_INPUTS - len(node.input)))
+        for kind, scale in (("key", scales[2 * i]), ("value", scales[2 * i + 1])):
+            name = f"{kind}_scale_{i}"
+            graph.graph.initializer.append(onnx.numpy_helper.from_array(scale.ravel(), name))
+            node.input.append(name)
+        made: list[Any] = [onnx.helper.make_attribute(f"{x}_quant_type", "PER_CHANNEL") for x in ("k", "v")]
+        node.attribute.extend([*made, onnx.helper.make_attribute("kv_cache_bit_width", 8)])
+    for value in (*graph.graph.input, *graph.graph.output, *graph.graph.value_info):
+        if value.name.startswith(("past_", "present_")):
+            value.type.tensor_type.elem_type = onnx.TensorProto.INT8
+    return bytes(graph.SerializeToString())
