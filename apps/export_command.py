@@ -34,7 +34,7 @@ def export(
     activations: Annotated[str, typer.Option(help="Of ONNX and OpenVINO: int8, or f32: closer, slower.")] = "int8",
     draft: Annotated[str | None, typer.Option(help="A smaller model that drafts; exported in the same way.")] = None,
     data_aware: Annotated[
-        str | None, typer.Option(help="For int4 layers of OpenVINO, comma-separated: awq, scale, gptq.")
+        str | None, typer.Option(help="For int4 layers, comma-separated: awq, scale, gptq; ONNX has gptq.")
     ] = None,
     calibration: Annotated[Path | None, typer.Option(help="Text for them; default: one of our own.")] = None,
     ratio: Annotated[float, typer.Option(help="Share of OpenVINO's layers that become int4, the rest int8.")] = 1.0,

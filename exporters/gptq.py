@@ -34,7 +34,7 @@ def fit_layers(
     samples: Sequence[Tokens],
     progress: Callable[[float], None] | None = None,
 ) -> dict[str, Blocks]:
-    """The matrices of the layers in int4 blocks, by the names of their modules; embedding and output are not among them.
+    """The matrices of the layers in int4 blocks, by the names of their modules; without embedding and output.
 
     model: in f32; it is the same afterwards. samples: some thousand tokens of text in all.
     Memory: a byte for each weight, and for the widest matrix of m columns four times m^2 floats.
@@ -46,8 +46,9 @@ def fit_layers(
     seen = _Inputs()
     hooks: list[Any] = []
     for name, matrix in matrices.items():
-        if matrix.bits is not None:
-            hooks += _fit_when_used(name, modules[name], matrix, seen, found, lambda: report(len(found) / len(matrices)))
+        if matrix.bits is None:
+            continue
+        hooks += _fit_when_used(name, modules[name], matrix, seen, found, lambda: report(len(found) / len(matrices)))
     try:
         with torch.inference_mode():
             model.base_model(input_ids=_rows(samples), use_cache=False)
@@ -60,7 +61,7 @@ def fit_layers(
 def _rows(samples: Sequence[Tokens]) -> Tensor:
     """The text in rows of equal length; what is left at its end is not read."""
     tokens = np.concatenate(list(samples)).astype(np.int64)
-    width = min(_WIDTH, *(len(sample) for sample in samples[:1]))
+    width = min(_WIDTH, len(samples[0]))
     return torch.from_numpy(tokens[: len(tokens) // width * width].reshape(-1, width))
 
 
@@ -118,8 +119,8 @@ def fit(weight: Tensor, squares: Tensor, factor: Tensor, matrix: Matrix) -> Bloc
     )
     order = torch.argsort(squares, descending=True, stable=True)
     block_of = order // matrix.block
-    zeros = np.broadcast_to(np.asarray(grid.zero_point, np.float32), grid.scale.shape)
-    scale, zero = (torch.from_numpy(np.ascontiguousarray(a)).T[block_of].contiguous() for a in (grid.scale, zeros))
+    zeros = np.full(grid.scale.shape, grid.zero_point, np.float32)
+    scale, zero = (torch.from_numpy(values).T[block_of].contiguous() for values in (grid.scale, zeros))
     inverse = torch.where(scale.abs() > _TINY, 1.0 / scale, torch.zeros_like(scale))
     left = weight.T[order].contiguous()  # (columns, rows), as all that follows
     codes = torch.empty(left.shape, dtype=torch.uint8)

@@ -7,11 +7,12 @@ which operator they are (hf_swap.py); everything between them is traced as it is
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..runtime.errors import EngineMissingError, UnsupportedModelError
+from ..runtime.interfaces import Tokens
 from .families import SUPPORTED, text_settings
 from .model_source import EXPORT_EXTRA
 from .weight_form import WeightForm
@@ -29,6 +30,7 @@ def export_onnx(
     form: WeightForm,
     *,
     activations: Literal["int8", "f32"] = "int8",
+    samples: Sequence[Tokens] = (),
     progress: Callable[[float, str], None] | None = None,
 ) -> dict[str, str]:
     """Write model.onnx, observing.onnx and model.onnx.data into the folder; what a manifest's recipe says of them.
@@ -36,6 +38,7 @@ def export_onnx(
     model: in f32 on the CPU; it is the same afterwards. Weights are quantized one at a time as they are written.
     activations: "int8" multiplies quantized weights with activations rounded to int8 per row and block, the fast
         path; "f32" keeps them in f32.
+    samples: a text of some thousand tokens that int4 layers are fitted to (gptq.py); none: they are rounded.
     Raises UnsupportedModelError before anything is written, and EngineMissingError without the export packages.
     """
     tell = progress or (lambda share, what: None)
@@ -48,6 +51,7 @@ def export_onnx(
         model.config.to_dict(), Path(model.config.name_or_path or "the model")
     )  # what a trace would leave out
     try:
+        from .gptq import fit_layers
         from .hf_graph import trace_decoder
         from .hf_swap import swapped
         from .onnx_files import write_graph
@@ -55,16 +59,18 @@ def export_onnx(
     except ImportError as error:
         raise EngineMissingError(f"exporting needs the package {error.name}. Add it with: {EXPORT_EXTRA}") from error
     window = sliding_window(model)
-    tell(0.0, "tracing")
-    with swapped(model, form, ACCURACY_LEVEL[activations]) as state, warnings.catch_warnings():
+    fitted = fit_layers(model, form, samples, lambda share: tell(0.5 * share, "fitting the layers")) if samples else {}
+    rest = 0.5 if samples else 1.0  # of the time
+    tell(1 - rest, "tracing")
+    with swapped(model, form, ACCURACY_LEVEL[activations], fitted) as state, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about torch's own future
         traced = trace_decoder(state, window is not None)
-    tell(0.3, "simplifying")
+    tell(1 - 0.7 * rest, "simplifying")
     remove_transposes(traced.graph)
     fuse(traced.graph)
     parts = merge_siblings(traced.graph, parts_of(traced.graph, state.matrices))
     store_halves(traced.graph, parts)
-    losses = write_graph(traced, parts, folder, lambda share: tell(0.35 + 0.65 * share, "quantizing and writing"))
+    losses = write_graph(traced, parts, folder, lambda share: tell(1 - 0.65 * rest * (1 - share), "writing"))
     recipe: dict[str, Any] = {
         "weights": described(form),
         "n_heads": model.config.num_attention_heads,
@@ -72,6 +78,8 @@ def export_onnx(
         "builder": f"hf-{BUILDER}",
         **({"sliding_window": window} if window is not None else {}),
     }
+    if samples:
+        recipe |= {"data_aware": "gptq", "calibration_tokens": sum(len(sample) for sample in samples)}
     if losses:
         recipe["largest_relative_loss"] = f"{max(losses.values()):.4f}"
     return {key: str(value) for key, value in recipe.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ..runtime.errors import UnsupportedModelError
+from .gguf_blocks import Blocks
 from .hf_modules import Trace, TracedEmbedding, TracedLinear, TracedNorm, TracedRotary, attend, remember_tables
 from .hf_weights import Matrix
 from .weight_form import WeightForm
@@ -24,9 +25,11 @@ _PROBE = 1e-4  # relative error up to which a stand-in counts as what it stands 
 
 @dataclass(slots=True)
 class Swapped:
-    """The model while it is traced. trace: the step being traced; matrices: by the name of their module."""
+    """The model while it is traced. fitted: blocks that were chosen before; trace: the step being traced; matrices: by
+    the name of their module."""
 
     model: Any  # PreTrainedModel
+    fitted: Mapping[str, Blocks]
     matrices: dict[str, Matrix] = field(default_factory=dict)
     trace: Trace | None = None
 
@@ -37,13 +40,15 @@ class Swapped:
 
 
 @contextlib.contextmanager
-def swapped(model: PreTrainedModel, form: WeightForm, accuracy_level: int) -> Iterator[Swapped]:
+def swapped(
+    model: PreTrainedModel, form: WeightForm, accuracy_level: int, fitted: Mapping[str, Blocks] | None = None
+) -> Iterator[Swapped]:
     """The model with every module exchanged that ONNX Runtime has an operator for; afterwards it is as it was.
 
     Each stand-in is compared on random input with what it stands for, so a family whose norm or rotary embedding is
-    another one is an UnsupportedModelError and not a wrong graph.
+    another one is an UnsupportedModelError and not a wrong graph. fitted: blocks of matrices, by module.
     """
-    state = Swapped(model)
+    state = Swapped(model, fitted or {})
     _check_rotation(model)
     stand_ins = {
         name: new
@@ -73,7 +78,8 @@ def stand_in(state: Swapped, name: str, module: nn.Module, form: WeightForm, lev
     if isinstance(module, nn.Linear):
         head = module is model.get_output_embeddings()
         stored = form.output_form if head else form.layers
-        matrix = Matrix((module.weight,), stored, form.block, form.symmetric or stored == "int8")
+        fitted = (state.fitted[name],) if name in state.fitted else ()
+        matrix = Matrix((module.weight,), stored, form.block, form.symmetric or stored == "int8", fitted)
         state.matrices[name] = matrix
         return TracedLinear(matrix, module.bias, level, number, head)
     if isinstance(module, nn.Embedding):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from .gguf_blocks import Blocks, stack
 from .onnx_graph import pack, pack_zero_points
 from .quantize import quantize
 from .weight_form import Stored
@@ -20,12 +21,16 @@ _SMALLEST_BLOCK = 16
 @dataclass(frozen=True, slots=True)
 class Matrix:
     """Parameters of equal columns, one below the other, and how they are stored. A block that does not divide the
-    columns becomes the largest that does; where none does, the matrix stays in f32."""
+    columns becomes the largest that does; where none does, the matrix stays in f32.
+
+    fitted: each parameter in blocks, where they were chosen before; else it is rounded when it is written.
+    """
 
     parameters: tuple[torch.Tensor, ...]
     stored: Stored
     wanted_block: int
     symmetric: bool
+    fitted: tuple[Blocks, ...] = field(default=(), compare=False)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -52,7 +57,8 @@ class Matrix:
 
     def below(self, other: Matrix) -> Matrix:
         """This matrix and another below it."""
-        return Matrix((*self.parameters, *other.parameters), self.stored, self.wanted_block, self.symmetric)
+        parameters, fitted = (*self.parameters, *other.parameters), (*self.fitted, *other.fitted)
+        return Matrix(parameters, self.stored, self.wanted_block, self.symmetric, fitted)
 
     def parts(self, gathered: bool = False) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         """Name, shape and type of each initializer. gathered: as GatherBlockQuantized and Gather take them."""
@@ -73,10 +79,15 @@ class Matrix:
 
     def values(self) -> tuple[dict[str, npt.NDArray[np.generic]], float]:
         """The bytes of each part, of either layout: they differ in shape alone. And the relative loss."""
+        if self.fitted and (blocks := stack(list(self.fitted))) is not None:
+            return _packed(blocks)
         first, *others = (p.detach().float() for p in self.parameters)
         matrix = (torch.cat([first, *others]) if others else first).numpy()  # a large one is rather not copied
         if self.bits is None:
             dense = matrix.astype(np.float16 if self.stored == "fp16" else np.float32, copy=False)
             return {"table": dense, "weight": np.ascontiguousarray(dense.T)}, 0.0
-        blocks = quantize(matrix, bits=self.bits, block=self.block, symmetric=self.symmetric)
-        return {"codes": pack(blocks), "scale": blocks.scale, "zero": pack_zero_points(blocks)}, blocks.loss
+        return _packed(quantize(matrix, bits=self.bits, block=self.block, symmetric=self.symmetric))
+
+
+def _packed(blocks: Blocks) -> tuple[dict[str, npt.NDArray[np.generic]], float]:
+    return {"codes": pack(blocks), "scale": blocks.scale, "zero": pack_zero_points(blocks)}, blocks.loss

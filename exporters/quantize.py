@@ -13,9 +13,7 @@ _SHRINK = (1.0, 0.95, 0.9, 0.85, 0.8)  # of the range: what lies outside is clip
 _TINY = 1e-12
 
 
-def quantize(
-    matrix: Floats, *, bits: int, block: int, symmetric: bool, importance: Floats | None = None
-) -> Blocks:
+def quantize(matrix: Floats, *, bits: int, block: int, symmetric: bool, importance: Floats | None = None) -> Blocks:
     """A matrix (rows, columns) as codes of 4 or 8 bits, blocks along the columns, which must be a multiple of `block`.
 
     Every block takes, out of a few, the range with the smallest squared error. symmetric: the zero point is the

@@ -98,7 +98,12 @@ class OnnxFormat:
         from .hf_onnx import export_onnx
 
         return export_onnx(
-            model, folder, order.form, activations=order.activations, progress=lambda share, what: progress(share)
+            model,
+            folder,
+            order.form,
+            activations=order.activations,
+            samples=order.samples if "gptq" in order.data_aware else (),
+            progress=lambda share, what: progress(share),
         )
 
     def finish(self, source: ModelSource, order: Order, folder: Path, progress: Share) -> dict[str, str]:
@@ -155,9 +160,7 @@ class OpenVinoFormat:
                 "an OpenVINO IR has no place for a GGUF file's own quantization (weights: source), and the openvino "
                 "engine opens the file itself: export to gguf instead, or choose the weights int8 or int4."
             )
-        from .openvino_compress import Compression
-
-        wanted = Compression(form, frozenset(order.data_aware), order.samples, order.ratio)
+        wanted = self._compression(order)
         for name, shape in source.weights.shapes().items():
             if len(shape) == 2:
                 part = "embedding" if "embed_tokens" in name else "output" if "lm_head" in name else "layers"

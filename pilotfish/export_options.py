@@ -11,12 +11,13 @@ from .runtime.errors import OptionError
 
 if TYPE_CHECKING:
     from .export_job import Job
+    from .exporters.writers import DataAware
 
 _MATRICES = ("onnx", "openvino", "gguf", "ort", "onnx-static")  # formats whose tables are stored as the form says
 _BLOCKS = ("onnx", "openvino", "ort", "onnx-static", "pte")  # GGUF has blocks of its own
 _READERS: dict[str, tuple[str, ...]] = {  # option: formats that look at it
     "activations": ("onnx", "openvino", "ort"),
-    "data_aware": ("openvino",),
+    "data_aware": ("openvino", "onnx"),
     "ratio": ("openvino",),
     "gguf_kind": ("gguf",),
     "draft": tuple(FORMATS),
@@ -35,6 +36,11 @@ def refuse_unused(job: Job, formats: tuple[str, ...]) -> None:
     _refuse_unread(job, formats)
     if job.calibration is not None and not job.data_aware:
         raise OptionError("--calibration is a text for --data-aware methods; name some, or leave it out.")
+    if job.data_aware and not _read_methods(job, formats):
+        raise OptionError(
+            f"--data-aware {','.join(job.data_aware)} is for openvino, and of the methods onnx has gptq; choose that, "
+            "add openvino to --to, or leave it out."
+        )
     form = job.form
     if form is None:
         if job.gguf_kind is not None:
@@ -63,8 +69,16 @@ def only_for(job: Job, formats: tuple[str, ...]) -> Job:
     if form is not None:
         plain = WeightForm(form.layers)
         form = replace(form, **{name: getattr(plain, name) for name in _unread(job, formats) if name in _FORM_READERS})
-    calibration = job.calibration if "data_aware" not in changes else None
+    changes["data_aware"] = _read_methods(job, formats)
+    calibration = job.calibration if changes["data_aware"] else None
     return replace(job, to=formats, form=form, calibration=calibration, **changes)
+
+
+def _read_methods(job: Job, formats: tuple[str, ...]) -> tuple[DataAware, ...]:
+    """The data-aware methods that some of the formats has: ONNX has one of them."""
+    if "openvino" in formats:
+        return job.data_aware
+    return tuple(method for method in job.data_aware if method == "gptq" and "onnx" in formats)
 
 
 def _refuse_unread(job: Job, formats: tuple[str, ...]) -> None:

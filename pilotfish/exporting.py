@@ -54,8 +54,9 @@ def export(
         keeps its other formats.
     weights, embeddings, head, block, symmetric: see WeightForm; "source" keeps the quantization of a .gguf file.
     activations: "f32" keeps those of ONNX graphs and OpenVINO models from being rounded to int8: closer, and slower.
-    data_aware: "awq", "scale", "gptq" for the int4 layers of OpenVINO; they look at `calibration`, a text file, or at
-        a text of our own. ratio: share of these layers' weights that become int4; the rest, the most sensitive, int8.
+    data_aware: "awq", "scale", "gptq" for the int4 layers of OpenVINO, "gptq" for those of ONNX; they look at
+        `calibration`, a text file, or at a text of our own.
+    ratio: share of OpenVINO's int4 layers that become int4; the rest, the most sensitive, int8.
     gguf_kind: "Q4_K_M" and the like; the default follows `weights`.
     draft: source of a smaller model that drafts for this one; exported in the same way, into the same bundle.
     context: tokens that mobile programs with a cache of fixed size hold; the default is 1024.

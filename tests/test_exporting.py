@@ -305,7 +305,8 @@ def test_what_is_refused_before_the_long_work(
     ("to", "changes", "flag"),
     [
         ("gguf", {"activations": "f32"}, "--activations is for the formats onnx, openvino, ort,"),
-        ("onnx", {"data_aware": ("awq",)}, "--data-aware is for the formats openvino,"),
+        ("gguf", {"data_aware": ("awq",)}, "--data-aware is for the formats openvino, onnx,"),
+        ("onnx", {"data_aware": ("awq",)}, "--data-aware awq is for openvino, and of the methods onnx has gptq"),
         ("onnx", {"ratio": 0.5}, "--ratio"),
         ("onnx", {"gguf_kind": "Q8_0"}, "--gguf-kind"),
         ("gguf", {"form": WeightForm(block=64)}, "--block"),
