@@ -25,13 +25,13 @@ _PROBE = 1e-4  # relative error up to which a stand-in counts as what it stands 
 
 @dataclass(slots=True)
 class Swapped:
-    """The model while it is traced. fitted: blocks that were chosen before; trace: the step being traced; matrices: by
-    the name of their module."""
+    """The model while it is traced. trace: the step being traced; matrices: by the name of their module; fitted: blocks
+    that were chosen before."""
 
     model: Any  # PreTrainedModel
-    fitted: Mapping[str, Blocks]
     matrices: dict[str, Matrix] = field(default_factory=dict)
     trace: Trace | None = None
+    fitted: Mapping[str, Blocks] = field(default_factory=dict)
 
     def active(self) -> Trace:
         """The step that is being traced."""
@@ -48,7 +48,7 @@ def swapped(
     Each stand-in is compared on random input with what it stands for, so a family whose norm or rotary embedding is
     another one is an UnsupportedModelError and not a wrong graph. fitted: blocks of matrices, by module.
     """
-    state = Swapped(model, fitted or {})
+    state = Swapped(model, fitted=fitted or {})
     _check_rotation(model)
     stand_ins = {
         name: new
