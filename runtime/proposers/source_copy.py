@@ -59,7 +59,9 @@ class _Copying:
         k = min(budget.max_tokens, len(self._source) - self._at)
         if k < 1 or first < _FLOOR:
             return EMPTY_DRAFT
-        expected: Probs = first * then ** np.arange(k)
+        expected: Probs = np.full(k, then)
+        expected[0] = first
+        np.cumprod(expected, out=expected)
         k = int(np.count_nonzero(expected >= _FLOOR))
         return Draft(self._source[self._at : self._at + k], expected=expected[:k])
 

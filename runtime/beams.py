@@ -1,0 +1,174 @@
+"""Beam search: the most probable answer that keeping a few beginnings of one at a time can find.
+
+The rules are those of transformers (GenerationMixin._beam_search): of all ways to go on by one token the best are looked
+at; those of the first `size` that end are answers, the best `size` that do not end are gone on with. An answer is worth
+the logarithm of its probability divided by its length ** length_penalty; decoder_start, or the prompt, does not count.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from .errors import AbilityError, OptionError
+from .interfaces import FinishReason, Probs, Round, Tokens
+from .sequence import CachedSequence
+
+
+@dataclass(frozen=True, slots=True)
+class Beams:
+    """How to search.
+
+    length_penalty: above 0 favours long answers, below 0 short ones, 0 the most probable one.
+    early_stopping: True ends with the first `size` answers; False where the best beginning, at its present length, is
+        worth less than the worst of them; "never" where no length it may still reach would help.
+    """
+
+    size: int
+    length_penalty: float = 1.0
+    early_stopping: bool | Literal["never"] = False
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise OptionError(f"beams is {self.size}, but must be 1 or more.")
+        if self.early_stopping not in (True, False, "never"):
+            raise OptionError(f"early_stopping is {self.early_stopping!r}, but must be True, False or 'never'.")
+
+    def worth(self, log_prob: float, length: int) -> float:
+        """What an answer of so many tokens is worth."""
+        return log_prob / float(length) ** self.length_penalty
+
+    def may_improve(self, best: float, worst_answer: float, length: int, longest: int) -> bool:
+        """Whether the best beginning may become worth more than the worst answer."""
+        reached = longest if self.early_stopping == "never" and self.length_penalty > 0 else length
+        return self.worth(best, reached) > worst_answer
+
+
+@dataclass(frozen=True, slots=True)
+class _Beginning:
+    tokens: tuple[int, ...]
+    log_prob: float
+    sequence: CachedSequence  # covers the context and all of the tokens but the last
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One finished answer."""
+
+    tokens: tuple[int, ...]
+    worth: float
+    finish_reason: FinishReason
+
+
+def beam_search(
+    target: CachedSequence,
+    context: Tokens,
+    beams: Beams,
+    longest: int,
+    stop_ids: frozenset[int],
+    cancelled: Callable[[], bool] = lambda: False,
+) -> tuple[list[Answer], list[Round]]:
+    """The best answers, best first, and one round for every step, with the tokens of the best.
+
+    target: covers the context but its last token, and does so afterwards. longest: tokens an answer may have.
+    Raises AbilityError where sessions cannot be forked.
+    """
+    if "fork" not in target.session.abilities:
+        raise AbilityError(
+            f"beam search forks sessions, and the {target.session.info.engine} engine cannot here; use the onnx engine."
+        )
+    answers: list[Answer] = []
+    running = [_Beginning((), 0.0, _fork(target))]
+    seconds: list[tuple[int, float, float]] = []
+    try:
+        while running:
+            began = time.perf_counter()
+            if cancelled():
+                best = max(running, key=lambda b: b.log_prob)
+                answers.append(Answer(best.tokens, -np.inf, "cancelled"))
+                break
+            logs, width, verify_s = _step(running, int(context[-1]))
+            length = len(running[0].tokens) + 1
+            ranked = _best(logs, (1 + max(1, len(stop_ids))) * beams.size)
+            ended, open_ends = [], []
+            for rank, (beam, token, log_prob) in enumerate(ranked):
+                stops = token in stop_ids
+                if not stops and length < longest:
+                    open_ends.append((beam, token, log_prob))
+                elif rank < beams.size:
+                    reason: FinishReason = "stop" if stops else "length"
+                    ended.append(
+                        Answer((*running[beam].tokens, token), beams.worth(log_prob, length), reason)
+                    )
+            answers = sorted([*answers, *ended], key=lambda a: -a.worth)[: beams.size]
+            running = _go_on(running, open_ends[: beams.size])
+            seconds.append((width, verify_s, time.perf_counter() - began - verify_s))
+            full = len(answers) == beams.size
+            if full and (
+                beams.early_stopping is True
+                or not running
+                or not beams.may_improve(running[0].log_prob, answers[-1].worth, length, longest)
+            ):
+                break
+    finally:
+        for beginning in running:
+            beginning.sequence.session.close()
+    return answers, _rounds(answers[0], seconds)
+
+
+def _fork(sequence: CachedSequence) -> CachedSequence:
+    return CachedSequence(sequence.session.fork(), sequence.rows, covered=sequence.tokens.copy())
+
+
+def _step(running: list[_Beginning], last: int) -> tuple[Probs, int, float]:
+    """Log probabilities of every beginning with every token behind it, (len(running), vocab_size); rows and seconds."""
+    rows, spent, width = [], 0.0, running[0].sequence.rows.minimum
+    for beginning in running:
+        token = beginning.tokens[-1] if beginning.tokens else last
+        sequence = beginning.sequence
+        n = len(sequence.tokens) + 1
+        began = time.perf_counter()
+        logits = sequence.forward(np.full(width, token, dtype=np.int64), n_logits=width).logits[0]
+        spent += time.perf_counter() - began
+        wide = logits.astype(np.float64)
+        top = wide.max()
+        rows.append(beginning.log_prob + wide - top - np.log(np.exp(wide - top).sum()))
+        sequence.truncate(n)  # spare rows of the class
+    return np.array(rows), width * len(running), spent
+
+
+def _best(logs: Probs, n: int) -> list[tuple[int, int, float]]:
+    """The n best (beginning, token, log probability), best first."""
+    flat = logs.ravel()
+    n = min(n, len(flat))
+    found = np.argpartition(-flat, n - 1)[:n]
+    found = found[np.argsort(-flat[found], kind="stable")]
+    return [(int(i) // logs.shape[1], int(i) % logs.shape[1], float(flat[i])) for i in found]
+
+
+def _go_on(running: list[_Beginning], chosen: list[tuple[int, int, float]]) -> list[_Beginning]:
+    """The chosen beginnings. The last child of one takes its session over, the others fork it, and what has no child is
+    closed."""
+    left = [sum(beam == i for beam, _, _ in chosen) for i in range(len(running))]
+    for i, beginning in enumerate(running):
+        if not left[i]:
+            beginning.sequence.session.close()
+    made = []
+    for beam, token, log_prob in chosen:
+        parent = running[beam]
+        left[beam] -= 1
+        sequence = parent.sequence if left[beam] == 0 else _fork(parent.sequence)
+        made.append(_Beginning((*parent.tokens, token), log_prob, sequence))
+    return made
+
+
+def _rounds(best: Answer, seconds: list[tuple[int, float, float]]) -> list[Round]:
+    rounds = []
+    for i, (width, verify_s, other_s) in enumerate(seconds):
+        reason = best.finish_reason if i == len(seconds) - 1 else None
+        rounds.append(Round(best.tokens[i : i + 1], 0, 0, width, 0.0, verify_s, other_s, None, reason))
+    return rounds
