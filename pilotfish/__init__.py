@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from .loading import load
+from .runtime.beams import Beams
 from .runtime.chat import Chat
 from .runtime.choice import Job
 from .runtime.errors import PilotfishError
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from .verifying import verify
 
 __all__ = [
+    "Beams",
     "Chat",
     "Job",
     "Model",

@@ -1,22 +1,24 @@
 """Beam search: the most probable answer that keeping a few beginnings of one at a time can find.
 
-The rules are those of transformers (GenerationMixin._beam_search): of all ways to go on by one token the best are looked
-at; those of the first `size` that end are answers, the best `size` that do not end are gone on with. An answer is worth
-the logarithm of its probability divided by its length ** length_penalty; decoder_start, or the prompt, does not count.
+The rules are those of transformers (GenerationMixin._beam_search): of all ways to go on by one token the best are
+looked at; those of the first `size` that end are answers, the best `size` that do not end are gone on with. An answer
+is worth the logarithm of its probability divided by length ** length_penalty, decoder_start or a prompt not counted.
 """
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
+from .engine import CANCELLED, Limits, end_of, read
 from .errors import AbilityError, OptionError
-from .interfaces import FinishReason, Probs, Round, Tokens
-from .sequence import CachedSequence
+from .interfaces import FinishReason, Floats, Probs, Round, Tokens
+from .sequence import CachedSequence, Cancelled
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,7 @@ class Beams:
 
     def worth(self, log_prob: float, length: int) -> float:
         """What an answer of so many tokens is worth."""
-        return log_prob / float(length) ** self.length_penalty
+        return log_prob / math.pow(length, self.length_penalty)
 
     def may_improve(self, best: float, worst_answer: float, length: int, longest: int) -> bool:
         """Whether the best beginning may become worth more than the worst answer."""
@@ -64,6 +66,26 @@ class Answer:
     finish_reason: FinishReason
 
 
+def search(
+    target: CachedSequence, context: Tokens, *, beams: Beams, limits: Limits, source: Tokens | Floats | None = None
+) -> Iterator[Round]:
+    """Rounds as of engine.generate(), all of them at the end: nothing is decided before.
+
+    Raises AbilityError, ContextFullError and OptionError before anything changes.
+    """
+    if "fork" not in target.session.abilities:
+        raise AbilityError(
+            f"beam search forks sessions, and the {target.session.info.engine} engine cannot here; use the onnx engine."
+        )
+    end = end_of(target, context, limits, source is not None)
+    try:
+        read(target, context, limits, source)
+    except Cancelled:
+        yield CANCELLED
+        return
+    yield from beam_search(target, context, beams, end - len(context), limits.stop_ids, limits.cancelled)[1]
+
+
 def beam_search(
     target: CachedSequence,
     context: Tokens,
@@ -75,15 +97,9 @@ def beam_search(
     """The best answers, best first, and one round for every step, with the tokens of the best.
 
     target: covers the context but its last token, and does so afterwards. longest: tokens an answer may have.
-    Raises AbilityError where sessions cannot be forked.
     """
-    if "fork" not in target.session.abilities:
-        raise AbilityError(
-            f"beam search forks sessions, and the {target.session.info.engine} engine cannot here; use the onnx engine."
-        )
-    answers: list[Answer] = []
+    answers, seconds = list[Answer](), list[tuple[int, float, float]]()
     running = [_Beginning((), 0.0, _fork(target))]
-    seconds: list[tuple[int, float, float]] = []
     try:
         while running:
             began = time.perf_counter()
@@ -101,9 +117,7 @@ def beam_search(
                     open_ends.append((beam, token, log_prob))
                 elif rank < beams.size:
                     reason: FinishReason = "stop" if stops else "length"
-                    ended.append(
-                        Answer((*running[beam].tokens, token), beams.worth(log_prob, length), reason)
-                    )
+                    ended.append(Answer((*running[beam].tokens, token), beams.worth(log_prob, length), reason))
             answers = sorted([*answers, *ended], key=lambda a: -a.worth)[: beams.size]
             running = _go_on(running, open_ends[: beams.size])
             seconds.append((width, verify_s, time.perf_counter() - began - verify_s))
@@ -167,6 +181,8 @@ def _go_on(running: list[_Beginning], chosen: list[tuple[int, int, float]]) -> l
 
 
 def _rounds(best: Answer, seconds: list[tuple[int, float, float]]) -> list[Round]:
+    if not seconds:
+        return [CANCELLED]
     rounds = []
     for i, (width, verify_s, other_s) in enumerate(seconds):
         reason = best.finish_reason if i == len(seconds) - 1 else None

@@ -26,7 +26,7 @@ class Limits:
     progress: Callable[[int, int], None] | None = None  # prefill: (tokens done, tokens in all)
 
 
-_CANCELLED = Round((), 0, 0, 0, 0.0, 0.0, 0.0, None, "cancelled")
+CANCELLED = Round((), 0, 0, 0, 0.0, 0.0, 0.0, None, "cancelled")
 
 
 def generate(
@@ -47,24 +47,20 @@ def generate(
     Between rounds, and whenever the consumer stops early, the target's cache covers the context but its last token.
     Raises ContextFullError and OptionError before anything changes.
     """
-    end = _end(target, prompt, limits, source is not None)
+    end = end_of(target, prompt, limits, source is not None)
     context = np.empty(end, dtype=np.int64)
     context[: len(prompt)] = prompt
     committed, n = context.view(), len(prompt)
     committed.flags.writeable = False  # proposers and processors look at it
     try:
-        if source is not None:
-            target.encode(source)
-            if limits.progress is not None:
-                limits.progress(source.shape[-1], source.shape[-1])
-        target.cover(prompt[:-1], cancelled=limits.cancelled, progress=limits.progress)
+        read(target, prompt, limits, source)
     except Cancelled:
-        yield _CANCELLED
+        yield CANCELLED
         return
     drafting.begin(target.n_entries)
     while True:
         if limits.cancelled():
-            yield _CANCELLED
+            yield CANCELLED
             return
         compress_s = _compress(target)
         began = time.perf_counter()
@@ -105,7 +101,19 @@ def generate(
             return
 
 
-def _end(target: CachedSequence, prompt: Tokens, limits: Limits, has_source: bool) -> int:
+def read(target: CachedSequence, prompt: Tokens, limits: Limits, source: Tokens | Floats | None) -> None:
+    """Process everything before the first step: the source, where there is one, and the prompt but its last token.
+
+    Raises Cancelled.
+    """
+    if source is not None:
+        target.encode(source)
+        if limits.progress is not None:
+            limits.progress(source.shape[-1], source.shape[-1])
+    target.cover(prompt[:-1], cancelled=limits.cancelled, progress=limits.progress)
+
+
+def end_of(target: CachedSequence, prompt: Tokens, limits: Limits, has_source: bool) -> int:
     """Length of the context at which generation ends; checks that it fits."""
     if not len(prompt):
         raise OptionError("the prompt is empty; give at least one token (a chat template or a start token does).")

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from .beams import Beams, search
 from .cache_policies.policy import CachePolicy
 from .chat import Chat
 from .chat_template import ChatTemplate, Message
@@ -21,7 +22,7 @@ from .draft_weights import DraftWeights, Shared
 from .drafting import Drafting
 from .engine import Limits, generate
 from .errors import ChatTemplateError, OptionError
-from .interfaces import DraftLengthPolicy, FinishReason, ModelInfo, Proposer, SourceReader, Tokens, Weights
+from .interfaces import DraftLengthPolicy, FinishReason, ModelInfo, Proposer, Round, SourceReader, Tokens, Weights
 from .pairing import Translation
 from .prompts import Prompt, Task, encode_prompt, task_of
 from .proposers import CompressedCopy, DraftModel, SelfDraft, default_proposers
@@ -156,6 +157,7 @@ class Model:
         sampling: Sampling | None = None,
         raw: bool = False,
         cancel: threading.Event | None = None,
+        beams: int | Beams | None = None,
     ) -> Result:
         """The whole answer.
 
@@ -165,6 +167,8 @@ class Model:
         temperature: 0 (the default) is greedy; `sampling` holds the other settings and replaces it.
         stop: strings or token ids that end the answer; a stop string is not part of the text.
         cancel: an event that ends the generation between two steps, prompt processing included.
+        beams: search for the most probable answer with so many beginnings at a time (docs/encoder-decoder.md); None
+            decides token by token. It neither samples nor drafts.
         Raises ContextFullError, OptionError and ChatTemplateError before anything changes.
         """
         stream = self.stream(
@@ -176,6 +180,7 @@ class Model:
             sampling=sampling,
             raw=raw,
             cancel=cancel,
+            beams=beams,
         )
         for _ in stream:
             pass
@@ -194,23 +199,27 @@ class Model:
         raw: bool = False,
         cancel: threading.Event | None = None,
         progress: Callable[[int, int], None] | None = None,
+        beams: int | Beams | None = None,
     ) -> Stream:
         """The answer piece by piece; iterate, then read `.result`. Options as in generate().
 
         progress: called with (tokens done, tokens in all) while the prompt is processed.
         """
         settings = _sampling(temperature, sampling)
+        wanted = Beams(beams) if isinstance(beams, int) else beams
         task = self._task(prompt, raw)
         strings = tuple(s for s in stop if isinstance(s, str))
         if "" in strings:
             raise OptionError("a stop string is empty, so nothing could ever be generated; leave it out.")
+        if wanted is not None:
+            self._check_beams(settings, strings)
         limits = Limits(
             max_new_tokens=max_new_tokens,
             stop_ids=self.tokenizer.eos_ids | {s for s in stop if not isinstance(s, str)},
             cancelled=cancel.is_set if cancel is not None else lambda: False,
             progress=progress,
         )
-        return Stream(lambda stream: self._run(stream, task, settings, limits, strings, seed))
+        return Stream(lambda stream: self._run(stream, task, settings, limits, strings, seed, wanted))
 
     def chat(self, system: str | None = None, *, seed: int | None = None) -> Chat:
         """A conversation that remembers its messages; the cache of earlier turns is reused."""
@@ -301,6 +310,7 @@ class Model:
         limits: Limits,
         stop: tuple[str, ...],
         seed: int | None,
+        beams: Beams | None,
     ) -> Iterator[str]:
         with self._turn:
             began = time.perf_counter()
@@ -309,16 +319,7 @@ class Model:
             text = TextAssembler(self.tokenizer, limits.stop_ids, stop)
             reason: FinishReason = "length"
             ttft_s: float | None = None
-            rounds = generate(
-                self._sequence,
-                task.context,
-                source=task.source,
-                sampling=sampling,
-                drafting=self._drafting,
-                proposers=self._proposers(sampling, task, seeds[1]),
-                limits=limits,
-                rng=np.random.default_rng(seeds[0]),
-            )
+            rounds = self._rounds(task, sampling, limits, seeds) if beams is None else self._search(task, limits, beams)
             for done in rounds:
                 if ttft_s is None and done.tokens:
                     ttft_s = time.perf_counter() - began
@@ -335,6 +336,35 @@ class Model:
             )
             if tail:
                 yield tail
+
+    def _rounds(
+        self, task: Task, sampling: Sampling, limits: Limits, seeds: list[np.random.SeedSequence]
+    ) -> Iterator[Round]:
+        return generate(
+            self._sequence,
+            task.context,
+            source=task.source,
+            sampling=sampling,
+            drafting=self._drafting,
+            proposers=self._proposers(sampling, task, seeds[1]),
+            limits=limits,
+            rng=np.random.default_rng(seeds[0]),
+        )
+
+    def _search(self, task: Task, limits: Limits, beams: Beams) -> Iterator[Round]:
+        return search(self._sequence, task.context, source=task.source, beams=beams, limits=limits)
+
+    def _check_beams(self, sampling: Sampling, stop: tuple[str, ...]) -> None:
+        """Raise OptionError for what beam search cannot be combined with."""
+        drafts = self.policy is not None and (self._draft is not None or self._copy is not None)
+        for what, given, way_out in (
+            ("sampling or penalties", sampling != Sampling(), "leave them out, or leave beams out"),
+            ("stop strings", bool(stop), "give token ids, or cut the text afterwards"),
+            ("a draft model", drafts, "load the model with draft=None"),
+            ("a cache policy", self.cache is not None, "load the model with cache=None"),
+        ):
+            if given:
+                raise OptionError(f"beam search goes through whole answers and cannot be had with {what}; {way_out}.")
 
     def _reused(self, task: Task) -> int:
         """How much of the prompt need not be processed again."""
