@@ -18,6 +18,7 @@ import numpy as np
 from .engine import CANCELLED, Limits, end_of, read
 from .errors import AbilityError, OptionError
 from .interfaces import FinishReason, Floats, Probs, Round, Tokens
+from .sampling import Sampling
 from .sequence import CachedSequence, Cancelled
 
 
@@ -64,6 +65,18 @@ class Answer:
     tokens: tuple[int, ...]
     worth: float
     finish_reason: FinishReason
+
+
+def check_beams(sampling: Sampling, stop: tuple[str, ...], *, draft: bool, cache: bool) -> None:
+    """Raise OptionError for what beam search cannot be combined with."""
+    for what, given, way_out in (
+        ("sampling or penalties", sampling != Sampling(), "leave them out, or leave beams out"),
+        ("stop strings", bool(stop), "give token ids, or cut the text afterwards"),
+        ("a draft model", draft, "load the model with draft=None"),
+        ("a cache policy", cache, "load the model with cache=None"),
+    ):
+        if given:
+            raise OptionError(f"beam search goes through whole answers and cannot be had with {what}; {way_out}.")
 
 
 def search(

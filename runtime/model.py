@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from .beams import Beams, search
+from .beams import Beams, check_beams, search
 from .cache_policies.policy import CachePolicy
 from .chat import Chat
 from .chat_template import ChatTemplate, Message
@@ -19,13 +19,13 @@ from .compression import entries_for
 from .cost import Calibration
 from .draft_length import RenewalReward
 from .draft_weights import DraftWeights, Shared
+from .drafters import Drafters
 from .drafting import Drafting
 from .engine import Limits, generate
 from .errors import ChatTemplateError, OptionError
-from .interfaces import DraftLengthPolicy, FinishReason, ModelInfo, Proposer, Round, SourceReader, Tokens, Weights
-from .pairing import Translation
+from .interfaces import DraftLengthPolicy, FinishReason, ModelInfo, Proposer, Round, Tokens, Weights
 from .prompts import Prompt, Task, encode_prompt, task_of
-from .proposers import CompressedCopy, DraftModel, SelfDraft, default_proposers
+from .proposers import DraftModel, SelfDraft
 from .result import Result, Stats, judged
 from .sampling import Sampling
 from .sequence import CachedSequence, SavedSequence
@@ -70,23 +70,17 @@ class Model:
         self.exact = exact
         self.policy = policy
         self.cache = cache
-        self._lookups = default_proposers(target.info) if proposers is None else tuple(proposers)
         self._target = target
         self._draft = draft
         rows = calibration.rows.rule() if exact else calibration.rows.free()
         self._max_entries = max_context
         entries = max_context if cache is None else entries_for(cache, rows, target.info, max_context)
         self._sequence = CachedSequence(target.session(entries), rows, cache)
-        self._draft_sequence: CachedSequence | None = None
-        self._translation: Translation | None = None
-        if draft is not None and policy is not None:
-            self._translation = draft.translation(target, tokenizer)
-            wanted = self._sequence.longest * (1 if self._translation is None else 2)  # it may write longer
-            self._draft_sequence = CachedSequence(draft.weights.session(min(wanted, draft.weights.info.context_length)))
         self._self_draft = self_draft
-        self._copy: CompressedCopy | None = None
-        if self_draft is not None and policy is not None:
-            self._copy = CompressedCopy(self._sequence, self_draft)
+        drafts = policy is not None
+        self._drafters = Drafters(
+            self._sequence, target, tokenizer, proposers, draft if drafts else None, self_draft if drafts else None
+        )
         token_s = {SelfDraft.name: calibration.curve.seconds(1)}
         if draft is not None:
             token_s[DraftModel.name] = draft.token_s
@@ -212,7 +206,8 @@ class Model:
         if "" in strings:
             raise OptionError("a stop string is empty, so nothing could ever be generated; leave it out.")
         if wanted is not None:
-            self._check_beams(settings, strings)
+            drafted = self.policy is not None and self._drafters.with_model
+            check_beams(settings, strings, draft=drafted, cache=self.cache is not None)
         limits = Limits(
             max_new_tokens=max_new_tokens,
             stop_ids=self.tokenizer.eos_ids | {s for s in stop if not isinstance(s, str)},
@@ -268,11 +263,9 @@ class Model:
         for closer in self._closers:
             closer()
         self._sequence.session.close()
-        if self._copy is not None:
-            self._copy.close()
+        self._drafters.close_copy()
         self._target.close()
-        if self._draft_sequence is not None:
-            self._draft_sequence.session.close()
+        self._drafters.close()
         if self._draft is not None:
             self._draft.weights.close()
 
@@ -281,26 +274,6 @@ class Model:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-    def _proposers(self, sampling: Sampling, task: Task, seed: np.random.SeedSequence) -> tuple[Proposer, ...]:
-        if self.policy is None:
-            return ()
-        words, start = task.words, len(task.context)
-        found = [
-            p.reading(words, start) if words is not None and isinstance(p, SourceReader) else p for p in self._lookups
-        ]
-        rng, vocab_size = np.random.default_rng(seed), self.info.vocab_size
-        if self._copy is not None:
-            if task.source is not None and not self._sequence.has_read(task.source):
-                self._copy.close()  # it is about another source
-            found.append(SelfDraft(self._copy, sampling, start, rng, vocab_size))
-        elif self._draft_sequence is not None:
-            found.append(
-                DraftModel(
-                    self._draft_sequence, sampling, start, rng, vocab_size, self._translation, source=task.source
-                )
-            )
-        return tuple(found)
 
     def _run(
         self,
@@ -346,25 +319,13 @@ class Model:
             source=task.source,
             sampling=sampling,
             drafting=self._drafting,
-            proposers=self._proposers(sampling, task, seeds[1]),
+            proposers=() if self.policy is None else self._drafters.of(task, sampling, seeds[1]),
             limits=limits,
             rng=np.random.default_rng(seeds[0]),
         )
 
     def _search(self, task: Task, limits: Limits, beams: Beams) -> Iterator[Round]:
         return search(self._sequence, task.context, source=task.source, beams=beams, limits=limits)
-
-    def _check_beams(self, sampling: Sampling, stop: tuple[str, ...]) -> None:
-        """Raise OptionError for what beam search cannot be combined with."""
-        drafts = self.policy is not None and (self._draft is not None or self._copy is not None)
-        for what, given, way_out in (
-            ("sampling or penalties", sampling != Sampling(), "leave them out, or leave beams out"),
-            ("stop strings", bool(stop), "give token ids, or cut the text afterwards"),
-            ("a draft model", drafts, "load the model with draft=None"),
-            ("a cache policy", self.cache is not None, "load the model with cache=None"),
-        ):
-            if given:
-                raise OptionError(f"beam search goes through whole answers and cannot be had with {what}; {way_out}.")
 
     def _reused(self, task: Task) -> int:
         """How much of the prompt need not be processed again."""
@@ -373,30 +334,15 @@ class Model:
         return task.n_read if self._sequence.has_read(task.source) else 0
 
     def _stats(self, task: Task, reused: int, ttft_s: float | None, stream: Stream) -> Stats:
-        rounds = stream.rounds
-        kv_bytes = self._sequence.session.nbytes
-        if self._draft_sequence is not None:
-            kv_bytes += self._draft_sequence.session.nbytes
-        if self._copy is not None:
-            kv_bytes += self._copy.nbytes
-        self_judged, self_accepted = judged(rounds, SelfDraft.name)
-        return Stats(
+        return Stats.of(
+            stream.rounds,
             n_prompt=task.n_read,
             n_reused=reused,
-            n_tokens=sum(len(r.tokens) for r in rounds),
-            n_rounds=len(rounds),
-            drafted=sum(r.drafted for r in rounds),
-            accepted=sum(r.accepted for r in rounds),
             ttft_s=ttft_s,
-            draft_s=sum(r.draft_s for r in rounds),
-            verify_s=sum(r.verify_s for r in rounds),
-            other_s=sum(r.other_s for r in rounds),
-            self_judged=self_judged,
-            self_accepted=self_accepted,
-            kv_bytes=kv_bytes,
+            judged=judged(stream.rounds, SelfDraft.name),
+            kv_bytes=self._sequence.session.nbytes + self._drafters.nbytes,
             kv_entries=self._sequence.n_entries,
-            engine=self.info.engine,
-            device=self.info.device,
+            info=self.info,
             exact=self.exact,
         )
 

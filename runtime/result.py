@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
-from .interfaces import FinishReason, Round
+from .interfaces import FinishReason, ModelInfo, Round
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +29,41 @@ class Stats:
     engine: str
     device: str
     exact: bool
+
+    @classmethod
+    def of(
+        cls,
+        rounds: Sequence[Round],
+        *,
+        n_prompt: int,
+        n_reused: int,
+        ttft_s: float | None,
+        judged: tuple[int, int],
+        kv_bytes: int,
+        kv_entries: int,
+        info: ModelInfo,
+        exact: bool,
+    ) -> Stats:
+        """What these rounds add up to."""
+        return cls(
+            n_prompt=n_prompt,
+            n_reused=n_reused,
+            n_tokens=sum(len(r.tokens) for r in rounds),
+            n_rounds=len(rounds),
+            drafted=sum(r.drafted for r in rounds),
+            accepted=sum(r.accepted for r in rounds),
+            ttft_s=ttft_s,
+            draft_s=sum(r.draft_s for r in rounds),
+            verify_s=sum(r.verify_s for r in rounds),
+            other_s=sum(r.other_s for r in rounds),
+            self_judged=judged[0],
+            self_accepted=judged[1],
+            kv_bytes=kv_bytes,
+            kv_entries=kv_entries,
+            engine=info.engine,
+            device=info.device,
+            exact=exact,
+        )
 
     @property
     def decode_s(self) -> float:
