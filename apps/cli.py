@@ -363,6 +363,43 @@ def bench_engines_command(
     )
 
 
+@bench_app.command("cache")
+def bench_cache_command(
+    model: Annotated[str, typer.Argument(help="Catalogue name, .gguf file or bundle folder.")] = "smollm2-135m",
+    policy: Annotated[list[str] | None, typer.Option(help="A cache policy; several times; default: all.")] = None,
+    share: Annotated[list[str] | None, typer.Option(help="Of the text's entries; default: 1/2, 1/4 and 1/8.")] = None,
+    length: Annotated[int, typer.Option(help="Tokens of the text; the second half is predicted.")] = 1024,
+    needle_lengths: Annotated[
+        str, typer.Option(help="Tokens around a needle, comma-separated; '': none.")
+    ] = "512,1024",
+    depths: Annotated[int, typer.Option(help="Places of the needle in each length.")] = 3,
+    text: Annotated[Path | None, typer.Option(help="A text of your own; default: a manual that Python brings.")] = None,
+    engine: Engine = None,
+    kv_dtype: KvDtype = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for cache.json and two plots.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+    threads: Threads = None,
+) -> None:
+    """What cache policies forget and save: perplexity, KL, needles, memory and speed, against the full cache."""
+    from .bench_cache import Settings, bench_cache
+
+    lengths = [n for n in needle_lengths.split(",") if n]
+    if depths < 1 or not all(n.isdecimal() and int(n) >= 64 for n in lengths):
+        raise OptionError(f"--depths {depths} and --needle-lengths {needle_lengths!r}: give 1 or more, and 64 or more.")
+    bench_cache(
+        model,
+        policies=policy or [],
+        shares=share or ["1/2", "1/4", "1/8"],
+        settings=Settings(length, tuple(map(int, lengths)), depths),
+        text=text,
+        engine=engine,
+        kv_dtype=kv_dtype,
+        threads=threads,
+        out=out,
+        as_json=as_json,
+    )
+
+
 def read_prompt(prompt: str | None) -> str:
     """The prompt given, or standard input. Raises OptionError where there is none, or it is not UTF-8."""
     if prompt is None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
 import numpy.typing as npt
 
 from ..runtime.errors import AbilityError, ContextFullError, EngineError, OptionError
 from ..runtime.interfaces import Indices, Tokens
+
+_T = TypeVar("_T", bound=np.generic)
 
 
 class Rows:
@@ -164,6 +168,17 @@ class Rows:
     def _check_settled(self) -> None:
         if self._parents is not None:
             raise OptionError("the last step was a tree: accept a path of it, or truncate to before its first branch.")
+
+
+def take_rows(held: npt.NDArray[_T], entries: Indices) -> npt.NDArray[_T]:
+    """Of held (heads, n, width) these entries, (m,) or (heads, m), as (heads, m, width).
+
+    Whole rows are copied: measured 6-7 times as fast as numpy's take_along_axis or an index along an inner axis.
+    """
+    heads, n, width = held.shape
+    at = np.arange(heads)[:, None] * n + entries
+    taken: npt.NDArray[_T] = np.take(held.reshape(heads * n, width), at.ravel(), axis=0)
+    return taken.reshape(heads, -1, width)
 
 
 def room_for(n_entries: int, max_context: int) -> int:

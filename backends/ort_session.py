@@ -13,7 +13,7 @@ from ..runtime.errors import AbilityError, EngineError
 from ..runtime.interfaces import Ability, Floats, Indices, Observation, Step, Tokens
 from .cache_state import Array, Layout, pack, unpack
 from .decoder_only import DecoderOnly
-from .kv_rows import Rows, ancestors, room_for
+from .kv_rows import Rows, ancestors, room_for, take_rows
 
 if TYPE_CHECKING:
     from .ort import OrtWeights
@@ -107,7 +107,7 @@ class OrtSession(DecoderOnly):
             self._gather(entries, 0)
             return
         for i, x in enumerate(self._cache):
-            x[0, :, : entries.shape[-1]] = np.take_along_axis(x[0], entries[i // 2][:, :, None], axis=1)
+            x[0, :, : entries.shape[-1]] = take_rows(x[0], entries[i // 2])
         self._rows.keep(entries)
 
     def keys_values(self, layer: int) -> tuple[Floats, Floats]:
@@ -161,7 +161,7 @@ class OrtSession(DecoderOnly):
     def _selected(self, entries: Indices) -> Iterator[Array]:
         """Of every array (kv_heads, n, head_dim) these entries."""
         for i, x in enumerate(self._cache):
-            yield x[0][:, entries] if entries.ndim == 1 else np.take_along_axis(x[0], entries[i // 2][:, :, None], 1)
+            yield take_rows(x[0], entries if entries.ndim == 1 else entries[i // 2])
 
     def _layout(self, n: int) -> list[Layout]:
         return [(self._kind, (self.info.kv_heads, n, self.info.head_dim))] * len(self._cache)
@@ -180,7 +180,7 @@ class OrtSession(DecoderOnly):
         """Move the kept entries together, in place; those before `unchanged` stay where they are."""
         moved = entries[unchanged:]
         for x in self._cache:
-            x[:, :, unchanged : len(entries)] = x[:, :, moved]
+            x[0, :, unchanged : len(entries)] = take_rows(x[0], moved)
         self._rows.keep(entries)
 
     def _grow(self, capacity: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,6 +46,7 @@ class Compression:
         self.policy = policy
         self._check(session, rows)
         self.observe = _observed(policy, session.abilities)
+        self.seconds = 0.0  # spent on choosing and moving entries, ever
         self.begin()
 
     def begin(self) -> None:
@@ -85,6 +87,7 @@ class Compression:
 
     def compress(self, session: Session, watched: list[Step], tokens: Tokens) -> None:
         """Evict what the policy gives up. watched: the last len(tokens) rows, spare ones cut off."""
+        began = time.perf_counter()
         queries = [step.queries for step in watched if step.queries is not None]
         surprise, last = self._surprise(watched, tokens) if self.logit_rows else (None, None)
         view = CacheView(
@@ -103,6 +106,7 @@ class Compression:
         self._last_logits = last
         self.at = self.next
         self.n_evicted += before - entries.shape[-1]
+        self.seconds += time.perf_counter() - began
 
     def _surprise(self, watched: list[Step], tokens: Tokens) -> tuple[Floats, Floats]:
         """-log p of every watched token (0 for the first of all), and logits of the token after them."""

@@ -181,6 +181,57 @@ def test_bench_curve_and_engines(tiny: Path, tmp_path: Path, pilotfish: Run) -> 
     assert row["engine"].startswith("onnx") and row["ratio"] > 0 and 0 < row["own_share"] < 1
 
 
+def test_bench_cache(tiny: Path, tmp_path: Path, pilotfish: Run) -> None:
+    pytest.importorskip("matplotlib")
+    text = tmp_path / "text"
+    text.write_text(" ".join(f"the {n} and the hello {n * n % 97} cat" for n in range(400)))
+    options = ["--length", 128, "--needle-lengths", "160,192", "--depths", 2, "--text", text, "--engine", "onnx"]
+    options += [
+        "--policy",
+        "sinks",
+        "--policy",
+        "knorm",
+        "--share",
+        "1/2",
+        "--share",
+        "0.25",
+        "--out",
+        tmp_path / "out",
+    ]
+    outcome = pilotfish("bench", "cache", tiny, *options, "--json")
+    assert outcome.code == 0, outcome.err
+    report = json.loads(outcome.out)
+    assert [(row["policy"], row["share"]) for row in report["rows"]] == [
+        ("sinks", "1/2"), ("knorm", "1/2"), ("sinks", "1/4"), ("knorm", "1/4"),
+    ]  # fmt: skip
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"cache.json", "cache.png", "needles.png"}
+    for row in report["rows"]:
+        assert row["kl"] > 0 and 0 <= row["agreement"] < 1 and row["perplexity"] != row["perplexity_full"]
+        assert row["entries"] == (64 if row["share"] == "1/2" else 32)
+        assert [needle[:2] for needle in row["needles"]] == [[160, 0.0], [160, 1.0], [192, 0.0], [192, 1.0]]
+        assert 0 < row["select_s"] < row["prompt_s"]
+    smaller, larger = report["rows"][2], report["rows"][0]
+    assert smaller["kv_bytes"] < larger["kv_bytes"] < larger["kv_bytes_full"] and smaller["kl"] > larger["kl"]
+    again = pilotfish(*smaller["command"].split()[1:], "--json", "--threads", 1)
+    (row,) = json.loads(again.out)["rows"]
+    assert [row[name] for name in ("kl", "agreement", "perplexity", "needles")] == [
+        pytest.approx(smaller[name], rel=1e-3) if name != "needles" else smaller[name]
+        for name in ("kl", "agreement", "perplexity", "needles")
+    ]
+    table = pilotfish("bench", "cache", tiny, *options[:10], "--policy", "sinks", "--share", "1/2")
+    assert "one row again: pilotfish bench cache" in table.out.replace("\n", " ")
+    for bad, words in (
+        (("--share", "2"), "part of the text"),
+        (("--length", 100_000), "--text takes a longer one"),
+        (("--policy", "nonsense"), "no cache policy"),
+        (("--text", tmp_path / "absent"), "cannot be read"),
+        (("--needle-lengths", "3"), "64 or more"),
+        (("--needle-lengths", "64"), "too few"),
+    ):
+        refused = pilotfish("bench", "cache", tiny, "--engine", "onnx", *bad)
+        assert refused.code == 2 and words in refused.err, (bad, refused.err)
+
+
 def test_bench_writes_results_and_a_plot(tiny: Path, tmp_path: Path, pilotfish: Run) -> None:
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text(json.dumps({"set": "mine", "prompt": PROMPT}) + "\n")

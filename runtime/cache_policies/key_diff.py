@@ -23,8 +23,10 @@ class KeyDiff(Scorer):
     def scores(self, view: CacheView) -> Floats:
         layers: list[Floats] = []
         for keys, _ in view.layers_keys_values():
-            unit = keys / np.maximum(np.linalg.norm(keys, axis=-1, keepdims=True), np.float32(1e-12))
-            mean = unit.mean(axis=1, keepdims=True)
+            # No array as large as the keys is made, and einsum starts no threads, which would wait for the engine's.
+            size = np.sqrt(np.einsum("hnd,hnd->hn", keys, keys))
+            inverse = 1.0 / np.maximum(size, np.float32(1e-12))
+            mean = np.einsum("hn,hnd->hd", inverse, keys)
             mean /= np.maximum(np.linalg.norm(mean, axis=-1, keepdims=True), np.float32(1e-12))
-            layers.append(-(unit @ mean.swapaxes(1, 2))[..., 0])
+            layers.append(-np.einsum("hnd,hd->hn", keys, mean) * inverse)
         return stack(layers)

@@ -1,0 +1,127 @@
+"""The table and the plots of `pilotfish bench cache`."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from ..runtime.errors import OptionError
+from ..runtime.storage import write_atomically
+
+Report = dict[str, Any]
+
+
+def show(report: Report) -> None:
+    """The table on standard output."""
+    out = Console(highlight=False, markup=False)
+    out.print(f"{report['machine']}; {report['model']} on {report['engine']}; {report['length']} tokens of text")
+    table = Table("policy", "share", "ppl", "KL", "top-1", "needles", "MiB", "step", "ceiling", "select")
+    full = _mean(report["full_needles"])
+    rows = report["rows"]
+    if rows:
+        first = rows[0]
+        whole = f"{first['kv_bytes_full'] / 2**20:.1f}"
+        table.add_row("full", "1", f"{first['perplexity_full']:.2f}", "", "", full, whole, "1.00 x", "", "")
+    for row in rows:
+        more = row["perplexity"] / row["perplexity_full"] - 1
+        table.add_row(
+            row["policy"],
+            row["share"],
+            f"{more:+.1%}",
+            f"{row['kl']:.3f}",
+            f"{row['agreement']:.1%}",
+            _mean(row["needles"]),
+            f"{row['kv_bytes'] / 2**20:.1f}",
+            f"{row['step_ms_full'] / row['step_ms']:.2f} x",
+            f"{row['step_ms_ceiling'] / row['step_ms']:.2f}",
+            f"{row['select_s'] / row['prompt_s']:.1%}",
+        )
+    out.print(table)
+    out.print(
+        "ppl: perplexity, against the full cache; top-1: places where both find the same token most probable; needles: "
+        "digits found, mean over lengths and depths; step: speed at the end of the text, against the full cache; "
+        "ceiling: the same against a full cache of no more entries; select: share of the prompt's time"
+    )
+    for name, why in report["refused"].items():
+        out.print(f"{name}: {why}")
+    if rows:
+        out.print(f"one row again: {rows[-1]['command']}", soft_wrap=True)
+
+
+def write_report(report: Report, folder: Path) -> list[Path]:
+    """Paths of cache.json and, where matplotlib is installed, of two plots. Raises OptionError without it."""
+    paths = [folder / name for name in ("cache.json", "cache.png", "needles.png")]
+    write_atomically(paths[0], json.dumps(report, indent=1).encode())
+    try:
+        import matplotlib
+    except ImportError:
+        raise OptionError("a plot needs matplotlib. Add it with: pip install 'pilotfish[demo]'") from None
+    matplotlib.use("Agg")
+    _plot_loss(report, paths[1])
+    _plot_needles(report, paths[2])
+    return paths
+
+
+def _mean(needles: list[Any]) -> str:
+    return f"{sum(found for *_, found in needles) / len(needles):.0%}" if needles else ""
+
+
+def _plot_loss(report: Report, path: Path) -> None:
+    """KL by the share of the cache that stays, one line for every policy."""
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4))
+    for name in dict.fromkeys(row["policy"] for row in report["rows"]):
+        points = sorted(
+            (row["entries"] / report["length"], row["kl"]) for row in report["rows"] if row["policy"] == name
+        )
+        axes.plot([x for x, _ in points], [y for _, y in points], marker="o", label=name)
+    axes.set_xscale("log", base=2)
+    axes.set_xlabel("share of the entries that stay")
+    axes.set_ylabel("KL to the full cache, nats a token")
+    axes.set_ylim(bottom=0)
+    axes.set_title(f"{report['model']} on {report['engine']}, {report['length']} tokens", fontsize=9)
+    if report["rows"]:
+        axes.legend(fontsize=7, ncols=2)
+    _save(figure, path)
+
+
+def _plot_needles(report: Report, path: Path) -> None:
+    """Depth by length, one field for every row and one for the full cache."""
+    from matplotlib import pyplot
+
+    fields = [("full", report["full_needles"])]
+    fields += [(f"{row['policy']} {row['share']}", row["needles"]) for row in report["rows"]]
+    n_columns = min(len(fields), 6)
+    n_rows = -(-len(fields) // n_columns)
+    figure, grid = pyplot.subplots(n_rows, n_columns, figsize=(1.9 * n_columns, 1.7 * n_rows + 0.5), squeeze=False)
+    for axes in grid.flat:
+        axes.axis("off")
+    for axes, (title, needles) in zip(grid.flat, fields, strict=False):
+        lengths, depths = sorted({n for n, *_ in needles}), sorted({d for _, d, _ in needles})
+        found = {(n, d): share for n, d, share in needles}
+        axes.axis("on")
+        axes.set_title(title, fontsize=7)
+        if found:
+            values = [[found[n, d] for n in lengths] for d in depths]
+            axes.imshow(values, vmin=0, vmax=1, cmap="RdYlGn", aspect="auto")
+        axes.set_xticks(range(len(lengths)), [str(n) for n in lengths], fontsize=6)
+        axes.set_yticks(range(len(depths)), [f"{d:.0%}" for d in depths], fontsize=6)
+    figure.supxlabel("tokens", fontsize=8)
+    figure.supylabel("depth of the needle", fontsize=8)
+    _save(figure, path)
+
+
+def _save(figure: Any, path: Path) -> None:
+    from matplotlib import pyplot
+
+    figure.tight_layout()
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=130)
+    pyplot.close(figure)
+    write_atomically(path, image.getvalue())
