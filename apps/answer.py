@@ -11,7 +11,7 @@ from ..runtime.errors import OptionError, PilotfishError
 from ..runtime.model import Model, Prompt
 from ..runtime.result import Result, Stats
 from ..runtime.sampling import Sampling
-from .cli import console
+from .terminal import console
 
 
 def answer(

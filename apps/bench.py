@@ -21,8 +21,8 @@ from ..runtime.interfaces import Round
 from ..runtime.model import Model
 from ..runtime.storage import write_atomically
 from . import machine
-from .cli import LoadProgress, console
 from .llamacpp_peer import LlamaCpp
+from .terminal import LoadProgress, console
 
 PLAIN, SPECULATIVE, ONE_ROW, LLAMA = "plain", "speculative", "one row", "llama.cpp"
 _Decode = Callable[[str, int], "Sample"]

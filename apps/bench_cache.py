@@ -26,7 +26,7 @@ from ..runtime.rows import RowRule
 from ..runtime.sequence import CachedSequence
 from . import machine
 from .bench_cache_report import show, write_report
-from .cli import LoadProgress, console
+from .terminal import LoadProgress, console
 
 _STEPS = 9  # timed at the end of the text, in turns with the full cache
 _NEEDLE = "\n\nThe secret number of the lighthouse is {}.\n\n"

@@ -21,7 +21,7 @@ from ..runtime.errors import OptionError
 from ..runtime.interfaces import Session
 from ..runtime.storage import write_atomically
 from . import machine
-from .cli import LoadProgress, console
+from .terminal import LoadProgress, console
 
 WIDTHS = (1, 2, 4, 8, 16, 32)
 _PAUSE_S = 0.05  # for the threads of the engine before to go to sleep

@@ -18,10 +18,10 @@ from ..runtime.errors import OptionError
 from ..runtime.model import Model
 from . import machine
 from .bench import choose_prompts, read_prompts
-from .cli import LoadProgress, console
 from .genai_peer import OpenVinoGenAi
 from .llamacpp_peer import LlamaCpp
 from .onnx_peer import OnnxRuntime
+from .terminal import LoadProgress, console
 
 _PAUSE_S = 0.05  # for the threads of the one before to go to sleep
 

@@ -19,7 +19,7 @@ from ..runtime.bundle import cache_dir, read_json
 from ..runtime.choice import Choice, Job
 from ..runtime.errors import EngineMissingError
 from . import machine
-from .cli import LoadProgress
+from .terminal import LoadProgress
 
 
 def report(model: str | None, *, job: Job, again: bool, as_json: bool) -> None:

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from ..runtime.errors import OptionError
+from .options import DraftEngine, Threads
+from .terminal import LoadProgress
 
 if TYPE_CHECKING:
     from ..draft_check import DraftCheck
@@ -20,8 +22,6 @@ draft_app = typer.Typer(help="Draft models: whether one pays here, and making on
 
 Target = Annotated[str, typer.Argument(help="Catalogue name, .gguf file or bundle folder.", show_default=False)]
 Engine = Annotated[str | None, typer.Option(help="Engine of the target; default: the fastest here.")]
-DraftEngine = Annotated[str | None, typer.Option(help="Engine of the draft; default: the target's.")]
-Threads = Annotated[int | None, typer.Option(help="Threads; default: measured.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 NTokens = Annotated[int, typer.Option("--tokens", help="New tokens per prompt.")]
 PerSet = Annotated[int, typer.Option(help="Prompts of each kind, at most 4.")]
@@ -42,7 +42,6 @@ def check(
 ) -> None:
     """Measure how often a draft's tokens are accepted, and whether that is worth its time on this machine."""
     from ..draft_check import check_draft
-    from .cli import LoadProgress
 
     with LoadProgress() as progress:
         result = check_draft(
@@ -75,7 +74,6 @@ def make(
 ) -> None:
     """Make a draft of the target itself, and check whether it pays: fewer layers, or fewer bits a weight."""
     from ..draft_make import drop_layers, lower_bits
-    from .cli import LoadProgress
 
     if drop is not None and weights is not None:
         raise OptionError("--drop and --weights are two kinds of draft; drop one of the two.")

@@ -16,6 +16,7 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
 from tiny_families import save_tiny
+from wrong_exporters import Broken, Spoiled
 
 import pilotfish
 from pilotfish import exporting
@@ -23,7 +24,7 @@ from pilotfish.apps.inspection import inspect_model
 from pilotfish.export_job import Job
 from pilotfish.exporters import mobile_qnn, mobile_static
 from pilotfish.exporters.weight_form import WeightForm
-from pilotfish.exporters.writers import FORMATS, GgufFormat, OnnxFormat
+from pilotfish.exporters.writers import FORMATS
 from pilotfish.exporting import RefusedExportError, run
 from pilotfish.runtime.bundle import open_bundle
 from pilotfish.runtime.errors import (
@@ -126,30 +127,6 @@ def test_targets_that_were_named_are_errors_where_they_cannot_be_made(
     with pytest.raises(OptionError, match="made for 256 tokens"):
         run(job(folders("llama"), tmp_path / "out", "pte", context=512))
     assert not list(tmp_path.iterdir())
-
-
-class Spoiled(OnnxFormat):
-    """An exporter whose graph rotates by another base than the model was trained with."""
-
-    def write(self, source: Any, order: Any, model: Any, folder: Path, progress: Any) -> dict[str, str]:
-        rotary = model.model.rotary_emb
-        right = rotary.inv_freq.clone()
-        rotary.inv_freq.mul_(0.8)
-        try:
-            return super().write(source, order, model, folder, progress)
-        finally:
-            rotary.inv_freq.copy_(right)
-
-
-class Broken(GgufFormat):
-    """An exporter that fails halfway."""
-
-    def __init__(self, error: Exception) -> None:
-        self._error = error
-
-    def write(self, source: Any, order: Any, model: Any, folder: Path, progress: Any) -> dict[str, str]:
-        (folder / "half").write_bytes(b"half")
-        raise self._error
 
 
 def test_a_refused_format_is_left_out_and_the_others_are_kept(

@@ -22,13 +22,14 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from tiny_families import FAMILIES, save_tiny
+from wrong_exporters import Spoiled
 
 import pilotfish
 from pilotfish import backends, export_job, exporting, verifying
 from pilotfish.apps import cli
 from pilotfish.export_job import Job
 from pilotfish.exporters.weight_form import Stored, WeightForm
-from pilotfish.exporters.writers import FORMATS, OnnxFormat
+from pilotfish.exporters.writers import FORMATS
 from pilotfish.exporting import RefusedExportError, run
 from pilotfish.runtime.bundle import open_bundle
 from pilotfish.runtime.errors import (
@@ -171,19 +172,6 @@ def test_a_bundle_whose_weights_are_not_its_sources_is_refused(copied: Path) -> 
     (copied / "pilotfish.json").write_text(json.dumps(manifest))
     report = pilotfish.verify(copied)
     assert not report.ok and any("KL divergence" in p for p in report.formats[0].problems)
-
-
-class Spoiled(OnnxFormat):
-    """An exporter with a fault that no file shows: rotation by another base than the model was trained with."""
-
-    def write(self, source: Any, order: Any, model: Any, folder: Path, progress: Any) -> dict[str, str]:
-        rotary = model.model.rotary_emb
-        right = rotary.inv_freq.clone()
-        rotary.inv_freq.mul_(0.8)
-        try:
-            return super().write(source, order, model, folder, progress)
-        finally:
-            rotary.inv_freq.copy_(right)
 
 
 @pytest.mark.parametrize("weights", quick(["fp32", "int8", "int4"], "int4"))

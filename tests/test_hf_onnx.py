@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from tiers import quick
-from tiny_families import FAMILIES, VOCAB_SIZE, tiny
+from tiny_families import FAMILIES, tiny
+from torch_answers import WINDOWS, distance, logits_in_torch, seal, text
 
 from pilotfish.backends import get
 from pilotfish.exporters.gguf_blocks import Blocks
 from pilotfish.exporters.hf_onnx import export_onnx
 from pilotfish.exporters.quantize import quantize
 from pilotfish.exporters.weight_form import WeightForm
-from pilotfish.runtime.bundle import Manifest, Source, describe_files, write_manifest
 from pilotfish.runtime.errors import ModelFileError, UnsupportedModelError
-from pilotfish.runtime.interfaces import Floats, Tokens, Weights
+from pilotfish.runtime.interfaces import Weights
 from pilotfish.testing import CHECKS, Subject
 
 torch = pytest.importorskip("torch", reason="exporting needs torch")
@@ -32,21 +32,10 @@ pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+pytestmark = pytest.mark.usefixtures("module_cache")
 Exported = Callable[..., Path]
 FORMS = {name: WeightForm(name) for name in ("fp32", "fp16", "int8", "int4")}  # type: ignore[arg-type]
-WINDOWS = {"gemma3_text": 8, "mistral": 48}
-
-
-def text(n: int = 70, seed: int = 1) -> Tokens:
-    return np.random.default_rng(seed).integers(3, VOCAB_SIZE, n)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    patch = pytest.MonkeyPatch()
-    patch.setenv("PILOTFISH_CACHE", str(tmp_path_factory.mktemp("cache")))
-    yield
-    patch.undo()
+FORMATS = {"onnx": "model.onnx"}
 
 
 @pytest.fixture(scope="module")
@@ -57,38 +46,15 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     def bundle(family: str, form: str) -> Path:
         if (family, form) not in made:
             folder = tmp_path_factory.mktemp(f"{family}-{form}")
-            seal(folder, tiny(family), export_onnx(tiny(family), folder, FORMS[form], activations="f32"))
+            seal(folder, tiny(family), FORMATS, export_onnx(tiny(family), folder, FORMS[form], activations="f32"))
             made[family, form] = folder
         return made[family, form]
 
     return bundle
 
 
-def seal(folder: Path, model: PreTrainedModel, recipe: dict[str, str]) -> None:
-    manifest = Manifest(
-        model_id="tiny",
-        architecture=model.config.model_type,
-        context_length=model.config.max_position_embeddings,
-        source=Source(name="tiny", sha256="0" * 64, format="huggingface"),
-        files=describe_files(folder),
-        formats={"onnx": "model.onnx"},
-        recipe=recipe,
-    )
-    write_manifest(folder, manifest)
-
-
 def opened(folder: Path) -> Weights:
     return get("onnx").open(folder, device=None, threads=2, kv_dtype=None, options={})
-
-
-def logits_in_torch(model: PreTrainedModel, tokens: Tokens, mask: Any = None) -> Floats:
-    with torch.no_grad():
-        found: Floats = model(torch.from_numpy(tokens)[None], attention_mask=mask).logits[0].numpy()
-    return found
-
-
-def distance(ours: Floats, theirs: Floats) -> float:
-    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
 
 
 def as_stored(model: PreTrainedModel, form: WeightForm) -> PreTrainedModel:
@@ -166,7 +132,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any], int | None]] = {
 def test_configurations_of_a_family(tmp_path: Path, variant: str) -> None:
     family, changes, window = VARIANTS[variant]
     model, tokens = tiny(family, **changes), text()
-    seal(tmp_path, model, export_onnx(model, tmp_path, FORMS["fp32"]))
+    seal(tmp_path, model, FORMATS, export_onnx(model, tmp_path, FORMS["fp32"]))
     weights = opened(tmp_path)
     session = weights.session()
     ours = [session.forward(tokens[a:b], n_logits=b - a).logits.copy() for a, b in ((0, 41), (41, 42), (42, 70))]
@@ -242,7 +208,7 @@ def test_contract(exported: Exported, case: str, check: Callable[[Subject], None
 @pytest.mark.parametrize("family", quick(FAMILIES, "qwen2"))
 def test_int8_activations_are_near(tmp_path: Path, family: str) -> None:
     recipe = export_onnx(tiny(family), tmp_path, FORMS["int8"])
-    seal(tmp_path, tiny(family), recipe)
+    seal(tmp_path, tiny(family), FORMATS, recipe)
     weights, tokens = opened(tmp_path), text()
     ours = weights.session().forward(tokens, n_logits=len(tokens)).logits
     assert 0.0 < distance(ours, logits_in_torch(as_stored(tiny(family), FORMS["int8"]), tokens)) < 0.1
@@ -322,7 +288,7 @@ def test_a_family_that_is_not_known_is_refused(tmp_path: Path) -> None:
 def test_a_manifest_that_hides_the_window_is_refused(tmp_path: Path) -> None:
     recipe = export_onnx(tiny("mistral"), tmp_path, FORMS["fp32"])
     assert recipe.pop("sliding_window") == "48"
-    seal(tmp_path, tiny("mistral"), recipe)
+    seal(tmp_path, tiny("mistral"), FORMATS, recipe)
     with pytest.raises(ModelFileError, match="window"):
         opened(tmp_path)
 

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import weakref
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from tiers import quick
 from tiny_families import FAMILIES, VOCAB_SIZE, tiny
+from torch_answers import WINDOWS, distance, logits_in_torch, seal, text
 
 from pilotfish.backends import get
 from pilotfish.cache_types import CacheLoss, cache_hint, measure_cache_types
@@ -25,7 +26,6 @@ from pilotfish.exporters.hf_openvino import compress_openvino, trace_openvino
 from pilotfish.exporters.openvino_compress import Compression
 from pilotfish.exporters.openvino_graph import Matrix, matrices, own_grid, quantize_rows
 from pilotfish.exporters.weight_form import WeightForm
-from pilotfish.runtime.bundle import Manifest, Source, describe_files, write_manifest
 from pilotfish.runtime.errors import AbilityError, EngineError, OptionError, UnsupportedModelError
 from pilotfish.runtime.gguf_file import read_gguf
 from pilotfish.runtime.interfaces import Floats, Tokens, Weights
@@ -41,24 +41,13 @@ pytest.importorskip("optimum.intel", reason="exporting to OpenVINO needs optimum
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+pytestmark = pytest.mark.usefixtures("module_cache")
 Exported = Callable[..., Path]
 EXACT = {"dynamic_quantization": 0}
 FORMS = {"fp32": WeightForm("fp32"), "int8": WeightForm("int8"), "int4": WeightForm("int4")}
 FROM_SOURCE = {"fp32": 1e-5, "int8": 0.1, "int4": 0.7}  # root mean square, of the logits'; random models forgive little
 SAMPLES = [np.random.default_rng(seed).integers(3, VOCAB_SIZE, 64) for seed in range(6)]
-WINDOWS = {"gemma3_text": 8, "mistral": 48}
-
-
-def text(n: int = 70, seed: int = 1) -> Tokens:
-    return np.random.default_rng(seed).integers(3, VOCAB_SIZE, n)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    patch = pytest.MonkeyPatch()
-    patch.setenv("PILOTFISH_CACHE", str(tmp_path_factory.mktemp("cache")))
-    yield
-    patch.undo()
+FORMATS = {"openvino": "openvino_model.xml"}
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +58,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     def bundle(family: str, form: str) -> Path:
         if (family, form) not in made:
             folder = tmp_path_factory.mktemp(f"{family}-{form}")
-            seal(folder, tiny(family), export_openvino(tiny(family), folder, FORMS[form]))
+            seal(folder, tiny(family), FORMATS, export_openvino(tiny(family), folder, FORMS[form]))
             made[family, form] = folder
         return made[family, form]
 
@@ -90,31 +79,8 @@ def export_openvino(
     return trace_openvino(model, folder, wanted) | compress_openvino(folder, wanted, progress)
 
 
-def seal(folder: Path, model: PreTrainedModel, recipe: dict[str, str]) -> None:
-    manifest = Manifest(
-        model_id="tiny",
-        architecture=model.config.model_type,
-        context_length=model.config.max_position_embeddings,
-        source=Source(name="tiny", sha256="0" * 64, format="huggingface"),
-        files=describe_files(folder),
-        formats={"openvino": "openvino_model.xml"},
-        recipe=recipe,
-    )
-    write_manifest(folder, manifest)
-
-
 def opened(folder: Path, kv_dtype: str | None = "f32", options: dict[str, object] = EXACT) -> Weights:
     return get("openvino").open(folder, device=None, threads=2, kv_dtype=kv_dtype, options=options)
-
-
-def logits_in_torch(model: PreTrainedModel, tokens: Tokens) -> Floats:
-    with torch.no_grad():
-        found: Floats = model(torch.from_numpy(tokens)[None]).logits[0].numpy()
-    return found
-
-
-def distance(ours: Floats, theirs: Floats) -> float:
-    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
 
 
 def spread(ours: Floats, theirs: Floats) -> float:
@@ -211,7 +177,7 @@ def test_what_a_sliding_window_rules_out(exported: Exported, family: str) -> Non
 
 def test_a_window_as_long_as_the_context_is_none(tmp_path: Path) -> None:
     model = tiny("mistral", sliding_window=256)
-    seal(tmp_path, model, export_openvino(model, tmp_path, FORMS["fp32"]))
+    seal(tmp_path, model, FORMATS, export_openvino(model, tmp_path, FORMS["fp32"]))
     weights = opened(tmp_path)
     assert {"tree", "evict_tokens"} <= weights.session().abilities
     weights.close()
@@ -310,7 +276,7 @@ def test_data_aware_methods_change_the_weights(exported: Exported, tmp_path: Pat
     )
     assert recipe["data_aware"] == ", ".join(sorted(methods)) and recipe["calibration_tokens"] == "384"
     assert heard[0] == 0.0 and heard[-1] == 1.0 and len(heard) > len(SAMPLES)
-    seal(tmp_path, tiny("qwen3"), recipe)
+    seal(tmp_path, tiny("qwen3"), FORMATS, recipe)
     plain, fitted = (
         opened(folder).session().forward(text(), n_logits=70).logits.copy()
         for folder in (exported("qwen3", "int4"), tmp_path)
@@ -447,7 +413,7 @@ def test_weights_of_four_bits_keep_them(tmp_path: Path) -> None:
     found = {m.name.split(".")[3]: m for m in matrices(graph_of(tmp_path)).layers if "gate_proj" in m.name}
     errors = [np.abs(decompressed(found[str(i)]) - source[i]).max() for i in range(3)]
     assert max(errors[:2]) < 5e-4 and errors[2] > 5e-3
-    seal(tmp_path, model, recipe)
+    seal(tmp_path, model, FORMATS, recipe)
     weights = opened(tmp_path)
     ours = weights.session().forward(text(), n_logits=70).logits
     assert distance(ours, logits_in_torch(as_stored(tmp_path, model), text())) < 1e-4
@@ -501,8 +467,8 @@ def test_what_a_smaller_cache_costs(exported: Exported) -> None:
 def test_activations_are_as_the_recipe_says(tmp_path: Path) -> None:
     model = tiny("llama")
     recipe = export_openvino(model, tmp_path, FORMS["int8"])
-    seal(tmp_path, model, recipe | {"activations": "f32"})
+    seal(tmp_path, model, FORMATS, recipe | {"activations": "f32"})
     assert "-dq0" in opened(tmp_path, None, {}).info.settings
     assert "-dq16" in opened(tmp_path, None, {"dynamic_quantization": 16}).info.settings
-    seal(tmp_path, model, recipe | {"activations": "int8"})
+    seal(tmp_path, model, FORMATS, recipe | {"activations": "int8"})
     assert "-dq32" in opened(tmp_path, None, {}).info.settings

@@ -34,6 +34,7 @@ class Case:
     threads: int = 2
 
 
+pytestmark = pytest.mark.usefixtures("module_cache")
 CASES = {
     "llama f32 exact": Case("llama", "f32", EXACT, 2e-5, 2e-5),
     "qwen2 f32 exact": Case("qwen2", "f32", EXACT, 2e-5, 2e-5),
@@ -55,14 +56,6 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "llama": tiny_gguf(folder / "llama.gguf", quant="Q8_0"),
         "qwen2": tiny_gguf(folder / "qwen2.gguf", architecture="qwen2", quant="Q8_0", sizes=K_SIZES),
     }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    patch = pytest.MonkeyPatch()
-    patch.setenv("PILOTFISH_CACHE", str(tmp_path_factory.mktemp("cache")))
-    yield
-    patch.undo()
 
 
 def reference(path: Path) -> Weights:

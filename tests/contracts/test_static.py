@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -34,6 +34,7 @@ class Case:
     classes: tuple[tuple[int, ...], ...] = CLASSES
 
 
+pytestmark = pytest.mark.usefixtures("module_cache")
 CASES = {
     "onnx llama f32": Case("onnx", "static", "llama", F32, F32, {"activations": "f32"}),
     "onnx llama int8": Case("onnx", "static", "llama", 0.05, 0.3),
@@ -55,14 +56,6 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "qwen2": tiny_gguf(folder / "qwen2.gguf", architecture="qwen2", quant="Q6_K", sizes=K_SIZES, tied=False),
         "floats": tiny_gguf(folder / "floats.gguf", quant="F16"),
     }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    patch = pytest.MonkeyPatch()
-    patch.setenv("PILOTFISH_CACHE", str(tmp_path_factory.mktemp("cache")))
-    yield
-    patch.undo()
 
 
 def opened(case: Case, path: Path) -> Weights:

@@ -1,0 +1,221 @@
+"""The command lines of `pilotfish run` and `pilotfish chat`; what they do is imported when they are called."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..runtime.errors import OptionError
+from .options import (
+    Cache,
+    Device,
+    DraftEngine,
+    DraftOption,
+    Engine,
+    EngineOption,
+    Exact,
+    KvDtype,
+    MaxContext,
+    MaxNewTokens,
+    ModelArgument,
+    Plain,
+    Temperature,
+    Threads,
+)
+from .terminal import LoadProgress
+
+if TYPE_CHECKING:  # imported when it is needed: `--help` should not wait for it
+    from ..runtime.model import Model
+
+
+def run(
+    model: ModelArgument,
+    prompt: Annotated[str | None, typer.Argument(help="The prompt; default: standard input.")] = None,
+    engine: Engine = None,
+    device: Device = None,
+    draft: DraftOption = None,
+    draft_engine: DraftEngine = None,
+    plain: Plain = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
+    max_new_tokens: MaxNewTokens = 256,
+    temperature: Temperature = 0.0,
+    top_k: Annotated[int | None, typer.Option(help="Keep the k most probable tokens.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Keep the smallest set with this mass.")] = None,
+    min_p: Annotated[float | None, typer.Option(help="Keep tokens of at least this share of the best.")] = None,
+    repetition_penalty: Annotated[float, typer.Option(help="Above 1: tokens seen before become less likely.")] = 1.0,
+    presence_penalty: Annotated[float, typer.Option(help="Subtracted from tokens generated before.")] = 0.0,
+    frequency_penalty: Annotated[float, typer.Option(help="The same, per occurrence.")] = 0.0,
+    seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be given several times.")] = None,
+    system: Annotated[str | None, typer.Option(help="System message.")] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="No chat template.")] = False,
+    max_context: MaxContext = None,
+    threads: Threads = None,
+    cache: Cache = None,
+    kv_dtype: KvDtype = None,
+    option: EngineOption = None,
+    exact: Exact = True,
+) -> None:
+    """Answer one prompt."""
+    from ..runtime.sampling import Sampling
+    from .answer import answer
+
+    if plain and draft is not None:
+        raise OptionError("--plain and --draft contradict each other; drop one of the two.")
+    if raw and system is not None:
+        raise OptionError("--raw takes no chat template, so --system has no place; drop one of the two.")
+    if temperature == 0 and any(x is not None for x in (top_k, top_p, min_p, seed)):
+        raise OptionError("--top-k, --top-p, --min-p and --seed need --temperature above 0; greedy has no choice.")
+    sampling = Sampling(
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
+    )
+    text = read_prompt(prompt)
+    loaded = _load(
+        model,
+        engine=engine,
+        device=device,
+        draft=draft,
+        draft_engine=draft_engine,
+        plain=plain,
+        max_context=max_context,
+        threads=threads,
+        cache=cache,
+        kv_dtype=kv_dtype,
+        options=_options(option),
+        exact=exact,
+    )
+    with loaded:
+        answer(
+            loaded,
+            text,
+            sampling=sampling,
+            seed=seed,
+            stop=tuple(stop or ()),
+            system=system,
+            raw=raw,
+            max_new_tokens=max_new_tokens or None,
+            as_json=as_json,
+        )
+
+
+def chat(
+    model: ModelArgument,
+    engine: Engine = None,
+    device: Device = None,
+    draft: DraftOption = None,
+    draft_engine: DraftEngine = None,
+    plain: Plain = False,
+    system: Annotated[str | None, typer.Option(help="System message.")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Go on with the conversation in this file, and keep it there.")
+    ] = None,
+    reread: Annotated[bool, typer.Option("--reread", help="Take its messages alone: for another model.")] = False,
+    temperature: Temperature = 0.0,
+    max_new_tokens: MaxNewTokens = 512,
+    max_context: MaxContext = None,
+    threads: Threads = None,
+    cache: Cache = None,
+    kv_dtype: KvDtype = None,
+    option: EngineOption = None,
+    exact: Exact = True,
+) -> None:
+    """Talk to a model. Ctrl-C stops an answer; Ctrl-D or /bye ends."""
+    from .answer import converse
+
+    if plain and draft is not None:
+        raise OptionError("--plain and --draft contradict each other; drop one of the two.")
+    if reread and resume is None:
+        raise OptionError("--reread is about the file of --resume; give one, or drop it.")
+    with _load(
+        model,
+        engine=engine,
+        device=device,
+        draft=draft,
+        draft_engine=draft_engine,
+        plain=plain,
+        max_context=max_context,
+        threads=threads,
+        cache=cache,
+        kv_dtype=kv_dtype,
+        options=_options(option),
+        exact=exact,
+    ) as loaded:
+        converse(
+            loaded,
+            system=system,
+            temperature=temperature,
+            max_new_tokens=max_new_tokens or None,
+            resume=resume,
+            reread=reread,
+        )
+
+
+def read_prompt(prompt: str | None) -> str:
+    """The prompt given, or standard input. Raises OptionError where there is none, or it is not UTF-8."""
+    if prompt is None:
+        if sys.stdin is None or sys.stdin.isatty():
+            raise OptionError("no prompt: give one as an argument, or pipe it in.")
+        data = sys.stdin.buffer.read()
+        try:
+            prompt = data.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise OptionError(
+                f"standard input is not UTF-8 text: byte {error.start} is 0x{data[error.start]:02x}. Convert it first."
+            ) from None
+    if not prompt.strip():
+        raise OptionError("the prompt is empty.")
+    return prompt
+
+
+def _load(
+    model: str,
+    engine: str | None,
+    device: str | None,
+    draft: str | None,
+    draft_engine: str | None,
+    plain: bool,
+    max_context: int | None,
+    threads: int | None,
+    cache: str | None,
+    kv_dtype: str | None,
+    options: dict[str, str],
+    exact: bool,
+) -> Model:
+    from ..loading import load
+
+    with LoadProgress() as progress:
+        return load(
+            model,
+            engine,
+            device,
+            draft=draft if draft is not None else "auto",
+            speculate=not plain,
+            draft_engine=draft_engine,
+            max_context=max_context,
+            threads=threads,
+            cache=cache,
+            kv_dtype=kv_dtype,
+            options=options,
+            exact=exact,
+            progress=progress,
+        )
+
+
+def _options(given: list[str] | None) -> dict[str, str]:
+    """NAME=VALUE pairs. Raises OptionError for anything else."""
+    pairs = {}
+    for text in given or ():
+        name, equals, value = text.partition("=")
+        if not (name and equals):
+            raise OptionError(f"--option {text!r} must be NAME=VALUE.")
+        pairs[name] = value
+    return pairs

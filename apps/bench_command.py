@@ -1,0 +1,127 @@
+"""The command lines of `pilotfish bench`; what they do is imported when they are called."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..runtime.errors import OptionError
+from .options import DraftOption, Engine, KvDtype, MaxContext, Threads
+
+bench_app = typer.Typer(help="Measure, interleaved and in one process.", no_args_is_help=True)
+
+
+@bench_app.command("run")
+def bench_run(
+    model: Annotated[str, typer.Argument(help="Catalogue name, .gguf file or bundle folder.")] = "smollm2-135m",
+    sets: Annotated[str, typer.Option(help="Prompt sets, comma-separated; all: every one.")] = "all",
+    prompts: Annotated[Path | None, typer.Option(help="A JSONL file of your own: {set, prompt} a line.")] = None,
+    per_set: Annotated[int, typer.Option(help="Prompts per set.")] = 4,
+    tokens: Annotated[int, typer.Option(help="New tokens per prompt.")] = 96,
+    repeats: Annotated[int, typer.Option(help="Interleaved passes over every prompt.")] = 3,
+    engine: Engine = None,
+    draft: DraftOption = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for results.json and a plot.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+    threads: Threads = None,
+    max_context: MaxContext = 4096,
+) -> None:
+    """Plain against speculative decoding, A B A B on the same prompts, and llama.cpp beside them where installed."""
+    from .bench import bench
+
+    for name, value in (("--per-set", per_set), ("--tokens", tokens), ("--repeats", repeats)):
+        if value < 1:
+            raise OptionError(f"{name} is {value}, but must be 1 or more.")
+    bench(
+        model,
+        sets=sets,
+        prompts=prompts,
+        per_set=per_set,
+        n_tokens=tokens,
+        repeats=repeats,
+        engine=engine,
+        draft=draft,
+        out=out,
+        as_json=as_json,
+        threads=threads,
+        max_context=max_context,
+    )
+
+
+@bench_app.command("curve")
+def bench_curve_command(
+    model: Annotated[str, typer.Argument(help="Catalogue name, .gguf file or bundle folder.")] = "smollm2-135m",
+    engines: Annotated[str, typer.Option(help="Engines, comma-separated; all: every installed one.")] = "all",
+    context: Annotated[int, typer.Option(help="Tokens in the cache before the step.")] = 256,
+    repeats: Annotated[int, typer.Option(help="Turns of every engine.")] = 5,
+    out: Annotated[Path | None, typer.Option(help="Folder for curve.json and a plot.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+    threads: Threads = None,
+) -> None:
+    """The time of a step of n rows on every engine, in turns, and how fast prompts are read."""
+    from .bench_curve import bench_curve
+
+    for name, value in (("--context", context), ("--repeats", repeats)):
+        if value < 1:
+            raise OptionError(f"{name} is {value}, but must be 1 or more.")
+    bench_curve(model, engines=engines, context=context, repeats=repeats, threads=threads, out=out, as_json=as_json)
+
+
+@bench_app.command("engines")
+def bench_engines_command(
+    model: Annotated[str, typer.Argument(help="Catalogue name, .gguf file or bundle folder.")] = "smollm2-135m",
+    engines: Annotated[str, typer.Option(help="Engines, comma-separated; all: every installed one.")] = "all",
+    prompts: Annotated[int, typer.Option(help="Prompts.")] = 5,
+    tokens: Annotated[int, typer.Option(help="New tokens per prompt.")] = 96,
+    repeats: Annotated[int, typer.Option(help="Interleaved passes over every prompt.")] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+    threads: Threads = None,
+) -> None:
+    """Our plain decoding over each engine against the same engine driven by its own API, A B A B."""
+    from .bench_peers import bench_engines
+
+    for name, value in (("--prompts", prompts), ("--tokens", tokens), ("--repeats", repeats)):
+        if value < 1:
+            raise OptionError(f"{name} is {value}, but must be 1 or more.")
+    bench_engines(
+        model, engines=engines, n_prompts=prompts, n_tokens=tokens, repeats=repeats, threads=threads, as_json=as_json
+    )
+
+
+@bench_app.command("cache")
+def bench_cache_command(
+    model: Annotated[str, typer.Argument(help="Catalogue name, .gguf file or bundle folder.")] = "smollm2-135m",
+    policy: Annotated[list[str] | None, typer.Option(help="A cache policy; several times; default: all.")] = None,
+    share: Annotated[list[str] | None, typer.Option(help="Of the text's entries; default: 1/2, 1/4 and 1/8.")] = None,
+    length: Annotated[int, typer.Option(help="Tokens of the text; the second half is predicted.")] = 1024,
+    needle_lengths: Annotated[
+        str, typer.Option(help="Tokens around a needle, comma-separated; '': none.")
+    ] = "512,1024",
+    depths: Annotated[int, typer.Option(help="Places of the needle in each length.")] = 3,
+    text: Annotated[Path | None, typer.Option(help="A text of your own; default: a manual that Python brings.")] = None,
+    engine: Engine = None,
+    kv_dtype: KvDtype = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for cache.json and two plots.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+    threads: Threads = None,
+) -> None:
+    """What cache policies forget and save: perplexity, KL, needles, memory and speed, against the full cache."""
+    from .bench_cache import Settings, bench_cache
+
+    lengths = [n for n in needle_lengths.split(",") if n]
+    if depths < 1 or not all(n.isdecimal() and int(n) >= 64 for n in lengths):
+        raise OptionError(f"--depths {depths} and --needle-lengths {needle_lengths!r}: give 1 or more, and 64 or more.")
+    bench_cache(
+        model,
+        policies=policy or [],
+        shares=share or ["1/2", "1/4", "1/8"],
+        settings=Settings(length, tuple(map(int, lengths)), depths),
+        text=text,
+        engine=engine,
+        kv_dtype=kv_dtype,
+        threads=threads,
+        out=out,
+        as_json=as_json,
+    )

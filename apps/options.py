@@ -1,0 +1,36 @@
+"""Options that several commands have."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+ModelArgument = Annotated[str, typer.Argument(help="Catalogue name, .gguf file or bundle folder.", show_default=False)]
+Engine = Annotated[
+    str | None,
+    typer.Option(help="onnx, openvino, llamacpp or reference; default: the fastest here, which is measured once."),
+]
+Device = Annotated[str | None, typer.Option(help="cpu, or an engine's own name for a device.")]
+Threads = Annotated[int | None, typer.Option(help="Threads; default: measured.")]
+MaxContext = Annotated[int | None, typer.Option(help="Entries the cache may hold; default: the model's context.")]
+Cache = Annotated[
+    str | None, typer.Option(help="What stays of a full KV cache: sinks, snapkv:budget=512, ...; default: everything.")
+]
+KvDtype = Annotated[
+    str | None, typer.Option(help="Cache type: int8, f16, or keys/values apart: u8/u4; default: exact.")
+]
+EngineOption = Annotated[
+    list[str] | None, typer.Option("--option", help="A setting of the engine, NAME=VALUE; may be given several times.")
+]
+DraftEngine = Annotated[str | None, typer.Option(help="Engine of the draft model; default: the target's.")]
+DraftOption = Annotated[
+    str | None,
+    typer.Option(help="A smaller model that drafts; or self, self:POLICY: the model itself over a smaller cache."),
+]
+Plain = Annotated[bool, typer.Option("--plain", help="No speculation.")]
+Exact = Annotated[
+    bool, typer.Option("--exact/--no-exact", help="Stay in one row class, so that drafts cannot change a bit.")
+]
+Temperature = Annotated[float, typer.Option("--temperature", "-t", help="0 is greedy.")]
+MaxNewTokens = Annotated[int | None, typer.Option("--max-new-tokens", "-n", help="0: until the context is full.")]
