@@ -15,17 +15,20 @@ from rich.progress import Progress
 from rich.table import Table
 
 from .. import __version__
+from ..drafts import context_length, reads_source
 from ..loading import load, resolve
 from ..runtime.errors import OptionError
 from ..runtime.interfaces import Round
 from ..runtime.model import Model
+from ..runtime.sampling import Sampling
 from ..runtime.storage import write_atomically
 from . import machine
+from .bench_copies import CopyTask, copied_share, copy_tasks, forced
 from .llamacpp_peer import LlamaCpp
 from .terminal import LoadProgress, console
 
 PLAIN, SPECULATIVE, ONE_ROW, LLAMA = "plain", "speculative", "one row", "llama.cpp"
-_Decode = Callable[[str, int], "Sample"]
+_Decode = Callable[["PromptResult", int], "Sample"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +46,11 @@ class Sample:
 
 @dataclass(slots=True)
 class PromptResult:
-    """All passes over one prompt, by contestant."""
+    """All passes over one prompt, by contestant. task: where the answer is given."""
 
     set: str
     prompt: str
+    task: CopyTask | None = None
     samples: dict[str, list[Sample]] = field(default_factory=dict)
 
     def rate(self, name: str) -> float:
@@ -75,9 +79,16 @@ def bench(
     max_context: int | None,
 ) -> None:
     """Run the benchmark and show a table; with `out`, write results.json and ratios.png there."""
-    chosen = choose_prompts(read_prompts(prompts), sets, per_set)
+    rows = read_prompts(prompts)
     with LoadProgress() as progress:
-        loaded = load(model, engine, draft=draft or "auto", threads=threads, max_context=max_context, progress=progress)
+        path = resolve(model, progress)
+        chosen = (
+            _copies(rows, sets, per_set)
+            if prompts is None and reads_source(path)
+            else choose_prompts(rows, sets, per_set)
+        )
+        room = None if max_context is None else min(max_context, context_length(path))
+        loaded = load(model, engine, draft=draft or "auto", threads=threads, max_context=room, progress=progress)
     with loaded:
         results = _measure(loaded, model, chosen, n_tokens, repeats)
         report = _report(loaded, results, n_tokens, repeats)
@@ -114,6 +125,12 @@ def choose_prompts(rows: list[tuple[str, str]], sets: str, per_set: int) -> list
     return [PromptResult(name, text) for w in wanted for name, text in [r for r in rows if r[0] == w][:per_set]]
 
 
+def _copies(rows: list[tuple[str, str]], sets: str, per_set: int) -> list[PromptResult]:
+    """Tasks for an encoder-decoder model, made of the same texts."""
+    tasks = {(t.set, t.source): t for t in copy_tasks([text for _, text in rows], per_set)}
+    return [PromptResult(r.set, r.prompt, tasks[r.set, r.prompt]) for r in choose_prompts([*tasks], sets, per_set)]
+
+
 def _measure(model: Model, source: str, results: list[PromptResult], n_tokens: int, repeats: int) -> list[PromptResult]:
     plain, one_row = model.sibling(policy=None), model.sibling(policy=None, exact=False)
     contestants: dict[str, _Decode] = {
@@ -123,17 +140,17 @@ def _measure(model: Model, source: str, results: list[PromptResult], n_tokens: i
     }
     peer = LlamaCpp.open(resolve(source), model.info.threads, model.max_context)
     if peer is not None:
-        contestants[LLAMA] = lambda prompt, n: Sample(*peer.decode(model.encode(prompt).tolist(), n))
+        contestants[LLAMA] = lambda asked, n: Sample(*peer.decode(model.encode(asked.prompt).tolist(), n))
     names = list(contestants)
     try:
         for decode in contestants.values():
-            decode(results[0].prompt, 8)  # the first steps of a process are slower
+            decode(results[0], 8)  # the first steps of a process are slower
         with Progress(console=console(), transient=True) as progress:
             task = progress.add_task("measuring", total=len(results) * repeats * len(names))
             for turn in range(repeats):
                 for result in results:
                     for name in names if turn % 2 == 0 else reversed(names):  # A B, then B A
-                        result.samples.setdefault(name, []).append(contestants[name](result.prompt, n_tokens))
+                        result.samples.setdefault(name, []).append(contestants[name](result, n_tokens))
                         progress.advance(task)
     finally:
         plain.close()
@@ -144,8 +161,9 @@ def _measure(model: Model, source: str, results: list[PromptResult], n_tokens: i
 
 
 def _decoder(model: Model) -> _Decode:
-    def decode(prompt: str, n: int) -> Sample:
-        result = model.generate(prompt, max_new_tokens=n)
+    def decode(asked: PromptResult, n: int) -> Sample:
+        processors = () if asked.task is None else (forced(model, asked.task.answer),)
+        result = model.generate(asked.prompt, max_new_tokens=n, sampling=Sampling(processors=processors))
         return Sample(result.token_ids, result.stats.decode_s, result.rounds)
 
     return decode
@@ -159,8 +177,10 @@ def _report(model: Model, results: list[PromptResult], n_tokens: int, repeats: i
         rates = {c: mean(r.rate(c) for r in group) for c in group[0].samples}
         rounds = [r for result in group for s in result.samples[SPECULATIVE] for r in s.rounds]
         drafted, accepted = sum(r.drafted for r in rounds), sum(r.accepted for r in rounds)
+        shares = [copied_share(model, r.task) for r in group if r.task is not None]
         sets[name] = {
             "prompts": len(group),
+            **({"copied": mean(shares)} if shares else {}),
             "tokens_per_s": rates,
             "times_plain": {c: rate / rates[PLAIN] for c, rate in rates.items()},
             "lowest_times_plain": min(r.rate(SPECULATIVE) / r.rate(PLAIN) for r in group),
@@ -205,6 +225,9 @@ def _show(report: dict[str, object]) -> None:
     out.print(table)
     own = report["own_ms_per_round"]
     assert isinstance(own, dict)
+    for name, row in sets.items():
+        if "copied" in row:
+            out.print(f"{name}: {row['copied']:.1%} of the answers' tokens stand in their sources")
     out.print(
         f"our own code, median ms a round: {own[SPECULATIVE]:.2f} with drafts, {own[PLAIN]:.2f} without; "
         f"price of exactness (two-row over one-row step): {report['price_of_exactness']:.2f}"

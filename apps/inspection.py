@@ -43,6 +43,7 @@ def _show_bundle(bundle: Bundle, out: Console) -> None:
     facts: dict[str, object] = {
         "path": bundle.folder,
         "model": f"{manifest.model_id} ({manifest.architecture}), context {manifest.context_length}",
+        "kind": _kind_words(bundle),
         "license": " in ".join(x for x in (manifest.license, manifest.license_file) if x) or "not named by the source",
         "source": f"{manifest.source.name} ({manifest.source.format}), sha256 {manifest.source.sha256[:16]}...",
         "size": f"{total / 1e6:.1f} MB in {len(manifest.files)} files",
@@ -65,6 +66,8 @@ def _format_facts(bundle: Bundle, form: str) -> dict[str, object]:
     manifest = bundle.manifest
     report, limits = manifest.reports.get(form, {}), manifest.thresholds.get(form, {})
     facts: dict[str, object] = {"file": manifest.formats[form], **manifest.recipe_of(form)}
+    if form in manifest.encoders:
+        facts["encoder"] = manifest.encoders[form]
     if form in manifest.unverified:
         facts["compared with its source"] = "no: it could not be run where it was made"
     elif not report:
@@ -73,6 +76,16 @@ def _format_facts(bundle: Bundle, form: str) -> dict[str, object]:
         limit = f", allowed {limits[name]:g}" if name in limits else ""
         facts[name.replace("_", " ")] = f"{value:.4g}{limit}"
     return facts
+
+
+def _kind_words(bundle: Bundle) -> str:
+    manifest = bundle.manifest
+    if not manifest.encoders:
+        return "decoder"
+    limit = "" if manifest.source_limit is None else f", {manifest.source_limit} at most"
+    reads = "frames of sound" if manifest.source_kind == "audio" else "tokens"
+    start = " ".join(map(str, manifest.decoder_start))
+    return f"encoder-decoder: reads {reads}{limit}; answers go on from {start}"
 
 
 def _draft_words(draft: DraftEntry) -> str:

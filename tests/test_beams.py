@@ -170,8 +170,8 @@ def test_the_answers_are_those_of_transformers(name: str, pairs: Callable[[str],
     model, weights = pairs(name)
     sequence = CachedSequence(weights.session(), RowRule((2, 3, 4)))
     n_ended = 0
-    for seed, size, (penalty, early) in itertools.product(range(2), (2, 5), SETTINGS):
-        source: Tokens = np.random.default_rng(seed).integers(3, 120, 12)
+    for size, (penalty, early) in itertools.product((2, 5), SETTINGS):
+        source: Tokens = np.random.default_rng(size).integers(3, 120, 12)
         with torch.no_grad():
             asked = {"inputs": torch.from_numpy(source)[None], "do_sample": False, "use_cache": False}
             greedy = model.generate(**asked, max_new_tokens=10, eos_token_id=None)[0].tolist()
@@ -185,7 +185,7 @@ def test_the_answers_are_those_of_transformers(name: str, pairs: Callable[[str],
         start = as_tokens(weights.info.encoder.decoder_start if weights.info.encoder else ())
         sequence.cover(start[:-1])
         answers, _ = beam_search(sequence, start, Beams(size, penalty, early), 11, frozenset(stops))
-        assert list(answers[0].tokens) == expected, (seed, size, penalty, early)
+        assert list(answers[0].tokens) == expected, (size, penalty, early)
         n_ended += answers[0].finish_reason == "stop"
-    assert 5 < n_ended < 28
+    assert 2 < n_ended < 14
     sequence.session.close()
