@@ -18,7 +18,7 @@ LOGIT_ROWS = 64  # rows of a watched step whose logits are wanted: they are larg
 
 def entries_for(policy: CachePolicy, rows: RowRule, info: ModelInfo, wanted: int | None = None) -> int:
     """How large a session to open: as large as the policy lets the cache become, and no larger than wanted."""
-    need = min(policy.budget + policy.every + rows.maximum, info.context_length)
+    need = min(policy.budget + policy.every + max(rows.maximum, policy.spare), info.context_length)
     return need if wanted is None else min(need, wanted)
 
 
@@ -35,7 +35,8 @@ class SavedCompression:
 class Compression:
     """What a policy has done to one cache so far.
 
-    A cache is full with `limit` committed entries. It is compressed before the token after them is run, so neither
+    A cache is full with `limit` committed entries, and then again `every` tokens later, which is the same where the
+    policy keeps its whole budget. It is compressed before the token after them is run, so neither
     drafts nor where a prompt ends nor a turn of a conversation move the points at which that happens: what a compressed
     cache holds follows from the tokens that it covers. A draft ends where such a point is. Rolling back to before the
     last one is impossible; the cache is filled anew then.
@@ -72,8 +73,8 @@ class Compression:
 
     @property
     def next(self) -> int:
-        """Number of covered tokens at which the cache is full."""
-        return self.limit + self.n_evicted
+        """Number of covered tokens at which the cache is compressed next."""
+        return self.at + self.policy.every if self.at else self.limit
 
     @property
     def watch_from(self) -> int:
@@ -85,14 +86,17 @@ class Compression:
         """How many rows a watched step may have where their logits are wanted; None: they are not."""
         return LOGIT_ROWS if self.policy.rows is None and not self.observe else None
 
-    def compress(self, session: Session, watched: list[Step], tokens: Tokens) -> None:
-        """Evict what the policy gives up. watched: the last len(tokens) rows, spare ones cut off."""
+    def compress(self, session: Session, watched: list[Step], context: Tokens) -> None:
+        """Evict what the policy gives up. context: all covered tokens; watched: those from watch_from on, spare rows
+        cut off."""
+        tokens = context[self.watch_from :]
         began = time.perf_counter()
         queries = [step.queries for step in watched if step.queries is not None]
         surprise, last = self._surprise(watched, tokens) if self.logit_rows else (None, None)
         view = CacheView(
             session,
             tokens,
+            context,
             queries=np.concatenate(queries, axis=2) if queries else None,
             shares=tuple(step.attention for step in watched if step.attention is not None),
             surprise=surprise,
@@ -156,14 +160,15 @@ class Compression:
         if session.max_context < need:
             raise OptionError(
                 f"the {policy.name} cache policy keeps {policy.budget} entries and adds {policy.every} before it "
-                f"selects again, and a step takes up to {rows.maximum}, but max_context is {session.max_context}. "
+                f"selects again, and a step takes up to {max(rows.maximum, policy.spare)}, but max_context is "
+                f"{session.max_context}. "
                 f"Give max_context={need} or more, or a smaller budget."
             )
 
 
 def _observed(policy: CachePolicy, abilities: frozenset[Ability]) -> frozenset[Observation]:
     """What to observe of watched rows for a policy that reads attention; nothing where that cannot be had."""
-    if "attention" not in policy.needs:
+    if "attention" not in policy.needs and not ("queries" in policy.needs and policy.rows):
         return frozenset()
     if {"queries", "keys"} <= abilities:
         return frozenset({"queries"})

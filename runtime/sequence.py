@@ -77,7 +77,8 @@ class CachedSequence:
         """How many tokens the cache can cover."""
         if self.compression is None:
             return self.session.max_context + self._never_held
-        return self.session.info.context_length - self.rows.maximum  # positions of spare rows
+        spare = max(self.rows.maximum, self.compression.policy.spare)  # rows that need positions for a while
+        return self.session.info.context_length - spare
 
     @property
     def n_entries(self) -> int:
@@ -212,7 +213,7 @@ class CachedSequence:
             self._append(padded)
             watched.append(_head(step, len(chunk), self.n_entries - width + len(chunk)))
             self.truncate(end)
-        compression.compress(self.session, watched, tokens[begin:])
+        compression.compress(self.session, watched, tokens)
 
     def _run_chunk(self, context: Tokens) -> None:
         chunk = context[self._n : self._n + PREFILL_CHUNK]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,12 @@ from pilotfish.runtime.cache_policies import (
     POLICIES,
     CachePolicy,
     CacheView,
-    ChunkKV,
     KeyDiff,
     SinksAndWindow,
     SirLLM,
     SnapKV,
+    policy_by_name,
 )
-from pilotfish.runtime.cache_policies.scorer import Scorer
 from pilotfish.runtime.compression import entries_for
 from pilotfish.runtime.cost import CostCurve
 from pilotfish.runtime.draft_length import Fixed
@@ -42,18 +41,41 @@ N_PROMPT, N_NEW = 50, 60  # the prompt alone fills the cache three times
 SAMPLINGS = {"greedy": Sampling(), "sampled": Sampling(temperature=1.0, top_k=12)}
 ENGINES = ("toy", "reference", "onnx")
 WIDTHS = RowRule(tuple(range(2, 34)))
+WRAPPED = [
+    "chunk-keydiff",
+    "chunk-snapkv",
+    "critical-snapkv",
+    "chunk-critical-tova",
+    "crush-keydiff",
+    "threshold-knorm",
+]
+MORE = {  # what names need besides
+    "lagkv": "lag=5",
+    "expected": "observed=6",
+    "kvzip": "chunk=5",
+    "chunk-": "size=4",
+    "crush-": "size=4",
+    "threshold-": "threshold=-1",
+}
 
 
 def small(name: str, engine: str) -> CachePolicy:
     """A policy with a small cache; the toy has one head."""
-    kind: Any = POLICIES.get(name.removeprefix("chunk-"))
-    settings: dict[str, Any] = dict(SMALL)
-    if issubclass(kind, Scorer) and engine == "toy":
-        settings["per_head"] = False
-    if name == "lagkv":
-        settings["lag"] = 5
-    made = kind(**settings)
-    return ChunkKV(scorer=made, size=4) if name.startswith("chunk-") else made
+    settings = [f"{setting}={value}" for setting, value in SMALL.items()]
+    settings += [given for part, given in MORE.items() if part in name]
+    if engine == "toy" and name not in ("sinks", "sirllm"):
+        settings.append("per_head=false")
+    return policy_by_name(f"{name}:{','.join(settings)}")
+
+
+class TurningToy(ToyWeights):
+    """Its queries are made as those of a first layer are: of their own token, turned by its position."""
+
+    def vectors(self, paths: Any) -> Any:
+        plain = super().vectors([(replace(path[-1], position=0),) for path in paths])
+        angles = np.outer([path[-1].position for path in paths], [0.9, 0.1])
+        turned = (plain[:, :2] + 1j * plain[:, 2:]) * np.exp(1j * angles)
+        return np.concatenate([turned.real, turned.imag], axis=1).astype(np.float32)
 
 
 @dataclass
@@ -132,7 +154,7 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str],
 
     def open_engine(engine: str) -> Weights:
         if engine == "toy":
-            return ToyWeights(vocab_size=17, context_length=512, abilities=ALL | SEEN)  # type: ignore[return-value]
+            return TurningToy(vocab_size=17, context_length=512, abilities=ALL | SEEN)  # type: ignore[return-value]
         if get(engine).version() is None:
             pytest.skip(f"{engine} is not installed")
         if engine not in made:
@@ -152,7 +174,7 @@ def prompt_for(weights: Weights, n: int = N_PROMPT, seed: int = 1) -> Tokens:
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 @pytest.mark.parametrize("form", ["chain", "tree"])
-@pytest.mark.parametrize("name", [*POLICIES, "chunk-keydiff", "chunk-snapkv"])
+@pytest.mark.parametrize("name", [*POLICIES, *WRAPPED])
 @pytest.mark.parametrize("engine", ENGINES)
 def test_drafts_change_nothing(
     engine: str, name: str, form: str, sampling: str, opened: Callable[[str], Weights]
@@ -274,11 +296,16 @@ EVERYWHERE = [
     ("openvino", "sirllm", {}),
     ("openvino", "snapkv:per_head=false", {}),
     ("openvino", "chunk-keydiff", {}),
+    ("openvino", "expected:per_head=false", {}),
+    ("openvino", "chunk-kvzip:chunk=40", {}),
     ("llamacpp", "sinks", {}),
     ("llamacpp", "sirllm", {}),
     ("llamacpp", "chunk-snapkv", {"flash_attention": "off"}),
     ("llamacpp", "tova:per_head=false", {"flash_attention": "off"}),
+    ("llamacpp", "crush-snapkv:size=8,share=0.4", {"flash_attention": "off"}),
+    ("llamacpp", "threshold-snapkv:threshold=0.005", {"flash_attention": "off"}),
     ("onnx", "snapkv", {}),
+    ("onnx", "critical-expected:value_norm=false", {}),
 ]
 
 

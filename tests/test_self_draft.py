@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from enumerate_randomness import law_of
 from real_weights import smollm2
-from test_cache_exact import N_PROMPT, PROSE, SAMPLINGS, SMALL, WIDTHS, opened, prompt_for, run, small
+from test_cache_exact import N_PROMPT, PROSE, SAMPLINGS, SMALL, WIDTHS, WRAPPED, opened, prompt_for, run, small
 
-from pilotfish.runtime.cache_policies import H2O, POLICIES, KeyDiff, SinksAndWindow, SirLLM, SnapKV
+from pilotfish.runtime.cache_policies import H2O, POLICIES, KeyDiff, KVzip, SinksAndWindow, SirLLM, SnapKV
 from pilotfish.runtime.compression import entries_for
 from pilotfish.runtime.cost import CostCurve
 from pilotfish.runtime.draft_length import Fixed
@@ -29,7 +29,7 @@ from pilotfish.testing.toy import ALL, SEEN, ToyWeights
 
 __all__ = ["opened"]  # the fixture
 
-LATER = [name for name in POLICIES if name not in ("sirllm", "h2o")]  # look at a cache that is there already
+LATER = [name for name in POLICIES if name not in ("sirllm", "h2o", "kvzip")]  # look at a cache that is there already
 
 
 def drafting(weights: Weights, policy: Any, sequence: CachedSequence, law: Sampling) -> SelfDraft:
@@ -38,7 +38,7 @@ def drafting(weights: Weights, policy: Any, sequence: CachedSequence, law: Sampl
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
-@pytest.mark.parametrize("name", [*LATER, "chunk-keydiff", "chunk-snapkv"])
+@pytest.mark.parametrize("name", [*LATER, *WRAPPED])
 @pytest.mark.parametrize("engine", ["toy", "reference", "onnx"])
 def test_drafting_for_itself_changes_nothing(
     engine: str, name: str, sampling: str, opened: Callable[[str], Weights]
@@ -162,6 +162,7 @@ def test_what_cannot_be_done_is_refused(opened: Callable[[str], Weights]) -> Non
         (alone, SinksAndWindow(), AbilityError, "needs fork.*toy engine"),
         (opened("reference"), SirLLM(), OptionError, "watches every token"),
         (opened("reference"), H2O(), OptionError, "watches every token"),
+        (opened("reference"), KVzip(), OptionError, "or runs it twice"),
     ):
         with pytest.raises(error, match=words):
             CompressedCopy(CachedSequence(weights.session(None)), policy)

@@ -2,9 +2,13 @@
 
 from .by_name import POLICIES, policy_by_name
 from .chunk_kv import ChunkKV
+from .critical_kv import CriticalKV
+from .expected_attention import ExpectedAttention
 from .heavy_hitters import H2O
 from .key_diff import KeyDiff
 from .key_norm import Knorm
+from .kv_crush import KVCrush
+from .kvzip import KVzip
 from .lag_kv import LagKV
 from .policy import CachePolicy
 from .r_kv import RKV
@@ -12,6 +16,7 @@ from .scorer import Scorer
 from .sinks_and_window import SinksAndWindow
 from .snapkv import SnapKV
 from .surprise import SirLLM
+from .threshold import ThresholdBudget
 from .tova import Tova
 from .view import CacheView
 
@@ -22,6 +27,10 @@ __all__ = [
     "CachePolicy",
     "CacheView",
     "ChunkKV",
+    "CriticalKV",
+    "ExpectedAttention",
+    "KVCrush",
+    "KVzip",
     "KeyDiff",
     "Knorm",
     "LagKV",
@@ -29,6 +38,7 @@ __all__ = [
     "SinksAndWindow",
     "SirLLM",
     "SnapKV",
+    "ThresholdBudget",
     "Tova",
     "policy_by_name",
 ]

@@ -12,7 +12,8 @@ from .view import CacheView
 class CachePolicy(Protocol):
     """Decides which entries stay when the cache is full. A value: it keeps nothing between two calls.
 
-    The cache is full when it holds budget + every committed entries; select() then names at most `budget` of them.
+    The cache is full when it holds budget + every committed entries; select() then names at most `budget` of them, and
+    is asked again after `every` more.
     So what a cache holds follows from the tokens it covers and from nothing else, with drafts or without.
     """
 
@@ -45,6 +46,11 @@ class CachePolicy(Protocol):
 
         Watched are attention, where the policy needs it, and, where every token is, how surprising it was.
         """
+        ...
+
+    @property
+    def spare(self) -> int:
+        """Entries for which there must be room beside the full cache: those of rows that select() itself runs."""
         ...
 
     def select(self, view: CacheView) -> Indices:

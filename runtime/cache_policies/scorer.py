@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import numpy as np
 
@@ -45,6 +45,10 @@ class Kept:
     def needs(self) -> frozenset[Ability]:
         return frozenset({"evict_tokens"})
 
+    @property
+    def spare(self) -> int:
+        return 0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scorer(Kept, ABC):
@@ -67,6 +71,11 @@ class Scorer(Kept, ABC):
     def rows(self) -> int | None:
         return 0
 
+    @property
+    def shares(self) -> bool:
+        """Whether scores are shares of attention: never negative, and none is weighed by its value."""
+        return self.reads == {"attention"}
+
     @abstractmethod
     def scores(self, view: CacheView) -> Floats:
         """(n_layers, kv_heads, n_entries); the higher, the rather an entry stays."""
@@ -76,7 +85,18 @@ class Scorer(Kept, ABC):
         return keep_best(scores if self.per_head else scores.sum(axis=(0, 1)), self)
 
 
-def keep_best(scores: Floats, kept: Kept) -> Indices:
+class Fixed(Protocol):
+    """How many entries stay, and which of them whatever their score."""
+
+    @property
+    def budget(self) -> int: ...
+    @property
+    def sinks(self) -> int: ...
+    @property
+    def window(self) -> int: ...
+
+
+def keep_best(scores: Floats, kept: Fixed) -> Indices:
     """Entries (..., budget) with the best of scores (..., n), ascending; sinks and window always. Ties: the older."""
     n = scores.shape[-1]
     middle = scores[..., kept.sinks : n - kept.window]

@@ -20,6 +20,7 @@ class CacheView:
 
     session: Session
     tokens: Tokens  # (n_rows,)
+    context: Tokens = field(default_factory=lambda: np.empty(0, dtype=np.int64))  # all tokens that the cache covers
     queries: Floats | None = None  # (n_layers, n_heads, n_rows, head_dim), after rotation
     shares: tuple[
         Floats, ...
@@ -64,7 +65,7 @@ class CacheView:
         for start in range(0, len(self.tokens), _BLOCK):
             part = queries[:, :, start : start + _BLOCK]
             rows = part.shape[2]
-            flat = _products(part.reshape(kv_heads, -1, head_dim), keys)
+            flat = products(part.reshape(kv_heads, -1, head_dim), keys)
             scores: Floats = flat.reshape(kv_heads, -1, rows, n) * np.float32(1.0 / np.sqrt(head_dim))
             behind = np.arange(n) > first + start + np.arange(rows)[:, None]
             scores[:, :, behind] = -np.inf
@@ -80,7 +81,7 @@ class CacheView:
         self.to_carry = scores
 
 
-def _products(queries: Floats, keys: Floats) -> Floats:
+def products(queries: Floats, keys: Floats) -> Floats:
     """(kv_heads, rows, n) dot products, in blocks so small that BLAS computes each in one thread.
 
     Its threads would wait for each other at every product, beside the engine's own, which may still be spinning:

@@ -60,7 +60,7 @@ class CompressedCopy:
         if not current:
             self.close()
         rows = self.policy.rows or 0
-        queries = self._watch(tokens, rows) if rows and "attention" in self.policy.needs else None
+        queries = self._watch(tokens, rows) if rows and {"attention", "queries"} & self.policy.needs else None
         view = CacheView(self.target.session, tokens[len(tokens) - rows :], queries=queries)
         chosen = self._take(self.policy.select(view), tokens)
         self.close()
@@ -124,8 +124,9 @@ def _check(session: Session, policy: CachePolicy) -> None:
             f"{session.info.engine} engine does not offer here; use draft='self:sinks', the onnx engine or the "
             "reference engine."
         )
-    if policy.rows is None:
+    if policy.rows is None or policy.spare:
         raise OptionError(
-            f"the {policy.name} cache policy watches every token as it is run, and a copy of a cache comes later; "
+            f"the {policy.name} cache policy watches every token as it is run, or runs it twice, and a copy of a cache "
+            "comes later; "
             "choose one that looks at entries or at the last tokens: sinks, keydiff, snapkv, ..."
         )
