@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,9 +11,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from real_weights import smollm2
 
 from pilotfish.runtime.cache_policies import (
     H2O,
+    CachePolicy,
     CacheView,
     ChunkKV,
     CriticalKV,
@@ -29,11 +32,15 @@ from pilotfish.runtime.cache_policies import (
     policy_by_name,
 )
 from pilotfish.runtime.cache_policies.rotation import measured_frequencies
+from pilotfish.runtime.compression import entries_for
 from pilotfish.runtime.errors import AbilityError, OptionError
-from pilotfish.runtime.interfaces import Floats, Indices, Step, Tokens
+from pilotfish.runtime.interfaces import Floats, Indices, Step, Tokens, Weights
+from pilotfish.runtime.rows import RowRule
+from pilotfish.runtime.sequence import CachedSequence
 
 LAYERS, KV_HEADS, GROUP, DIM = 2, 2, 2, 8
 SHAPE: dict[str, Any] = {"budget": 24, "every": 12, "sinks": 2, "window": 6}
+MOST = 1.25  # times the perplexity of sinks and window
 FREQUENCIES = 100.0 ** (-np.arange(0, DIM, 2) / DIM)
 SEEDS = st.integers(0, 10_000)
 MANY = settings(max_examples=25, deadline=None)
@@ -302,3 +309,42 @@ def test_wrappers_by_name() -> None:
 def test_what_cannot_be_is_refused(make: Any, words: str) -> None:
     with pytest.raises(OptionError, match=words):
         make()
+
+
+@pytest.mark.real
+@pytest.mark.slow
+def test_on_real_text_they_lose_about_as_much_as_sinks_and_window() -> None:
+    """Perplexity of the second half of a text, each cache cut to a half and to a quarter of its entries."""
+    pytest.importorskip("onnxruntime")
+    import pilotfish
+
+    pages = Path(__file__).parent.parent / "docs"
+    text = "\n".join(
+        (pages / name).read_text("utf-8") for name in ("drafts.md", "exactness.md", "how-a-round-works.md")
+    )
+    with pilotfish.load(smollm2(), "onnx", speculate=False, threads=2) as model:
+        tokens = model.encode(text, raw=True)[:1024]
+        full = perplexity(model.target, tokens, None)
+        for share in (2, 4):
+            size = f"budget={1024 // share - 64},every=64"
+            sinks = perplexity(model.target, tokens, policy_by_name(f"sinks:{size}"))
+            assert sinks > full
+            for name in ("expected", "kvzip", "critical-snapkv"):
+                lost = perplexity(model.target, tokens, policy_by_name(f"{name}:{size}"))
+                assert 0.97 * full < lost < MOST * sinks, (name, share, full, sinks, lost)
+
+
+def perplexity(weights: Weights, tokens: Tokens, policy: CachePolicy | None) -> float:
+    rows, half, loss = RowRule(tuple(range(2, 65))), len(tokens) // 2, 0.0
+    session = weights.session(None if policy is None else entries_for(policy, rows, weights.info))
+    sequence = CachedSequence(session, rows, policy)
+    sequence.cover(tokens[:half])
+    while (at := len(sequence.tokens)) < len(tokens) - 1:
+        sequence.compress()
+        n = min(64, len(tokens) - 1 - at, sequence.until_compression or 64)
+        logits = sequence.forward(tokens[at : at + n], n_logits=n).logits.astype(np.float64)
+        top = logits.max(axis=1)
+        after = logits[np.arange(n), tokens[at + 1 : at + 1 + n]]
+        loss += float((top + np.log(np.exp(logits - top[:, None]).sum(axis=1)) - after).sum())
+    session.close()
+    return math.exp(loss / (len(tokens) - 1 - half))

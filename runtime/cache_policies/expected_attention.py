@@ -18,9 +18,10 @@ from .view import CacheView, products, softmax
 class ExpectedAttention(Scorer):
     """Keeps the entries to which the next queries will attend most, if they are spread like the last ones.
 
-    The last `observed` queries (no more than `every`), before their rotation, give a mean and a covariance; both are turned by the rotation
-    averaged over the next `ahead` positions. score = softmax(mean . key / sqrt(d) + key . covariance . key / 2d) over
-    all but the sinks, averaged over the heads that share a key, + epsilon, * |value|.
+    The last `observed` queries (no more than `every`), before their rotation, give a mean and a covariance; both are
+    turned by the rotation averaged over the next `ahead` positions.
+    score = softmax(mean . key / sqrt(d) + key . covariance . key / 2d) over all but the sinks, averaged over the heads
+    that share a key, + epsilon, * |value|.
     value_norm: False leaves the values out.
     Source: Devoto et al. 2025, Expected Attention (512 positions ahead, 4 sinks, epsilon 0). Deviations: statistics of
     the last 128 queries, which decoding takes too, not of the whole prompt; the window stays. Queries come rotated, so
