@@ -20,7 +20,7 @@ from ..loading import load
 from ..runtime.cache_policies import POLICIES, CachePolicy, policy_by_name
 from ..runtime.compression import entries_for
 from ..runtime.errors import AbilityError, OptionError
-from ..runtime.interfaces import Floats, Session, Tokens, Weights
+from ..runtime.interfaces import Floats, Tokens, Weights
 from ..runtime.model import Model
 from ..runtime.rows import RowRule
 from ..runtime.sequence import CachedSequence
@@ -156,7 +156,7 @@ class _Bench:
         """Raises AbilityError where the engine cannot carry the policy out."""
         length = self.settings.length
         policy = _sized(name, int(length * share))
-        sequence = CachedSequence(self._session(policy), self._rows, policy)
+        sequence = self._compressed(policy)
         try:
             prompt_s, prompt_s_full = self._read_prompt(sequence), self._read_prompt(self._full)
             assert sequence.compression is not None
@@ -169,9 +169,11 @@ class _Bench:
         needles = []
         for n in self.settings.needle_lengths:  # the same share of each length
             sized = _sized(name, int(n * share))
-            one = CachedSequence(self._session(sized), self._rows, sized)
-            needles += self._needles(one, (n,))
-            one.session.close()
+            one = self._compressed(sized)
+            try:
+                needles += self._needles(one, (n,))
+            finally:
+                one.session.close()
         return Row(
             name,
             str(share),
@@ -188,8 +190,13 @@ class _Bench:
             f"{self._command} --policy {name} --share {share}",
         )
 
-    def _session(self, policy: CachePolicy) -> Session:
-        return self._weights.session(entries_for(policy, self._rows, self._weights.info))
+    def _compressed(self, policy: CachePolicy) -> CachedSequence:
+        session = self._weights.session(entries_for(policy, self._rows, self._weights.info))
+        try:
+            return CachedSequence(session, self._rows, policy)
+        except AbilityError:
+            session.close()
+            raise
 
     def _read_prompt(self, sequence: CachedSequence) -> float:
         sequence.truncate(0)

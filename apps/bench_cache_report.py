@@ -7,8 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from ..runtime.errors import OptionError
 from ..runtime.storage import write_atomically
@@ -20,24 +21,27 @@ def show(report: Report) -> None:
     """The table on standard output."""
     out = Console(highlight=False, markup=False)
     out.print(f"{report['machine']}; {report['model']} on {report['engine']}; {report['length']} tokens of text")
-    table = Table("policy", "share", "ppl", "KL", "top-1", "needles", "MiB", "step", "ceiling", "select")
+    names = ("policy", "share", "ppl", "KL", "top-1", "needles", "MiB", "step", "ceiling", "select")
+    table = Table(
+        *(Column(name, no_wrap=True) for name in names), box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False
+    )
     full = _mean(report["full_needles"])
     rows = report["rows"]
     if rows:
         first = rows[0]
         whole = f"{first['kv_bytes_full'] / 2**20:.1f}"
-        table.add_row("full", "1", f"{first['perplexity_full']:.2f}", "", "", full, whole, "1.00 x", "", "")
+        table.add_row("full", "1", f"{first['perplexity_full']:.2f}", "", "", full, whole, "1.00", "", "")
     for row in rows:
         more = row["perplexity"] / row["perplexity_full"] - 1
         table.add_row(
             row["policy"],
             row["share"],
             f"{more:+.1%}",
-            f"{row['kl']:.3f}",
+            f"{row['kl']:.2f}",
             f"{row['agreement']:.1%}",
             _mean(row["needles"]),
             f"{row['kv_bytes'] / 2**20:.1f}",
-            f"{row['step_ms_full'] / row['step_ms']:.2f} x",
+            f"{row['step_ms_full'] / row['step_ms']:.2f}",
             f"{row['step_ms_ceiling'] / row['step_ms']:.2f}",
             f"{row['select_s'] / row['prompt_s']:.1%}",
         )
