@@ -189,3 +189,14 @@ def test_the_answers_are_those_of_transformers(name: str, pairs: Callable[[str],
         n_ended += answers[0].finish_reason == "stop"
     assert 2 < n_ended < 14
     sequence.session.close()
+
+
+def test_decoders_search_too() -> None:
+    prompt = as_tokens([0, 1, 2])
+    sequence = CachedSequence(ToyWeights(3).session())  # type: ignore[arg-type]
+    rounds = list(search(sequence, prompt, beams=Beams(1), limits=Limits(max_new_tokens=6)))
+    found = [t for r in rounds for t in r.tokens]
+    for i, token in enumerate(found):
+        logits = ToyWeights(3).session().forward(np.array([*prompt, *found[:i]]), n_logits=1).logits[0]
+        assert token == logits.argmax()
+    assert len(found) == 6 and sequence.tokens.tolist() == prompt[:-1].tolist()

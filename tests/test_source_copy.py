@@ -1,0 +1,91 @@
+"""Copies of the source: where copying goes on after an edit, and how sure it is of itself."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from test_proposers import Allowance
+
+from pilotfish.runtime.interfaces import Draft, Proposer, SourceReader, as_tokens
+from pilotfish.runtime.proposers import SourceCopy, Suffix
+
+START = 256
+
+
+def reader(source: str) -> Proposer:
+    return SourceCopy().reading(as_tokens([*source.encode(), 0]), 1)
+
+
+def drafted(source: str, output: str, k: int = 5) -> str:
+    """What is drafted behind the output, of which every token was a round of its own."""
+    one = reader(source)
+    context = [START, *output.encode()]
+    for n in range(1, len(context)):
+        one.propose(as_tokens(context[:n]), Allowance(k))
+    return text(one.propose(as_tokens(context), Allowance(k)))
+
+
+def text(draft: Draft) -> str:
+    return bytes(draft.tokens.tolist()).decode()
+
+
+SOURCE = "one two three four five six"
+
+
+@pytest.mark.parametrize(
+    ("output", "goes_on"),
+    [
+        ("", "one t"),
+        ("one t", "wo th"),
+        ("one X", "wo th"),  # replaced
+        ("one tXwo", " thre"),  # put in
+        ("one wo", " thre"),  # left out
+        ("one three", " four"),  # a word left out
+        ("one two and three", " four"),
+        ("One two threE", " four"),
+        ("four fi", "ve si"),  # begun in the middle
+        ("five six, and one two", " thre"),  # moved
+        ("one two three four five six", "\0"),
+    ],
+)
+def test_copying_goes_on_where_the_output_has_got_to(output: str, goes_on: str) -> None:
+    assert drafted(SOURCE, output) == goes_on
+    at_once = reader(SOURCE).propose(as_tokens([START, *output.encode()]), Allowance(5))  # after one long round
+    assert text(at_once) == goes_on
+
+
+def test_nothing_is_left_behind_the_end() -> None:
+    assert drafted(SOURCE, SOURCE + "\0") == ""
+    assert text(SourceCopy().propose(as_tokens([1, 2]), Allowance(5))) == ""
+
+
+def test_chances_follow_what_was_copied() -> None:
+    def chance(output: bytes) -> float:
+        draft = reader(SOURCE * 4).propose(as_tokens([START, *output]), Allowance(5))
+        return 0.0 if draft.expected is None else float(draft.expected[0])
+
+    copied = (SOURCE * 4).encode()
+    assert chance(copied[:80]) > chance(copied[:10]) > 0.8
+    other = np.random.default_rng(0).integers(128, 250, 60).astype(np.uint8).tobytes()
+    assert chance(other) < 0.03 < chance(other[:20]) < 0.3
+    draft = reader(SOURCE).propose(as_tokens([START, *copied[:10]]), Allowance(5))
+    assert draft.expected is not None and (np.diff(draft.expected) < 0).all() and draft.laws is None
+
+
+def test_rounds_of_any_length_align_alike_after_a_copy() -> None:
+    output = b"One two thre four fife six"
+    rng = np.random.default_rng(1)
+    for _ in range(20):
+        one, n = reader(SOURCE), 0
+        while n < len(output):
+            n = min(len(output), n + int(rng.integers(1, 9)))
+            last = one.propose(as_tokens([START, *output[:n]]), Allowance(5))
+        assert text(last) == "\0"
+
+
+def test_both_lookups_read_sources() -> None:
+    for proposer in (SourceCopy(), Suffix()):
+        assert isinstance(proposer, SourceReader)
+        again = proposer.reading(as_tokens([5, 6, 7, 8]), 1).propose(as_tokens([9, 6]), Allowance(2))
+        assert again.tokens.tolist() == [7, 8]
+    assert Suffix().propose(as_tokens([9, 6]), Allowance(2)).tokens.tolist() == []
