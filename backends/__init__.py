@@ -162,7 +162,10 @@ def openers(path: Path, device: str | None = None) -> list[Backend]:
             else:
                 ways.append(backend.install)
     if not found and ways:
-        raise EngineMissingError(f"no engine that opens {path} is installed. Add one with: {' or '.join(ways)}")
+        where = f" on the device {device}" if device else ""
+        raise EngineMissingError(
+            f"no installed engine opens {path}{where}. Others might; add one with: {' or '.join(ways)}"
+        )
     if not found:
         raise UnsupportedModelError(f"no engine opens {path}{_held(path)}.")
     return found
