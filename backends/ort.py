@@ -62,8 +62,8 @@ class OrtBackend:
             raise EngineMissingError(f"the onnx engine is not installed. Add it with: {self.install}")
         device = device or "cpu"
         found = find(device)
+        check_kv_dtype(kv_dtype, device, False)
         if found.format != "onnx":
-            check_kv_dtype(kv_dtype, device, False)
             return open_static(path, device, threads, options)
         refuse_options(self.name, options)
         bundle = open_bundle(path)
