@@ -131,9 +131,10 @@ def evaluation_of(source: ModelSource) -> Evaluation:
     """The texts and prompts for a model, one of them longer than its sliding window, if it has one of this size."""
     window = source.settings.get("sliding_window")
     slides = isinstance(window, int) and window <= _WIDEST_WINDOW and source.settings.get("use_sliding_window", True)
-    return evaluation_for(
-        source.tokenizer, source.chat_template, source.context_length, window=window if slides else None
-    )
+    length = source.context_length
+    if source.pair is not None:  # read by the encoder, and after the answer's first tokens by the decoder
+        length = min(length, source.pair.source_limit or length) - len(source.pair.decoder_start)
+    return evaluation_for(source.tokenizer, source.chat_template, length, window=window if slides else None)
 
 
 def evaluation_for(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..runtime.errors import ModelFileError, UnsupportedModelError
+from .seq2seq_families import ENCODER_DECODERS
 
 SUPPORTED = ("llama", "qwen2", "qwen3", "gemma3_text", "phi3", "mistral")  # model_type of transformers
 
@@ -44,7 +45,7 @@ def text_settings(settings: Mapping[str, Any], path: Path) -> dict[str, Any]:
     if kind not in SUPPORTED:
         raise UnsupportedModelError(
             f"{path} holds a model of the family {kind!r}: not yet, because its computation is not checked here. "
-            f"Families that are: {', '.join(SUPPORTED)}."
+            f"Families that are: {', '.join((*SUPPORTED, *ENCODER_DECODERS))}."
         )
     for name, why in _REFUSED.items():
         if found.get(name):

@@ -17,6 +17,7 @@ from ..runtime.storage import file_digest
 from ..runtime.tokenizer import Tokenizer
 from .families import text_settings
 from .model_source import EXPORT_EXTRA, ModelSource, build_config
+from .seq2seq_families import ENCODER_DECODERS, pair_facts, pair_settings
 
 if TYPE_CHECKING:
     import torch
@@ -35,10 +36,15 @@ def open_folder(path: Path) -> ModelSource:
 
     Raises ModelNotFoundError, ModelFileError and UnsupportedModelError, all before a weight is read.
     """
-    settings = text_settings(_json(path / "config.json", required=True), path)
+    settings, pair = _json(path / "config.json", required=True), None
+    if settings.get("model_type") in ENCODER_DECODERS:
+        settings = pair_settings(settings, path)
+        pair = pair_facts(build_config(settings, path), _json(path / "generation_config.json"))
+    else:
+        settings = text_settings(settings, path)
     files = _weight_files(path)
     weights = SafetensorsWeights(path, files)
-    context_length = int(build_config(settings, path).max_position_embeddings)
+    length = pair.context_length if pair is not None else int(build_config(settings, path).max_position_embeddings)
     tokenizer, template = _tokenizer(path, settings)
     digests = "".join(f"{file.name} {file_digest(file)}\n" for file in (path / "config.json", *files))
     return ModelSource(
@@ -48,7 +54,7 @@ def open_folder(path: Path) -> ModelSource:
         model_id=_model_id(path, settings),
         license=_license(path),
         architecture=str(settings["model_type"]),
-        context_length=context_length,
+        context_length=length,
         tokenizer=tokenizer,
         chat_template=template,
         bos_id=tokenizer.bos_id,
@@ -56,6 +62,7 @@ def open_folder(path: Path) -> ModelSource:
         eos_ids=tokenizer.ordered_eos_ids,
         settings=settings,
         weights=weights,
+        pair=pair,
     )
 
 

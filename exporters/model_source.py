@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 from ..runtime.errors import EngineMissingError, ModelFileError, UnsupportedModelError
 from ..runtime.tokenizer import Tokenizer
+from .seq2seq_families import PairFacts
 
 if TYPE_CHECKING:
     import torch
@@ -52,6 +53,7 @@ class ModelSource:
     eos_ids: tuple[int, ...]
     settings: Mapping[str, Any] = field(repr=False)  # as config.json has them
     weights: StoredWeights = field(repr=False)
+    pair: PairFacts | None = None  # of an encoder-decoder
 
     def config(self) -> PretrainedConfig:
         """transformers' configuration, made anew. Raises EngineMissingError and ModelFileError."""
@@ -63,6 +65,8 @@ class ModelSource:
         Memory: one f32 copy. Raises ModelFileError where a tensor is missing, odd, or left over, before
         any is read.
         """
+        if self.pair is not None:
+            return load_pair(self.config(), self.path, self.pair)
         return load_model(self.config(), self.weights, self.path, progress or (lambda share: None))
 
 
@@ -103,6 +107,40 @@ def load_model(config: PretrainedConfig, weights: StoredWeights, path: Path, pro
     model.requires_grad_(False)
     model.train(False)
     return model
+
+
+def load_pair(config: PretrainedConfig, path: Path, facts: PairFacts) -> PreTrainedModel:
+    """An encoder-decoder in f32 on the CPU, read by transformers, which knows what of it is tied and what is computed.
+
+    Nothing is fetched, and nothing but safetensors read. Raises ModelFileError where a tensor is missing or odd.
+    """
+    try:
+        import torch
+        from transformers import AutoModelForSeq2SeqLM, AutoModelForSpeechSeq2Seq
+    except ImportError as error:
+        raise EngineMissingError(f"exporting needs the package {error.name}. {EXPORT_EXTRA}") from error
+    made: Any = AutoModelForSpeechSeq2Seq if facts.source_kind == "audio" else AutoModelForSeq2SeqLM
+    try:
+        model, loaded = made.from_pretrained(
+            path,
+            config=config,
+            dtype=torch.float32,
+            attn_implementation="eager",
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ModelFileError(f"{path} cannot be read as a {config.model_type}: {error}") from error
+    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if loaded[what]:
+            raise ModelFileError(
+                f"{path} does not hold what its configuration says: {what.replace('_keys', '')} is "
+                f"{sorted(map(str, loaded[what]))[0]}. Fetch or copy the model again."
+            )
+    model.requires_grad_(False)
+    model.train(False)
+    return model  # type: ignore[no-any-return]
 
 
 def _check_shapes(

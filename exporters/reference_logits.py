@@ -19,6 +19,8 @@ from .weight_form import WeightForm
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from .model_source import ModelSource
+
 _CANARY_TOKENS, _CANARY_ANSWERS = 48, 14  # as runtime/canary.py asks them
 _GREEDY = 16
 
@@ -26,8 +28,14 @@ _GREEDY = 16
 class SourceJudge:
     """A torch model that answers. It is not changed, and is no longer held than the judge is."""
 
+    start: tuple[int, ...] = ()  # what every answer begins with
+
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
+
+    def source(self, text: Tokens) -> Tokens | None:
+        """What is read before a text; None for nothing, or for a stand-in of it."""
+        return None
 
     def logits(self, tokens: Tokens, n_logits: int | None = None) -> Floats:
         """Logits after each of the last `n_logits` tokens (None: all), every token given: (n_logits, vocab_size)."""
@@ -70,6 +78,15 @@ class SourceJudge:
         )
 
 
+def judge_of(source: ModelSource, model: PreTrainedModel) -> SourceJudge:
+    """Who answers for a source."""
+    if source.pair is None:
+        return SourceJudge(model)
+    from .seq2seq_judge import PairJudge
+
+    return PairJudge(model, source.pair)
+
+
 def rounding_alone(judge: SourceJudge, answers: Answers, logits: Mapping[str, Floats], form: WeightForm) -> Parity:
     """How far the source is from itself once its weights are rounded as the form says, and nothing else is done.
 
@@ -99,11 +116,12 @@ def judge_answers(
 
 def judge_canary(judge: SourceJudge, text: Tokens, context_length: int) -> tuple[Canary, GreedyAnswer]:
     """The known answer that every device is asked for, and how the source goes on after it."""
-    tokens = text[: max(1, min(_CANARY_TOKENS, context_length - _GREEDY))]
+    tokens = text[: max(1, min(_CANARY_TOKENS, context_length - _GREEDY) - len(judge.start))]
     logits = judge.logits(tokens, min(_CANARY_ANSWERS, len(tokens)))
     top = np.partition(logits, -2, axis=-1)[:, -2:]
     canary = Canary(
-        tokens=tuple(tokens.tolist()),
+        tokens=(*judge.start, *tokens.tolist()),
+        source=() if (read := judge.source(tokens)) is None else tuple(read.tolist()),
         best=tuple(logits.argmax(axis=-1).tolist()),
         gaps=tuple((top[:, 1] - top[:, 0]).astype(float).tolist()),
     )

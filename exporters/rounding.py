@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _CHUNK = 1 << 22  # weights rounded at once: the steps in between take several copies
+_EXACT = ("embed_positions", "relative_attention_bias")  # tables of encoder-decoders that stay floats
 _BITS: dict[Stored, int] = {"int8": 8, "int4": 4}
 
 
@@ -22,7 +23,9 @@ def rounded(model: PreTrainedModel, form: WeightForm) -> Iterator[None]:
     """Every matrix of the model rounded while it is used, and whole again after it."""
     hooks: list[Any] = []
     output: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    for module in model.modules():
+    for name, module in model.named_modules():
+        if name.endswith(_EXACT):
+            continue
         if isinstance(module, torch.nn.Embedding):
             stored = form.embedding_form
         elif isinstance(module, torch.nn.Linear):

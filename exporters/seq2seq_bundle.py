@@ -36,7 +36,8 @@ def export_seq2seq(
     tokenizer: a tokenizer.json. Not compared with the model: `pilotfish export` does that, from a folder.
     Raises UnsupportedModelError, EngineMissingError, OptionError and CacheWriteError; the folder is as it was then.
     """
-    facts = pair_facts(model.config, getattr(model, "generation_config", None))
+    generation: Any = getattr(model, "generation_config", None)
+    facts = pair_facts(model.config, generation.to_dict() if generation is not None else {})
     with new_bundle(folder) as building:
         (building / "onnx").mkdir()
         recipe = export_seq2seq_onnx(

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..runtime.errors import UnsupportedModelError
+from ..runtime.errors import ModelFileError, UnsupportedModelError
 
 if TYPE_CHECKING:
-    from transformers import GenerationConfig, PretrainedConfig
+    from transformers import PretrainedConfig
 
 ENCODER_DECODERS = ("t5", "mt5", "bart", "mbart", "pegasus", "marian", "whisper")  # model_type of transformers
 
+_REFUSED = {  # entries that, where they are set, change the computation in ways not built
+    "quantization_config": "its weights are quantized already; give the model that it was made from",
+    "auto_map": "it brings program code of its own, which is never run",
+}
+_SIZES = ("vocab_size", "d_model", "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers", "num_heads")
+_MOST = 1 << 30
 _UNBOUNDED = 2048  # entries offered where positions are relative and the configuration names no length
 
 
@@ -26,9 +34,31 @@ class PairFacts:
     eos_ids: tuple[int, ...]
 
 
-def pair_facts(config: PretrainedConfig, generation: GenerationConfig | None) -> PairFacts:
-    """What a configuration and the settings for generating say. Raises UnsupportedModelError without a start token."""
-    said: Any = generation
+def pair_settings(settings: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """The entries of config.json of an encoder-decoder of a known family.
+
+    Raises UnsupportedModelError for what cannot be exported yet, and ModelFileError for what cannot be.
+    """
+    kind = settings["model_type"]
+    for name, why in _REFUSED.items():
+        if settings.get(name):
+            raise UnsupportedModelError(
+                f"{path} holds a {kind} that cannot be exported: not yet, because {why} ({name})."
+            )
+    if settings.get("is_encoder_decoder") is False:
+        raise UnsupportedModelError(f"{path} holds one half of a {kind}: not yet, only encoder and decoder together.")
+    for name in _SIZES:
+        value = settings.get(name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 0 < value < _MOST):
+            raise ModelFileError(f"{path}: {name} is {value!r}, but must be a positive whole number.")
+    return dict(settings)
+
+
+def pair_facts(config: PretrainedConfig, said: Mapping[str, Any]) -> PairFacts:
+    """What a configuration and the settings for generating say. Raises UnsupportedModelError without a start token.
+
+    said: the entries of generation_config.json.
+    """
     settings: Any = config
     kind = settings.model_type
     if kind == "whisper":
@@ -47,7 +77,7 @@ def pair_facts(config: PretrainedConfig, generation: GenerationConfig | None) ->
     )
 
 
-def _decoder_start(settings: Any, said: Any) -> tuple[int, ...]:
+def _decoder_start(settings: Any, said: Mapping[str, Any]) -> tuple[int, ...]:
     """Start token and whatever is forced to follow it: a language, or what a transcript is asked for."""
     start = _either(said, settings, "decoder_start_token_id")
     if start is None:
@@ -62,12 +92,11 @@ def _decoder_start(settings: Any, said: Any) -> tuple[int, ...]:
     for _, token in _either(said, settings, "forced_decoder_ids") or ():
         if token is not None:
             found.append(int(token))
-    silent = getattr(said, "no_timestamps_token_id", None)
+    silent = said.get("no_timestamps_token_id")
     if silent is not None and silent not in found:
         found.append(int(silent))
     return tuple(found)
 
 
-def _either(said: Any, settings: Any, name: str) -> Any:
-    value = getattr(said, name, None)
-    return value if value is not None else getattr(settings, name, None)
+def _either(said: Mapping[str, Any], settings: Any, name: str) -> Any:
+    return said[name] if said.get(name) is not None else getattr(settings, name, None)

@@ -96,14 +96,20 @@ class OnnxFormat:
         if order.form is None or model is None or is_stored_so(source, order.form):
             return _import_as_is(source, order, folder, progress)
         from .hf_onnx import export_onnx
+        from .seq2seq_onnx import export_seq2seq_onnx
 
+        def tell(share: float, what: str) -> None:
+            progress(share)
+
+        if source.pair is not None:
+            return export_seq2seq_onnx(model, folder, order.form, activations=order.activations, progress=tell)
         return export_onnx(
             model,
             folder,
             order.form,
             activations=order.activations,
             samples=order.samples if "gptq" in order.data_aware else (),
-            progress=lambda share, what: progress(share),
+            progress=tell,
         )
 
     def finish(self, source: ModelSource, order: Order, folder: Path, progress: Share) -> dict[str, str]:
@@ -260,6 +266,22 @@ def _has_f32(form: WeightForm) -> bool:
     return "fp32" in (form.layers, form.embedding_form, form.output_form)
 
 
+def files_of_format(name: str, source: ModelSource) -> tuple[str, str | None]:
+    """The file of a format that is opened, and that of its encoder, if it has one."""
+    return (FORMATS[name].file, None) if source.pair is None else (_PAIRS[name][0], _PAIRS[name][1])
+
+
+def refuse_pair(source: ModelSource, names: tuple[str, ...]) -> None:
+    """Raise UnsupportedModelError where an encoder-decoder is wanted in a format that has no place for one yet."""
+    wrong = [name for name in names if name not in _PAIRS]
+    if source.pair is not None and wrong:
+        raise UnsupportedModelError(
+            f"{source.path} holds an encoder-decoder ({source.architecture}), which cannot be exported to "
+            f"{', '.join(wrong)} yet. Formats that hold one: {', '.join(_PAIRS)}."
+        )
+
+
+_PAIRS = {"onnx": ("onnx/decoder.onnx", "onnx/encoder.onnx")}
 FORMATS: Mapping[str, Format] = {"onnx": OnnxFormat(), "openvino": OpenVinoFormat(), "gguf": GgufFormat()}
 
 

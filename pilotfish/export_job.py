@@ -16,7 +16,7 @@ from .exporters.mobile import DEFAULT_TARGETS, TARGETS
 from .exporters.parity import Parity
 from .exporters.thresholds import Thresholds
 from .exporters.weight_form import WeightForm
-from .exporters.writers import FORMATS, DataAware, Order, pack_bytes_needed
+from .exporters.writers import FORMATS, DataAware, Order, pack_bytes_needed, refuse_pair
 from .opening import resolve
 from .runtime.building import refuse_foreign
 from .runtime.bundle import Bundle, open_bundle
@@ -108,6 +108,7 @@ def prepare(job: Job) -> Plan:
     refuse_unused(job, (*job.to, *(DEFAULT_TARGETS if MOBILE in job.to else ())))
     refuse_foreign(job.out)
     source = open_job_source(job)
+    refuse_pair(source, job.to)
     if job.form is None and source.format != "gguf":
         raise OptionError("weights='source' is for .gguf files, whose weights are quantized; choose int4 or int8.")
     order = Order(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .export_job import format_of
+from .exporters.writers import FORMATS, files_of_format
 from .runtime.bundle import Bundle, Manifest, Source, describe_files
 from .runtime.canary import Canary
 from .runtime.manifest import FileFact, GreedyAnswer
@@ -64,6 +65,8 @@ def compose(
     recipe = {k: v for name in stays if old for k, v in _prefixed(name, old.recipe_of(name)).items()}
     for name, one in made.items():
         recipe |= _prefixed(name, one.recipe)
+    pair = source.pair
+    encoders = {name: file for name in made if name in FORMATS and (file := files_of_format(name, source)[1])}
     ran = {name: dict(one.report) for name, one in made.items() if one.report}
     return Manifest(
         model_id=source.model_id,
@@ -74,6 +77,10 @@ def compose(
         source=Source(name=source.path.name, sha256=source.sha256, format=source.format),
         files=files_of(folder),
         formats={name: old.formats[name] for name in stays if old} | {n: one.file for n, one in made.items()},
+        encoders={**({n: old.encoders[n] for n in stays if old and n in old.encoders}), **encoders},
+        decoder_start=() if pair is None else pair.decoder_start,
+        source_limit=None if pair is None else pair.source_limit,
+        source_kind="text" if pair is None else pair.source_kind,
         tokenizer=TOKENIZER,
         chat_template=source.chat_template,
         bos_id=source.bos_id,

@@ -20,7 +20,7 @@ from .cache_types import cache_hint, measure_cache_types
 from .export_job import Job, Plan
 from .export_manifest import ANSWERS, PLAN, TOKENIZER, Known, Made, compose
 from .exporters.parity import Answers, Parity
-from .exporters.writers import FORMATS
+from .exporters.writers import FORMATS, files_of_format
 from .opening import Place, Progress
 from .runtime.bundle import Bundle, read_json, write_json_atomically, write_manifest
 from .runtime.canary import TEXT, Canary
@@ -198,9 +198,9 @@ class Steps:
 
     def _ask(self, model: PreTrainedModel) -> None:
         from .exporters.evaluation import evaluation_of
-        from .exporters.reference_logits import SourceJudge, judge_answers, judge_canary, rounding_alone
+        from .exporters.reference_logits import judge_answers, judge_canary, judge_of, rounding_alone
 
-        what, judge, source = "asking the source", SourceJudge(model), self._source
+        what, judge, source = "asking the source", judge_of(self._source, model), self._source
         self._tell(what, 0.0)
         self._canary = judge_canary(judge, source.tokenizer.encode(TEXT), source.context_length)
         self._answers, self._logits = judge_answers(judge, evaluation_of(source), lambda share: self._tell(what, share))
@@ -227,7 +227,7 @@ class Steps:
         more = FORMATS[name].finish(
             self._source, self._order, self._folder / name, lambda share: self._tell(what, share)
         )
-        self._keep(name, Made(FORMATS[name].file, recipe | more))
+        self._keep(name, Made(files_of_format(name, self._source)[0], recipe | more))
         self.seconds[name] += time.perf_counter() - began
 
     def _write_target(self, name: str, model: PreTrainedModel) -> None:

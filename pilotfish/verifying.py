@@ -19,8 +19,9 @@ from .opening import Place, Progress, open_weights
 from .runtime.bundle import Bundle, open_bundle
 from .runtime.canary import WRONG, canary_error
 from .runtime.errors import EngineMissingError, ModelFileError, OptionError
-from .runtime.interfaces import Floats, Session, Tokens
+from .runtime.interfaces import Floats, ModelInfo, Session, Tokens
 from .runtime.manifest import Manifest
+from .runtime.source import prepare
 
 if TYPE_CHECKING:
     from .exporters.model_source import ModelSource
@@ -145,7 +146,7 @@ def verify_format(
     thresholds = thresholds_of(bundle.manifest, form)
     weights, _ = open_weights(bundle.folder, place, tell)
     try:
-        session = weights.session(min(weights.info.context_length, _room(answers)))
+        session = weights.session(min(weights.info.context_length, _room(answers) + n_started(weights.info)))
         parity = _compare(session, answers, logits, lambda share: tell(what, share))
         canary = bundle.manifest.canary
         error = None if canary is None else canary_error(session, canary)
@@ -218,12 +219,12 @@ def _ask(bundle: Bundle, source: str | os.PathLike[str], tell: Progress) -> tupl
 def ask_source(source: ModelSource, tell: Progress) -> tuple[Answers, Mapping[str, Floats]]:
     """The source's answers to the evaluation, from torch."""
     from .exporters.evaluation import evaluation_of
-    from .exporters.reference_logits import SourceJudge, judge_answers
+    from .exporters.reference_logits import judge_answers, judge_of
 
     what = "asking the source"
     tell(what, 0.0)
     model = source.torch_model(progress=lambda share: tell("reading the source", share))
-    return judge_answers(SourceJudge(model), evaluation_of(source), lambda share: tell(what, share))
+    return judge_answers(judge_of(source, model), evaluation_of(source), lambda share: tell(what, share))
 
 
 def _room(answers: Answers) -> int:
@@ -249,6 +250,7 @@ def _compare(
 
 def read_text(session: Session, tokens: Tokens, n_logits: int) -> Floats:
     """Logits after each of the last n_logits tokens of a text, (n_logits, vocab_size). The session is left empty."""
+    _begin(session, tokens)
     first, rows = len(tokens) - n_logits, []
     for at in range(0, first, _CHUNK):
         session.forward(tokens[at : min(at + _CHUNK, first)], n_logits=0)
@@ -264,10 +266,35 @@ def read_answer(session: Session, prompt: Tokens, ids: Tokens) -> Tokens:
 
     Up to the first place where it differs from `ids` this is what greedy decoding would have given.
     """
-    if len(prompt) > 1:
+    started = _begin(session, prompt, held_back=1)
+    given = prompt if started is None else started
+    if started is None and len(prompt) > 1:
         session.forward(prompt[:-1], n_logits=0)
     best = []
-    for token in (prompt[-1], *ids[:-1]):
+    for token in (given[-1], *ids[:-1]):
         best.append(int(session.forward(np.array([token], np.int64), n_logits=1).logits[0].argmax()))
     session.truncate(0)
     return np.array(best, np.int64)
+
+
+def n_started(info: ModelInfo) -> int:
+    """How many tokens the answers of this model begin with."""
+    return 0 if info.encoder is None else len(info.encoder.decoder_start)
+
+
+def _begin(session: Session, text: Tokens, held_back: int = 0) -> Tokens | None:
+    """Let an encoder read the text, or silence, and start an answer but for its last tokens; what it begins with.
+
+    None for a decoder, which reads the text itself.
+    """
+    encoder = session.info.encoder
+    if encoder is None:
+        return None
+    if encoder.source_kind == "audio":
+        prepare(session)
+    else:
+        session.encode(text)
+    start = np.array(encoder.decoder_start, np.int64)
+    if len(start) > held_back:
+        session.forward(start[: len(start) - held_back], n_logits=0)
+    return start

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from tiny_families import VOCAB_SIZE as READ
+from tiny_families import tiny_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -83,7 +88,16 @@ def tiny_pair(name: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
         if part.endswith("relative_attention_bias.weight"):
             values.data = torch.randn_like(values)
     if hasattr(model, "final_logits_bias"):
-        model.final_logits_bias = torch.rand(1, VOCAB_SIZE)
+        model.final_logits_bias = torch.rand(1, config.vocab_size)
     model.requires_grad_(False)
     model.train(False)
     return model
+
+
+def save_pair(name: str, folder: Path, **changes: Any) -> Path:
+    """A whole Hugging Face folder of this model, of a vocabulary that its tokenizer fits."""
+    tiny_pair(name, vocab_size=READ, **changes).save_pretrained(folder)
+    tiny_tokenizer().save(str(folder / "tokenizer.json"))
+    settings = {"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": False}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
