@@ -28,6 +28,7 @@ class PairJudge(SourceJudge):
     def __init__(self, model: PreTrainedModel, facts: PairFacts) -> None:
         super().__init__(model)
         self.start, self._hears = facts.decoder_start, facts.source_kind == "audio"
+        self._silence: Any = None  # as the encoder sees it: the same for every text
 
     def source(self, text: Tokens) -> Tokens | None:
         return None if self._hears else text
@@ -55,8 +56,10 @@ class PairJudge(SourceJudge):
     def _encode(self, text: Tokens) -> Any:
         model: Any = self.model
         if self._hears:
-            bins, frames = model.config.num_mel_bins, 2 * model.config.max_source_positions
-            return model.get_encoder()(torch.zeros(1, bins, frames))
+            if self._silence is None:
+                bins, frames = model.config.num_mel_bins, 2 * model.config.max_source_positions
+                self._silence = model.get_encoder()(torch.zeros(1, bins, frames))
+            return self._silence
         return model.get_encoder()(torch.from_numpy(np.asarray(text, np.int64))[None])
 
     def _decode(self, encoded: Any, tokens: Sequence[int]) -> Any:
