@@ -271,8 +271,13 @@ def files_of_format(name: str, source: ModelSource) -> tuple[str, str | None]:
     return (FORMATS[name].file, None) if source.pair is None else (_PAIRS[name][0], _PAIRS[name][1])
 
 
-def refuse_pair(source: ModelSource, names: tuple[str, ...]) -> None:
-    """Raise UnsupportedModelError where an encoder-decoder is wanted in a format that has no place for one yet."""
+def refuse_pair(source: ModelSource, names: tuple[str, ...], data_aware: tuple[DataAware, ...]) -> None:
+    """Raise UnsupportedModelError where an encoder-decoder is wanted in a way that is not built yet."""
+    if source.pair is not None and data_aware:
+        raise UnsupportedModelError(
+            f"{source.path} holds an encoder-decoder ({source.architecture}), whose weights cannot be fitted to a text "
+            f"yet: leave {', '.join(data_aware)} out."
+        )
     wrong = [name for name in names if name not in _PAIRS]
     if source.pair is not None and wrong:
         raise UnsupportedModelError(

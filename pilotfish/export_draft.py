@@ -12,7 +12,7 @@ from .export_options import only_for
 from .exporters.writers import FORMATS
 from .opening import Progress
 from .runtime.bundle import open_bundle, write_json_atomically
-from .runtime.errors import CacheWriteError
+from .runtime.errors import CacheWriteError, OptionError
 from .runtime.manifest import DraftEntry
 from .runtime.pairing import Pairing, pair
 from .verifying import Report, own_threads

@@ -108,7 +108,7 @@ def prepare(job: Job) -> Plan:
     refuse_unused(job, (*job.to, *(DEFAULT_TARGETS if MOBILE in job.to else ())))
     refuse_foreign(job.out)
     source = open_job_source(job)
-    refuse_pair(source, job.to)
+    refuse_pair(source, job.to, job.data_aware)
     if job.form is None and source.format != "gguf":
         raise OptionError("weights='source' is for .gguf files, whose weights are quantized; choose int4 or int8.")
     order = Order(
