@@ -9,6 +9,7 @@ import json
 import shutil
 import struct
 from collections.abc import Iterator, Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
@@ -16,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..runtime.errors import ModelFileError, ModelNotFoundError, OptionError, UnsupportedModelError
-from ..runtime.storage import temporary_name
+from ..runtime.storage import cache_dir, file_digest, temporary_name
 
 Arrays: TypeAlias = dict[str, npt.NDArray[Any]]
 
@@ -66,6 +67,20 @@ def whisper_folder(path: Path, folder: Path) -> Path:
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return folder
+
+
+def is_container(path: Path) -> bool:
+    """Whether a folder holds a model as CTranslate2 keeps it, and none as others do."""
+    return (path / "model.bin").is_file() and not any(path.glob("*.safetensors"))
+
+
+def converted(path: Path) -> Path:
+    """The Hugging Face folder of a container, made once and kept in the cache. Raises what whisper_folder raises."""
+    files = [path / name for name in ("model.bin", "tokenizer.json", "config.json")]
+    digests = "".join(file_digest(file) for file in files if file.is_file())
+    name = f"{path.resolve().name}-{sha256(digests.encode()).hexdigest()[:16]}"
+    folder = cache_dir() / "converted" / name
+    return folder if folder.is_dir() else whisper_folder(path, folder)
 
 
 def read_container(path: Path) -> tuple[str, Arrays]:

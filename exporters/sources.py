@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from ..runtime.errors import DownloadError, EngineMissingError, ModelNotFoundError
+from .ctranslate2_file import converted, is_container
 from .families import SUPPORTED
 from .gguf_source import open_gguf
 from .hf_folder import open_folder
@@ -26,7 +27,7 @@ def open_source(path: str | Path) -> ModelSource:
     """
     found = Path(path)
     if found.is_dir():
-        return open_folder(found)
+        return open_folder(converted(found) if is_container(found) else found)
     if found.exists():
         return open_gguf(found)
     if found.suffix.lower() == ".gguf" or not _HUB_ID.fullmatch(str(path)):

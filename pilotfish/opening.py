@@ -99,6 +99,13 @@ def _resolve_folder(folder: Path) -> Path:
             f"{folder} is a Hugging Face folder: weights to export, not to run. Make a bundle of it once with: "
             f"pilotfish export {folder} -o {folder.name}-bundle   and open that, or give a .gguf file of the model."
         )
+    graphs = sorted(path.name for path in (*folder.glob("*.onnx"), *folder.glob("*.ort")))
+    if graphs:
+        raise UnsupportedModelError(
+            f"{folder} holds ONNX Runtime files made elsewhere ({', '.join(graphs)}), without {MANIFEST_NAME}: their "
+            "steps cannot check several tokens and take them back. Export the weights that they were made from: "
+            "pilotfish export FOLDER -o BUNDLE"
+        )
     raise ModelNotFoundError(f"{folder} holds no model: no {MANIFEST_NAME} and no .gguf file.")
 
 

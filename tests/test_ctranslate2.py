@@ -9,9 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tiny_families import tiny_tokenizer
 from tiny_seq2seq import tiny_pair
 
 from pilotfish.exporters.ctranslate2_file import read_container, whisper_folder
+from pilotfish.exporters.sources import open_source
+from pilotfish.loading import load
 from pilotfish.runtime.errors import ModelFileError, ModelNotFoundError, UnsupportedModelError
 
 torch = pytest.importorskip("torch", reason="exporting needs torch")
@@ -124,3 +127,22 @@ def test_what_is_no_such_container_is_refused(kept: Path, tmp_path: Path) -> Non
     with pytest.raises(ModelNotFoundError, match=r"model\.bin"):
         whisper_folder(kept, tmp_path / "hf")
     assert not (tmp_path / "hf").exists()
+
+
+def test_it_is_a_source_like_any_other(kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PILOTFISH_CACHE", str(tmp_path / "cache"))
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens(list(_SPECIAL))
+    tokenizer.save(str(kept / "tokenizer.json"))
+    for _ in range(2):  # made, and found again
+        source = open_source(kept)
+        assert source.pair is not None and source.pair.source_kind == "audio" and source.pair.source_limit == 120
+        start = tuple(tokenizer.token_to_id(name) for name in ("<|startoftranscript|>", "<|notimestamps|>"))
+        assert source.pair.decoder_start == start and source.architecture == "whisper"
+    assert len(list((tmp_path / "cache" / "converted").iterdir())) == 1
+
+
+def test_graphs_made_elsewhere_are_explained(tmp_path: Path) -> None:
+    (tmp_path / "encoder_model.ort").write_bytes(b"ORTM")
+    with pytest.raises(UnsupportedModelError, match=r"made elsewhere \(encoder_model\.ort\).*pilotfish export"):
+        load(tmp_path)
