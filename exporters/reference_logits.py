@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from ..runtime.canary import Canary
+from ..runtime.errors import ModelFileError
 from ..runtime.interfaces import Floats, Tokens
 from ..runtime.manifest import GreedyAnswer
 from .evaluation import Evaluation
@@ -38,11 +39,19 @@ class SourceJudge:
         return None
 
     def logits(self, tokens: Tokens, n_logits: int | None = None) -> Floats:
-        """Logits after each of the last `n_logits` tokens (None: all), every token given: (n_logits, vocab_size)."""
+        """Logits after each of the last `n_logits` tokens (None: all), every token given: (n_logits, vocab_size).
+
+        Raises ModelFileError where they are not finite.
+        """
         n = len(tokens) if n_logits is None else n_logits
         with torch.inference_mode():
             ids = torch.from_numpy(np.asarray(tokens, np.int64))[None]
             rows = self.model(input_ids=ids, use_cache=False, logits_to_keep=n).logits[0]
+        if not torch.isfinite(rows).all():
+            raise ModelFileError(
+                "the source's own answers are not finite numbers: its weights are damaged, or were stored in too few "
+                "bits. Fetch or copy it again."
+            )
         return np.asarray(rows.float().numpy(), np.float32)
 
     def greedy(self, prompts: Sequence[Tokens], n_tokens: int) -> tuple[GreedyRun, ...]:

@@ -179,6 +179,8 @@ def _possible_targets(job: Job, source: ModelSource, order: Order) -> tuple[tupl
 def _context(job: Job, source: ModelSource) -> int:
     if job.context is None:
         return min(_CONTEXT, source.context_length)
+    if job.context < 1:
+        raise OptionError(f"context is {job.context}, but must be 1 or more tokens.")
     if job.context > source.context_length:
         raise OptionError(
             f"context is {job.context}, but this model was made for {source.context_length} tokens; choose no more."

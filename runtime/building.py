@@ -63,6 +63,9 @@ def new_bundle(folder: Path, take_over: Callable[[Path], bool] | None = None) ->
 
 def refuse_foreign(folder: Path) -> None:
     """Raise OptionError where something that is not a bundle is in the way of one."""
+    above = next(path for path in folder.absolute().parents if path.exists())
+    if not above.is_dir():
+        raise OptionError(f"{above} is a file, and {folder} cannot lie in it. Choose another folder.")
     if folder.is_file():
         raise OptionError(f"{folder} is a file; a bundle is a folder. Choose another name.")
     is_empty = folder.is_dir() and not any(folder.iterdir())

@@ -128,7 +128,9 @@ def disk_is_full(error: OSError, folder: Path) -> bool:
 
 def write_error(folder: Path, error: OSError) -> CacheWriteError:
     """The error to raise where something could not be written into a folder."""
-    reason = "the disk is full" if disk_is_full(error, folder) else error.strerror or str(error)
-    return CacheWriteError(
-        f"{folder} cannot be written: {reason}. Free space there, or set PILOTFISH_CACHE to a folder with more."
-    )
+    full = disk_is_full(error, folder)
+    reason = "the disk is full" if full else error.strerror or str(error)
+    here = "Free space there" if full else "See to it that it can be"
+    in_cache = folder.absolute().is_relative_to(cache_dir().absolute())
+    other = "set PILOTFISH_CACHE to another folder" if in_cache else "choose another folder"
+    return CacheWriteError(f"{folder} cannot be written: {reason}. {here}, or {other}.")

@@ -163,8 +163,14 @@ def test_a_foreign_folder_is_not_replaced(tmp_path: Path) -> None:
 
 def test_the_parent_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(CacheWriteError, match="PILOTFISH_CACHE"), new_bundle(tmp_path / "file" / "tiny"):
+    with (
+        pytest.raises(OptionError, match=r"is a file, and .* cannot lie in it"),
+        new_bundle(tmp_path / "file" / "tiny"),
+    ):
         pytest.fail("was let in")
+    denied = PermissionError(errno.EACCES, "Permission denied")
+    assert "or choose another folder" in str(storage.write_error(tmp_path / "models", denied))
+    assert "or set PILOTFISH_CACHE" in str(storage.write_error(storage.cache_dir() / "bundles", denied))
 
 
 def test_the_same_bundle_stays_and_another_replaces_it(bundle: Path) -> None:

@@ -79,7 +79,10 @@ def job(source: Path, out: Path, to: str, weights: Stored = "fp32", **changes: A
     return Job(source, out, (to,), WeightForm(weights), **{"min_agreement": LEAST[weights], **changes})
 
 
-QUICK = (("llama", "onnx", "fp32"), ("qwen2", "onnx", "int4"), ("gemma3_text", "gguf", "int8"))
+QUICK = (  # every family, format and form once or more; each family in each format is quick in the exporters' own tests
+    *(("llama", "onnx", "fp32"), ("qwen2", "onnx", "int4"), ("gemma3_text", "gguf", "int8")),
+    *(("qwen3", "openvino", "int8"), ("phi3", "gguf", "int4"), ("mistral", "openvino", "fp32")),
+)
 CELLS = [
     pytest.param(*cell, marks=[] if cell in QUICK else pytest.mark.slow)
     for cell in ((family, form, weights) for family in FAMILIES for form in FORMATS for weights in FORMS)
@@ -212,6 +215,18 @@ def test_a_format_is_replaced_and_the_others_stay(copied: Path, folders: Callabl
     assert list(after.formats) == ["gguf", "onnx"] and after.recipe_of("onnx")["weights"].startswith("int8")
     assert after.files["gguf/model.gguf"] == before.files["gguf/model.gguf"]
     assert after.recipe_of("gguf") == before.recipe_of("gguf")
+
+
+def test_a_source_that_answers_no_numbers_is_refused(folders: Callable[[str], Path], tmp_path: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    source = Path(shutil.copytree(folders("llama"), tmp_path / "damaged"))
+    tensors = load_file(source / "model.safetensors")
+    tensors["model.layers.0.self_attn.q_proj.weight"][0, 0] = np.nan
+    save_file(tensors, source / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelFileError, match="not finite numbers"):
+        run(job(source, tmp_path / "out", "onnx"))
+    assert [path.name for path in tmp_path.iterdir()] == ["damaged"]
 
 
 def test_another_models_bundle_is_replaced_only_by_force(copied: Path, folders: Callable[[str], Path]) -> None:

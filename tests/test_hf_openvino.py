@@ -116,6 +116,8 @@ BY_DEFAULT = [
     ("llama", "int4"),
     ("phi3", "int8"),
     ("mistral", "fp32"),
+    ("qwen2", "int8"),
+    ("qwen3", "int4"),
 ]
 
 
