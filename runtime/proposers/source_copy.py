@@ -15,7 +15,9 @@ import numpy as np
 from ..interfaces import EMPTY_DRAFT, Budget, Draft, Probs, Proposer, Tokens
 
 _JUMP = 4.0  # edits that going on anywhere else in the source is worth
-_FLOOR = 0.02  # a path less likely than this is not followed
+_LATEST = 8  # tokens that are aligned one by one, of those that came while nothing was asked
+_FLOOR = 0.02  # a path less likely than this is not followed,
+_SILENT = 0.1  # and with a next token less likely than this nothing is said: by chance letters agree that often
 _MEMORY = 0.98  # what an old copy is worth after one more token
 _PRIOR = ((1.0, 1.0), (0.5, 4.5))  # tokens that were no copies, and that were: after one that was none, after a copy
 
@@ -57,7 +59,7 @@ class _Copying:
         self._seen = len(context)
         first, then = self._chance(self._copied), self._chance(True)
         k = min(budget.max_tokens, len(self._source) - self._at)
-        if k < 1 or first < _FLOOR:
+        if k < 1 or first < _SILENT:
             return EMPTY_DRAFT
         expected: Probs = np.full(k, then)
         expected[0] = first
@@ -83,6 +85,7 @@ class _Copying:
             i += run
             if i < len(tokens):
                 self._miss()
+                i = max(i, len(tokens) - _LATEST)
                 self._step(int(tokens[i]))
                 i += 1
 
