@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
@@ -121,15 +122,16 @@ def load_pair(config: PretrainedConfig, path: Path, facts: PairFacts) -> PreTrai
         raise EngineMissingError(f"exporting needs the package {error.name}. {EXPORT_EXTRA}") from error
     made: Any = AutoModelForSpeechSeq2Seq if facts.source_kind == "audio" else AutoModelForSeq2SeqLM
     try:
-        model, loaded = made.from_pretrained(
-            path,
-            config=config,
-            dtype=torch.float32,
-            attn_implementation="eager",
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-        )
+        with _silent():
+            model, loaded = made.from_pretrained(
+                path,
+                config=config,
+                dtype=torch.float32,
+                attn_implementation="eager",
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+            )
     except (OSError, RuntimeError, ValueError) as error:
         raise ModelFileError(f"{path} cannot be read as a {config.model_type}: {error}") from error
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
@@ -141,6 +143,22 @@ def load_pair(config: PretrainedConfig, path: Path, facts: PairFacts) -> PreTrai
     model.requires_grad_(False)
     model.train(False)
     return model  # type: ignore[no-any-return]
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """transformers shows bars and warnings of its own; whether tensors are missing is checked here."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _check_shapes(

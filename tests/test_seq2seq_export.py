@@ -11,6 +11,7 @@ from tiers import quick
 from tiny_families import save_tiny
 from tiny_seq2seq import PAIRS, save_pair
 
+from pilotfish.exporters.sources import open_source
 from pilotfish.exporting import export
 from pilotfish.loading import load
 from pilotfish.runtime.bundle import open_bundle
@@ -78,3 +79,27 @@ def test_what_cannot_be_exported_is_refused_before(tmp_path: Path) -> None:
     with pytest.raises(ModelFileError, match=r"missing is .*layers\.3"):
         export(source, out, to=("onnx",))
     assert not out.exists()
+
+
+@pytest.mark.parametrize("also", [(), ("decoder",), ("encoder", "decoder")])
+@pytest.mark.parametrize(("name", "scaled"), [("t5", True), ("flan", False)])
+def test_a_head_of_its_own_is_kept(
+    tmp_path: Path, name: str, scaled: bool, also: tuple[str, ...], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """T5's files say one thing of tied tables and hold another."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    source = save_pair(name, tmp_path / "source")
+    file = source / "model.safetensors"
+    tensors = {part: values.clone() for part, values in load_file(file).items()}  # not the file, which is replaced
+    tensors["lm_head.weight"] = torch.randn_like(tensors["shared.weight"])
+    tensors |= {f"{side}.embed_tokens.weight": tensors["shared.weight"].clone() for side in also}
+    save_file(tensors, file, metadata={"format": "pt"})
+    capfd.readouterr()
+    model: Any = open_source(source).torch_model()
+    assert torch.equal(model.lm_head.weight, tensors["lm_head.weight"])
+    for side in (model.encoder, model.decoder):
+        assert torch.equal(side.embed_tokens.weight, tensors["shared.weight"])
+    assert model.config.scale_decoder_outputs is scaled
+    assert capfd.readouterr() == ("", "")
