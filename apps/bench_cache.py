@@ -25,6 +25,7 @@ from ..runtime.model import Model
 from ..runtime.rows import RowRule
 from ..runtime.sequence import CachedSequence
 from . import machine
+from .bench_cache_inputs import read_share, read_text, sized_policy
 from .bench_cache_report import show, write_report
 from .terminal import LoadProgress, console
 
@@ -84,7 +85,7 @@ def bench_cache(
     as_json: bool,
 ) -> None:
     """Measure and show a table; with `out`, write cache.json, cache.png and needles.png there."""
-    parts = [_share(s) for s in shares]
+    parts = [read_share(s) for s in shares]
     names = policies or [*POLICIES, "chunk-snapkv"]
     for name in policies:
         policy_by_name(name)  # refuses before anything is loaded
@@ -96,7 +97,7 @@ def bench_cache(
         + ([f"--text {text}"] if text else []) + ([f"--kv-dtype {kv_dtype}"] if kv_dtype else [])
     )  # fmt: skip
     with loaded:
-        bench = _Bench(loaded, _read(text), settings, command)
+        bench = _Bench(loaded, read_text(text), settings, command)
         rows, refused = _all_rows(bench, names, parts)
         report = {
             "pilotfish": __version__,
@@ -155,7 +156,7 @@ class _Bench:
     def row(self, name: str, share: Fraction) -> Row:
         """Raises AbilityError where the engine cannot carry the policy out."""
         length = self.settings.length
-        policy = _sized(name, int(length * share))
+        policy = sized_policy(name, int(length * share))
         sequence = self._compressed(policy)
         try:
             prompt_s, prompt_s_full = self._read_prompt(sequence), self._read_prompt(self._full)
@@ -168,7 +169,7 @@ class _Bench:
             sequence.session.close()
         needles = []
         for n in self.settings.needle_lengths:  # the same share of each length
-            sized = _sized(name, int(n * share))
+            sized = sized_policy(name, int(n * share))
             one = self._compressed(sized)
             try:
                 needles += self._needles(one, (n,))
@@ -293,34 +294,3 @@ def _log_law(logits: Floats) -> Any:
     wide -= wide.max(axis=1, keepdims=True)
     wide -= np.log(np.exp(wide).sum(axis=1, keepdims=True))
     return wide
-
-
-def _share(text: str) -> Fraction:
-    try:
-        share = Fraction(text)
-    except (ValueError, ZeroDivisionError):
-        share = Fraction(0)
-    if not 0 < share < 1:
-        raise OptionError(f"--share {text!r} must be a part of the text, as 1/4 or 0.25.")
-    return share
-
-
-def _sized(name: str, limit: int) -> CachePolicy:
-    """The policy with a cache of at most so many entries, a quarter of which it fills between two selections."""
-    every = max(limit // 4, 1)
-    window = max(min(32, every, (limit - every) // 2), 1)
-    sized = f"budget={limit - every},every={every},window={window}"
-    base, _, more = name.partition(":")
-    return policy_by_name(f"{base}:{sized}" + (f",{more}" if more else ""))
-
-
-def _read(path: Path | None) -> str:
-    """A text file, or a long English text that every Python has."""
-    if path is None:
-        from pydoc_data.topics import topics
-
-        return "\n".join(topics.values())
-    try:
-        return path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise OptionError(f"{path} cannot be read as UTF-8 text: {error}.") from None
