@@ -20,6 +20,7 @@ _STAKE_RATE = 0.01  # and so many more with every token
 _STALE = 64  # rounds after which a proposer that lost to another is heard again
 _HOPE = 4.0  # plain steps that asking a proposer is taken to be worth before it was asked,
 _WORTH_RATE = 0.1  # and how fast the truth is followed
+_PONDER = 0.02  # of a plain step: thinking longer than that about a proposer that is not asked is no small matter
 _REST = 4  # one that brings less than it takes is asked in every so many rounds
 
 
@@ -56,11 +57,18 @@ class _Record:
     worth_s: float = math.inf  # what asking it is expected to save, on average,
     asked_s: float = 0.0  # and takes, with all that is thought about the answer
     rested: int = 0  # rounds in a row it was not asked because of that
+    pondered: bool = False  # whether not asking it took long
 
     def rests(self) -> bool:
         """Whether to leave it out this round: a lookup in every round is not free either."""
         self.rested = 0 if self.worth_s >= self.asked_s or self.rested + 1 >= _REST else self.rested + 1
         return self.rested > 0
+
+    def ponder(self, seconds: float, plain_s: float) -> None:
+        """It took so long to find that it should not be asked; where steps are short, too long for every round."""
+        self.pondered = seconds > _PONDER * plain_s
+        if self.pondered:
+            self.observe_worth(0.0, seconds, plain_s)
 
     def observe_worth(self, saved_s: float, seconds: float, plain_s: float) -> None:
         """It was asked, and its draft promises to save so much against plain decoding."""
@@ -151,16 +159,18 @@ class Drafting:
         ordered = sorted(proposers, key=lambda proposer: self._record(proposer.name).call_s)
         for proposer in ordered:
             record = self._record(proposer.name)
-            k = k_max
-            if record.call_s > _CHEAP * plain_s:  # judged by its record before any time is spent on it
+            k, dear = k_max, record.call_s > _CHEAP * plain_s
+            if (not dear or record.pondered) and record.rests():
+                record.idle += 1
+                continue
+            if dear:  # judged by its record before any time is spent on it
+                thought = time.perf_counter()
                 forecast = self._forecast_record(record, k_max)
                 k = self.policy.choose(forecast)
+                record.ponder(time.perf_counter() - thought if k == 0 else 0.0, plain_s)
                 if k == 0 or (self.policy.value(forecast, k) <= best_value and forecast.idle < _STALE):
                     record.idle += 1
                     continue
-            elif record.rests():
-                record.idle += 1
-                continue
             offer = self._ask(proposer, record, context, k)
             if not len(offer.draft):
                 continue

@@ -163,14 +163,14 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], 
 SETTINGS = [(1.0, False), (1.0, True), (0.0, "never"), (2.0, False), (2.0, "never"), (-1.0, False), (-0.5, "never")]
 
 
-@pytest.mark.parametrize("name", quick(("t5", "flan", "bart", "marian"), "t5", "marian"))
+@pytest.mark.parametrize("name", quick(("t5", "flan", "bart", "marian")))
 def test_the_answers_are_those_of_transformers(name: str, pairs: Callable[[str], tuple[Any, Weights]]) -> None:
     import torch
 
     model, weights = pairs(name)
     sequence = CachedSequence(weights.session(), RowRule((2, 3, 4)))
     n_ended = 0
-    for size, (penalty, early) in itertools.product((2, 5), SETTINGS):
+    for size, (penalty, early) in itertools.product((4,), SETTINGS):
         source: Tokens = np.random.default_rng(size).integers(3, 120, 12)
         with torch.no_grad():
             asked = {"inputs": torch.from_numpy(source)[None], "do_sample": False, "use_cache": False}
@@ -187,7 +187,7 @@ def test_the_answers_are_those_of_transformers(name: str, pairs: Callable[[str],
         answers, _ = beam_search(sequence, start, Beams(size, penalty, early), 11, frozenset(stops))
         assert list(answers[0].tokens) == expected, (size, penalty, early)
         n_ended += answers[0].finish_reason == "stop"
-    assert 2 < n_ended < 14
+    assert 0 < n_ended <= 7
     sequence.session.close()
 
 
