@@ -57,10 +57,11 @@ class ExpectedAttention(Scorer):
         end = int(view.positions[-1]) + 1
         before = np.outer(np.arange(end - len(view.tokens), end), -frequencies)
         to_come = np.outer(np.arange(end, end + self.ahead), frequencies)
-        cos, sin = (np.asarray(f(to_come).mean(axis=0), dtype=np.float32) for f in (np.cos, np.sin))
+        undone = [f(before).astype(np.float32) for f in (np.cos, np.sin)]
+        cos, sin = (f(to_come).mean(axis=0).astype(np.float32) for f in (np.cos, np.sin))
         layers: list[Floats] = []
         for layer, (keys, values) in enumerate(view.layers_keys_values()):
-            plain = turned(view.queries[layer], *(np.asarray(f(before), np.float32) for f in (np.cos, np.sin)))
+            plain = turned(view.queries[layer], *undone)
             shares = self._shares(turned(plain, cos, sin), keys)
             if self.value_norm:
                 shares = (shares + np.float32(self.epsilon)) * np.linalg.norm(values, axis=-1)
@@ -74,8 +75,8 @@ class ExpectedAttention(Scorer):
         """
         kv_heads, n, head_dim = keys.shape
         mean = queries.mean(axis=1, keepdims=True)
-        centred = queries - mean
-        covariance = centred.swapaxes(1, 2) @ centred / np.float32(queries.shape[1])
+        centred = (queries - mean).swapaxes(1, 2)
+        covariance = products(centred, centred) / np.float32(queries.shape[1])
         linear = products(mean.reshape(kv_heads, -1, head_dim), keys) / np.float32(np.sqrt(head_dim))
         across = products(covariance.reshape(kv_heads, -1, head_dim), keys).reshape(kv_heads, -1, head_dim, n)
         logits = linear + (across * keys.swapaxes(1, 2)[:, None]).sum(axis=2) / np.float32(2 * head_dim)
