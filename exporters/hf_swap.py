@@ -79,12 +79,11 @@ def stand_in(state: Swapped, name: str, module: nn.Module, form: WeightForm, lev
         head = module is model.get_output_embeddings()
         stored = form.output_form if head else form.layers
         fitted = (state.fitted[name],) if name in state.fitted else ()
-        matrix = Matrix((module.weight,), stored, form.block, form.symmetric or stored == "int8", fitted)
+        matrix = Matrix((module.weight,), stored, form.block, form.symmetric, fitted)
         state.matrices[name] = matrix
         return TracedLinear(matrix, module.bias, level, number, head)
     if isinstance(module, nn.Embedding):
-        symmetric = form.symmetric or form.embedding_form == "int8"
-        matrix = Matrix((module.weight,), form.embedding_form, form.block, symmetric)
+        matrix = Matrix((module.weight,), form.embedding_form, form.block, form.symmetric)
         state.matrices[name] = matrix
         scale = getattr(module, "scalar_embed_scale", getattr(module, "embed_scale", None))
         return TracedEmbedding(matrix, None if scale is None else float(scale), number)

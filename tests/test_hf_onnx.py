@@ -70,7 +70,7 @@ def as_stored(model: PreTrainedModel, form: WeightForm) -> PreTrainedModel:
             values = values.astype(np.float16).astype(np.float32)
         elif stored != "fp32":
             bits = int(stored.removeprefix("int"))
-            values = quantize(values, bits=bits, block=form.block, symmetric=bits == 8 or form.symmetric).dequantized()
+            values = quantize(values, bits=bits, block=form.block, symmetric=form.symmetric).dequantized()
         parameter.data = torch.from_numpy(values)
     return model
 
