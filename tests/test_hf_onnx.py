@@ -211,7 +211,7 @@ def test_int8_activations_are_near(tmp_path: Path, family: str) -> None:
     seal(tmp_path, tiny(family), FORMATS, recipe)
     weights, tokens = opened(tmp_path), text()
     ours = weights.session().forward(tokens, n_logits=len(tokens)).logits
-    assert 0.0 < distance(ours, logits_in_torch(as_stored(tiny(family), FORMS["int8"]), tokens)) < 0.1
+    assert 0.0 < distance(ours, logits_in_torch(as_stored(tiny(family), FORMS["int8"]), tokens)) < 0.15
     assert recipe["activations"] == "int8" and weights.info.settings == "int8"
     weights.close()
 
