@@ -13,7 +13,8 @@ PAD, EOS, UNKNOWN = 0, 1, 2
 FIRST_BYTE = 3  # token of byte b is FIRST_BYTE + b, as in ByT5
 SPECIAL = ("<pad>", "</s>", "<unk>")
 VOCABULARY = 320  # 259 used; rounded up to a multiple of 64 for the matrix kernels
-LEFT = 4  # attention heads that begin with their eye on the previous characters
+WINDOWS = ((1, 1), (2, 2), (3, 3), (4, 4), (5, 15), (16, 31))  # distances back that a head each begins with its eye on
+TYPICAL = "It was on a dreary night of November that I beheld the accomplishment of my toils, and the rain fell there."
 
 
 def encode(text: str) -> list[int]:
@@ -62,63 +63,81 @@ def configuration(d_model: int = 256, d_ff: int = 512, encoder: int = 4, decoder
 
 
 def new_model(config: T5Config, seed: int) -> T5ForConditionalGeneration:
-    """A model that, untrained, tends to emit the source character that follows the last few it emitted.
+    """A model that, untrained, tends to emit the source character that follows what it emitted last.
 
     T5's cross-attention knows no positions, so a small model spends most of a short training on finding where in the
     source it is. Here it begins with that circuit (an induction head; initialising attention as what training would
     find: Trockman and Kolter 2023, "Mimetic Initialization of Self-Attention Layers"):
-    half of the width holds a character's own embedding, the other half what the first LEFT heads copy there from the
-    characters before it: of the encoder's heads, head h looks h + 1 characters back; of the decoder's, h back, where
-    the token it sees is the one before the token it is to emit. So equal contexts give equal vectors, cross-attention
-    starts with equal queries and keys on that half, and hands on the attended character's own half.
+    half of the width holds a character's own embedding, the other half what the first heads gather of the characters
+    before it, one head for each of WINDOWS. The decoder's heads look one character less far back, because the token
+    that a decoder sees is the one before the token it is to emit. So equal contexts give equal vectors,
+    cross-attention starts with equal queries and keys on that half, and hands on the attended character's own half.
     Training may change all of it.
     """
     torch.manual_seed(seed)
     model = T5ForConditionalGeneration(config)
     width, d_kv, heads = config.d_model, config.d_kv, config.num_heads
     half = width // 2
-    if d_kv * heads != width or half != d_kv * LEFT:
-        raise ValueError(f"the initialisation wants {2 * LEFT} heads that fill the width; it got {heads} of {d_kv}.")
-    context = slice(half, width)
+    if d_kv * heads != width or heads < len(WINDOWS):
+        raise ValueError(f"the initialisation wants {len(WINDOWS)} heads or more that fill the width of {width}.")
     with torch.no_grad():
-        model.shared.weight.normal_(0, 2**0.5)
-        model.shared.weight[:, context] *= 0.02
-        encoder, decoder = model.encoder.block, model.decoder.block
-        for block in (*encoder, *decoder):
-            for layer in block.layer:
-                for name, weight in layer.named_parameters():
-                    if weight.dim() == 2 and "relative" not in name:
-                        weight.normal_(0, 0.5 * weight.shape[1] ** -0.5)
-                        if name.endswith((".o.weight", "wo.weight")):
-                            weight *= 0.5  # near the identity: what layer 0 gathers arrives at the cross-attention
-        read = _orthonormal(LEFT * d_kv, half)
-        write = torch.zeros(width, LEFT * d_kv)
-        write[context] = _orthonormal(half, LEFT * d_kv)
-        for block in (encoder[0], decoder[0]):
-            attention = block.layer[0].SelfAttention
-            attention.v.weight[: LEFT * d_kv] = 0
-            attention.v.weight[: LEFT * d_kv, :half] = read
-            attention.o.weight[:, : LEFT * d_kv] = write
-            attention.relative_attention_bias.weight.zero_()
-            attention.q.weight *= 0.3
-        for head in range(LEFT):
-            encoder[0].layer[0].SelfAttention.relative_attention_bias.weight[head + 1, head] = 7.0
-            decoder[0].layer[0].SelfAttention.relative_attention_bias.weight[head, head] = 7.0
-        right = config.relative_attention_num_buckets // 2  # buckets of the characters to come
-        for distance, head in ((1, LEFT), (2, LEFT + 1)):
-            encoder[0].layer[0].SelfAttention.relative_attention_bias.weight[right + distance, head] = 5.0
-        for block in decoder:
-            attention = block.layer[1].EncDecAttention
-            match = torch.cat([_orthonormal(d_kv, half) for _ in range(heads)])
-            attention.q.weight.zero_()
-            attention.k.weight.zero_()
-            attention.q.weight[:, context] = 0.8 * match
-            attention.k.weight[:, context] = 0.8 * match
-            own = torch.zeros(width, width)
-            own[:half, :half] = torch.eye(half)
-            attention.v.weight.copy_(own)
-            attention.o.weight.copy_(2.0 * own.T)
+        typical = torch.tensor(encode(TYPICAL))
+        embeddings = model.shared.weight.normal_(0, 0.02)
+        own = torch.randn(embeddings.shape[0], half)
+        own -= own[typical].mean(dim=0)  # else any two windows look alike: full of the commonest letters
+        embeddings[:, :half] = own * (13.0 / half**0.5)
+        for block in (*model.encoder.block, *model.decoder.block):
+            for name, weight in block.named_parameters():
+                if weight.dim() == 2 and "relative" not in name:
+                    weight.normal_(0, 0.5 * weight.shape[1] ** -0.5)
+                    if name.endswith((".o.weight", ".wo.weight")):
+                        weight *= 0.3  # near the identity: what layer 0 gathers arrives at the cross-attention
+        _gather(model, half)
+        for block in model.decoder.block:
+            _copy(block.layer[1].EncDecAttention, half, heads)
     return model
+
+
+def _gather(model: T5ForConditionalGeneration, half: int) -> None:
+    """Make the first heads of both first layers write what stands in their window into their part of the width."""
+    encoder = model.encoder.block[0].layer[0].SelfAttention
+    decoder = model.decoder.block[0].layer[0].SelfAttention
+    d_kv = encoder.key_value_proj_dim
+    unit = half // 8
+    sizes = [unit if last == first else 2 * unit for first, last in WINDOWS]
+    reads = [_orthonormal(size, half)[:d_kv] for size in sizes]
+    back = -torch.arange(WINDOWS[-1][1] + 1)
+    for attention, nearer in ((encoder, 0), (decoder, 1)):
+        attention.q.weight *= 0.3
+        biases = attention.relative_attention_bias.weight.zero_()
+        buckets = attention._relative_position_bucket(back, bidirectional=not attention.is_decoder)
+        at = half
+        for head, ((first, last), size, read) in enumerate(zip(WINDOWS, sizes, reads, strict=True)):
+            rows = slice(head * d_kv, (head + 1) * d_kv)
+            attention.v.weight[rows] = 0
+            attention.o.weight[:, rows] = 0
+            attention.v.weight[rows][: len(read), :half] = read
+            gain = 2.5 if first == last else (last - first + 1) ** 0.5  # a mean of n is shorter than one by sqrt(n)
+            attention.o.weight[at : at + len(read), rows][:, : len(read)] = gain * torch.eye(len(read))
+            biases[buckets[first - nearer : last - nearer + 1], head] = 7.0
+            at += size
+    right = model.config.relative_attention_num_buckets // 2  # buckets of the characters to come
+    for head in range(len(WINDOWS), model.config.num_heads):
+        encoder.relative_attention_bias.weight[right + 1 + head - len(WINDOWS), head] = 5.0
+
+
+def _copy(attention: torch.nn.Module, half: int, heads: int) -> None:
+    """Make cross-attention look for its own context in the source, and hand on the character it finds there."""
+    d_kv = attention.key_value_proj_dim
+    look = 1.3 * torch.cat([_orthonormal(d_kv, half) for _ in range(heads)])
+    hand = torch.zeros_like(attention.v.weight)
+    share = half // heads  # of a character's own half, that one head carries
+    for i in range(half):
+        hand[i // share * d_kv + i % share, i] = 1
+    for weight in (attention.q.weight, attention.k.weight):
+        weight.zero_()[:, half:] = look
+    attention.v.weight.copy_(hand)
+    attention.o.weight.copy_(10.0 * hand.T)
 
 
 def save(model: T5ForConditionalGeneration, folder: Path) -> None:
