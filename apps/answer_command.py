@@ -32,8 +32,13 @@ if TYPE_CHECKING:  # imported when it is needed: `--help` should not wait for it
 
 
 def run(
-    model: ModelArgument,
+    model: Annotated[
+        str | None, typer.Argument(help="Catalogue name, .gguf file or bundle folder.", show_default=False)
+    ] = None,
     prompt: Annotated[str | None, typer.Argument(help="The prompt; default: standard input.")] = None,
+    demo: Annotated[
+        str | None, typer.Option(help="Run a demo's own model on the prompt, without MODEL: correct.")
+    ] = None,
     engine: Engine = None,
     device: Device = None,
     draft: DraftOption = None,
@@ -62,7 +67,12 @@ def run(
     """Answer one prompt."""
     from ..runtime.sampling import Sampling
     from .answer import answer
+    from .demo_models import of_demo
 
+    if demo is not None:
+        model, prompt = of_demo(demo, model, prompt)
+    if model is None:
+        raise OptionError("name a model (`pilotfish run MODEL PROMPT`), or a demo: --demo correct.")
     if plain and draft is not None:
         raise OptionError("--plain and --draft contradict each other; drop one of the two.")
     if raw and system is not None:

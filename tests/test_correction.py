@@ -160,6 +160,37 @@ def test_an_untrained_model_already_copies() -> None:
         model.new_model(model.configuration(heads=4), seed=0)
 
 
+def test_origins_follow_the_text_through_its_errors() -> None:
+    pytest.importorskip("torch")
+    train = pytest.importorskip("correction.train")
+
+    def places(noisy: str, clean: str) -> list[int]:
+        return list(train.origins([ord(c) for c in noisy], [ord(c) for c in clean]))
+
+    assert places("abc", "abc") == [0, 1, 2]
+    assert places("axc", "abc") == [0, 1, 2]
+    assert places("ac", "abc") == [0, 1, 1]  # what is missing: where it should be
+    assert places("abxc", "abc") == [0, 1, 3]
+    assert places("ab", "abc") == [0, 1, 1]
+
+
+def test_the_guide_sees_where_attention_looks() -> None:
+    torch = pytest.importorskip("torch")
+    train = pytest.importorskip("correction.train")
+    model = pytest.importorskip("correction.model")
+    untrained = model.new_model(model.configuration(), seed=0)
+    guide = train.Guide(untrained)
+    tokens = torch.tensor(model.encode("The children ran down to the water before anybody could stop them."))
+    places = torch.arange(len(tokens))
+    aims = []
+    for aim in (places, places.flip(0)):
+        batch = torch.stack([tokens, tokens, aim])[:, None]
+        with torch.no_grad():
+            train.loss_of(untrained, batch)
+            aims.append(guide.loss(batch).item())
+    assert 2 * aims[0] < aims[1]
+
+
 def test_training_learns_repeats_resumes_and_packs(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     train = pytest.importorskip("correction.train")
@@ -191,6 +222,6 @@ def test_training_learns_repeats_resumes_and_packs(tmp_path: Path) -> None:
     assert (tmp_path / "packed" / pack.PACKED).stat().st_size < (tmp_path / "b" / pack.WEIGHTS).stat().st_size / 2
 
     clean = ["The children ran down.", "It was a warm morning."]
-    result = evaluate.evaluate(trained, clean, seed=0)
+    result = evaluate.evaluate(evaluate.corrector_of(tmp_path / "back"), clean, seed=0)
     assert result["right already"]["nothing"]["sentence_accuracy"] == 1.0
     assert "| light | model |" in evaluate.table(result)
