@@ -56,7 +56,7 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def batches(pieces: Pieces, noise: Noise, rng: random.Random, size: int, longest: int) -> Iterator[torch.Tensor]:
-    """Endless (3, size, longest) int64, padded at the end: noisy sources, clean targets, where a target token is from."""
+    """Endless (3, size, longest) int64, padded at the end: sources, targets, and where each target token is from."""
     while True:
         batch = torch.full((3, size, longest), PAD)
         for row in range(size):
@@ -211,9 +211,8 @@ def train(options: argparse.Namespace, say: Callable[[str], None] = print) -> T5
         characters += int((batch[1] != PAD).sum())
         mean = loss.item() if mean is None else 0.98 * mean + 0.02 * loss.item()
         if now - last_said >= 20:
-            say(
-                f"{now - began:6.0f} s  step {step}  {characters / 1e6:.2f} M characters  loss {mean:.4f}  aim {missed.item():.3f}"
-            )
+            seen = f"{characters / 1e6:.2f} M characters"
+            say(f"{now - began:6.0f} s  step {step}  {seen}  loss {mean:.4f}  aim {missed.item():.3f}")
             last_said = now
         if now - last_saved >= options.save_every:
             checkpoint(optimizer, step, characters, options.out)
