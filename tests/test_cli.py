@@ -81,6 +81,14 @@ def test_run_reads_the_prompt_from_a_pipe(tiny: Path, pilotfish: Run) -> None:
     assert piped.out == pilotfish("run", tiny, PROMPT, "-n", 12).out
 
 
+def test_a_demo_brings_its_own_model(pilotfish: Run) -> None:
+    outcome = pilotfish("run", "--demo", "correct", "teh quikc brwon fox", "--threads", 1)
+    assert (outcome.code, outcome.out.strip()) == (0, "the quick brown fox"), outcome.err
+    refused(pilotfish("run", "--demo", "sing", "la"), "no demo 'sing'", "correct")
+    refused(pilotfish("run", "--demo", "correct", "a", "b"), "brings its own model")
+    refused(pilotfish("run"), "--demo correct")
+
+
 def test_json_holds_the_answer_and_every_statistic(tiny: Path, pilotfish: Run) -> None:
     found = json.loads(pilotfish("run", tiny, PROMPT, "-n", 16, "--json").out)
     plain = json.loads(pilotfish("run", tiny, PROMPT, "-n", 16, "--json", "--plain").out)
