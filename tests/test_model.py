@@ -241,7 +241,7 @@ def test_what_was_measured_is_remembered_and_damage_is_measured_again(path: Path
 def test_options_that_do_not_exist_yet_are_refused_and_none_is_ignored(path: Path) -> None:
     for options, words in (
         ({"cache": "snapkw"}, "no cache policy 'snapkw'"),
-        ({"kv_dtype": "int8"}, "not 'int8'"),
+        ({"kv_dtype": "int3"}, "not in 'int3'"),
         ({"max_context": 1}, "max_context is 1"),
         ({"speculate": False, "draft": path}, "draft model is given together with speculate=False"),
     ):
