@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from . import backends
+from . import backends, busy
 from .measuring import known_answer, source_digest
 from .opening import Place, Progress, open_weights, usable_cores
 from .runtime.bundle import cache_dir, read_json, write_json_atomically
@@ -35,7 +35,6 @@ from .runtime.source import prepare, stand_in
 _WIDTHS = (1, 2, 4, 8)
 _PROMPT = 64  # rows of the step that stands for prompt processing
 _HOPELESS = 5.0  # a first step so many times slower than the best engine's is not measured further
-_BUSY, _QUIET = 0.3, 0.1  # a trial made while others used this share of the processor is made again once it is quiet
 _LASTING = (UnsupportedModelError, OptionError)  # a trial that ends so would end so again
 
 
@@ -128,7 +127,7 @@ class Trials:
         version = place.backend.version() or ""
         device = place.device or place.backend.devices()[0]
         key = f"{place.backend.name}-{version}-{device}-{place.threads}"
-        if key not in self._known or (self._known[key].busy >= _BUSY and self._busy_now() <= _QUIET):
+        if key not in self._known or (busy.disturbed(self._known[key].busy) and busy.quiet(self._busy_now())):
             what = f"trying {place.backend.name} on {device}, {place.threads} threads"
             report(what, 0.0)
             self._busy_now()
@@ -152,7 +151,7 @@ class Trials:
     def _busy_now(self) -> float:
         """Share of the processor that other programs use, asked once, while nothing of ours runs."""
         if self._busy is None:
-            self._busy = busy_share()
+            self._busy = busy.busy_share()
         return self._busy
 
     def _measure(self, place: Place, head: tuple[str, str, str, int], report: Progress) -> Trial:
@@ -173,11 +172,6 @@ class Trials:
             return Trial(*head, steps, _prefill_s(session), switch_s, measured.rows.classes, error)
         finally:
             weights.close()
-
-
-def busy_share() -> float:
-    """Share of the processor in use, 0 to 1, over a tenth of a second."""
-    return float(psutil.cpu_percent(interval=0.1)) / 100
 
 
 def _one_step(session: Session) -> float:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from . import backends
+from . import backends, busy
 from .opening import Place, Progress, open_weights, read_tokenizer
 from .runtime.bundle import MANIFEST_NAME, cache_dir, open_bundle, read_json, write_json_atomically
 from .runtime.canary import TEXT, Canary, make_canary
@@ -21,18 +22,20 @@ from .runtime.storage import file_digest
 
 
 def calibration(weights: Weights, report: Progress) -> Calibration:
-    """Costs and row classes of these weights here: as remembered, or measured now and remembered."""
-    facts = read_json(_facts_path(weights))
-    if isinstance(facts, dict):
-        try:
-            classes = tuple(tuple(int(w) for w in c) for c in facts["classes"])
-            return Calibration(CostCurve.from_facts(facts), RowClasses(classes, weights.info.widths))
-        except (KeyError, TypeError, ValueError):
-            pass  # damaged, or of an older version: measured again
+    """Costs and row classes of these weights here: as remembered, or measured now and remembered.
+
+    What was measured while other programs were busy is measured again once it is quiet.
+    """
+    known, share = _known(weights), None
+    if known is not None and busy.disturbed(known.busy):
+        share = busy.busy_share()
+    if known is not None and (share is None or not busy.quiet(share)):
+        return known
+    share = busy.busy_share() if share is None else share
     report("measuring this machine", 0.0)
     session = weights.session(min(weights.info.context_length, 256))
     try:
-        measured = calibrate(session)
+        measured = replace(calibrate(session), busy=share)
     finally:
         session.close()
     report("measuring this machine", 1.0)
@@ -40,12 +43,25 @@ def calibration(weights: Weights, report: Progress) -> Calibration:
     return measured
 
 
+def _known(weights: Weights) -> Calibration | None:
+    facts = read_json(_facts_path(weights))
+    if not isinstance(facts, dict):
+        return None
+    try:
+        classes = tuple(tuple(int(w) for w in c) for c in facts["classes"])
+        rows = RowClasses(classes, weights.info.widths)
+        return Calibration(CostCurve.from_facts(facts), rows, float(facts["busy"]))
+    except (KeyError, TypeError, ValueError):
+        return None  # damaged, or of an older version: measured again
+
+
 def keep_calibration(measured: Calibration, weights: Weights) -> None:
     """Remember what was refined while it was used."""
     facts = measured.curve.to_facts()
     if facts is not None:
         classes = [list(c) for c in measured.rows.classes]
-        write_json_atomically(_facts_path(weights), {**facts, "classes": classes, "measured": time.strftime("%F")})
+        about = {"classes": classes, "busy": measured.busy, "measured": time.strftime("%F")}
+        write_json_atomically(_facts_path(weights), {**facts, **about})
 
 
 def known_answer(path: Path, report: Progress) -> Canary | None:

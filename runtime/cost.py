@@ -154,6 +154,7 @@ class Calibration:
 
     curve: CostCurve
     rows: RowClasses
+    busy: float = 0.0  # share of the processor that other programs used meanwhile
 
     @property
     def price_of_exactness(self) -> float:
@@ -186,7 +187,7 @@ def calibrate(session: Session, widths: tuple[int, ...] = PROBED_WIDTHS) -> Cali
             rows.append(step.logits.copy())
         session.truncate(_N_CONTEXT)
         logits[width] = np.concatenate(rows)
-        seconds[width] = float(np.median(times[1:] or times))  # the first step at a width is slower
+        seconds[width] = min(times)  # a first step at a width is slower, and so is one beside another program's
     switch = _switch_s(session, tokens, yardstick, seconds)
     fixed = bool(session.info.widths)  # such a device reads a whole window, whatever is in it
     entry_s = _entry_s(session, _FAR_WIDTH) if _FAR_WIDTH in seconds and not fixed else 0.0

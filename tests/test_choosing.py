@@ -86,7 +86,7 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PILOTFISH_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("PILOTFISH_ENGINE")
     monkeypatch.delenv("PILOTFISH_THREADS")
-    monkeypatch.setattr("pilotfish.choosing.busy_share", lambda: 0.0)
+    monkeypatch.setattr("pilotfish.busy.busy_share", lambda: 0.0)
     monkeypatch.setattr(backends, "_BUILT_IN", {"reference": "reference"})
     return tiny_gguf(tmp_path / "m.gguf", seed=10)
 
@@ -120,7 +120,7 @@ def test_trials_on_a_busy_machine_are_made_again_once_it_is_quiet(path: Path, mo
     install(monkeypatch, engine, Engine("b", 0.02))
     opened = []
     for busy in (0.9, 0.9, 0.0, 0.0):
-        monkeypatch.setattr("pilotfish.choosing.busy_share", lambda busy=busy: busy)
+        monkeypatch.setattr("pilotfish.busy.busy_share", lambda busy=busy: busy)
         before = len(engine.opened)
         load(path).close()
         opened.append(len(engine.opened) - before)

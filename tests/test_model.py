@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pilotfish
-from pilotfish import Model, Sampling, load
+from pilotfish import Model, Sampling, load, measuring
 from pilotfish.runtime.draft_length import Fixed
 from pilotfish.runtime.errors import ChatTemplateError, ContextFullError, OptionError
 from pilotfish.runtime.interfaces import Budget, Draft, Round
@@ -236,6 +236,21 @@ def test_what_was_measured_is_remembered_and_damage_is_measured_again(path: Path
     facts[0].write_bytes(b"{ damaged")
     load(path).close()
     assert facts[0].read_bytes().startswith(b"{") and facts[0].read_bytes() != b"{ damaged" and before
+
+
+def test_what_was_measured_on_a_busy_machine_is_measured_again_once_it_is_quiet(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PILOTFISH_CACHE", str(tmp_path))
+    measured = []
+    original = measuring.calibrate
+    monkeypatch.setattr(measuring, "calibrate", lambda session: measured.append(1) or original(session))
+    counts = []
+    for share in (0.9, 0.9, 0.2, 0.0, 0.0, 0.9):
+        monkeypatch.setattr("pilotfish.busy.busy_share", lambda share=share: share)
+        load(path).close()
+        counts.append(len(measured))
+    assert counts == [1, 1, 1, 2, 2, 2]
 
 
 def test_options_that_do_not_exist_yet_are_refused_and_none_is_ignored(path: Path) -> None:
