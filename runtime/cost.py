@@ -28,6 +28,7 @@ _SWITCH_RATE = 0.05
 _STALE_RATE = 0.5  # and when it was seen long ago
 _WORTH_CORRECTING = 0.005  # smaller steps are noise, and arrays take time
 _SWITCHES = 4  # times that the probe goes from a narrow step to a wide one and back
+_MOSTLY_SWITCH = 0.25  # of these changes takes less than what is taken for their price: a stall is no price
 _WORTH_A_SWITCH = 0.05  # of a narrow step; what a switch costs less is noise
 _MOST_CORRECTION = 8.0  # a curve that is further off than this belongs to another machine
 _ENTRY_RATE = 0.1  # how fast the cost of an entry is followed by a step that is all attention,
@@ -188,6 +189,8 @@ def calibrate(session: Session, widths: tuple[int, ...] = PROBED_WIDTHS) -> Cali
         session.truncate(_N_CONTEXT)
         logits[width] = np.concatenate(rows)
         seconds[width] = min(times)  # a first step at a width is slower, and so is one beside another program's
+    for width in reversed(list(seconds)):  # once more: what stalled one pass has not stalled the other
+        seconds[width] = min(seconds[width], _fastest_s(session, tokens[:width], _N_CONTEXT, 1))
     switch = _switch_s(session, tokens, yardstick, seconds)
     fixed = bool(session.info.widths)  # such a device reads a whole window, whatever is in it
     entry_s = _entry_s(session, _FAR_WIDTH) if _FAR_WIDTH in seconds and not fixed else 0.0
@@ -208,7 +211,7 @@ def _switch_s(session: Session, tokens: Tokens, narrow: int, seconds: dict[int, 
         session.forward(tokens[_N_CONTEXT : _N_CONTEXT + width], n_logits=width)
         more.append(time.perf_counter() - began - seconds[width])
         session.truncate(_N_CONTEXT)
-    switch = float(np.median(more))
+    switch = float(np.quantile(more, _MOSTLY_SWITCH))
     return switch if switch > _WORTH_A_SWITCH * seconds[narrow] else 0.0
 
 
@@ -218,17 +221,17 @@ def _entry_s(session: Session, width: int) -> float:
     if far - _N_CONTEXT < _LEAST_FAR:
         return 0.0
     tokens = (np.arange(far, dtype=np.int64) * 37 + 11) % session.info.vocab_size
-    near_s = _fastest_s(session, tokens[:width], _N_CONTEXT)
+    near_s = _fastest_s(session, tokens[:width], _N_CONTEXT, _FAR_STEPS)
     session.forward(tokens[_N_CONTEXT:], n_logits=0)
-    far_s = _fastest_s(session, tokens[:width], far)
+    far_s = _fastest_s(session, tokens[:width], far, _FAR_STEPS)
     more = min(max(far_s - near_s, 0.0), _MOST_FAR * near_s)
     return more / (width * (far - _N_CONTEXT))
 
 
-def _fastest_s(session: Session, tokens: Tokens, n_entries: int) -> float:
+def _fastest_s(session: Session, tokens: Tokens, n_entries: int, n_steps: int) -> float:
     """Seconds of the fastest step over these tokens behind the entries that the session has and keeps."""
     times = []
-    for _ in range(_FAR_STEPS):
+    for _ in range(n_steps):
         began = time.perf_counter()
         session.forward(tokens, n_logits=len(tokens))
         times.append(time.perf_counter() - began)

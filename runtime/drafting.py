@@ -15,6 +15,7 @@ from .rows import RowRule
 
 _CHEAP = 0.1  # of a plain step: a proposer whose whole call costs less is asked first and judged by its draft
 _HICCUP_S = 1e-3
+_HICCUP = 3.0  # a step counts as at most so many times longer or shorter than expected
 _STAKE = 2.0  # plain steps that drafts may lose in an answer before they have gained any,
 _STAKE_RATE = 0.01  # and so many more with every token
 _STALE = 64  # rounds after which a proposer that lost to another is heard again
@@ -198,7 +199,7 @@ class Drafting:
         began: time.perf_counter() at the beginning of the round.
         """
         seconds = time.perf_counter() - began
-        self._account(proposal, width, n_tokens)
+        self._account(proposal, width, n_tokens, verify_s)
         self.costs.observe(width, n_context, verify_s)
         self.policy.observe(n_tokens, seconds)
         self._count_switches(width)
@@ -206,16 +207,19 @@ class Drafting:
         if proposal.proposer is not None:
             self._record(proposal.proposer).acceptance.observe(proposal.draft, rows)
 
-    def _account(self, proposal: Proposal, width: int, n_tokens: int) -> None:
-        """What the round gained or lost, by the curve: one hiccup of the clock is nobody's gain or loss.
+    def _account(self, proposal: Proposal, width: int, n_tokens: int, verify_s: float) -> None:
+        """What the round gained or lost. A wider step counts as it went, within reason, since the curve may be wrong; a
+        plain one by the curve: what it took too long is nobody's gain or loss.
 
         Looking something up that is not verified is no bet that was lost: it happens in every round.
         """
         spent = self.costs.seconds(width)
-        if proposal.proposer is not None and width > self.rows.minimum:
-            spent += self._record(proposal.proposer).usual(proposal.draft_s)
         if width != self._last_width:
             spent += self.costs.speed * self.costs.switch
+        if width > self.rows.minimum:
+            spent = min(max(verify_s, spent / _HICCUP), spent * _HICCUP)
+            if proposal.proposer is not None:
+                spent += self._record(proposal.proposer).usual(proposal.draft_s)
         self._gained += n_tokens * self.costs.seconds(self.rows.minimum) - spent
         self._answered += n_tokens
 

@@ -202,6 +202,22 @@ def test_no_single_answer_loses_more_than_its_stake(curve: np.ndarray, answers: 
     assert not right
 
 
+def test_a_wrong_curve_is_noticed_before_the_answer_has_lost_much() -> None:
+    """Wide steps take twice what was measured once: a stall of the machine while it was calibrated."""
+    believed = np.concatenate([STEEP[:1], STEEP[1:] / 2.0])
+    drafting = Drafting(RenewalReward(), CostCurve(WIDTHS.copy(), believed), ANY_WIDTH)
+    guesser, context = Guesser(0.0, 0.99), np.zeros(500, dtype=np.int64)
+    drafting.begin(0)
+    n, spent = 0, 0.0
+    while n < 96:
+        proposal = drafting.propose((guesser,), context, 32)
+        k = len(proposal.draft)
+        spent += float(STEEP[k])
+        finish(drafting, proposal, 0, k + 1, float(STEEP[k]))
+        n += 1
+    assert spent <= (n + 2 * 2.0 + 0.02 * n) * float(STEEP[0])  # twice the stake, not that of every round
+
+
 def test_what_was_gained_may_be_lost_again() -> None:
     """On a steep curve long drafts are out of reach until shorter ones have brought something in."""
     drafting = Drafting(RenewalReward(), CostCurve(WIDTHS.copy(), STEEP.copy()), ANY_WIDTH)
