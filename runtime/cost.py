@@ -31,8 +31,6 @@ _SWITCHES = 4  # times that the probe goes from a narrow step to a wide one and 
 _MOSTLY_SWITCH = 0.25  # of these changes takes less than what is taken for their price: a stall is no price
 _WORTH_A_SWITCH = 0.05  # of a narrow step; what a switch costs less is noise
 _MOST_CORRECTION = 8.0  # a curve that is further off than this belongs to another machine
-_ENTRY_RATE = 0.1  # how fast the cost of an entry is followed by a step that is all attention,
-_ALL_ATTENTION = 32 * 512  # and rows x entries of a step that is half so
 _SHORT_CONTEXT = 1024  # entries up to which a step belongs to the curve that is kept
 
 
@@ -44,7 +42,8 @@ class CostCurve:
 
     widths: (m,) ascending, measured; base: (m,) seconds of a step that follows one of the same width. Widths between
     them are interpolated. switch: seconds that a step takes longer when the one before it had another width; engines
-    that plan a graph for each shape have such steps. entry_s: seconds for each row and entry it sees.
+    that plan a graph for each shape have such steps. entry_s: seconds for each row and entry it sees; only
+    a probe at two lengths tells it from the rest, so steps do not change it.
     n_entries: what the next step sees, to be set before the curve is asked about it.
     """
 
@@ -104,7 +103,6 @@ class CostCurve:
             more = min(max((seconds - steady) / self.speed, -self.switch), steady / self.speed)
             self.switch = max(self.switch + _SWITCH_RATE * (more - self.switch), 0.0)
             return
-        self._learn_entries(width, steady * math.expm1(error))
         self.speed *= math.exp(_SPEED_RATE * error)
         if width >= len(self._base):
             return
@@ -115,12 +113,6 @@ class CostCurve:
             self._correction *= np.exp(rate * error * self._near[width])
             np.clip(self._correction, 1 / _MOST_CORRECTION, _MOST_CORRECTION, out=self._correction)
             self._grid = self._correction * self._base
-
-    def _learn_entries(self, width: int, more_s: float) -> None:
-        """What a step took more than expected belongs to its entries as far as it is made of them."""
-        seen = width * max(self.n_entries - _N_CONTEXT, 0)
-        rate = _ENTRY_RATE / (seen + _ALL_ATTENTION)
-        self.entry_s = max(self.entry_s + rate * more_s / self.speed, 0.0)
 
     def to_facts(self) -> dict[str, list[float]] | None:
         """The refined curve, to keep between runs; None where long contexts have bent it. What moved all widths alike
