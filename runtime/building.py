@@ -90,9 +90,9 @@ def _is_abandoned(path: Path, folder: Path) -> bool:
     if name is None or name[1] != _machine():
         return False
     try:
-        return bool(
-            abs(psutil.Process(int(name[2])).create_time() - int(name[3])) > 2
-        )  # else the number was given again
+        process = psutil.Process(int(name[2]))
+        another = abs(process.create_time() - int(name[3])) > 2  # the number was given again
+        return bool(another or process.status() == psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return True
     except psutil.Error:

@@ -232,6 +232,17 @@ def test_the_work_of_a_killed_process_is_taken_over_or_removed(tmp_path: Path, t
     assert asked == [b"two"] and names(tmp_path) == ["tiny"]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="no SIGKILL there")
+def test_a_killed_process_that_nobody_has_waited_for_is_gone_too(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path / "tiny"), "one"], env=environment) as process:
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # until it has ended, leaving it as it is
+        with new_bundle(tmp_path / "tiny", take_over=lambda left: True) as building:
+            assert [p.name for p in building.iterdir()] == ["model.onnx"]
+            fill(building)
+    assert names(tmp_path) == ["tiny"]
+
+
 def test_what_a_living_process_builds_is_left_alone(tmp_path: Path) -> None:
     with new_bundle(tmp_path / "tiny") as one, new_bundle(tmp_path / "tiny", take_over=lambda left: True) as other:
         assert one != other and one.exists()
