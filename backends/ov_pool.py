@@ -55,18 +55,14 @@ class BlockPool:
         self._free: list[int] = []
 
     @property
-    def block_bytes(self) -> int:
-        return sum(x.nbytes for x in self.arrays) // max(len(self._holders), 1)
+    def nbytes(self) -> int:
+        """Allocated, held or free."""
+        return sum(x.nbytes for x in self.arrays)
 
     @property
     def held(self) -> int:
         """Blocks that somebody holds."""
         return len(self._holders) - len(self._free)
-
-    @property
-    def free_bytes(self) -> int:
-        """Bytes that are allocated and held by nobody."""
-        return len(self._free) * self.block_bytes
 
     def take(self) -> int:
         """A block for one more holder. Raises EngineError where there is no memory."""

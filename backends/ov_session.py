@@ -58,8 +58,8 @@ class OvSession(DecoderOnly):
 
     @property
     def nbytes(self) -> int:
-        """Of this sequence's blocks, and of those that are allocated and free."""
-        return self._n_blocks * self._pool.block_bytes + self._pool.free_bytes if self._n_blocks else 0
+        """This sequence's share of what is allocated, by the blocks that are held."""
+        return self._n_blocks * self._pool.nbytes // self._pool.held if self._n_blocks else 0
 
     def forward(
         self,
