@@ -47,11 +47,12 @@ class Thresholds:
         found = _DEFAULTS[stored]
         if rounding is not None and rounding.relative_difference is not None and stored in ("int8", "int4"):
             noise = _DEFAULTS["int8"] if activations == "int8" else _DEFAULTS["fp16"]
+            drift = max(rounding.kl, abs(math.log(rounding.perplexity_ratio)))  # either way: its sign is luck
             found = cls(
                 agreement=found.agreement,
                 kl=2 * rounding.kl + noise.kl / 2,
                 relative_difference=1.5 * rounding.relative_difference + noise.relative_difference / 2,
-                perplexity_ratio=noise.perplexity_ratio * math.exp(2 * rounding.kl),
+                perplexity_ratio=noise.perplexity_ratio * math.exp(2 * drift),
             )
         return found if min_agreement is None else replace(found, agreement=min_agreement)
 

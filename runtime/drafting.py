@@ -22,7 +22,8 @@ _STALE = 64  # rounds after which a proposer that lost to another is heard again
 _HOPE = 4.0  # plain steps that asking a proposer is taken to be worth before it was asked,
 _WORTH_RATE = 0.1  # and how fast the truth is followed
 _PONDER = 0.02  # of a plain step: thinking longer than that about a proposer that is not asked is no small matter
-_REST = 4  # one that brings less than it takes is asked in every so many rounds
+_REST_SHARE = 0.01  # of the time: what asking one that brings less than it takes may cost,
+_REST = (4, 64)  # so it is asked in every so many rounds, at the least and at the most
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +61,10 @@ class _Record:
     rested: int = 0  # rounds in a row it was not asked because of that
     pondered: bool = False  # whether not asking it took long
 
-    def rests(self) -> bool:
+    def rests(self, plain_s: float) -> bool:
         """Whether to leave it out this round: a lookup in every round is not free either."""
-        self.rested = 0 if self.worth_s >= self.asked_s or self.rested + 1 >= _REST else self.rested + 1
+        every = min(max(self.asked_s / (_REST_SHARE * plain_s), _REST[0]), _REST[1])
+        self.rested = 0 if self.worth_s >= self.asked_s or self.rested + 1 >= every else self.rested + 1
         return self.rested > 0
 
     def ponder(self, seconds: float, plain_s: float) -> None:
@@ -161,7 +163,7 @@ class Drafting:
         for proposer in ordered:
             record = self._record(proposer.name)
             k, dear = k_max, record.call_s > _CHEAP * plain_s
-            if (not dear or record.pondered) and record.rests():
+            if (not dear or record.pondered) and record.rests(plain_s):
                 record.idle += 1
                 continue
             if dear:  # judged by its record before any time is spent on it

@@ -138,7 +138,7 @@ def test_the_parser_refuses_what_does_not_exist() -> None:
     for line, said in {
         "pilotfish run m --nonsense": "nonsense",
         "pilotfish fly --help": "fly",
-        "pilotfish run --json": "model",
+        "pilotfish inspect --json": "model",
         "pilotfish bench run m --tokens many": "valid integer",
     }.items():
         (arguments,) = commands(line)
