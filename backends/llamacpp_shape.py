@@ -12,6 +12,7 @@ from ..runtime.errors import ModelFileError, UnsupportedModelError
 from ..runtime.gguf_file import GgufFile
 
 _OTHERS = ("qwen3", "gemma3", "phi3")
+_PAIRS = ("t5",)
 _REFUSED = {  # metadata (without prefix) that these files have only where they are something else
     "expert_count": "mixtures of experts",
     "final_logit_softcapping": "capped logits",
@@ -43,6 +44,11 @@ def shape_of(file: GgufFile) -> LlamaCppShape:
     """The shape of the model in a file. Raises UnsupportedModelError and ModelFileError."""
     arch = file.architecture
     if arch not in _OTHERS:
+        if arch in _PAIRS:
+            raise UnsupportedModelError(
+                f"{file.path} holds an encoder-decoder ({arch}), which the llamacpp engine does not run yet. Export "
+                "the model to onnx, which the onnx engine runs, or give this file to llama.cpp's own programs."
+            )
         if arch not in ARCHITECTURES:
             raise UnsupportedModelError(
                 f"{file.path} holds a model of the architecture {arch!r}; the llamacpp engine is known to run "

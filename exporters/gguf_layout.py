@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 _TOP = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 _LAYER = {
@@ -84,6 +88,18 @@ class Layout:
     def offset_of(self, name: str) -> float:
         """What the values of this tensor (name of transformers) are larger by in the file."""
         return self.norm_offset if "norm" in name else 0.0
+
+    def keeps_f32(self, name: str) -> bool:
+        """Whether a matrix (name of transformers) is never made f16."""
+        return False
+
+    def arranged(self, name: str, values: npt.NDArray[np.float32], config: PretrainedConfig) -> npt.NDArray[np.float32]:
+        """The values of a tensor (name of transformers) as the file has them."""
+        n_heads = self.heads_of(name, config.num_attention_heads, config.num_key_value_heads)
+        if n_heads is not None:
+            values = values[halves_to_pairs(len(values), n_heads)]
+        offset = self.offset_of(name)
+        return values + np.float32(offset) if offset else values
 
 
 _QKV = frozenset(("q_proj", "k_proj", "v_proj"))

@@ -22,7 +22,7 @@ _QUANTIZATION_VERSION = 2
 
 
 def metadata_of(source: ModelSource, config: PretrainedConfig) -> dict[str, object]:
-    """All metadata but the tokenizer's. Raises UnsupportedModelError for what llama.cpp would compute otherwise."""
+    """The metadata of a decoder's architecture. Raises UnsupportedModelError for what llama.cpp would compute otherwise."""
     arch = LAYOUTS[config.model_type].architecture
     head_dim = head_dim_of(config)
     rope = full_rope(config)
@@ -51,10 +51,15 @@ def metadata_of(source: ModelSource, config: PretrainedConfig) -> dict[str, obje
         found["rope.scaling.original_context_length"] = int(rope["original_max_position_embeddings"])
     if arch == "gemma3":
         found |= _gemma3(config, head_dim)
+    return {f"{arch}.{key}": value for key, value in found.items()}
+
+
+def general_metadata(source: ModelSource) -> dict[str, object]:
+    """What the file says of any model."""
     general: dict[str, object] = {"general.quantization_version": _QUANTIZATION_VERSION}
     if source.license is not None:
         general["general.license"] = source.license
-    return general | {f"{arch}.{key}": value for key, value in found.items()}
+    return general
 
 
 def rope_divisors(config: PretrainedConfig) -> npt.NDArray[np.float32] | None:

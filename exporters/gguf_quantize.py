@@ -48,7 +48,8 @@ def kind_for(form: WeightForm, config: PretrainedConfig | None = None) -> str:
     if config is None:
         return "Q4_K_M"
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    columns = (config.hidden_size, config.intermediate_size, config.num_attention_heads * head_dim)
+    inner = config.d_ff if hasattr(config, "d_ff") else config.intermediate_size
+    columns = (config.hidden_size, inner, config.num_attention_heads * head_dim)
     return "Q4_1" if any(n % _K_BLOCK for n in columns) else "Q4_K_M"
 
 

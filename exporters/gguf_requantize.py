@@ -46,7 +46,7 @@ def requantize(file: GgufFile, out: Path, kind: str, embedding: str, output: str
 
 
 def _type_of(tensor: GgufTensor, wanted: str) -> GGMLQuantizationType:
-    if len(tensor.shape) == 1:
+    if len(tensor.shape) == 1 or tensor.name.endswith("attn_rel_b.weight"):  # as llama.cpp has it
         return GGMLQuantizationType.F32
     kind = GGMLQuantizationType[wanted]
     return GGMLQuantizationType.F16 if tensor.shape[-1] % GGML_QUANT_SIZES[kind][0] else kind

@@ -18,6 +18,7 @@ from ..runtime.errors import EngineError, UnsupportedModelError
 from ..runtime.gguf_vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
 from ..runtime.tokenizer import Tokenizer
 from ..runtime.tokenizer_gguf import pre_tokenizer_name, tokenizer_from_gguf
+from .gguf_unigram import unigram_rules
 from .llama_tokenize import process_environment
 from .model_source import ModelSource
 
@@ -46,7 +47,7 @@ def tokenizer_metadata(source: ModelSource, vocab_size: int) -> dict[str, object
         "tokens": tokens,
         "token_type": types,
         "add_bos_token": source.add_bos,
-        "add_eos_token": False,
+        "add_eos_token": source.pair is not None and _ends_sources(tokenizer),
         **_rules(described, tokens, types),
     }
     if source.bos_id is not None:
@@ -62,6 +63,13 @@ def tokenizer_metadata(source: ModelSource, vocab_size: int) -> dict[str, object
     return metadata | {"general.name": _name(source)}
 
 
+def _ends_sources(tokenizer: Tokenizer) -> bool:
+    """Whether what an encoder reads ends with the end-of-text token."""
+    return len(tokenizer.encode_source("a")) > len(tokenizer.encode("a", bos=False)) and (
+        int(tokenizer.encode_source("a")[-1]) == tokenizer.eos_id
+    )
+
+
 def _name(source: ModelSource) -> str:
     """The model's name, but for one that llama.cpp takes for Phi-3's and then fails without that one's tokens."""
     if all(source.tokenizer.id_of(token) is not None for token in _PHI3):
@@ -72,8 +80,12 @@ def _name(source: ModelSource) -> str:
 def _rules(described: Mapping[str, Any], tokens: list[str], types: list[int]) -> dict[str, object]:
     """How a text is cut into tokens: byte-level merges, or SentencePiece's scores; then `types` are made complete."""
     model: Mapping[str, Any] = described["model"]
+    if model["type"] == "Unigram":
+        return unigram_rules(described, types)
     if model["type"] != "BPE":
-        raise UnsupportedModelError(f"a tokenizer of the kind {model['type']} cannot be written as GGUF yet; BPE can.")
+        raise UnsupportedModelError(
+            f"a tokenizer of the kind {model['type']} cannot be written as GGUF yet; BPE and Unigram can."
+        )
     merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
     if [step["type"] for step in steps(described["decoder"], "decoders")] == ["ByteLevel"]:
         name = pre_tokenizer_name(described)

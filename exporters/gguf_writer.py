@@ -12,8 +12,9 @@ import numpy.typing as npt
 
 from ..runtime.errors import ModelFileError, OptionError, UnsupportedModelError
 from ..runtime.storage import disk_is_full, temporary_name, write_error
-from .gguf_layout import LAYOUTS, Layout, halves_to_pairs
-from .gguf_metadata import metadata_of, rope_divisors
+from .gguf_layout import LAYOUTS, Layout
+from .gguf_metadata import general_metadata, metadata_of, rope_divisors
+from .gguf_t5 import FAMILIES, T5Layout, t5_metadata
 from .gguf_tokenizer import check_with_llama_cpp, tokenizer_metadata
 from .model_source import ModelSource, Share
 
@@ -39,14 +40,15 @@ def write_gguf(
     a weight is too large for f16; CacheWriteError. Nothing half-written stays.
     """
     config = model.config
-    layout = LAYOUTS.get(config.model_type)
+    layout = T5Layout() if config.model_type in FAMILIES else LAYOUTS.get(config.model_type)
     if layout is None:
         raise UnsupportedModelError(
             f"a model of the family {config.model_type!r} cannot be written as GGUF: not yet, because its layout is "
-            f"not known here. Families that are: {', '.join(LAYOUTS)}."
+            f"not known here. Families that are: {', '.join((*LAYOUTS, *FAMILIES))}."
         )
     tensors = dict(_named(model, layout))
-    metadata = metadata_of(source, config) | tokenizer_metadata(source, config.vocab_size)
+    own = t5_metadata(source, config) if isinstance(layout, T5Layout) else metadata_of(source, config)
+    metadata = general_metadata(source) | own | tokenizer_metadata(source, config.vocab_size)
     temporary = temporary_name(path)
     try:
         writer = gguf.GGUFWriter(temporary, layout.architecture)
@@ -67,7 +69,7 @@ def write_gguf(
         temporary.unlink(missing_ok=True)
 
 
-def _named(model: PreTrainedModel, layout: Layout) -> Iterator[tuple[str, tuple[str, torch.Tensor]]]:
+def _named(model: PreTrainedModel, layout: Layout | T5Layout) -> Iterator[tuple[str, tuple[str, torch.Tensor]]]:
     """GGUF name, transformers' name and values of each tensor; matrices that are tied come once."""
     for name, values in model.named_parameters():
         found = layout.gguf_name(name)
@@ -79,16 +81,16 @@ def _named(model: PreTrainedModel, layout: Layout) -> Iterator[tuple[str, tuple[
 def _write_tensors(
     writer: gguf.GGUFWriter,
     config: PretrainedConfig,
-    layout: Layout,
+    layout: Layout | T5Layout,
     tensors: dict[str, tuple[str, torch.Tensor]],
     stored: str,
     progress: Share,
 ) -> None:
     types = {
-        name: np.dtype(np.float16 if stored == "f16" and t.dim() > 1 else np.float32)
-        for name, (_, t) in tensors.items()
+        name: np.dtype(np.float16 if stored == "f16" and t.dim() > 1 and not layout.keeps_f32(own) else np.float32)
+        for name, (own, t) in tensors.items()
     }
-    divisors = rope_divisors(config)
+    divisors = None if isinstance(layout, T5Layout) else rope_divisors(config)
     if divisors is not None:
         writer.add_tensor_info("rope_freqs.weight", divisors.shape, divisors.dtype, divisors.nbytes)
     for name, (_, values) in tensors.items():
@@ -104,16 +106,10 @@ def _write_tensors(
 
 
 def _arranged(
-    name: str, tensor: torch.Tensor, config: PretrainedConfig, layout: Layout, dtype: np.dtype[Any]
+    name: str, tensor: torch.Tensor, config: PretrainedConfig, layout: Layout | T5Layout, dtype: np.dtype[Any]
 ) -> npt.NDArray[Any]:
     """The values of a tensor as the file has them."""
-    values: npt.NDArray[np.float32] = tensor.detach().float().numpy()
-    n_heads = layout.heads_of(name, config.num_attention_heads, config.num_key_value_heads)
-    if n_heads is not None:
-        values = values[halves_to_pairs(len(values), n_heads)]
-    offset = layout.offset_of(name)
-    if offset:
-        values = values + np.float32(offset)
+    values = layout.arranged(name, tensor.detach().float().numpy(), config)
     if not np.isfinite(values).all():
         raise ModelFileError(f"the tensor {name} holds values that are not numbers. Fetch or copy the model again.")
     if dtype == np.float16 and np.abs(values).max() > _F16_MAX:
@@ -131,7 +127,7 @@ def _add(writer: gguf.GGUFWriter, key: str, value: object) -> None:
         writer.add_float32(key, value)
     elif isinstance(value, str):
         writer.add_string(key, value)
-    elif isinstance(value, list):
+    elif isinstance(value, (list, bytes)):
         writer.add_array(key, value)
     else:
         raise TypeError(f"{key}: no GGUF type for {type(value).__name__}")

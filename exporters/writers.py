@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, TypeAlias
 from ..runtime.decoder_shape import ARCHITECTURES
 from ..runtime.errors import OptionError, UnsupportedModelError
 from ..runtime.interfaces import Tokens
+from .gguf_t5 import FAMILIES, check_t5
 from .model_source import ModelSource
 from .weight_form import Stored, WeightForm
 
@@ -209,6 +210,8 @@ class GgufFormat:
         if order.form is not None:
             from .gguf_quantize import KINDS
 
+            if source.pair is not None:
+                check_t5(source)
             if self._kind(source, order) not in KINDS:
                 raise OptionError(f"there is no kind {order.gguf_kind!r} of GGUF file; there are {', '.join(KINDS)}.")
 
@@ -278,15 +281,16 @@ def refuse_pair(source: ModelSource, names: tuple[str, ...], data_aware: tuple[D
             f"{source.path} holds an encoder-decoder ({source.architecture}), whose weights cannot be fitted to a text "
             f"yet: leave {', '.join(data_aware)} out."
         )
-    wrong = [name for name in names if name not in _PAIRS]
+    possible = [name for name in _PAIRS if name != "gguf" or source.architecture in FAMILIES]
+    wrong = [name for name in names if name not in possible]
     if source.pair is not None and wrong:
         raise UnsupportedModelError(
             f"{source.path} holds an encoder-decoder ({source.architecture}), which cannot be exported to "
-            f"{', '.join(wrong)} yet. Formats that hold one: {', '.join(_PAIRS)}."
+            f"{', '.join(wrong)} yet. Formats that hold one: {', '.join(possible)}."
         )
 
 
-_PAIRS = {"onnx": ("onnx/decoder.onnx", "onnx/encoder.onnx")}
+_PAIRS = {"onnx": ("onnx/decoder.onnx", "onnx/encoder.onnx"), "gguf": (GgufFormat.file, GgufFormat.file)}
 FORMATS: Mapping[str, Format] = {"onnx": OnnxFormat(), "openvino": OpenVinoFormat(), "gguf": GgufFormat()}
 
 

@@ -22,6 +22,7 @@ from .runtime.errors import EngineMissingError, ModelFileError, OptionError
 from .runtime.interfaces import Floats, ModelInfo, Session, Tokens
 from .runtime.manifest import Manifest
 from .runtime.source import prepare
+from .verifying_pair import compare_pair
 
 if TYPE_CHECKING:
     from .exporters.model_source import ModelSource
@@ -141,34 +142,46 @@ def verify_format(
     tell: Progress,
 ) -> FormatReport:
     """One format opened by its engine and compared. logits: the source's, text by text, where it was asked anew."""
-    what, began = f"verifying {form}", time.perf_counter()
+    what, began, manifest = f"verifying {form}", time.perf_counter(), bundle.manifest
     tell(what, 0.0)
-    thresholds = thresholds_of(bundle.manifest, form)
-    weights, _ = open_weights(bundle.folder, place, tell)
-    try:
-        session = weights.session(min(weights.info.context_length, _room(answers) + n_started(weights.info)))
-        parity = _compare(session, answers, logits, lambda share: tell(what, share))
-        canary = bundle.manifest.canary
-        error = None if canary is None else canary_error(session, canary)
-        session.close()
-        problems = thresholds.problems(parity)
-        if error is not None and error >= WRONG:
-            problems += (f"the canary's answer is wrong: error {error:.2f}, at most {WRONG}",)
-        return FormatReport(
-            form=form,
-            engine=weights.info.engine,
-            engine_version=weights.info.engine_version,
-            device=weights.info.device,
-            n_bytes=format_bytes(bundle.manifest, form),
-            seconds=time.perf_counter() - began,
-            parity=parity,
-            canary_error=error,
-            thresholds=thresholds,
-            problems=problems,
+    thresholds = thresholds_of(manifest, form)
+    if form == "gguf" and form in manifest.encoders:
+        path, device, version = bundle.file(manifest.formats[form]), "cpu", str(place.backend.version())
+        parity, error = compare_pair(
+            path,
+            manifest.decoder_start,
+            answers,
+            logits,
+            manifest.canary,
+            place.threads,
+            lambda share: tell(what, share),
         )
-    finally:
-        weights.close()
-        tell(what, 1.0)
+    else:
+        weights, _ = open_weights(bundle.folder, place, tell)
+        try:
+            device, version = weights.info.device, weights.info.engine_version
+            session = weights.session(min(weights.info.context_length, _room(answers) + n_started(weights.info)))
+            parity = _compare(session, answers, logits, lambda share: tell(what, share))
+            error = None if manifest.canary is None else canary_error(session, manifest.canary)
+            session.close()
+        finally:
+            weights.close()
+    tell(what, 1.0)
+    problems = thresholds.problems(parity)
+    if error is not None and error >= WRONG:
+        problems += (f"the canary's answer is wrong: error {error:.2f}, at most {WRONG}",)
+    return FormatReport(
+        form=form,
+        engine=place.backend.name,
+        engine_version=version,
+        device=device,
+        n_bytes=format_bytes(manifest, form),
+        seconds=time.perf_counter() - began,
+        parity=parity,
+        canary_error=error,
+        thresholds=thresholds,
+        problems=problems,
+    )
 
 
 def format_bytes(manifest: Manifest, form: str) -> int:

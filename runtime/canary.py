@@ -6,7 +6,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from .errors import PilotfishError
-from .interfaces import Session, Tokens, as_tokens
+from .interfaces import Floats, Session, Tokens, as_tokens
 from .source import prepare
 
 TEXT = (
@@ -77,7 +77,12 @@ def canary_error(session: Session, canary: Canary) -> float:
         rows.append(session.forward(tokens[at : at + width], n_logits=width).logits.copy())
         at += width
     session.truncate(0)
-    logits = np.concatenate(rows).astype(np.float64)
+    return answer_error(np.concatenate(rows), best)
+
+
+def answer_error(answer: Floats, best: Tokens) -> float:
+    """The error of logits, one row for each of the best tokens: see canary_error()."""
+    logits = answer.astype(np.float64)
     if not np.isfinite(logits).all():
         return 1.0
     top = logits.max(axis=-1)

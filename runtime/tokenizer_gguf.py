@@ -17,6 +17,7 @@ from .decoding import steps
 from .errors import ModelFileError, UnsupportedModelError
 from .gguf_vocabulary import add_tokens, strings, token_types
 from .sentencepiece_bpe import sentencepiece_bpe
+from .sentencepiece_unigram import sentencepiece_unigram
 from .tokenizer import Tokenizer
 
 _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -72,17 +73,22 @@ def tokenizer_from_gguf(metadata: Mapping[str, object]) -> Tokenizer:
     """The tokenizer that a GGUF file's metadata describes.
 
     Raises UnsupportedModelError for kinds other than byte-level BPE with a known pre-tokenizer and SentencePiece's
-    BPE, and ModelFileError where vocabulary, types and merges do not fit together.
+    BPE and unigram models, and ModelFileError where vocabulary, types and merges do not fit together.
     """
     model = metadata.get("tokenizer.ggml.model")
     if model is None:
         raise ModelFileError("the GGUF file holds no tokenizer (tokenizer.ggml.model is missing).")
-    if model not in ("gpt2", "llama"):
+    if model == "gpt2":
+        inner, add_bos = _byte_level(metadata)
+    elif model == "llama":
+        inner, add_bos = sentencepiece_bpe(metadata), True
+    elif model == "t5":
+        inner, add_bos = sentencepiece_unigram(metadata), False
+    else:
         raise UnsupportedModelError(
-            f"the GGUF file's tokenizer is of the kind {model!r}; supported are 'gpt2' (byte-level BPE) and 'llama' "
-            "(SentencePiece's BPE)."
+            f"the GGUF file's tokenizer is of the kind {model!r}; supported are 'gpt2' (byte-level BPE), 'llama' "
+            "(SentencePiece's BPE) and 't5' (SentencePiece's unigram model)."
         )
-    inner, add_bos = _byte_level(metadata) if model == "gpt2" else (sentencepiece_bpe(metadata), True)
     ends = [_id(metadata, f"tokenizer.ggml.{kind}_token_id") for kind in ("eos", "eot", "eom")]
     return Tokenizer(
         inner,

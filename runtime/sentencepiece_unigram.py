@@ -1,0 +1,53 @@
+"""SentencePiece's unigram model from a GGUF file: pieces with log-probabilities, of which the most probable cut is taken.
+
+Source: llama.cpp, llama-vocab.cpp (llm_tokenizer_ugm); transformers, tokenization_t5.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import tokenizers
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
+
+from .errors import ModelFileError
+from .gguf_vocabulary import UNKNOWN, add_tokens, strings, token_scores, token_types
+from .sentencepiece_bpe import SPACE
+
+
+def sentencepiece_unigram(metadata: Mapping[str, object]) -> tokenizers.Tokenizer:
+    """The tokenizer that the metadata describes. Raises ModelFileError."""
+    tokens = strings(metadata, "tokenizer.ggml.tokens")
+    types = token_types(metadata, len(tokens))
+    scores = token_scores(metadata, len(tokens))
+    if UNKNOWN not in types:
+        raise ModelFileError("the GGUF file's vocabulary has no token for what is unknown.")
+    pieces = [(text, float(score)) for text, score in zip(tokens, scores, strict=True)]
+    try:
+        inner = tokenizers.Tokenizer(models.Unigram(pieces, types.index(UNKNOWN), False))
+        charsmap = _charsmap(metadata)
+        if charsmap:
+            inner.normalizer = normalizers.Sequence([normalizers.Precompiled(charsmap)])
+    except Exception as error:  # the library raises plain Exception for whatever it cannot use
+        raise ModelFileError(f"the GGUF file's vocabulary is not one of SentencePiece: {error}.") from error
+    scheme = "always" if metadata.get("tokenizer.ggml.add_space_prefix", True) else "never"
+    spaces = pre_tokenizers.Metaspace(SPACE, scheme)
+    if metadata.get("tokenizer.ggml.remove_extra_whitespaces", False):
+        inner.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(" +"), "removed"), spaces])
+    else:
+        inner.pre_tokenizer = spaces
+    inner.decoder = decoders.Metaspace(SPACE, scheme)
+    add_tokens(inner, tokens, types)
+    return inner
+
+
+def _charsmap(metadata: Mapping[str, object]) -> bytes:
+    """What characters are replaced by, as SentencePiece compiles it; empty where the file has none."""
+    value = metadata.get("tokenizer.ggml.precompiled_charsmap", b"")
+    if isinstance(value, bytes):
+        return value
+    values = np.asarray(value)
+    if values.ndim != 1 or values.dtype.kind not in "iu":
+        raise ModelFileError("the GGUF file's tokenizer.ggml.precompiled_charsmap does not hold bytes.")
+    return values.astype(np.uint8).tobytes()
