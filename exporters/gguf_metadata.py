@@ -22,7 +22,7 @@ _QUANTIZATION_VERSION = 2
 
 
 def metadata_of(source: ModelSource, config: PretrainedConfig) -> dict[str, object]:
-    """The metadata of a decoder's architecture. Raises UnsupportedModelError for what llama.cpp would compute otherwise."""
+    """A decoder's own metadata. Raises UnsupportedModelError for what llama.cpp would compute otherwise."""
     arch = LAYOUTS[config.model_type].architecture
     head_dim = head_dim_of(config)
     rope = full_rope(config)

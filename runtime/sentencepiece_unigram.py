@@ -1,4 +1,4 @@
-"""SentencePiece's unigram model from a GGUF file: pieces with log-probabilities, of which the most probable cut is taken.
+"""SentencePiece's unigram model from a GGUF file: of all cuts of a word into pieces the most probable one.
 
 Source: llama.cpp, llama-vocab.cpp (llm_tokenizer_ugm); transformers, tokenization_t5.py.
 """
