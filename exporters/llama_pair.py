@@ -6,7 +6,6 @@ python -m pilotfish.exporters.llama_pair FILE THREADS < a JSON list of questions
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import subprocess
@@ -22,7 +21,7 @@ import numpy as np
 from ..runtime.errors import EngineError
 from ..runtime.gguf_file import read_gguf
 from ..runtime.interfaces import Floats
-from .llama_tokenize import process_environment
+from .llama_tokenize import process_environment, silent_library
 
 _WIDTH = 16  # tokens of a step of the decoder
 _GGML_F32 = 0
@@ -71,14 +70,7 @@ def ask_llama_cpp(path: Path, questions: Sequence[Question], threads: int) -> Ge
 def main(path: str, threads: str) -> None:
     """Answer the questions on standard input."""
     questions = [Question(tuple(q["source"]), tuple(q["tokens"]), q["n_logits"]) for q in json.load(sys.stdin)]
-    lib: Any = importlib.import_module("llama_cpp.llama_cpp")
-
-    @lib.llama_log_callback  # type: ignore[untyped-decorator]
-    def silent(level: int, text: bytes | None, _: object) -> None:
-        pass
-
-    lib.llama_log_set(silent, None)
-    lib.llama_backend_init()
+    lib = silent_library()
     model_params = lib.llama_model_default_params()
     model_params.n_gpu_layers, model_params.use_extra_bufts = 0, False
     model = lib.llama_model_load_from_file(os.fsencode(path), model_params)

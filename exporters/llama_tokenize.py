@@ -19,16 +19,23 @@ def process_environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
 
 
-def main(path: str) -> None:
-    """Ids without a beginning-of-text token; special tokens in the texts stay text."""
+def silent_library() -> Any:
+    """llama.cpp's C functions, ready, in a process of one's own where nothing but answers may be printed."""
     lib: Any = importlib.import_module("llama_cpp.llama_cpp")
 
     @lib.llama_log_callback  # type: ignore[untyped-decorator]
     def silent(level: int, text: bytes | None, _: object) -> None:
         pass
 
+    lib.pilotfish_log = silent  # C keeps no reference
     lib.llama_log_set(silent, None)
     lib.llama_backend_init()
+    return lib
+
+
+def main(path: str) -> None:
+    """Ids without a beginning-of-text token; special tokens in the texts stay text."""
+    lib = silent_library()
     params = lib.llama_model_default_params()
     params.vocab_only = True
     model = lib.llama_model_load_from_file(os.fsencode(path), params)

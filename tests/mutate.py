@@ -95,8 +95,24 @@ MUTANTS = (
     Mutant(
         "a sampled draft is cut by its own confidence",
         "runtime/drafting.py",
-        "        if draft.laws is not None:\n",
-        "        if draft.laws is not None and False:\n",
+        "        k = self.policy.choose(forecast) if draft.laws is None else len(draft)\n"
+        "        record.asked(forecast, k)\n"
+        "        kept = draft.head(self.rows.fit(k + 1) - 1) if draft.laws is None else draft\n",
+        "        k = self.policy.choose(forecast)\n"
+        "        record.asked(forecast, k)\n"
+        "        kept = draft.head(self.rows.fit(k + 1) - 1)\n",
+    ),
+    Mutant(
+        "drafts are accounted by a curve that may be wrong",
+        "runtime/drafting.py",
+        "            spent = min(max(verify_s, spent / _HICCUP), spent * _HICCUP)\n",
+        "            pass\n",
+    ),
+    Mutant(
+        "a proposer that brings nothing never rests",
+        "runtime/drafting.py",
+        "        return self.rested > 0\n",
+        "        return False\n",
     ),
     Mutant(
         "the rejected tail counts as rejected",

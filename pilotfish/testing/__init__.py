@@ -26,6 +26,7 @@ _PARTS = (
 )
 pytest.register_assert_rewrite(*(f"{__name__}.{part}" for part in _PARTS))  # so that a failure shows its values
 
+from ..runtime.draft_weights import Shared  # noqa: E402
 from . import (  # noqa: E402 - after the line above
     answer_contract,
     cache_contract,
@@ -34,7 +35,7 @@ from . import (  # noqa: E402 - after the line above
     step_contract,
     tree_contract,
 )
-from .subject import Shared, Subject  # noqa: E402
+from .subject import Subject  # noqa: E402
 
 __all__ = ["CHECKS", "Shared", "Subject"]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..runtime.interfaces import Floats, Indices, ModelInfo, Session, Tokens, Weights
+from ..runtime.interfaces import Floats, Indices, Session, Tokens, Weights
 from ..runtime.source import prepare
 
 ENGINES = r"\b(reference|onnx|openvino|llamacpp) engine\b"  # what an AbilityError names as the way out
@@ -88,20 +88,3 @@ def rows_of(*rows: int) -> Indices:
 #       \ 3 - 5
 TREE = rows_of(0, 0, 1, 0, 2, 3)
 PATHS = (rows_of(0, 1, 2, 4), rows_of(0, 3, 5))
-
-
-@dataclass(frozen=True)
-class Shared:
-    """Weights that somebody else closes, so that many checks may use large ones opened once."""
-
-    weights: Weights
-
-    @property
-    def info(self) -> ModelInfo:
-        return self.weights.info
-
-    def session(self, max_context: int | None = None) -> Session:
-        return self.weights.session(max_context)
-
-    def close(self) -> None:
-        """Left to the owner."""
