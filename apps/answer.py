@@ -11,6 +11,7 @@ from ..runtime.errors import OptionError, PilotfishError
 from ..runtime.model import Model, Prompt
 from ..runtime.result import Result, Stats
 from ..runtime.sampling import Sampling
+from ..runtime.twin import TrialReport
 from .terminal import console
 
 
@@ -54,11 +55,24 @@ def summary(stats: Stats) -> str:
     drafts = f"{stats.accepted} of {stats.drafted} drafts accepted" if stats.drafted else "no drafts"
     if stats.self_acceptance is not None:
         drafts += f", the smaller cache agrees on {stats.self_acceptance:.0%}"
+    if stats.trial is not None:
+        drafts += f", {_found(stats.trial)}"
     first = "" if stats.ttft_s is None else f"first after {stats.ttft_s:.2f} s, "
     return (
         f"{stats.n_tokens} tokens, {stats.decode_tok_s:.1f} tokens/s, {first}{drafts}, "
         f"KV cache {stats.kv_bytes / 2**20:.0f} MiB, {stats.engine} on {stats.device}"
     )
+
+
+def _found(trial: TrialReport) -> str:
+    """What became of the full cache, in words."""
+    if trial.dropped_at is not None:
+        return (
+            f"full cache dropped after {trial.dropped_at} tokens (at least {trial.at_least:.1%} agreement over "
+            f"{trial.compared} tokens): from there on the answer is that of {trial.policy}:budget={trial.budget}"
+        )
+    compared = f"agreed on {trial.agreed:.0f} of {trial.compared} tokens" if trial.compared else "was not compared"
+    return f"{trial.policy}:budget={trial.budget} {compared}, the full cache is kept"
 
 
 def converse(

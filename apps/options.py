@@ -17,6 +17,10 @@ MaxContext = Annotated[int | None, typer.Option(help="Entries the cache may hold
 Cache = Annotated[
     str | None, typer.Option(help="What stays of a full KV cache: sinks, snapkv:budget=512, ...; default: everything.")
 ]
+Quality = Annotated[
+    str | None,
+    typer.Option(help="Drop the full cache once --cache is known to agree with it so often: 0.98, or auto."),
+]
 KvDtype = Annotated[
     str | None, typer.Option(help="Cache type: int8, f16, or keys/values apart: u8/u4; default: exact.")
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -39,9 +40,10 @@ class BlockShape:
 
 
 class BlockPool:
-    """Blocks with a count of the sequences that hold them. Grows by doubling; a block once made is never moved.
+    """Blocks with a count of the sequences that hold them. Grows by doubling.
 
-    lock: held by whoever reads or writes entries, as growing replaces the arrays. generation: counts replacements.
+    lock: held by whoever reads or writes entries or a table of blocks, as growing replaces the arrays, and shrinking
+    moves what is held. generation: counts replacements.
     """
 
     def __init__(self, shapes: Sequence[BlockShape]) -> None:
@@ -53,6 +55,13 @@ class BlockPool:
         self._shapes = tuple(shapes)
         self._holders: list[int] = []
         self._free: list[int] = []
+        self._tables: weakref.WeakValueDictionary[int, Blocks] = weakref.WeakValueDictionary()
+
+    def table(self, n_blocks: int) -> Blocks:
+        """For the blocks of one sequence; the pool changes their numbers when it moves them."""
+        made: Blocks = np.zeros(n_blocks, dtype=np.int32)
+        self._tables[id(made)] = made
+        return made
 
     @property
     def nbytes(self) -> int:
@@ -84,6 +93,23 @@ class BlockPool:
             if not self._holders[block]:
                 self._free.append(block)
 
+    def shrink(self) -> None:
+        """Give memory back, where hardly anything is held: what is held moves together."""
+        held = np.flatnonzero(self._holders)
+        n_blocks = max(_FIRST, 2 * len(held))
+        if 2 * n_blocks > len(self._holders):
+            return
+        arrays = [shape.allocate(n_blocks) for shape in self._shapes]
+        for old, new in zip(self.arrays, arrays, strict=True):
+            new[: len(held)] = old[held]
+        moved = np.zeros(len(self._holders), dtype=np.int32)
+        moved[held] = np.arange(len(held))
+        for table in list(self._tables.values()):
+            table[:] = moved[table]
+        self._holders = [*(self._holders[block] for block in held.tolist()), *[0] * (n_blocks - len(held))]
+        self._free = list(range(n_blocks - 1, len(held) - 1, -1))
+        self._replace(arrays)
+
     def is_shared(self, block: int) -> bool:
         return self._holders[block] > 1
 
@@ -96,8 +122,6 @@ class BlockPool:
         return made
 
     def _grow(self, n_blocks: int) -> None:
-        from openvino import Shape, Tensor
-
         n = len(self._holders)
         try:
             arrays = [shape.allocate(n_blocks) for shape in self._shapes]
@@ -108,11 +132,16 @@ class BlockPool:
             ) from None
         for old, new in zip(self.arrays, arrays, strict=False):
             new[:n] = old
-        self.arrays = arrays
-        self.tensors = [
-            Tensor(x.reshape(-1), Shape([n_blocks, s.heads, s.entries, s.row]), s.kind)
-            for x, s in zip(arrays, self._shapes, strict=True)
-        ]
         self._holders += [0] * (n_blocks - n)
         self._free += range(n_blocks - 1, n - 1, -1)
+        self._replace(arrays)
+
+    def _replace(self, arrays: list[Array]) -> None:
+        from openvino import Shape, Tensor
+
+        self.arrays = arrays
+        self.tensors = [
+            Tensor(x.reshape(-1), Shape([len(x), s.heads, s.entries, s.row]), s.kind)
+            for x, s in zip(arrays, self._shapes, strict=True)
+        ]
         self.generation += 1

@@ -12,7 +12,6 @@ from ..runtime.interfaces import Ability, Floats, Indices, Observation, Step, To
 from .cache_state import Array, Layout, pack, unpack
 from .decoder_only import DecoderOnly
 from .kv_rows import Rows, ancestors, room_for
-from .ov_pool import Blocks
 from .ov_request import Request
 
 if TYPE_CHECKING:
@@ -45,7 +44,7 @@ class OvSession(DecoderOnly):
         self.max_context = max_context
         self.abilities = _abilities(weights, max_context)
         self._rows = Rows(max_context, self.info.context_length)
-        self._table: Blocks = np.zeros(-(-max_context // self._pool.block_size), dtype=np.int32)
+        self._table = self._pool.table(-(-max_context // self._pool.block_size))
         self._n_blocks = 0
         self._request: Request | None = weights.request()
         self._observing: Request | None = None
@@ -148,6 +147,7 @@ class OvSession(DecoderOnly):
         self._rows.close()
         with self._pool.lock:
             self._pool.release(self._table[: self._n_blocks])
+            self._pool.shrink()
         self._n_blocks = 0
         self._request = self._observing = None
 

@@ -21,6 +21,7 @@ from .runtime.errors import OptionError, PilotfishWarning
 from .runtime.interfaces import DraftLengthPolicy, ModelInfo, Proposer
 from .runtime.model import DraftWeights, Model
 from .runtime.proposers import SelfDraft
+from .runtime.trial import AUTO
 
 __all__ = ["load", "resolve"]
 
@@ -36,6 +37,7 @@ def load(
     *,
     draft_engine: str | None = None,
     cache: CachePolicy | str | None = None,
+    quality: float | str | None = None,
     kv_dtype: str | None = None,
     max_context: int | None = None,
     threads: int | None = None,
@@ -58,6 +60,9 @@ def load(
     draft_engine: runs the draft; None is the target's engine, on the same device.
     cache: how the KV cache is compressed once it is full: a policy or its name, "snapkv" or "snapkv:budget=512"
         (docs/kv-cache.md); None keeps everything. It changes the answers; drafts still do not.
+    quality: how often, from 0 to 1, a smaller cache must say what the full one says; "auto" is 0.98. With `cache`,
+        the full cache is kept until that is known to hold, and then dropped; with draft="self" alone, the size of the
+        drafts' cache follows it (docs/kv-cache.md).
     kv_dtype: how it is stored, "int8" (onnx), "f16" or, keys and values apart, "u8/u4"; None is the engine's exact
         default.
     max_context: entries the cache may hold; the default is what the model was trained for.
@@ -77,6 +82,7 @@ def load(
     """
     _check(max_context, threads, speculate, draft)
     compression = policy_by_name(cache) if isinstance(cache, str) else cache
+    wanted = _quality(quality)
     self_draft, draft = _self_draft(draft)
     report = progress or (lambda what, share: None)
     found = resolve(path, report)
@@ -112,6 +118,7 @@ def load(
             exact=exact,
             self_draft=self_draft,
             cache=compression,
+            quality=wanted,
             max_context=max_context,
             choice=choice,
         )
@@ -133,6 +140,16 @@ def _self_draft(draft: str | os.PathLike[str] | None) -> tuple[CachePolicy | Non
     if not isinstance(draft, str) or draft.partition(":")[0] != SelfDraft.name:
         return None, draft
     return policy_by_name(draft.partition(":")[2] or SELF_POLICY), None
+
+
+def _quality(given: float | str | None) -> float | None:
+    """A number between 0 and 1, which "auto" stands for, too."""
+    if given is None or isinstance(given, float):
+        return given
+    try:
+        return AUTO if given == "auto" else float(given)
+    except ValueError:
+        raise OptionError(f"quality is {given!r}, but must be a number between 0 and 1, or auto.") from None
 
 
 def _does_not_pay(target: Path, named: tuple[Path, DraftEntry], info: ModelInfo) -> bool:

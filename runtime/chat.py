@@ -85,7 +85,7 @@ class Chat:
             if inner.result is not None:
                 self.messages = [*asked, {"role": "assistant", "content": inner.result.text}]
 
-        return Stream(pieces)
+        return Stream(pieces, lambda: inner.trial)
 
 
 def _maker(model: Model) -> dict[str, str]:

@@ -151,6 +151,8 @@ class Compression:
             missing |= {"attention"}
         if missing:
             alike = ", or per_head=False (one selection for all heads)" if missing == {"evict_heads"} else ""
+            if missing == {"attention"} and info.engine == "llamacpp":
+                alike = ", or options={'flash_attention': 'off'} (--option flash_attention=off)"
             raise AbilityError(
                 f"the {policy.name} cache policy needs {', '.join(sorted(missing))}, which the {info.engine} engine "
                 f"does not offer here; use the onnx engine or the reference engine{alike}. "

@@ -7,14 +7,17 @@ from collections.abc import Sequence
 import numpy as np
 
 from .cache_policies.policy import CachePolicy
+from .compressed_copy import CompressedCopy
 from .draft_weights import DraftWeights
 from .interfaces import Proposer, SourceReader, Weights
 from .pairing import Translation
 from .prompts import Task
-from .proposers import CompressedCopy, DraftModel, SelfDraft, default_proposers
+from .proposers import DraftModel, SelfDraft, default_proposers
+from .proposers.self_draft import SmallerCache
 from .sampling import Sampling
 from .sequence import CachedSequence
 from .tokenizer import Tokenizer
+from .trial import TrialSequence
 
 
 class Drafters:
@@ -42,7 +45,12 @@ class Drafters:
             self._translation = draft.translation(target, tokenizer)
             wanted = sequence.longest * (1 if self._translation is None else 2)  # it may write longer
             self._draft = CachedSequence(draft.weights.session(min(wanted, draft.weights.info.context_length)))
-        self._copy = None if self_draft is None else CompressedCopy(sequence, self_draft)
+        self._copy: SmallerCache | None = None
+        if self_draft is not None:
+            if isinstance(sequence, TrialSequence) and not sequence.drops:
+                self._copy = sequence.twin
+            else:
+                self._copy = CompressedCopy(sequence, self_draft)
 
     @property
     def with_model(self) -> bool:

@@ -58,6 +58,7 @@ def generate(
         yield CANCELLED
         return
     drafting.begin(target.n_entries)
+    target.begin_answer(sampling, len(prompt))
     while True:
         if limits.cancelled():
             yield CANCELLED
@@ -67,7 +68,7 @@ def generate(
         proposal = drafting.propose(proposers, committed[:n], _room(target, n, end))
         step, width, verify_s = _forward(target, context[n - 1], proposal.draft)
         try:
-            verdict = _verify(proposal.draft, step, sampling, committed[:n], len(prompt), rng)
+            verdict, laws = _verify(proposal.draft, step, sampling, committed[:n], len(prompt), rng)
             if proposal.draft.parents is not None:
                 target.accept(np.array([0, *verdict.rows], dtype=np.int64), width)
         except BaseException:  # a processor that raises, Ctrl-C: the cache must not keep what was not judged
@@ -76,6 +77,7 @@ def generate(
         tokens, reason = _commit(proposal.draft, verdict, limits.stop_ids, end - n)
         context[n : n + len(tokens)] = tokens
         n += len(tokens)
+        target.committed(laws[: len(tokens)])
         target.truncate(n - 1)  # forgets rejected drafts, spare rows and what lies behind a stop id
         drafting.observe(
             proposal,
@@ -188,14 +190,17 @@ def _forward(target: CachedSequence, last: int, draft: Draft) -> tuple[Floats, i
 
 def _verify(
     draft: Draft, logits: Floats, sampling: Sampling, context: Tokens, n_prompt: int, rng: np.random.Generator
-) -> Verdict:
+) -> tuple[Verdict, list[Law]]:
+    """The verdict, and the laws that it asked for: one for each of its tokens."""
+    asked: list[Law] = []
     grows = sampling.looks_at_context  # else the path need not be appended for every row
 
     def law_at(row: int, path: tuple[int, ...]) -> Law:
         sequence = np.concatenate([context, np.array(path, dtype=np.int64)]) if path and grows else context
-        return sampling.law(logits[row], sequence, n_prompt)
+        asked.append(sampling.law(logits[row], sequence, n_prompt))
+        return asked[-1]
 
-    return verify(draft, law_at, rng)
+    return verify(draft, law_at, rng), asked
 
 
 def _commit(

@@ -15,7 +15,6 @@ from .cache_policies.policy import CachePolicy
 from .chat import Chat
 from .chat_template import ChatTemplate, Message
 from .choice import Choice
-from .compression import entries_for
 from .cost import Calibration
 from .draft_length import RenewalReward
 from .draft_weights import DraftWeights, Shared
@@ -28,10 +27,12 @@ from .prompts import Prompt, Task, encode_prompt, task_of
 from .proposers import DraftModel, SelfDraft
 from .result import Result, Stats, judged
 from .sampling import Sampling
-from .sequence import CachedSequence, SavedSequence
+from .sequence import SavedSequence
 from .stopping import TextAssembler
 from .stream import Stream
 from .tokenizer import Tokenizer
+from .trial import TrialSequence, open_sequence
+from .twin import TrialReport
 
 __all__ = ["DraftWeights", "Model", "Prompt"]
 
@@ -44,6 +45,8 @@ class Model:
     proposers: who drafts besides the draft model; None: whoever costs next to nothing for this kind of model.
     self_draft: drafts with the target's own weights over a copy of its cache that this policy compresses.
     cache: compresses the target's cache whenever it is full, and its size is the policy's then; None keeps everything.
+    quality: the agreement with the full cache at which that of `cache` takes its place; without `cache`, what the
+        size of self_draft's cache holds.
     exact: stay in one row class, so that plain and speculative text are the same bits by construction.
     """
 
@@ -60,6 +63,7 @@ class Model:
         exact: bool = True,
         self_draft: CachePolicy | None = None,
         cache: CachePolicy | None = None,
+        quality: float | None = None,
         max_context: int | None = None,
         choice: Choice | None = None,
     ) -> None:
@@ -70,14 +74,21 @@ class Model:
         self.exact = exact
         self.policy = policy
         self.cache = cache
+        self.quality = quality
         self._target = target
         self._draft = draft
         rows = calibration.rows.rule() if exact else calibration.rows.free()
         self._max_entries = max_context
-        entries = max_context if cache is None else entries_for(cache, rows, target.info, max_context)
-        self._sequence = CachedSequence(target.session(entries), rows, cache)
-        self._self_draft = self_draft
         drafts = policy is not None
+        self._sequence = open_sequence(
+            target,
+            rows,
+            cache=cache,
+            self_draft=self_draft if drafts else None,
+            quality=quality,
+            max_context=max_context,
+        )
+        self._self_draft = self_draft
         self._drafters = Drafters(
             self._sequence, target, tokenizer, proposers, draft if drafts else None, self_draft if drafts else None
         )
@@ -106,6 +117,7 @@ class Model:
         draft: whether it uses the draft model, or drafts for itself, too. Close it before this one.
         """
         beside = self._draft if draft else None
+        drafts_itself = draft and policy is not None
         return Model(
             Shared(self._target),
             self.tokenizer,
@@ -117,6 +129,7 @@ class Model:
             exact=self.exact if exact is None else exact,
             self_draft=self._self_draft if draft else None,
             cache=self.cache,
+            quality=self.quality if self.cache is not None or drafts_itself else None,
             max_context=self._max_entries,
         )
 
@@ -214,7 +227,7 @@ class Model:
             cancelled=cancel.is_set if cancel is not None else lambda: False,
             progress=progress,
         )
-        return Stream(lambda stream: self._run(stream, task, settings, limits, strings, seed, wanted))
+        return Stream(lambda stream: self._run(stream, task, settings, limits, strings, seed, wanted), self._trial)
 
     def chat(self, system: str | None = None, *, seed: int | None = None) -> Chat:
         """A conversation that remembers its messages; the cache of earlier turns is reused."""
@@ -262,7 +275,7 @@ class Model:
         self._closed = True
         for closer in self._closers:
             closer()
-        self._sequence.session.close()
+        self._sequence.close()
         self._drafters.close_copy()
         self._target.close()
         self._drafters.close()
@@ -333,6 +346,9 @@ class Model:
             return self._sequence.reusable(task.context[:-1])
         return task.n_read if self._sequence.has_read(task.source) else 0
 
+    def _trial(self) -> TrialReport | None:
+        return self._sequence.report() if isinstance(self._sequence, TrialSequence) else None
+
     def _stats(self, task: Task, reused: int, ttft_s: float | None, stream: Stream) -> Stats:
         return Stats.of(
             stream.rounds,
@@ -340,7 +356,8 @@ class Model:
             n_reused=reused,
             ttft_s=ttft_s,
             judged=judged(stream.rounds, SelfDraft.name),
-            kv_bytes=self._sequence.session.nbytes + self._drafters.nbytes,
+            kv_bytes=self._sequence.nbytes + self._drafters.nbytes,
+            trial=self._trial(),
             kv_entries=self._sequence.n_entries,
             info=self.info,
             exact=self.exact,

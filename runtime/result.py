@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
 from .interfaces import FinishReason, ModelInfo, Round
+from .twin import TrialReport
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,7 @@ class Stats:
     engine: str
     device: str
     exact: bool
+    trial: TrialReport | None = None  # what quality= has found out about a smaller cache
 
     @classmethod
     def of(
@@ -43,6 +45,7 @@ class Stats:
         kv_entries: int,
         info: ModelInfo,
         exact: bool,
+        trial: TrialReport | None = None,
     ) -> Stats:
         """What these rounds add up to."""
         return cls(
@@ -63,6 +66,7 @@ class Stats:
             engine=info.engine,
             device=info.device,
             exact=exact,
+            trial=trial,
         )
 
     @property

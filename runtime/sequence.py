@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,8 +10,9 @@ import numpy as np
 from .cache_policies.policy import CachePolicy
 from .compression import Compression, SavedCompression
 from .errors import ContextFullError
-from .interfaces import Floats, Indices, Session, Step, Tokens
+from .interfaces import Floats, Indices, Law, Session, Step, Tokens
 from .rows import ANY_WIDTH, RowRule
+from .sampling import Sampling
 
 PREFILL_CHUNK = 256  # rows of a prefill step: the bound on how long a cancel waits
 
@@ -33,7 +34,8 @@ class CachedSequence:
     """Keeps `tokens`, what the session's cache covers, equal to what the session really holds.
 
     policy: compresses the cache whenever it is full; it covers more tokens than it holds entries then.
-    covered: what the session covers already, though it may hold entries of only some; None: what it holds is forgotten.
+    covered: what the session covers already, though it may hold entries of only some, those that the policy has just
+        selected; None: what it holds is forgotten.
     """
 
     def __init__(
@@ -51,6 +53,8 @@ class CachedSequence:
         self._n = self._never_held = 0
         if covered is not None:
             self._never_held = len(covered) - len(session.positions)
+            if self.compression is not None:
+                self.compression.at, self.compression.n_evicted = len(covered), self._never_held
             self._append(covered)
         elif len(session.positions):
             session.truncate(0)
@@ -112,6 +116,21 @@ class CachedSequence:
         self._source, self._n, self._never_held = source.copy(), 0, 0
         if self.compression is not None:
             self.compression.begin()
+
+    def begin_answer(self, sampling: Sampling, n_prompt: int) -> None:
+        """Answer tokens follow, chosen so; for sequences that look at what is chosen."""
+
+    def committed(self, laws: Sequence[Law]) -> None:
+        """These laws have chosen the tokens just committed; for sequences that look at what is chosen."""
+
+    def close(self) -> None:
+        """Free the cache."""
+        self.session.close()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated."""
+        return self.session.nbytes
 
     def truncate(self, n_tokens: int) -> None:
         """Forget everything behind the first n_tokens, or all of it where some of those were evicted since."""

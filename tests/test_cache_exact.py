@@ -23,13 +23,15 @@ from pilotfish.runtime.cache_policies import (
     SnapKV,
     policy_by_name,
 )
+from pilotfish.runtime.cache_policies.by_name import SCORERS, WRAPPERS
 from pilotfish.runtime.compression import entries_for
 from pilotfish.runtime.cost import CostCurve
 from pilotfish.runtime.draft_length import Fixed
 from pilotfish.runtime.drafting import Drafting
 from pilotfish.runtime.engine import Limits, generate
-from pilotfish.runtime.errors import EngineError
+from pilotfish.runtime.errors import AbilityError, EngineError, OptionError
 from pilotfish.runtime.interfaces import Budget, Draft, Indices, Proposer, Round, Tokens, Weights
+from pilotfish.runtime.model import Model
 from pilotfish.runtime.rows import RowRule
 from pilotfish.runtime.sampling import Sampling
 from pilotfish.runtime.sequence import CachedSequence
@@ -41,14 +43,6 @@ N_PROMPT, N_NEW = 50, 60  # the prompt alone fills the cache three times
 SAMPLINGS = {"greedy": Sampling(), "sampled": Sampling(temperature=1.0, top_k=12)}
 ENGINES = ("toy", "reference", "onnx")
 WIDTHS = RowRule(tuple(range(2, 34)))
-WRAPPED = [
-    "chunk-keydiff",
-    "chunk-snapkv",
-    "critical-snapkv",
-    "chunk-critical-tova",
-    "crush-keydiff",
-    "threshold-knorm",
-]
 MORE = {  # what names need besides
     "lagkv": "lag=5",
     "expected": "observed=6",
@@ -66,6 +60,30 @@ def small(name: str, engine: str) -> CachePolicy:
     if engine == "toy" and name not in ("sinks", "sirllm"):
         settings.append("per_head=false")
     return policy_by_name(f"{name}:{','.join(settings)}")
+
+
+def wrapped() -> list[str]:
+    """Every registered wrapper before every registered scorer that it takes."""
+    names = []
+    for prefix in WRAPPERS:
+        fits = [f"{prefix}{scorer}" for scorer in SCORERS if can_be_made(f"{prefix}{scorer}")]
+        assert fits, f"no scorer can be wrapped by {prefix}: what settings does it need?"
+        names += fits
+    return names
+
+
+def can_be_made(name: str) -> bool:
+    try:
+        small(name, "reference")
+    except OptionError:
+        return False
+    return True
+
+
+ALL_WRAPPED = wrapped()
+FIRST = [next(name for name in ALL_WRAPPED if name.startswith(prefix)) for prefix in WRAPPERS]
+WRAPPED = list(dict.fromkeys([*FIRST, "chunk-keydiff", "chunk-snapkv", "critical-snapkv", "chunk-critical-tova"]))
+ALL_NAMES = list(dict.fromkeys([*WRAPPED, *ALL_WRAPPED]))
 
 
 class TurningToy(ToyWeights):
@@ -174,7 +192,9 @@ def prompt_for(weights: Weights, n: int = N_PROMPT, seed: int = 1) -> Tokens:
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 @pytest.mark.parametrize("form", ["chain", "tree"])
-@pytest.mark.parametrize("name", [*POLICIES, *WRAPPED])
+@pytest.mark.parametrize(
+    "name", [*POLICIES, *(pytest.param(n, marks=() if n in WRAPPED else pytest.mark.slow) for n in ALL_NAMES)]
+)
 @pytest.mark.parametrize("engine", ENGINES)
 def test_drafts_change_nothing(
     engine: str, name: str, form: str, sampling: str, opened: Callable[[str], Weights]
@@ -289,6 +309,57 @@ def test_a_context_may_be_longer_than_the_cache(name: str, opened: Callable[[str
     assert len(done.tokens) == 479 and done.most <= 32
     one = done.sequence.session.nbytes / len(done.sequence.session.positions)
     assert done.sequence.session.nbytes <= one * 65
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Model]]:
+    """The tiny model on an engine that opens files of its own, with all that it lets be seen."""
+    import pilotfish
+
+    sizes = Sizes(hidden=128, heads=4, kv_heads=2, head_dim=32, ffn=256, context=1024)
+    path = tiny_gguf(tmp_path_factory.mktemp("models") / "tiny.gguf", quant="Q8_0", sizes=sizes, seed=10)
+    made: dict[str, Model] = {}
+
+    def load(engine: str) -> Model:
+        if get(engine).version() is None:
+            pytest.skip(f"{engine} is not installed")
+        if engine not in made:
+            options = {"flash_attention": "off"} if engine == "llamacpp" else {}
+            made[engine] = pilotfish.load(path, engine, options=options, threads=1)
+        return made[engine]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PILOTFISH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield load
+        for model in made.values():
+            model.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+@pytest.mark.parametrize("name", [*POLICIES, *ALL_NAMES])
+@pytest.mark.parametrize("engine", ["openvino", "llamacpp"])
+def test_every_policy_on_every_other_engine(
+    engine: str, name: str, sampling: str, loaded: Callable[[str], Model]
+) -> None:
+    """Runs, with chains and with trees where the engine has them, or is refused because an ability is missing."""
+    model, law, policy = loaded(engine), SAMPLINGS[sampling], small(name, "toy")
+    weights, rule = model.target, model.calibration.rows.rule()
+    abilities = weights.session(64).abilities
+    lacks = policy.needs - abilities - {"attention"}
+    sees = "attention" in abilities and policy.rows is not None and "queries" not in policy.needs
+    if lacks or ("attention" in policy.needs and not sees and not {"queries", "keys"} <= abilities):
+        with pytest.raises(AbilityError, match="use the onnx engine"):
+            CachedSequence(weights.session(256), rule, policy)
+        return
+    prompt = prompt_for(weights)
+    plain = run(weights, policy, prompt, sampling=law, rows=rule)
+    for tree in (False, True) if "tree" in abilities else (False,):
+        knows, rows = Knows(plain.tokens, tree, weights.info.vocab_size), RowRule(rule.widths, trees=True)
+        drafted = run(weights, policy, prompt, proposers=(knows,), sampling=law, rows=rows)
+        assert max(plain.most, drafted.most) <= policy.budget + policy.every
+        assert drafted.tokens.tolist() == plain.tokens.tolist(), f"as a {'tree' if tree else 'chain'}"
+        assert len(drafted.rounds) < 0.8 * len(plain.rounds), "drafts were hardly accepted: this proves nothing"
 
 
 EVERYWHERE = [

@@ -268,6 +268,32 @@ def run(session: Session, n: int, seed: int = 0) -> None:
     session.forward(tokens, n_logits=0)
 
 
+def test_a_closed_session_gives_memory_back_and_others_read_on(tmp_path: Path) -> None:
+    path = tiny_gguf(tmp_path / "llama.gguf", quant="Q8_0", sizes=Sizes(context=4096))
+    weights = opened(path)
+    pool = weights.pool  # type: ignore[attr-defined]
+    tokens = np.random.default_rng(0).integers(0, weights.info.vocab_size, 1200)
+    long, after = weights.session(2048), weights.session(2048)
+    for start in range(0, 1200, 100):
+        long.forward(tokens[start : start + 100], n_logits=0)
+    short = long.fork(np.r_[0:4, 1140:1200], 200)
+    alone = long.fork(np.r_[0:4, 1140:1200], 200)
+    expected = alone.forward(tokens[:9], n_logits=9).logits.copy()
+    shared = short.fork()
+    before, generation = pool.nbytes, pool.generation
+    assert short.nbytes < before // 4  # 64 entries
+    long.close()
+    assert pool.nbytes <= before // 4 and pool.generation == generation + 1 and pool.held == 2 + 3 + 1
+    for session in (short, shared):  # the first of them gets a copy of the block that both would write into
+        assert np.array_equal(session.forward(tokens[:9], n_logits=9).logits, expected)
+    after.forward(tokens[:100], n_logits=0)
+    assert np.array_equal(after.keys_values(0)[0].shape, (weights.info.kv_heads, 100, weights.info.head_dim))
+    for session in (short, shared, alone, after):
+        session.close()
+    assert pool.held == 0
+    weights.close()
+
+
 def test_sequences_share_one_pool_and_what_they_have_in_common(llama: Path) -> None:
     weights = opened(llama)
     pool = weights.pool  # type: ignore[attr-defined]

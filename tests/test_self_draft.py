@@ -13,6 +13,7 @@ from real_weights import smollm2
 from test_cache_exact import N_PROMPT, PROSE, SAMPLINGS, SMALL, WIDTHS, WRAPPED, opened, prompt_for, run, small
 
 from pilotfish.runtime.cache_policies import H2O, POLICIES, KeyDiff, KVzip, SinksAndWindow, SirLLM, SnapKV
+from pilotfish.runtime.compressed_copy import CompressedCopy
 from pilotfish.runtime.compression import entries_for
 from pilotfish.runtime.cost import CostCurve
 from pilotfish.runtime.draft_length import Fixed
@@ -20,7 +21,7 @@ from pilotfish.runtime.drafting import Drafting
 from pilotfish.runtime.engine import Limits, generate
 from pilotfish.runtime.errors import AbilityError, OptionError
 from pilotfish.runtime.interfaces import Indices, Round, Tokens, Weights
-from pilotfish.runtime.proposers import CompressedCopy, SelfDraft
+from pilotfish.runtime.proposers import SelfDraft
 from pilotfish.runtime.result import judged
 from pilotfish.runtime.sampling import Sampling
 from pilotfish.runtime.sequence import CachedSequence

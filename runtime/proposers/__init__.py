@@ -2,11 +2,11 @@
 
 from ..interfaces import ModelInfo, Proposer
 from .draft_model import DraftModel
-from .self_draft import CompressedCopy, SelfDraft
+from .self_draft import SelfDraft
 from .source_copy import SourceCopy
 from .suffix import Suffix
 
-__all__ = ["CompressedCopy", "DraftModel", "SelfDraft", "SourceCopy", "Suffix", "default_proposers"]
+__all__ = ["DraftModel", "SelfDraft", "SourceCopy", "Suffix", "default_proposers"]
 
 
 def default_proposers(info: ModelInfo) -> tuple[Proposer, ...]:

@@ -1,0 +1,154 @@
+"""A cache that keeps everything until a smaller one is known to say the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from .cache_policies.policy import CachePolicy
+from .compression import entries_for
+from .errors import OptionError
+from .interfaces import Floats, Law, Session, Tokens, Weights
+from .rows import RowRule
+from .sampling import Sampling
+from .sequence import CachedSequence, SavedSequence
+from .twin import TrialReport, Twin
+
+AUTO = 0.98  # quality="auto"
+
+
+def open_sequence(
+    target: Weights,
+    rows: RowRule,
+    *,
+    cache: CachePolicy | None,
+    self_draft: CachePolicy | None,
+    quality: float | None,
+    max_context: int | None,
+) -> CachedSequence:
+    """An empty cache of the target: full, compressed by `cache`, or full for as long as the quality is not known.
+
+    self_draft: drafts for the target, by entries of the full cache; the quality is then that of the drafts, unless
+        there is a policy for the cache. Raises AbilityError and OptionError.
+    """
+    if quality is not None:
+        policy = cache or self_draft
+        if policy is None:
+            raise OptionError(
+                "quality= says how often a smaller cache must agree with the full one, and there is no smaller one: "
+                "give cache= a policy (the full cache is dropped once the policy holds the quality), or draft='self' "
+                "(the size of its cache follows the quality)."
+            )
+        return TrialSequence(lambda: target.session(max_context), rows, policy, quality, drops=cache is not None)
+    entries = max_context if cache is None else entries_for(cache, rows, target.info, max_context)
+    return CachedSequence(target.session(entries), rows, cache)
+
+
+class TrialSequence(CachedSequence):
+    """A full cache with a compressed twin beside it.
+
+    drops: once the twin is known to hold the quality, the full cache is closed and the twin goes on in its place, from
+        the next token on. That happens at counted tokens, where drafts end, and by what was committed alone: at the
+        same token with drafts and without. False: the full cache stays, and the twin drafts.
+    open_session: makes the full cache, and makes it again where another text begins.
+    """
+
+    def __init__(
+        self,
+        open_session: Callable[[], Session],
+        rows: RowRule,
+        policy: CachePolicy,
+        quality: float,
+        *,
+        drops: bool,
+    ) -> None:
+        """Raises AbilityError and OptionError, as Twin does."""
+        self._open_session, self.drops = open_session, drops
+        self._dropped_at: int | None = None  # tokens covered then
+        self._answer_from = 0
+        super().__init__(open_session(), rows)
+        spare = max(rows.maximum, policy.spare)
+        self._longest = min(self.session.max_context, self.session.info.context_length - spare)
+        try:
+            self.twin = Twin(self, policy, quality, rows, shrinks=not drops)
+        except BaseException:
+            self.session.close()
+            raise
+
+    @property
+    def longest(self) -> int:
+        """How many tokens either cache can cover."""
+        return self._longest
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated; a twin that drafts counts among the drafts."""
+        return self.session.nbytes + (self.twin.nbytes if self.drops else 0)
+
+    @property
+    def until_compression(self) -> int | None:
+        """How many tokens can be committed before the caches are compared, or the one that is left is compressed."""
+        if self.compression is not None:
+            return super().until_compression
+        return max(self.twin.due - self._n, 0)
+
+    def report(self) -> TrialReport:
+        """What the trial has found so far."""
+        twin, agreement, at = self.twin, self.twin.agreement, self._dropped_at
+        return TrialReport(
+            policy=twin.policy.name,
+            budget=twin.policy.budget,
+            quality=twin.quality,
+            compared=agreement.n,
+            agreed=agreement.total,
+            at_least=agreement.at_least,
+            dropped_at=None if at is None else max(at + 1 - self._answer_from, 0),
+            kv_bytes=self.session.nbytes + self.twin.nbytes,
+        )
+
+    def begin_answer(self, sampling: Sampling, n_prompt: int) -> None:
+        self._answer_from = n_prompt
+        if self._dropped_at is None:
+            self.twin.begin_answer(sampling, n_prompt)
+
+    def committed(self, laws: Sequence[Law]) -> None:
+        if self._dropped_at is None:
+            self.twin.committed(laws)
+
+    def compress(self, cancelled: Callable[[], bool] | None = None) -> None:
+        """Compare the caches, if that is due, or compress the one that is left."""
+        if self.compression is not None:
+            super().compress(cancelled)
+        elif self.until_compression == 0 and self.twin.look(self.tokens) and self.drops:
+            full, small = self.session, self.twin.take()
+            self.session, self.compression, self._dropped_at = small.session, small.compression, self._n
+            full.close()
+
+    def truncate(self, n_tokens: int) -> None:
+        """Where evicted entries are needed again, the full cache comes back, empty."""
+        if self.compression is not None and n_tokens < self.compression.at:
+            self._begin_anew()
+        elif self.twin.since is not None and n_tokens < self.twin.since:
+            self.twin.forget()
+        super().truncate(n_tokens)
+
+    def encode(self, source: Tokens | Floats) -> None:
+        if not self.has_read(source):
+            self._begin_anew()
+        super().encode(source)
+
+    def save(self) -> SavedSequence:
+        raise OptionError(
+            "a conversation cannot be kept in a file while the size of its cache depends on what was measured in it; "
+            "load the model without quality=."
+        )
+
+    def close(self) -> None:
+        self.twin.close()
+        super().close()
+
+    def _begin_anew(self) -> None:
+        self.twin.forget()
+        if self.compression is not None:
+            self.session.close()
+            self.session, self.compression, self._dropped_at = self._open_session(), None, None
+            self._n, self._source = 0, None
