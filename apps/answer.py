@@ -11,6 +11,7 @@ from ..runtime.errors import OptionError, PilotfishError
 from ..runtime.model import Model, Prompt
 from ..runtime.result import Result, Stats
 from ..runtime.sampling import Sampling
+from ..runtime.sound import read_wav
 from ..runtime.twin import TrialReport
 from .terminal import console
 
@@ -29,7 +30,11 @@ def answer(
 ) -> None:
     """Stream one answer, or print it as one JSON object."""
     prompt: Prompt = text
-    if system is not None:
+    if model.info.encoder is not None and model.info.encoder.source_kind == "audio":
+        if system is not None:
+            raise OptionError("this model listens, and takes no system message; drop --system.")
+        prompt = read_wav(text.strip())
+    elif system is not None:
         prompt = [{"role": "system", "content": system}, {"role": "user", "content": text}]
     stream = model.stream(prompt, max_new_tokens=max_new_tokens, seed=seed, stop=stop, sampling=sampling, raw=raw)
     for piece in stream:

@@ -13,7 +13,7 @@ from rich.table import Table
 from ..loading import resolve
 from ..runtime.bundle import Bundle, open_bundle
 from ..runtime.gguf_file import read_gguf
-from ..runtime.manifest import DraftEntry
+from ..runtime.manifest import DraftEntry, Manifest
 
 _LONG = 120  # characters of a value that are shown
 
@@ -51,6 +51,7 @@ def _show_bundle(bundle: Bundle, out: Console) -> None:
         "tokenizer": manifest.tokenizer or "none",
         "chat template": "yes" if manifest.chat_template else "none",
         "ends a text": ", ".join(map(str, manifest.eos_ids)) or "nothing",
+        "never says": _suppression_words(manifest),
         "draft": _draft_words(manifest.draft) if manifest.draft else "none",
         "canary": _canary_words(bundle),
     }
@@ -86,6 +87,15 @@ def _kind_words(bundle: Bundle) -> str:
     reads = "frames of sound" if manifest.source_kind == "audio" else "tokens"
     start = " ".join(map(str, manifest.decoder_start))
     return f"encoder-decoder: reads {reads}{limit}; answers go on from {start}"
+
+
+def _suppression_words(manifest: Manifest) -> str:
+    found = []
+    if manifest.suppress_tokens:
+        found.append(f"{len(manifest.suppress_tokens)} tokens: {' '.join(map(str, manifest.suppress_tokens))}")
+    if manifest.begin_suppress_tokens:
+        found.append(f"at first {' '.join(map(str, manifest.begin_suppress_tokens))}")
+    return "; ".join(reversed(found)) or "nothing is ruled out"
 
 
 def _draft_words(draft: DraftEntry) -> str:

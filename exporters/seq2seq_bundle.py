@@ -57,6 +57,8 @@ def export_seq2seq(
             decoder_start=facts.decoder_start,
             source_limit=facts.source_limit,
             source_kind=facts.source_kind,
+            suppress_tokens=facts.suppress_tokens,
+            begin_suppress_tokens=facts.begin_suppress_tokens,
             eos_ids=facts.eos_ids,
             tokenizer=None if tokenizer is None else "tokenizer.json",
             recipe=recipe,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -32,6 +32,8 @@ class PairFacts:
     source_limit: int | None
     decoder_start: tuple[int, ...]
     eos_ids: tuple[int, ...]
+    suppress_tokens: tuple[int, ...] = ()  # that transformers' generate() gives no chance
+    begin_suppress_tokens: tuple[int, ...] = ()  # the same of an answer's first
 
 
 def pair_settings(settings: Mapping[str, Any], path: Path) -> dict[str, Any]:
@@ -74,7 +76,23 @@ def pair_facts(config: PretrainedConfig, said: Mapping[str, Any]) -> PairFacts:
         source_limit=limit,
         decoder_start=_decoder_start(settings, said),
         eos_ids=tuple(ends) if isinstance(ends, (list, tuple)) else () if ends is None else (int(ends),),
+        suppress_tokens=_known(
+            [*(_either(said, settings, "suppress_tokens") or ()), *_bad_words(said, settings)], settings.vocab_size
+        ),
+        begin_suppress_tokens=_known(_either(said, settings, "begin_suppress_tokens") or (), settings.vocab_size),
     )
+
+
+def _bad_words(said: Mapping[str, Any], settings: Any) -> list[Any]:
+    """Of the words that are not to be said those of one token; longer ones are not carried."""
+    words = _either(said, settings, "bad_words_ids") or ()
+    return [word[0] for word in words if isinstance(word, (list, tuple)) and len(word) == 1]
+
+
+def _known(ids: Iterable[Any], vocab_size: int) -> tuple[int, ...]:
+    """Those that are tokens; -1 stands for none."""
+    whole = {i for i in ids if isinstance(i, int) and not isinstance(i, bool) and 0 <= i < vocab_size}
+    return tuple(sorted(whole))
 
 
 def _decoder_start(settings: Any, said: Mapping[str, Any]) -> tuple[int, ...]:

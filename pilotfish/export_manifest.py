@@ -81,6 +81,8 @@ def compose(
         decoder_start=() if pair is None else pair.decoder_start,
         source_limit=None if pair is None else pair.source_limit,
         source_kind="text" if pair is None else pair.source_kind,
+        suppress_tokens=() if pair is None else pair.suppress_tokens,
+        begin_suppress_tokens=() if pair is None else pair.begin_suppress_tokens,
         tokenizer=TOKENIZER,
         chat_template=source.chat_template,
         bos_id=source.bos_id,

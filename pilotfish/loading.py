@@ -11,7 +11,7 @@ from pathlib import Path
 from .choosing import Wish, choose, open_first_right
 from .drafts import named_draft, open_draft, remembered_verdict
 from .measuring import calibration, keep_calibration
-from .opening import Progress, read_tokenizer, resolve
+from .opening import Progress, read_suppression, read_tokenizer, resolve
 from .runtime.bundle import DraftEntry
 from .runtime.cache_policies import CachePolicy, policy_by_name
 from .runtime.chat_template import ChatTemplate
@@ -46,6 +46,7 @@ def load(
     job: Job | None = None,
     proposers: Sequence[Proposer] | None = None,
     progress: Progress | None = None,
+    suppress: bool = True,
 ) -> Model:
     """A model, ready to generate.
 
@@ -73,6 +74,7 @@ def load(
     proposers: who drafts besides a draft model; the default looks the text's end up in the text before it, and copies
         from the source of an encoder-decoder model.
     progress: called while files are fetched and converted, which happens once.
+    suppress: False gives the tokens a chance that the bundle says are never to be said (docs/encoder-decoder.md).
 
     Before an answer is trusted, the device answers a question with a known answer. A wrong one moves on to the next
     device with a PilotfishWarning, or is an EngineError where engine and device were named.
@@ -121,6 +123,7 @@ def load(
             quality=wanted,
             max_context=max_context,
             choice=choice,
+            suppression=read_suppression(found) if suppress else None,
         )
     except BaseException:
         weights.close()

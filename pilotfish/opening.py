@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .backends import Backend
-from .runtime.bundle import MANIFEST_NAME, open_bundle
+from .runtime.bundle import MANIFEST_NAME, open_bundle, read_manifest
 from .runtime.errors import ModelFileError, ModelNotFoundError, OptionError, UnsupportedModelError
 from .runtime.interfaces import Weights
+from .runtime.suppression import Suppression
 from .runtime.tokenizer import Tokenizer
 
 Progress = Callable[[str, float], None]
@@ -102,9 +103,10 @@ def _resolve_folder(folder: Path) -> Path:
     graphs = sorted(path.name for path in (*folder.glob("*.onnx"), *folder.glob("*.ort")))
     if graphs:
         raise UnsupportedModelError(
-            f"{folder} holds ONNX Runtime files made elsewhere ({', '.join(graphs)}), without {MANIFEST_NAME}: their "
-            "steps cannot check several tokens and take them back. Export the weights that they were made from: "
-            "pilotfish export FOLDER -o BUNDLE"
+            f"{folder} holds ONNX Runtime files made elsewhere ({', '.join(graphs)}), without {MANIFEST_NAME}: what a "
+            "token gets may depend on the others of its step (Moonshine's round all of them by one scale), so that "
+            "checking drafts would change the answer. Export the weights that they were made from: "
+            "pilotfish export FOLDER -o BUNDLE   For speech that can be a Whisper."
         )
     raise ModelNotFoundError(f"{folder} holds no model: no {MANIFEST_NAME} and no .gguf file.")
 
@@ -129,6 +131,14 @@ def read_tokenizer(location: Path) -> tuple[Tokenizer, str | None]:
     metadata = read_gguf(location).metadata
     template = metadata.get("tokenizer.chat_template")
     return tokenizer_from_gguf(metadata), template if isinstance(template, str) else None
+
+
+def read_suppression(path: Path) -> Suppression | None:
+    """The tokens that a bundle says are never to be said; None for a .gguf file, which cannot say so."""
+    if not path.is_dir():
+        return None
+    manifest = read_manifest(path)
+    return Suppression(manifest.suppress_tokens, manifest.begin_suppress_tokens)
 
 
 def usable_cores() -> int:

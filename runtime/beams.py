@@ -18,7 +18,7 @@ import numpy as np
 from .engine import CANCELLED, Limits, end_of, read
 from .errors import AbilityError, OptionError
 from .interfaces import FinishReason, Floats, Probs, Round, Tokens
-from .sampling import Sampling
+from .sampling import LogitsProcessor, Sampling
 from .sequence import CachedSequence, Cancelled
 
 
@@ -80,10 +80,17 @@ def check_beams(sampling: Sampling, stop: tuple[str, ...], *, draft: bool, cache
 
 
 def search(
-    target: CachedSequence, context: Tokens, *, beams: Beams, limits: Limits, source: Tokens | Floats | None = None
+    target: CachedSequence,
+    context: Tokens,
+    *,
+    beams: Beams,
+    limits: Limits,
+    source: Tokens | Floats | None = None,
+    processor: LogitsProcessor | None = None,
 ) -> Iterator[Round]:
     """Rounds as of engine.generate(), all of them at the end: nothing is decided before.
 
+    processor: is given log probabilities, as in transformers.
     Raises AbilityError, ContextFullError and OptionError before anything changes.
     """
     if "fork" not in target.session.abilities:
@@ -96,7 +103,8 @@ def search(
     except Cancelled:
         yield CANCELLED
         return
-    yield from beam_search(target, context, beams, end - len(context), limits.stop_ids, limits.cancelled)[1]
+    longest = end - len(context)
+    yield from beam_search(target, context, beams, longest, limits.stop_ids, limits.cancelled, processor)[1]
 
 
 def beam_search(
@@ -106,6 +114,7 @@ def beam_search(
     longest: int,
     stop_ids: frozenset[int],
     cancelled: Callable[[], bool] = lambda: False,
+    processor: LogitsProcessor | None = None,
 ) -> tuple[list[Answer], list[Round]]:
     """The best answers, best first, and one round for every step, with the tokens of the best.
 
@@ -120,7 +129,7 @@ def beam_search(
                 best = max(running, key=lambda b: b.log_prob)
                 answers.append(Answer(best.tokens, -np.inf, "cancelled"))
                 break
-            logs, width, verify_s = _step(running, int(context[-1]))
+            logs, width, verify_s = _step(running, context, processor)
             length = len(running[0].tokens) + 1
             ranked = _best(logs, (1 + max(1, len(stop_ids))) * beams.size)
             ended, open_ends = [], []
@@ -151,11 +160,11 @@ def _fork(sequence: CachedSequence) -> CachedSequence:
     return CachedSequence(sequence.session.fork(), sequence.rows, covered=sequence.tokens.copy())
 
 
-def _step(running: list[_Beginning], last: int) -> tuple[Probs, int, float]:
+def _step(running: list[_Beginning], context: Tokens, processor: LogitsProcessor | None) -> tuple[Probs, int, float]:
     """Log probabilities of every beginning with every token behind it, (len(running), vocab_size); rows and seconds."""
     rows, spent, width = [], 0.0, running[0].sequence.rows.minimum
     for beginning in running:
-        token = beginning.tokens[-1] if beginning.tokens else last
+        token = beginning.tokens[-1] if beginning.tokens else int(context[-1])
         sequence = beginning.sequence
         n = len(sequence.tokens) + 1
         began = time.perf_counter()
@@ -163,7 +172,10 @@ def _step(running: list[_Beginning], last: int) -> tuple[Probs, int, float]:
         spent += time.perf_counter() - began
         wide = logits.astype(np.float64)
         top = wide.max()
-        rows.append(beginning.log_prob + wide - top - np.log(np.exp(wide - top).sum()))
+        logs = wide - top - np.log(np.exp(wide - top).sum())
+        if processor is not None:
+            logs = processor(logs, np.concatenate([context, np.array(beginning.tokens, dtype=np.int64)]))
+        rows.append(beginning.log_prob + logs)
         sequence.truncate(n)  # spare rows of the class
     return np.array(rows), width * len(running), spent
 

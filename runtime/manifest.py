@@ -13,6 +13,7 @@ SCHEMA_VERSION = 1
 MANIFEST_NAME = "pilotfish.json"
 
 Sha256: TypeAlias = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+TokenId: TypeAlias = Annotated[int, Field(ge=0)]
 
 
 class _Record(BaseModel):
@@ -86,6 +87,8 @@ class Manifest(_Record):
     decoder_start: tuple[int, ...] = ()  # what every answer of an encoder-decoder model goes on from
     source_limit: int | None = Field(default=None, gt=0)  # tokens, or frames, that the encoder can read; None: no limit
     source_kind: Literal["text", "audio"] = "text"
+    suppress_tokens: tuple[TokenId, ...] = ()  # never in an answer
+    begin_suppress_tokens: tuple[TokenId, ...] = ()  # never its first
 
     @field_validator("files")
     @classmethod

@@ -30,6 +30,7 @@ from .sampling import Sampling
 from .sequence import SavedSequence
 from .stopping import TextAssembler
 from .stream import Stream
+from .suppression import Suppression
 from .tokenizer import Tokenizer
 from .trial import TrialSequence, open_sequence
 from .twin import TrialReport
@@ -48,6 +49,7 @@ class Model:
     quality: the agreement with the full cache at which that of `cache` takes its place; without `cache`, what the
         size of self_draft's cache holds.
     exact: stay in one row class, so that plain and speculative text are the same bits by construction.
+    suppression: tokens that no answer holds.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class Model:
         quality: float | None = None,
         max_context: int | None = None,
         choice: Choice | None = None,
+        suppression: Suppression | None = None,
     ) -> None:
         self.choice = choice  # why this engine: what was tried, where anything was
         self.tokenizer = tokenizer
@@ -78,6 +81,7 @@ class Model:
         self._target = target
         self._draft = draft
         rows = calibration.rows.rule() if exact else calibration.rows.free()
+        self._suppression = suppression or Suppression()
         self._max_entries = max_context
         drafts = policy is not None
         self._sequence = open_sequence(
@@ -131,6 +135,7 @@ class Model:
             cache=self.cache,
             quality=self.quality if self.cache is not None or drafts_itself else None,
             max_context=self._max_entries,
+            suppression=self._suppression,
         )
 
     @property
@@ -169,7 +174,7 @@ class Model:
         """The whole answer.
 
         prompt: a list of messages, or a text. A text is one user message where the model has a chat template;
-            raw=True feeds it as it is.
+            raw=True feeds it as it is. A model that listens takes what read_wav() gives, or features of its own.
         max_new_tokens: None is until the context is full.
         temperature: 0 (the default) is greedy; `sampling` holds the other settings and replaces it.
         stop: strings or token ids that end the answer; a stop string is not part of the text.
@@ -326,6 +331,7 @@ class Model:
     def _rounds(
         self, task: Task, sampling: Sampling, limits: Limits, seeds: list[np.random.SeedSequence]
     ) -> Iterator[Round]:
+        sampling = self._suppression.applied(sampling, len(task.context))
         return generate(
             self._sequence,
             task.context,
@@ -338,7 +344,8 @@ class Model:
         )
 
     def _search(self, task: Task, limits: Limits, beams: Beams) -> Iterator[Round]:
-        return search(self._sequence, task.context, source=task.source, beams=beams, limits=limits)
+        processor = self._suppression.processor(len(task.context))
+        return search(self._sequence, task.context, source=task.source, beams=beams, limits=limits, processor=processor)
 
     def _reused(self, task: Task) -> int:
         """How much of the prompt need not be processed again."""

@@ -11,6 +11,7 @@ import numpy as np
 from .chat_template import ChatTemplate, Message, encode_chat
 from .errors import ChatTemplateError, OptionError
 from .interfaces import EncoderInfo, Floats, Tokens, as_tokens
+from .sound import log_mel
 from .tokenizer import Tokenizer
 
 Prompt: TypeAlias = str | Sequence[Message] | Floats
@@ -40,11 +41,12 @@ def task_of(
     """What a prompt asks of a model. Raises OptionError and ChatTemplateError."""
     listens = encoder is not None and encoder.source_kind == "audio"
     if isinstance(prompt, np.ndarray) != listens:
-        takes = "features of sound, an array (bins, frames)" if listens else "a text or a list of messages"
+        takes = "sound, an array as of read_wav()" if listens else "a text or a list of messages"
         raise OptionError(f"this model takes {takes}, and was given {type(prompt).__name__}.")
     if isinstance(prompt, np.ndarray):
         assert encoder is not None
-        return Task(as_tokens(encoder.decoder_start), prompt)
+        heard = log_mel(prompt, encoder) if prompt.ndim == 1 else prompt
+        return Task(as_tokens(encoder.decoder_start), heard)
     tokens = encode_prompt(prompt, raw, tokenizer, template, source=encoder is not None)
     return Task(tokens) if encoder is None else Task(as_tokens(encoder.decoder_start), tokens)
 

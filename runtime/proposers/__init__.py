@@ -11,4 +11,5 @@ __all__ = ["DraftModel", "SelfDraft", "SourceCopy", "Suffix", "default_proposers
 
 def default_proposers(info: ModelInfo) -> tuple[Proposer, ...]:
     """Who drafts for a model of this kind, at next to no cost, unless somebody else is named."""
-    return (Suffix(),) if info.encoder is None else (SourceCopy(),)
+    copies = info.encoder is not None and info.encoder.source_kind == "text"  # of a sound nothing can be copied
+    return (SourceCopy(),) if copies else (Suffix(),)

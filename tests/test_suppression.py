@@ -1,0 +1,131 @@
+"""Tokens that are never said: part of the law, whoever drafts."""
+
+from __future__ import annotations
+
+import itertools
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from enumerate_randomness import LazyRng, law_of
+from test_exact import POLICIES, SETTINGS, flat_curve, still_clock, total_variation  # noqa: F401 - a fixture among them
+
+from pilotfish import Sampling
+from pilotfish.exporters.seq2seq_families import pair_facts
+from pilotfish.runtime.draft_length import Fixed
+from pilotfish.runtime.drafting import Drafting
+from pilotfish.runtime.engine import Limits, generate
+from pilotfish.runtime.interfaces import EncoderInfo
+from pilotfish.runtime.manifest import Manifest
+from pilotfish.runtime.proposers import SourceCopy, Suffix, default_proposers
+from pilotfish.runtime.rows import ANY_WIDTH
+from pilotfish.runtime.sequence import CachedSequence
+from pilotfish.runtime.suppression import Suppression
+from pilotfish.testing.toy import ToyWeights
+from pilotfish.testing.toy_model import toy_model, toy_weights
+
+V, WANTED = 3, 3
+SOURCE, BEGIN = np.array([1, 2, 0, 2], dtype=np.int64), np.array([2, 0], dtype=np.int64)
+TOY = {"encoder": EncoderInfo(decoder_start=(2, 0)), "copying": 1.5}
+RULE = Suppression(suppress_tokens=(2,), begin_suppress_tokens=(1,))
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_the_law_is_the_source_s_without_these_tokens(settings: str, policy: str) -> None:
+    sampling = SETTINGS[settings]
+    expected: dict[tuple[int, ...], float] = {}
+    session = ToyWeights(V, **TOY).session()  # type: ignore[arg-type]
+    for sequence in itertools.product(range(V), repeat=WANTED):
+        weight = 1.0
+        for i, token in enumerate(sequence):
+            context = np.array([*BEGIN, *sequence[:i]], dtype=np.int64)
+            session.encode(SOURCE)
+            logits = session.forward(context, n_logits=1).logits[0].copy()
+            logits[[2] if i else [1, 2]] = -np.inf
+            weight *= sampling.law(logits, context, len(BEGIN)).prob(token)
+        expected[sequence] = weight
+
+    def run(rng: LazyRng) -> tuple[int, ...]:
+        rounds = generate(
+            CachedSequence(ToyWeights(V, **TOY).session(), ANY_WIDTH),  # type: ignore[arg-type]
+            BEGIN,
+            source=SOURCE,
+            sampling=RULE.applied(sampling, len(BEGIN)),
+            drafting=Drafting(POLICIES[policy](), flat_curve(), ANY_WIDTH),
+            proposers=(SourceCopy().reading(SOURCE, len(BEGIN)),),  # which drafts what is forbidden
+            limits=Limits(max_new_tokens=WANTED),
+            rng=rng,  # type: ignore[arg-type]
+        )
+        return tuple(t for r in rounds for t in r.tokens)
+
+    found = law_of(run)
+    assert total_variation(found, expected) <= 1e-12
+    assert all(2 not in sequence and sequence[0] != 1 for sequence, chance in found.items() if chance > 0)
+
+
+TEXT = "the dog trots to the other dog"
+
+
+@pytest.mark.parametrize("asked", [{}, {"temperature": 1.0, "seed": 3}, {"beams": 3, "max_new_tokens": 12}])
+def test_a_model_does_not_say_them(asked: dict[str, float]) -> None:
+    """One that copies its source, but for a letter, and but for the first one."""
+    rule = Suppression((ord("o"),), (ord("t"),))
+    texts = {}
+    for plain in (True, False):
+        with toy_model(toy_weights(), Fixed(4), plain=plain, suppression=rule) as model:
+            result = model.generate(TEXT, **{"max_new_tokens": 31, **asked})  # type: ignore[arg-type]
+            texts[plain] = result.token_ids
+            assert ord("o") not in result.token_ids and result.token_ids[0] != ord("t")
+            assert ord("t") in result.token_ids[1:]
+            with model.sibling(policy=None) as beside:
+                assert beside.generate(TEXT, **{"max_new_tokens": 31, **asked}).token_ids == result.token_ids  # type: ignore[arg-type]
+    assert texts[True] == texts[False]
+    with toy_model(toy_weights()) as model:
+        assert model.generate(TEXT).text == TEXT
+
+
+def test_nothing_to_suppress_changes_nothing() -> None:
+    sampling = Sampling(temperature=1.0)
+    assert Suppression().applied(sampling, 3) is sampling and Suppression().processor(3) is None
+
+
+def test_a_caller_s_processor_has_the_last_word() -> None:
+    def insist(logits: np.ndarray, context: np.ndarray) -> np.ndarray:
+        return np.where(np.arange(len(logits)) == 2, np.float32(0), np.float32(-np.inf))
+
+    law = RULE.applied(Sampling(processors=(insist,)), 2).law(np.zeros(V, np.float32), BEGIN, 2)
+    assert law.prob(2) == 1
+
+
+def test_what_settings_for_generating_say() -> None:
+    config = SimpleNamespace(
+        model_type="marian", vocab_size=50, max_position_embeddings=64, decoder_start_token_id=49, eos_token_id=0
+    )
+    said = {"suppress_tokens": [7, -1, 3, 7, 50], "bad_words_ids": [[49], [1, 2]], "begin_suppress_tokens": [0]}
+    facts = pair_facts(config, said)  # type: ignore[arg-type]
+    assert facts.suppress_tokens == (3, 7, 49) and facts.begin_suppress_tokens == (0,)
+    assert pair_facts(config, {}).suppress_tokens == ()  # type: ignore[arg-type]
+
+
+def test_a_manifest_may_leave_them_out() -> None:
+    facts = {
+        "model_id": "x",
+        "architecture": "t5",
+        "context_length": 9,
+        "source": {"name": "x", "sha256": "0" * 64, "format": "huggingface"},
+        "files": {},
+        "formats": {},
+    }
+    assert Manifest.model_validate(facts).suppress_tokens == ()
+    assert Manifest.model_validate({**facts, "suppress_tokens": [3]}).suppress_tokens == (3,)
+    with pytest.raises(ValueError, match="greater than or equal to 0"):
+        Manifest.model_validate({**facts, "begin_suppress_tokens": [-1]})
+
+
+def test_who_drafts_for_a_model_that_listens() -> None:
+    """Nothing of a sound can be copied, but speech repeats itself."""
+    listening = EncoderInfo((1,), 3000, "audio", 80)
+    for encoder, kind in ((None, Suffix), (TOY["encoder"], SourceCopy), (listening, Suffix)):
+        info = ToyWeights(V, encoder=encoder).info  # type: ignore[arg-type]
+        assert [type(proposer) for proposer in default_proposers(info)] == [kind]
