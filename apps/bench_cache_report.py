@@ -13,48 +13,68 @@ from rich.table import Column, Table
 
 from ..runtime.errors import OptionError
 from ..runtime.storage import write_atomically
+from .bench_cache_rows import FULL
 
 Report = dict[str, Any]
 
 
+_HEADS = ("cache", "share", "ppl", "KL", "top-1", "needles", "keys", "MiB", "tok/s", "step", "ceiling", "select")
+_WIDTH = 110  # of the table: cells that are cut off say nothing
+_LEGEND = (
+    "ppl: perplexity, against the exact full cache; top-1: places where both find the same token most probable; "
+    "needles: digits found, mean over lengths and depths; keys: the same of several numbers in one text; MiB: "
+    "allocated; tok/s: plain decoding at the end of the text, selecting included; step: its speed against a full cache "
+    "of the same type; ceiling: the same against a full cache of no more entries; select: share of the prompt's time"
+)
+
+
 def show(report: Report) -> None:
     """The table on standard output."""
-    out = Console(highlight=False, markup=False)
+    out = Console(highlight=False, markup=False, width=max(Console().width, _WIDTH))
     out.print(f"{report['machine']}; {report['model']} on {report['engine']}; {report['length']} tokens of text")
-    names = ("policy", "share", "ppl", "KL", "top-1", "needles", "MiB", "step", "ceiling", "select")
     table = Table(
-        *(Column(name, no_wrap=True) for name in names), box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False
+        *(Column(name, no_wrap=True) for name in _HEADS), box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False
     )
-    full = _mean(report["full_needles"])
-    rows = report["rows"]
-    if rows:
-        first = rows[0]
-        whole = f"{first['kv_bytes_full'] / 2**20:.1f}"
-        table.add_row("full", "1", f"{first['perplexity_full']:.2f}", "", "", full, whole, "1.00", "", "")
-    for row in rows:
-        more = row["perplexity"] / row["perplexity_full"] - 1
-        table.add_row(
-            row["policy"],
-            row["share"],
-            f"{more:+.1%}",
-            f"{row['kl']:.2f}",
-            f"{row['agreement']:.1%}",
-            _mean(row["needles"]),
-            f"{row['kv_bytes'] / 2**20:.1f}",
-            f"{row['step_ms_full'] / row['step_ms']:.2f}",
-            f"{row['step_ms_ceiling'] / row['step_ms']:.2f}",
-            f"{row['select_s'] / row['prompt_s']:.1%}",
-        )
+    for row in report["rows"]:
+        table.add_row(*_cells(row))
     out.print(table)
-    out.print(
-        "ppl: perplexity, against the full cache; top-1: places where both find the same token most probable; needles: "
-        "digits found, mean over lengths and depths; step: speed at the end of the text, against the full cache; "
-        "ceiling: the same against a full cache of no more entries; select: share of the prompt's time"
-    )
+    out.print(_LEGEND)
     for name, why in report["refused"].items():
         out.print(f"{name}: {why}")
-    if rows:
-        out.print(f"one row again: {rows[-1]['command']}", soft_wrap=True)
+    if report["rows"]:
+        out.print(f"one row again: {report['rows'][-1]['command']}", soft_wrap=True)
+
+
+def line(row: Report) -> str:
+    """One row, in words."""
+    named = dict(zip(_HEADS, _cells(row), strict=True))
+    head = f"{named.pop('cache')} {named.pop('share')}:"
+    return " ".join([head, ", ".join(f"{name} {value}" for name, value in named.items() if value)])
+
+
+def title(row: Report) -> str:
+    """Policy and type of a row's cache."""
+    return f"{row['policy']} {row['kv_dtype']}" if row["kv_dtype"] else str(row["policy"])
+
+
+def _cells(row: Report) -> tuple[str, ...]:
+    full = row["policy"] == FULL
+    exact = full and row["kv_dtype"] is None
+    more = row["perplexity"] / row["perplexity_exact"] - 1
+    return (
+        title(row),
+        row["share"],
+        f"{row['perplexity']:.2f}" if exact else f"{more:+.2%}" if abs(more) < 0.01 else f"{more:+.1%}",
+        "" if exact else f"{row['kl']:.2g}",
+        "" if exact else f"{row['agreement']:.1%}",
+        _mean(row["needles"]),
+        _mean(row["keys"]),
+        f"{row['kv_bytes'] / 2**20:.1f}",
+        f"{row['tokens_per_s']:.1f}",
+        "" if full else f"{row['step_ms_full'] / row['step_ms']:.2f}",
+        "" if full else f"{row['step_ms_ceiling'] / row['step_ms']:.2f}",
+        "" if full else f"{row['select_s'] / row['prompt_s']:.1%}",
+    )
 
 
 def write_report(report: Report, folder: Path) -> list[Path]:
@@ -71,8 +91,8 @@ def write_report(report: Report, folder: Path) -> list[Path]:
     return paths
 
 
-def _mean(needles: list[Any]) -> str:
-    return f"{sum(found for *_, found in needles) / len(needles):.0%}" if needles else ""
+def _mean(found: list[Any]) -> str:
+    return f"{sum(share for *_, share in found) / len(found):.0%}" if found else ""
 
 
 def _plot_loss(report: Report, path: Path) -> None:
@@ -80,37 +100,35 @@ def _plot_loss(report: Report, path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(7, 4))
-    for name in dict.fromkeys(row["policy"] for row in report["rows"]):
-        points = sorted(
-            (row["entries"] / report["length"], row["kl"]) for row in report["rows"] if row["policy"] == name
-        )
+    rows = [row for row in report["rows"] if row["policy"] != FULL]
+    for name in dict.fromkeys(map(title, rows)):
+        points = sorted((row["entries"] / report["length"], row["kl"]) for row in rows if title(row) == name)
         axes.plot([x for x, _ in points], [y for _, y in points], marker="o", label=name)
     axes.set_xscale("log", base=2)
     axes.set_xlabel("share of the entries that stay")
     axes.set_ylabel("KL to the full cache, nats a token")
     axes.set_ylim(bottom=0)
     axes.set_title(f"{report['model']} on {report['engine']}, {report['length']} tokens", fontsize=9)
-    if report["rows"]:
+    if rows:
         axes.legend(fontsize=7, ncols=2)
     _save(figure, path)
 
 
 def _plot_needles(report: Report, path: Path) -> None:
-    """Depth by length, one field for every row and one for the full cache."""
+    """Depth by length, one field for every row."""
     from matplotlib import pyplot
 
-    fields = [("full", report["full_needles"])]
-    fields += [(f"{row['policy']} {row['share']}", row["needles"]) for row in report["rows"]]
+    fields = [(f"{title(row)} {row['share']}", row["needles"]) for row in report["rows"]]
     n_columns = min(len(fields), 6)
     n_rows = -(-len(fields) // n_columns)
     figure, grid = pyplot.subplots(n_rows, n_columns, figsize=(1.9 * n_columns, 1.7 * n_rows + 0.5), squeeze=False)
     for axes in grid.flat:
         axes.axis("off")
-    for axes, (title, needles) in zip(grid.flat, fields, strict=False):
+    for axes, (name, needles) in zip(grid.flat, fields, strict=False):
         lengths, depths = sorted({n for n, *_ in needles}), sorted({d for _, d, _ in needles})
         found = {(n, d): share for n, d, share in needles}
         axes.axis("on")
-        axes.set_title(title, fontsize=7)
+        axes.set_title(name, fontsize=7)
         if found:
             values = [[found[n, d] for n in lengths] for d in depths]
             axes.imshow(values, vmin=0, vmax=1, cmap="RdYlGn", aspect="auto")

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ..runtime.errors import OptionError
-from .options import DraftOption, Engine, KvDtype, MaxContext, Threads
+from .options import DraftOption, Engine, MaxContext, Threads
 
 bench_app = typer.Typer(help="Measure, interleaved and in one process.", no_args_is_help=True)
 
@@ -95,32 +95,46 @@ def bench_cache_command(
     model: Annotated[str, typer.Argument(help="Catalogue name, .gguf file or bundle folder.")] = "smollm2-135m",
     policy: Annotated[list[str] | None, typer.Option(help="A cache policy; several times; default: all.")] = None,
     share: Annotated[list[str] | None, typer.Option(help="Of the text's entries; default: 1/2, 1/4 and 1/8.")] = None,
-    length: Annotated[int, typer.Option(help="Tokens of the text; the second half is predicted.")] = 1024,
+    length: Annotated[int, typer.Option(help="Tokens of the text.")] = 1024,
+    predicted: Annotated[
+        int | None, typer.Option(help="Tokens at its end that are predicted; default: half of it, at most 512.")
+    ] = None,
     needle_lengths: Annotated[
         str, typer.Option(help="Tokens around a needle, comma-separated; '': none.")
     ] = "512,1024",
     depths: Annotated[int, typer.Option(help="Places of the needle in each length.")] = 3,
+    keys: Annotated[int, typer.Option(help="Numbers hidden in one text and all asked for; 0: none.")] = 4,
     text: Annotated[Path | None, typer.Option(help="A text of your own; default: a manual that Python brings.")] = None,
     engine: Engine = None,
-    kv_dtype: KvDtype = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for cache.json and two plots.")] = None,
+    kv_dtype: Annotated[
+        list[str] | None, typer.Option(help="A cache type to compare with the exact one; several times.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for rows.jsonl, which is gone on with, cache.json and two plots.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
     threads: Threads = None,
 ) -> None:
     """What cache policies forget and save: perplexity, KL, needles, memory and speed, against the full cache."""
-    from .bench_cache import Settings, bench_cache
+    from .bench_cache import bench_cache
+    from .bench_cache_inputs import MAX_KEYS, Settings
 
     lengths = [n for n in needle_lengths.split(",") if n]
     if depths < 1 or not all(n.isdecimal() and int(n) >= 64 for n in lengths):
         raise OptionError(f"--depths {depths} and --needle-lengths {needle_lengths!r}: give 1 or more, and 64 or more.")
+    if not 0 <= keys <= MAX_KEYS:
+        raise OptionError(f"--keys is {keys}, but must lie in 0..{MAX_KEYS}.")
+    n_predicted = min(length // 2, 512) if predicted is None else predicted
+    if not 2 <= n_predicted < max(length, 3):
+        raise OptionError(f"--predicted is {n_predicted}, but must lie in 2..{length - 1}, within --length.")
     bench_cache(
         model,
         policies=policy or [],
         shares=share or ["1/2", "1/4", "1/8"],
-        settings=Settings(length, tuple(map(int, lengths)), depths),
+        settings=Settings(length, n_predicted, tuple(map(int, lengths)), depths, keys),
         text=text,
         engine=engine,
-        kv_dtype=kv_dtype,
+        kv_dtypes=kv_dtype or [],
         threads=threads,
         out=out,
         as_json=as_json,

@@ -105,6 +105,7 @@ class LlamaCppSession(DecoderOnly):
         if len(kept) and kept[-1] > gone[0]:
             context.close_gaps(int(gone[0]))
         self._rows.keep(entries)
+        self._give_back()
 
     def keys_values(self, layer: int) -> tuple[Floats, Floats]:
         self._rows.check_open()
@@ -181,6 +182,16 @@ class LlamaCppSession(DecoderOnly):
         self._watching = self._watching or watch
         self._context = larger
         return larger
+
+    def _give_back(self) -> None:
+        """Go over to a smaller context, where the kept entries need only a quarter of this one: it was made whole."""
+        context, n = self._open(), max(self._rows.n, min(_FIRST, self.max_context))
+        if 4 * capacity_for(n) > context.capacity:
+            return
+        smaller = self._make(n)
+        if self._rows.n:
+            smaller.load(context.state())
+        self._context = smaller
 
     def _settle(self, sequence: int, end: int) -> None:
         """One sequence is the text, and nothing stands at positions >= end."""

@@ -22,6 +22,7 @@ _ABILITIES: frozenset[Ability] = frozenset(
     {"tree", "evict_tokens", "evict_heads", "keys", "hidden", "queries", "fork", "save"}
 )
 _GROWTH = 512  # entries a cache begins with, at most
+_GIVEN_BACK = 4  # memory goes back to the system once so many times as much is held as the kept entries need
 _MAX_STEPS = 64  # widths whose bindings are remembered
 _HIDDEN_BIAS = -np.inf
 
@@ -105,10 +106,12 @@ class OrtSession(DecoderOnly):
         entries = self._kept(entries)
         if entries.ndim == 1:
             self._gather(entries, 0)
-            return
-        for i, x in enumerate(self._cache):
-            x[0, :, : entries.shape[-1]] = take_rows(x[0], entries[i // 2])
-        self._rows.keep(entries)
+        else:
+            for i, x in enumerate(self._cache):
+                x[0, :, : entries.shape[-1]] = take_rows(x[0], entries[i // 2])
+            self._rows.keep(entries)
+        if _GIVEN_BACK * max(self._rows.n, _GROWTH) <= self._capacity:
+            self._grow(max(self._rows.n, _GROWTH))
 
     def keys_values(self, layer: int) -> tuple[Floats, Floats]:
         self._rows.check_open()
@@ -184,6 +187,7 @@ class OrtSession(DecoderOnly):
         self._rows.keep(entries)
 
     def _grow(self, capacity: int) -> None:
+        """Hold the entries in arrays of this size, which may be a smaller one."""
         shape = (1, self.info.kv_heads, capacity, self.info.head_dim)
         try:
             grown: list[Array] = [np.empty(shape, dtype=self._kind) for _ in range(2 * self.info.n_layers)]

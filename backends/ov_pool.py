@@ -40,7 +40,7 @@ class BlockShape:
 
 
 class BlockPool:
-    """Blocks with a count of the sequences that hold them. Grows by doubling.
+    """Blocks with a count of the sequences that hold them. Grows by doubling, but never beyond what their tables hold.
 
     lock: held by whoever reads or writes entries or a table of blocks, as growing replaces the arrays, and shrinking
     moves what is held. generation: counts replacements.
@@ -76,7 +76,9 @@ class BlockPool:
     def take(self) -> int:
         """A block for one more holder. Raises EngineError where there is no memory."""
         if not self._free:
-            self._grow(max(_FIRST, 2 * len(self._holders)))
+            n = len(self._holders)
+            most = sum(len(table) for table in list(self._tables.values()))
+            self._grow(max(n + 1, min(max(_FIRST, 2 * n), most)))
         block = self._free.pop()
         self._holders[block] = 1
         return block
@@ -96,7 +98,7 @@ class BlockPool:
     def shrink(self) -> None:
         """Give memory back, where hardly anything is held: what is held moves together."""
         held = np.flatnonzero(self._holders)
-        n_blocks = max(_FIRST, 2 * len(held))
+        n_blocks = max(_FIRST, len(held))
         if 2 * n_blocks > len(self._holders):
             return
         arrays = [shape.allocate(n_blocks) for shape in self._shapes]

@@ -96,6 +96,8 @@ class OvSession(DecoderOnly):
 
     def keep(self, entries: Indices) -> None:
         self._gather(self._kept(entries), 0)
+        with self._pool.lock:
+            self._pool.shrink()
 
     def keys_values(self, layer: int) -> tuple[Floats, Floats]:
         self._rows.check_open()

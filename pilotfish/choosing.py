@@ -18,8 +18,11 @@ from . import backends, busy
 from .measuring import known_answer, source_digest
 from .opening import Place, Progress, open_weights, usable_cores
 from .runtime.bundle import cache_dir, read_json, write_json_atomically
+from .runtime.cache_policies import CachePolicy
 from .runtime.canary import WRONG, Canary, canary_error
 from .runtime.choice import Choice, Job, Trial
+from .runtime.compressed_copy import missing_for_copies
+from .runtime.compression import missing_abilities
 from .runtime.cost import calibrate
 from .runtime.errors import (
     EngineError,
@@ -29,7 +32,7 @@ from .runtime.errors import (
     PilotfishWarning,
     UnsupportedModelError,
 )
-from .runtime.interfaces import Session, Weights
+from .runtime.interfaces import Ability, Session, Weights
 from .runtime.source import prepare, stand_in
 
 _WIDTHS = (1, 2, 4, 8)
@@ -49,21 +52,28 @@ class Wish:
     options: Mapping[str, object] = field(default_factory=dict)
     job: Job = field(default_factory=Job)
     exact: bool = True
+    cache: CachePolicy | None = None
+    copied: CachePolicy | None = None  # compresses a copy beside the full cache
 
     def with_environment(self) -> Wish:
         """PILOTFISH_ENGINE and PILOTFISH_THREADS fill in what the call leaves open."""
         engine, threads = os.environ.get("PILOTFISH_ENGINE"), os.environ.get("PILOTFISH_THREADS")
         if threads and not (threads.isdecimal() and int(threads) > 0):
             raise OptionError(f"PILOTFISH_THREADS is {threads!r}, but must be a number from 1 on.")
-        return Wish(
-            self.engine or engine or None,
-            self.device,
-            self.threads or (int(threads) if threads else None),
-            self.kv_dtype,
-            self.options,
-            self.job,
-            self.exact,
+        return replace(
+            self,
+            engine=self.engine or engine or None,
+            threads=self.threads or (int(threads) if threads else None),
         )
+
+    def lacks(self, abilities: tuple[Ability, ...]) -> str:
+        """What an engine with these abilities cannot carry out of the wish, in words; empty where it can."""
+        has, problems = frozenset(abilities), []
+        if self.cache is not None and (missing := missing_abilities(self.cache, has)):
+            problems.append(f"the {self.cache.name} cache policy needs {', '.join(sorted(missing))}")
+        if self.copied is not None and (missing := missing_for_copies(self.copied, has)):
+            problems.append(f"a copy compressed by {self.copied.name} needs {', '.join(sorted(missing))}")
+        return "; ".join(problems)
 
 
 def choose(path: Path, wish: Wish, report: Progress, *, again: bool = False) -> tuple[list[Place], Choice]:
@@ -76,7 +86,7 @@ def choose(path: Path, wish: Wish, report: Progress, *, again: bool = False) -> 
     if len(places) == 1 and wish.threads is not None:
         return places, Choice.of([], wish.job, wish.exact)
     trials = Trials(path, wish, {} if again else _read(_trials_path(path, wish)))
-    done = [(place, trials.run(place, report)) for place in places]
+    done = _able([(place, trials.run(place, report)) for place in places], wish)
     usable = [(p, t) for p, t in done if t.usable]
     if wish.threads is None and usable:
         best = min(usable, key=lambda x: x[1].seconds(wish.job, wish.exact))[0]
@@ -91,6 +101,12 @@ def choose(path: Path, wish: Wish, report: Progress, *, again: bool = False) -> 
         reasons = "; ".join(f"{t}: {t.problem or 'gave a wrong answer'}" for t in choice.trials)
         raise UnsupportedModelError(f"no engine here can run {path}. {reasons}")
     return found, choice
+
+
+def _able(done: list[tuple[Place, Trial]], wish: Wish) -> list[tuple[Place, Trial]]:
+    """The trials, with what is wrong with those that cannot do what is wished; if none can, the model will say why."""
+    judged = [(p, replace(t, problem=wish.lacks(t.abilities)) if t.usable else t) for p, t in done]
+    return judged if any(t.usable for _, t in judged) else done
 
 
 def candidates(path: Path, wish: Wish) -> list[Place]:
@@ -169,7 +185,8 @@ class Trials:
             measured = calibrate(session, _WIDTHS)
             steps = {w: measured.curve.seconds(w) for w in _WIDTHS if w <= int(measured.curve.widths[-1])}
             switch_s = measured.curve.switch
-            return Trial(*head, steps, _prefill_s(session), switch_s, measured.rows.classes, error)
+            able = tuple(sorted(session.abilities))
+            return Trial(*head, steps, _prefill_s(session), switch_s, measured.rows.classes, error, abilities=able)
         finally:
             weights.close()
 
@@ -229,7 +246,8 @@ def _read(path: Path) -> dict[str, Trial]:
         try:
             steps = {int(w): float(s) for w, s in row["step_s"].items()}
             classes = tuple(tuple(int(w) for w in c) for c in row["classes"])
-            found[key] = Trial(**{**row, "step_s": steps, "classes": classes})
+            abilities = tuple(row["abilities"])
+            found[key] = Trial(**{**row, "step_s": steps, "classes": classes, "abilities": abilities})
         except (KeyError, TypeError, ValueError, AttributeError):
             continue  # damaged, or of another version: tried again
     return found

@@ -92,7 +92,8 @@ def load(
     if draft_engine is not None and named is None and draft in (None, "auto"):
         raise OptionError(f"draft_engine is {draft_engine!r}, but there is no draft model; give one, or drop it.")
     job = job or (Job() if speculate else Job(acceptance=0.0))
-    wish = Wish(engine, device, threads, kv_dtype, options or {}, job, exact).with_environment()
+    copied = (self_draft if speculate else None) or (None if wanted is None else compression)
+    wish = Wish(engine, device, threads, kv_dtype, options or {}, job, exact, compression, copied).with_environment()
     places, choice = choose(found, wish, report)
     weights, location, place, notes = open_first_right(found, places, report)
     policy: DraftLengthPolicy | None = RenewalReward() if speculate is True else (speculate or None)
@@ -103,6 +104,7 @@ def load(
             draft = None if named is None or _does_not_pay(found, named, weights.info) else named[0]
         if draft is not None and policy is not None:
             beside = replace(wish, engine=draft_engine or place.backend.name, threads=place.threads)
+            beside = replace(beside, cache=None, copied=None)
             if draft_engine is not None:  # whose devices, types and options are not the target's
                 beside = replace(beside, device=None, kv_dtype=None, options={})
             entry = None if named is None else named[1]

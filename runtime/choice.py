@@ -8,6 +8,7 @@ import numpy as np
 
 from .canary import WRONG
 from .errors import OptionError
+from .interfaces import Ability
 from .rows import ANY_WIDTH, RowClasses
 
 
@@ -42,6 +43,7 @@ class Trial:
     canary_error: float | None = None  # None: no answer is known
     problem: str = ""  # why it cannot be used
     busy: float = 0.0  # share of the processor that other programs used
+    abilities: tuple[Ability, ...] = ()  # of its sessions, sorted
 
     @property
     def usable(self) -> bool:

@@ -7,7 +7,7 @@ import numpy as np
 from .cache_policies.policy import CachePolicy
 from .cache_policies.view import CacheView
 from .errors import AbilityError, OptionError
-from .interfaces import Floats, Indices, Session, Tokens
+from .interfaces import Ability, Floats, Indices, Session, Tokens
 from .rows import MAX_WIDTH
 from .sequence import CachedSequence
 
@@ -96,13 +96,18 @@ def _take(target: CachedSequence, policy: CachePolicy, entries: Indices, tokens:
     return CachedSequence(target.session.fork(entries, room), covered=tokens)
 
 
+def missing_for_copies(policy: CachePolicy, abilities: frozenset[Ability]) -> frozenset[Ability]:
+    """What a session with these abilities lacks for a copy of what the policy keeps."""
+    needs: frozenset[Ability] = policy.needs | {"fork"}
+    if "attention" in needs:  # which the target would have to be run again for
+        needs = needs - {"attention"} | {"queries", "keys"}
+    return needs - abilities
+
+
 def check_copy(session: Session, policy: CachePolicy, what: str) -> None:
     """Raise AbilityError where the engine cannot copy entries or show them, and OptionError for policies that cannot
     look at a cache afterwards. what: needs it, as the subject of a sentence."""
-    needs = {"fork", *policy.needs}
-    if "attention" in needs:  # which the target would have to be run again for
-        needs = needs - {"attention"} | {"queries", "keys"}
-    missing = needs - session.abilities
+    missing = missing_for_copies(policy, session.abilities)
     if missing:
         raise AbilityError(
             f"{what} needs {', '.join(sorted(missing))}, which the {session.info.engine} engine does not offer here; "

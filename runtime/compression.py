@@ -146,9 +146,7 @@ class Compression:
                 f"the {policy.name} cache policy has a window of {policy.window}, a budget of {policy.budget}, every "
                 f"{policy.every} and watches {policy.rows} rows; it needs 1 <= window <= budget and rows <= every."
             )
-        missing = policy.needs - session.abilities - {"attention"}
-        if "attention" in policy.needs and not _observed(policy, session.abilities):
-            missing |= {"attention"}
+        missing = missing_abilities(policy, session.abilities)
         if missing:
             alike = ", or per_head=False (one selection for all heads)" if missing == {"evict_heads"} else ""
             if missing == {"attention"} and info.engine == "llamacpp":
@@ -166,6 +164,14 @@ class Compression:
                 f"{session.max_context}. "
                 f"Give max_context={need} or more, or a smaller budget."
             )
+
+
+def missing_abilities(policy: CachePolicy, abilities: frozenset[Ability]) -> frozenset[Ability]:
+    """What a session with these abilities lacks to carry the policy out."""
+    missing = policy.needs - abilities - {"attention"}
+    if "attention" in policy.needs and not _observed(policy, abilities):
+        missing |= {"attention"}
+    return missing
 
 
 def _observed(policy: CachePolicy, abilities: frozenset[Ability]) -> frozenset[Observation]:

@@ -16,7 +16,7 @@ from pilotfish import backends, load
 from pilotfish.backends import NO_OPTIONS
 from pilotfish.runtime.canary import Canary, canary_error, make_canary
 from pilotfish.runtime.choice import Choice, Job, Trial
-from pilotfish.runtime.errors import EngineError, EngineMissingError, OptionError, UnsupportedModelError
+from pilotfish.runtime.errors import AbilityError, EngineError, EngineMissingError, OptionError, UnsupportedModelError
 from pilotfish.runtime.interfaces import Session, Step, Weights, as_tokens
 from pilotfish.testing.tiny_models import tiny_gguf
 
@@ -29,6 +29,10 @@ class Slowed:
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._session, name)
+
+    @property
+    def abilities(self) -> frozenset[str]:
+        return self._session.abilities - self._engine.lacks
 
     def forward(self, tokens: object, **options: object) -> Step:
         time.sleep(self._engine.step_s)
@@ -48,6 +52,7 @@ class Engine:
     install: str = "pip install it"
     opened: list[tuple[str | None, int]] = field(default_factory=list)
     device: str | None = None
+    lacks: frozenset[str] = frozenset()
 
     def version(self) -> str | None:
         return "1.0"
@@ -125,6 +130,26 @@ def test_trials_on_a_busy_machine_are_made_again_once_it_is_quiet(path: Path, mo
         load(path).close()
         opened.append(len(engine.opened) - before)
     assert opened[0] > 1 and opened[1] == 1 and opened[2] > 1 and opened[3] == 1
+
+
+def test_an_engine_that_lacks_what_a_policy_needs_is_passed_over(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blind = frozenset({"attention", "queries", "keys", "evict_heads"})
+    fast, able = Engine("fast", lacks=blind), Engine("able", 0.01)
+    install(monkeypatch, fast, able)
+    for options in ({"cache": "snapkv"}, {"cache": "keydiff"}, {"draft": "self:keydiff:per_head=false"}):
+        with load(path, max_context=2048, **options) as model:  # type: ignore[arg-type]
+            assert model.info.engine == "able", options
+            assert model.choice is not None
+            (passed_over,) = {t.problem for t in model.choice.trials if t.engine == "fast"}
+            assert "needs" in passed_over
+    for options in ({}, {"cache": "sinks"}, {"draft": "self"}):
+        with load(path, **options) as model:  # type: ignore[arg-type]
+            assert model.info.engine == "fast", options
+    with pytest.raises(AbilityError, match="fast engine does not offer here"):  # it was asked for
+        load(path, engine="fast", cache="snapkv")
+    install(monkeypatch, fast)
+    with pytest.raises(AbilityError, match="snapkv cache policy needs attention"):  # nobody else
+        load(path, cache="snapkv")
 
 
 def test_what_is_named_is_taken_however_slow(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

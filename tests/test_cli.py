@@ -12,6 +12,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -193,41 +194,53 @@ def test_bench_cache(tiny: Path, tmp_path: Path, pilotfish: Run) -> None:
     pytest.importorskip("matplotlib")
     text = tmp_path / "text"
     text.write_text(" ".join(f"the {n} and the hello {n * n % 97} cat" for n in range(400)))
-    options = ["--length", 128, "--needle-lengths", "160,192", "--depths", 2, "--text", text, "--engine", "onnx"]
-    options += [
-        "--policy",
-        "sinks",
-        "--policy",
-        "knorm",
-        "--share",
-        "1/2",
-        "--share",
-        "0.25",
-        "--out",
-        tmp_path / "out",
+    options = [
+        "--length",
+        128,
+        "--predicted",
+        32,
+        "--needle-lengths",
+        "240,288",
+        "--depths",
+        2,
+        "--keys",
+        2,
+        "--text",
+        text,
     ]
-    outcome = pilotfish("bench", "cache", tiny, *options, "--json")
+    options += ["--text", text, "--engine", "onnx", "--policy", "sinks", "--policy", "knorm"]
+    shares = ["--share", "1/2", "--share", "0.25"]
+    folder = tmp_path / "out"
+    outcome = pilotfish("bench", "cache", tiny, *options, *shares, "--out", folder, "--json")
     assert outcome.code == 0, outcome.err
     report = json.loads(outcome.out)
     assert [(row["policy"], row["share"]) for row in report["rows"]] == [
-        ("sinks", "1/2"), ("knorm", "1/2"), ("sinks", "1/4"), ("knorm", "1/4"),
+        ("full", "1"), ("sinks", "1/2"), ("knorm", "1/2"), ("sinks", "1/4"), ("knorm", "1/4"),
     ]  # fmt: skip
-    assert {p.name for p in (tmp_path / "out").iterdir()} == {"cache.json", "cache.png", "needles.png"}
-    for row in report["rows"]:
-        assert row["kl"] > 0 and 0 <= row["agreement"] < 1 and row["perplexity"] != row["perplexity_full"]
+    assert "knorm 1/4: ppl" in outcome.err  # each row as it is made
+    assert {p.name for p in folder.iterdir()} == {"rows.jsonl", "cache.json", "cache.png", "needles.png"}
+    full, *rows = report["rows"]
+    assert full["kl"] == 0 and full["agreement"] == 1 and full["perplexity"] == full["perplexity_exact"]
+    for row in rows:
+        assert row["kl"] > 0 and 0 <= row["agreement"] < 1 and row["perplexity"] != row["perplexity_exact"]
         assert row["entries"] == (64 if row["share"] == "1/2" else 32)
-        assert [needle[:2] for needle in row["needles"]] == [[160, 0.0], [160, 1.0], [192, 0.0], [192, 1.0]]
-        assert 0 < row["select_s"] < row["prompt_s"]
-    smaller, larger = report["rows"][2], report["rows"][0]
+        assert [needle[:2] for needle in row["needles"]] == [[240, 0.0], [240, 1.0], [288, 0.0], [288, 1.0]]
+        assert [length for length, _ in row["keys"]] == [240, 288]
+        assert 0 < row["select_s"] < row["prompt_s"] and row["tokens_per_s"] < 1e3 / row["step_ms"]
+    smaller, larger = rows[2], rows[0]
     assert smaller["kv_bytes"] < larger["kv_bytes"] < larger["kv_bytes_full"] and smaller["kl"] > larger["kl"]
     again = pilotfish(*smaller["command"].split()[1:], "--json", "--threads", 1)
-    (row,) = json.loads(again.out)["rows"]
-    assert [row[name] for name in ("kl", "agreement", "perplexity", "needles")] == [
-        pytest.approx(smaller[name], rel=1e-3) if name != "needles" else smaller[name]
-        for name in ("kl", "agreement", "perplexity", "needles")
-    ]
-    table = pilotfish("bench", "cache", tiny, *options[:10], "--policy", "sinks", "--share", "1/2")
-    assert "one row again: pilotfish bench cache" in table.out.replace("\n", " ")
+    _, row = json.loads(again.out)["rows"]
+    for name in ("kl", "agreement", "perplexity"):
+        assert row[name] == pytest.approx(smaller[name], rel=1e-3)
+    assert (row["needles"], row["keys"]) == (smaller["needles"], smaller["keys"])
+    for bad, words in (
+        (("--predicted", 128), "must lie in 2..127"),
+        (("--keys", 9), "must lie in 0..8"),
+        (("--keys", 8, "--needle-lengths", "160"), "8 needles and their questions take"),
+    ):
+        refused = pilotfish("bench", "cache", tiny, *options, *bad)
+        assert refused.code == 2 and words in refused.err, (bad, refused.err)
     for bad, words in (
         (("--share", "2"), "part of the text"),
         (("--length", 100_000), "--text takes a longer one"),
@@ -238,6 +251,42 @@ def test_bench_cache(tiny: Path, tmp_path: Path, pilotfish: Run) -> None:
     ):
         refused = pilotfish("bench", "cache", tiny, "--engine", "onnx", *bad)
         assert refused.code == 2 and words in refused.err, (bad, refused.err)
+
+
+def test_bench_cache_goes_on_with_the_rows_it_has(
+    tiny: Path, tmp_path: Path, pilotfish: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib")
+    from pilotfish.apps.bench_cache_rows import Bench
+
+    measure, made = Bench.row, list[str]()
+
+    def row(self: Bench, kv_dtype: str | None, name: str, *more: Any) -> object:
+        made.append(f"{name} {kv_dtype}")
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        return measure(self, kv_dtype, name, *more)
+
+    monkeypatch.setattr(Bench, "row", row)
+    options = ["--engine", "onnx", "--length", 96, "--needle-lengths", "", "--share", "1/2", "--out", tmp_path / "out"]
+    options += ["--policy", "sinks", "--policy", "knorm"]
+    stopped = pilotfish("bench", "cache", tiny, *options)
+    assert stopped.code != 0 and made == ["sinks None", "knorm None"]
+    assert "sinks" in stopped.out and "select" in stopped.out  # the table of what there is
+    kept = (tmp_path / "out" / "rows.jsonl").read_text().splitlines()
+    assert [json.loads(line)["policy"] for line in kept] == ["full", "sinks"]
+    (tmp_path / "out" / "rows.jsonl").write_text("\n".join([*kept, '{"policy": "kn']))  # cut short
+    outcome = pilotfish("bench", "cache", tiny, *options, "--kv-dtype", "int8", "--json")
+    assert outcome.code == 0, outcome.err
+    rows = json.loads(outcome.out)["rows"]
+    assert [(r["policy"], r["kv_dtype"]) for r in rows] == [
+        ("full", None), ("full", "int8"), ("sinks", "int8"), ("knorm", "int8"),
+    ]  # fmt: skip
+    assert 0 < rows[1]["kl"] < rows[2]["kl"] and 4 * rows[1]["kv_bytes"] == rows[0]["kv_bytes"]
+    assert made[2:] == ["sinks int8", "knorm int8"]
+    outcome = pilotfish("bench", "cache", tiny, *options, "--json")
+    assert [r["policy"] for r in json.loads(outcome.out)["rows"]] == ["full", "sinks", "knorm"]
+    assert made[4:] == ["knorm None"]
 
 
 def test_bench_writes_results_and_a_plot(tiny: Path, tmp_path: Path, pilotfish: Run) -> None:

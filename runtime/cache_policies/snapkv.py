@@ -18,12 +18,14 @@ class SnapKV(Scorer):
     """Keeps what the queries of the window attend to, averaged over them, pooled over neighbours, averaged over groups.
 
     kernel: width of the average pooling, odd. The window's own entries always stay.
+    observed: how many of the window's last queries are looked at, at most; looking takes time.
     Source: Li et al. 2024, SnapKV (window 32, kernel 5), with the mean over a group of query heads before the selection
     as in kvpress, so that models with grouped queries really save. Deviations: it selects whenever the cache is full,
     where the paper does so once, at the end of the prompt; sinks always stay.
     """
 
     kernel: int = 5
+    observed: int = 32
     name = "snapkv"
     reads: ClassVar[frozenset[Ability]] = frozenset({"attention"})
 
@@ -31,10 +33,12 @@ class SnapKV(Scorer):
         Scorer.__post_init__(self)  # super() does not know a dataclass with slots
         if self.kernel < 1 or self.kernel % 2 == 0:
             raise OptionError(f"kernel is {self.kernel}, but must be odd and 1 or more.")
+        if self.observed < 1:
+            raise OptionError(f"observed is {self.observed}, but must be 1 or more.")
 
     @property
     def rows(self) -> int | None:
-        return self.window
+        return min(self.window, self.observed)
 
     def scores(self, view: CacheView) -> Floats:
         layers: list[Floats] = []
@@ -50,5 +54,8 @@ class SnapKV(Scorer):
 def pooled(x: Floats, kernel: int) -> Floats:
     """Average over `kernel` neighbours along the last axis; beyond the ends there are zeros."""
     half = kernel // 2
-    padded = np.pad(x, [(0, 0)] * (x.ndim - 1) + [(half, half)])
-    return np.asarray(np.lib.stride_tricks.sliding_window_view(padded, kernel, axis=-1).mean(axis=-1), dtype=np.float32)
+    total = np.array(x, dtype=np.float32)
+    for shift in range(1, half + 1):
+        total[..., shift:] += x[..., :-shift]
+        total[..., :-shift] += x[..., shift:]
+    return total / np.float32(kernel)

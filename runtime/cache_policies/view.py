@@ -61,14 +61,16 @@ class CacheView:
         keys, _ = self.keys_values(layer)
         kv_heads, n, head_dim = keys.shape
         queries = self.queries[layer].reshape(kv_heads, -1, len(self.tokens), head_dim)
+        queries = queries * np.float32(1.0 / np.sqrt(head_dim))
         first = n - len(self.tokens)  # entry of the first watched row
         for start in range(0, len(self.tokens), _BLOCK):
             part = queries[:, :, start : start + _BLOCK]
             rows = part.shape[2]
             flat = products(part.reshape(kv_heads, -1, head_dim), keys)
-            scores: Floats = flat.reshape(kv_heads, -1, rows, n) * np.float32(1.0 / np.sqrt(head_dim))
-            behind = np.arange(n) > first + start + np.arange(rows)[:, None]
-            scores[:, :, behind] = -np.inf
+            scores: Floats = flat.reshape(kv_heads, -1, rows, n)
+            seen = first + start  # entries that all of these rows see
+            behind = np.arange(n - seen) > np.arange(rows)[:, None]
+            scores[..., seen:] += np.where(behind, np.float32(-np.inf), np.float32(0.0))
             yield softmax(scores)
 
     def _shown(self, layer: int) -> Iterator[Floats]:
