@@ -23,11 +23,13 @@ from ..runtime.model import Model
 from ..runtime.sampling import Sampling
 from ..runtime.storage import write_atomically
 from . import machine
+from .bench_cache_inputs import read_text
 from .bench_copies import CopyTask, copied_share, copy_tasks, forced
 from .llamacpp_peer import LlamaCpp
 from .terminal import LoadProgress, console
 
 PLAIN, SPECULATIVE, ONE_ROW, LLAMA = "plain", "speculative", "one row", "llama.cpp"
+_DOCUMENT = "document"  # the set of one long prompt
 _Decode = Callable[["PromptResult", int], "Sample"]
 
 
@@ -73,12 +75,17 @@ def bench(
     repeats: int,
     engine: str | None,
     draft: str | None,
+    cache: str | None,
+    document: int | None,
     out: Path | None,
     as_json: bool,
     threads: int | None,
     max_context: int | None,
 ) -> None:
-    """Run the benchmark and show a table; with `out`, write results.json and ratios.png there."""
+    """Run the benchmark and show a table; with `out`, write results.json and ratios.png there.
+
+    document: tokens of one long prompt to ask instead of the sets'.
+    """
     rows = read_prompts(prompts)
     with LoadProgress() as progress:
         path = resolve(model, progress)
@@ -88,8 +95,12 @@ def bench(
             else choose_prompts(rows, sets, per_set)
         )
         room = None if max_context is None else min(max_context, context_length(path))
-        loaded = load(model, engine, draft=draft or "auto", threads=threads, max_context=room, progress=progress)
+        loaded = load(
+            model, engine, draft=draft or "auto", cache=cache, threads=threads, max_context=room, progress=progress
+        )
     with loaded:
+        if document is not None:
+            chosen = [PromptResult(_DOCUMENT, _beginning(loaded, document))]
         results = _measure(loaded, model, chosen, n_tokens, repeats)
         report = _report(loaded, results, n_tokens, repeats)
     if as_json:
@@ -100,6 +111,12 @@ def bench(
         write_atomically(out / "results.json", json.dumps(report, indent=1).encode())
         _plot(report, out / "ratios.png")
         console().print(f"wrote {out / 'results.json'} and {out / 'ratios.png'}", soft_wrap=True)
+
+
+def _beginning(model: Model, n_tokens: int) -> str:
+    """So many tokens of a long English text."""
+    tokens = model.encode(read_text(None), raw=True)[:n_tokens]
+    return model.tokenizer.decode(tokens.tolist())
 
 
 def read_prompts(path: Path | None) -> list[tuple[str, str]]:
@@ -138,7 +155,9 @@ def _measure(model: Model, source: str, results: list[PromptResult], n_tokens: i
         SPECULATIVE: _decoder(model),
         ONE_ROW: _decoder(one_row),
     }
-    peer = LlamaCpp.open(resolve(source), model.info.threads, model.max_context)
+    peer = None
+    if results[0].set != _DOCUMENT:  # which it would read again for every answer
+        peer = LlamaCpp.open(resolve(source), model.info.threads, model.max_context)
     if peer is not None:
         contestants[LLAMA] = lambda asked, n: Sample(*peer.decode(model.encode(asked.prompt).tolist(), n))
     names = list(contestants)

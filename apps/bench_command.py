@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ..runtime.errors import OptionError
-from .options import DraftOption, Engine, MaxContext, Threads
+from .options import Cache, DraftOption, Engine, MaxContext, Threads
 
 bench_app = typer.Typer(help="Measure, interleaved and in one process.", no_args_is_help=True)
 
@@ -23,6 +23,10 @@ def bench_run(
     repeats: Annotated[int, typer.Option(help="Interleaved passes over every prompt.")] = 3,
     engine: Engine = None,
     draft: DraftOption = None,
+    cache: Cache = None,
+    document: Annotated[
+        int | None, typer.Option(help="Ask one prompt of so many tokens, a manual that Python brings, instead.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for results.json and a plot.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
     threads: Threads = None,
@@ -31,8 +35,9 @@ def bench_run(
     """Plain against speculative decoding, A B A B on the same prompts, and llama.cpp beside them where installed."""
     from .bench import bench
 
-    for name, value in (("--per-set", per_set), ("--tokens", tokens), ("--repeats", repeats)):
-        if value < 1:
+    numbers = (("--per-set", per_set), ("--tokens", tokens), ("--repeats", repeats), ("--document", document))
+    for name, value in numbers:
+        if value is not None and value < 1:
             raise OptionError(f"{name} is {value}, but must be 1 or more.")
     bench(
         model,
@@ -43,6 +48,8 @@ def bench_run(
         repeats=repeats,
         engine=engine,
         draft=draft,
+        cache=cache,
+        document=document,
         out=out,
         as_json=as_json,
         threads=threads,

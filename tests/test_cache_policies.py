@@ -26,6 +26,7 @@ from pilotfish.runtime.cache_policies import (
     Tova,
     policy_by_name,
 )
+from pilotfish.runtime.cache_policies.scorer import keep_best
 from pilotfish.runtime.errors import AbilityError, ContextFullError, OptionError
 from pilotfish.runtime.interfaces import Floats, Session, Tokens
 from pilotfish.runtime.rows import RowRule
@@ -365,3 +366,17 @@ def test_the_command_line_takes_a_policy(
     with pytest.raises(SystemExit) as done:
         cli.main()
     assert done.value.code == 2 and "budget of 9" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("values", [3, 1000])
+def test_the_best_are_found_without_sorting(values: int) -> None:
+    """As by a stable sort: of equal scores the older entries stay."""
+    scores = np.random.default_rng(values).integers(0, values, (5, 2, 300)).astype(np.float32) / 7
+    scores[0, 0, 100:150] = -np.inf
+    scores[1, 1, 20:40] = np.nan
+    for budget in (60, 61, 250, 300):
+        kept = keep_best(scores, SinksAndWindow(budget=budget, window=50))
+        worth = np.nan_to_num(scores[..., 4:250], nan=-np.inf)
+        best = np.sort(np.argsort(-worth, axis=-1, kind="stable")[..., : budget - 54], axis=-1) + 4
+        assert np.array_equal(kept[..., 4:-50], best), budget
+        assert (kept[..., :4] == np.arange(4)).all() and (kept[..., -50:] == np.arange(250, 300)).all()

@@ -190,24 +190,23 @@ def test_bench_curve_and_engines(tiny: Path, tmp_path: Path, pilotfish: Run) -> 
     assert row["engine"].startswith("onnx") and row["ratio"] > 0 and 0 < row["own_share"] < 1
 
 
+def test_bench_run_asks_about_a_document(tiny: Path, pilotfish: Run) -> None:
+    options = ("--document", 200, "--cache", "sinks:budget=48,every=32", "--tokens", 6, "--repeats", 1)
+    outcome = pilotfish("bench", "run", tiny, "--engine", "onnx", "--threads", 1, *options, "--json")
+    assert outcome.code == 0, outcome.err
+    report = json.loads(outcome.out)
+    ((name, row),) = report["sets"].items()
+    assert name == "document" and row["prompts"] == row["same_text"] == 1 and "llama.cpp" not in row["tokens_per_s"]
+    whole = pilotfish("bench", "run", tiny, "--engine", "onnx", "--threads", 1, *options[:2], *options[4:], "--json")
+    assert report["kv_bytes"] < json.loads(whole.out)["kv_bytes"] / 4
+    assert "--document is 0" in pilotfish("bench", "run", tiny, "--document", 0).err
+
+
 def test_bench_cache(tiny: Path, tmp_path: Path, pilotfish: Run) -> None:
     pytest.importorskip("matplotlib")
     text = tmp_path / "text"
     text.write_text(" ".join(f"the {n} and the hello {n * n % 97} cat" for n in range(400)))
-    options = [
-        "--length",
-        128,
-        "--predicted",
-        32,
-        "--needle-lengths",
-        "240,288",
-        "--depths",
-        2,
-        "--keys",
-        2,
-        "--text",
-        text,
-    ]
+    options = ["--length", 128, "--predicted", 32, "--needle-lengths", "240,288", "--depths", 2, "--keys", 2]
     options += ["--text", text, "--engine", "onnx", "--policy", "sinks", "--policy", "knorm"]
     shares = ["--share", "1/2", "--share", "0.25"]
     folder = tmp_path / "out"

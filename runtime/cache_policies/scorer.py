@@ -110,7 +110,7 @@ def keep_best(scores: Floats, kept: Fixed) -> Indices:
 
 def _best(scores: Floats, m: int) -> Indices:
     """The m largest of scores (..., n), ascending by place; of those that are equal the first. Quicker than sorting."""
-    n = scores.shape[-1]
+    scores, n = np.fmax(scores, np.float32(-np.inf)), scores.shape[-1]  # what is no number is worth least
     if m == 0 or m == n:
         return np.broadcast_to(np.arange(m), (*scores.shape[:-1], m))
     least = np.partition(scores, n - m, axis=-1)[..., n - m, None]
