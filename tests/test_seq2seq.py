@@ -184,7 +184,7 @@ def test_a_model_that_listens() -> None:
             results = [model.generate(sound, max_new_tokens=12) for sound in sounds]
             found.append([r.token_ids for r in results])
             assert results[0].stats.n_prompt == 30
-            with pytest.raises(OptionError, match="takes features of sound"):
+            with pytest.raises(OptionError, match="takes sound, an array"):
                 model.generate("a text")
             with pytest.raises(OptionError, match="bins by frames"):
                 model.generate(np.zeros((8, 31), dtype=np.float32))
