@@ -83,7 +83,7 @@ def can_be_made(name: str) -> bool:
 ALL_WRAPPED = wrapped()
 FIRST = [next(name for name in ALL_WRAPPED if name.startswith(prefix)) for prefix in WRAPPERS]
 WRAPPED = list(dict.fromkeys([*FIRST, "chunk-keydiff", "chunk-snapkv", "critical-snapkv", "chunk-critical-tova"]))
-ALL_NAMES = list(dict.fromkeys([*WRAPPED, *ALL_WRAPPED]))
+NAMES = [*POLICIES, *WRAPPED, *(pytest.param(n, marks=pytest.mark.slow) for n in ALL_WRAPPED if n not in WRAPPED)]
 
 
 class TurningToy(ToyWeights):
@@ -192,9 +192,7 @@ def prompt_for(weights: Weights, n: int = N_PROMPT, seed: int = 1) -> Tokens:
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 @pytest.mark.parametrize("form", ["chain", "tree"])
-@pytest.mark.parametrize(
-    "name", [*POLICIES, *(pytest.param(n, marks=() if n in WRAPPED else pytest.mark.slow) for n in ALL_NAMES)]
-)
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("engine", ENGINES)
 def test_drafts_change_nothing(
     engine: str, name: str, form: str, sampling: str, opened: Callable[[str], Weights]
@@ -335,9 +333,8 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str],
             model.close()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("sampling", SAMPLINGS)
-@pytest.mark.parametrize("name", [*POLICIES, *ALL_NAMES])
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("engine", ["openvino", "llamacpp"])
 def test_every_policy_on_every_other_engine(
     engine: str, name: str, sampling: str, loaded: Callable[[str], Model]
@@ -405,6 +402,13 @@ def test_drafts_change_nothing_on_any_engine(
             assert done.stats.kv_entries <= 96 < done.stats.n_prompt + done.stats.n_tokens
 
 
+def test_nothing_registered_is_left_out() -> None:
+    named = {n if isinstance(n, str) else str(n.values[0]) for n in NAMES}
+    assert {*POLICIES} <= named and all(any(n.startswith(prefix) for n in named) for prefix in WRAPPERS)
+    for scorer in SCORERS:
+        assert f"chunk-{scorer}" in named, "chunks take every scorer"
+
+
 PROSE = (
     "The old harbour town had three bakeries, two of which were owned by the same family, and one library, which was "
     "open on Tuesdays. In winter the fishermen met there and read the newspapers aloud to one another, because the "
@@ -436,3 +440,30 @@ def test_drafts_change_nothing_on_real_weights(policy: CachePolicy, question: st
         one = 2 * model.info.n_layers * model.info.kv_heads * model.info.head_dim * 4
         for done in (ours, theirs):
             assert done.stats.kv_entries <= 512 and done.stats.kv_bytes <= (512 + 33) * one
+
+
+@pytest.mark.real
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("engine", "cache"),
+    [
+        ("openvino", "sinks:budget=256,every=64"),
+        ("openvino", "chunk-keydiff:budget=256,every=64"),
+        ("llamacpp", "sinks:budget=256,every=64"),
+        ("llamacpp", "sirllm:budget=256,every=64"),
+    ],
+)
+def test_drafts_change_nothing_on_real_weights_of_other_engines(engine: str, cache: str) -> None:
+    import pilotfish
+
+    if get(engine).version() is None:
+        pytest.skip(f"{engine} is not installed")
+    with (
+        pilotfish.load(smollm2(), engine, cache=cache, threads=2) as model,
+        model.sibling(policy=None) as plain,
+        model.sibling(policy=Fixed(3)) as drafted,
+    ):
+        prompt = PROSE * 8 + "Who promised what?"
+        ours, theirs = (m.generate(prompt, max_new_tokens=96) for m in (drafted, plain))
+        assert ours.token_ids == theirs.token_ids, "one row class: no near-tie is excused"
+        assert ours.stats.drafted > 0 and ours.stats.kv_entries <= 320
