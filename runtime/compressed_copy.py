@@ -92,7 +92,8 @@ def _watch(
 
 
 def _take(target: CachedSequence, policy: CachePolicy, entries: Indices, tokens: Tokens) -> CachedSequence:
-    room = min(policy.budget + policy.every + MAX_WIDTH, target.session.info.context_length)
+    widest = max(MAX_WIDTH, target.rows.maximum)
+    room = min(policy.budget + policy.every + widest, target.session.info.context_length)
     return CachedSequence(target.session.fork(entries, room), covered=tokens)
 
 

@@ -66,8 +66,9 @@ class TrialSequence(CachedSequence):
         self._dropped_at: int | None = None  # tokens covered then
         self._answer_from = 0
         super().__init__(open_session(), rows)
-        spare = max(rows.maximum, policy.spare)
-        self._longest = min(self.session.max_context, self.session.info.context_length - spare)
+        self._longest = self.session.max_context
+        if drops:  # a compressed cache's rows need positions for a while
+            self._longest = min(self._longest, self.session.info.context_length - max(rows.maximum, policy.spare))
         try:
             self.twin = Twin(self, policy, quality, rows, shrinks=not drops)
         except BaseException:
@@ -76,7 +77,7 @@ class TrialSequence(CachedSequence):
 
     @property
     def longest(self) -> int:
-        """How many tokens either cache can cover."""
+        """How many tokens can be covered, before the full cache is dropped and after."""
         return self._longest
 
     @property
