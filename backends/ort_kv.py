@@ -29,8 +29,8 @@ def check_kv_dtype(kv_dtype: str | None, device: str, seq2seq: bool) -> bool:
     more = ""
     if kv_dtype == "int4":
         more = (
-            " ONNX Runtime has int4, too, but with one scale a channel: SmolLM2's perplexity grows by 38 %, and still by "
-            "12 to 22 % if keys and values are rotated first. Use int8."
+            " ONNX Runtime has int4, too, but with one scale a channel: SmolLM2's perplexity grows by 38 %, and by "
+            "12 to 22 % where keys and values are rotated first. Use int8."
         )
     if kv_dtype in ("f16", "fp16"):
         more = " In f16 its attention is several times slower than in f32."
