@@ -13,6 +13,7 @@ from ..runtime.result import Result, Stats
 from ..runtime.sampling import Sampling
 from ..runtime.sound import read_wav
 from ..runtime.twin import TrialReport
+from .document import excerpt_of, facts_of, show_kept
 from .terminal import console
 
 
@@ -27,8 +28,13 @@ def answer(
     raw: bool,
     max_new_tokens: int | None,
     as_json: bool,
+    document: Path | None = None,
 ) -> None:
-    """Stream one answer, or print it as one JSON object."""
+    """Stream one answer, or print it as one JSON object. document: what the text asks about."""
+    found = None
+    if document is not None:
+        found = excerpt_of(model, document, text, raw=raw, max_new_tokens=max_new_tokens)
+        text = found.prompt
     prompt: Prompt = text
     if model.info.encoder is not None and model.info.encoder.source_kind == "audio":
         if system is not None:
@@ -43,9 +49,12 @@ def answer(
     result = stream.result
     assert result is not None
     if as_json:
-        print(json.dumps(as_object(result), ensure_ascii=False))
+        about = {} if found is None else {"document": facts_of(found)}
+        print(json.dumps({**as_object(result), **about}, ensure_ascii=False))
     else:
         _show("\n")
+        if found is not None:
+            show_kept(found)
         console().print(summary(result.stats), style="dim")
 
 

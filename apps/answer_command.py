@@ -12,6 +12,7 @@ from ..runtime.errors import OptionError
 from .options import (
     Cache,
     Device,
+    DraftCache,
     DraftEngine,
     DraftOption,
     Engine,
@@ -44,6 +45,7 @@ def run(
     device: Device = None,
     draft: DraftOption = None,
     draft_engine: DraftEngine = None,
+    draft_cache: DraftCache = None,
     plain: Plain = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
     max_new_tokens: MaxNewTokens = 256,
@@ -58,6 +60,9 @@ def run(
     stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be given several times.")] = None,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="No chat template.")] = False,
+    document: Annotated[
+        Path | None, typer.Option(help="A text of any length that the prompt asks about.", show_default=False)
+    ] = None,
     max_context: MaxContext = None,
     threads: Threads = None,
     cache: Cache = None,
@@ -97,6 +102,7 @@ def run(
         device=device,
         draft=draft,
         draft_engine=draft_engine,
+        draft_cache=draft_cache,
         plain=plain,
         max_context=max_context,
         threads=threads,
@@ -115,6 +121,7 @@ def run(
             stop=tuple(stop or ()),
             system=system,
             raw=raw,
+            document=document,
             max_new_tokens=max_new_tokens or None,
             as_json=as_json,
         )
@@ -126,6 +133,7 @@ def chat(
     device: Device = None,
     draft: DraftOption = None,
     draft_engine: DraftEngine = None,
+    draft_cache: DraftCache = None,
     plain: Plain = False,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
     resume: Annotated[
@@ -155,6 +163,7 @@ def chat(
         device=device,
         draft=draft,
         draft_engine=draft_engine,
+        draft_cache=draft_cache,
         plain=plain,
         max_context=max_context,
         threads=threads,
@@ -197,6 +206,7 @@ def _load(
     device: str | None,
     draft: str | None,
     draft_engine: str | None,
+    draft_cache: str | None,
     plain: bool,
     max_context: int | None,
     threads: int | None,
@@ -216,6 +226,7 @@ def _load(
             draft=draft if draft is not None else "auto",
             speculate=not plain,
             draft_engine=draft_engine,
+            draft_cache=draft_cache,
             max_context=max_context,
             threads=threads,
             cache=cache,

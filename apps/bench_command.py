@@ -146,3 +146,37 @@ def bench_cache_command(
         out=out,
         as_json=as_json,
     )
+
+
+@bench_app.command("long")
+def bench_long_command(
+    model: Annotated[str, typer.Argument(help="Catalogue name, .gguf file or bundle folder.")] = "smollm2-135m",
+    times: Annotated[str, typer.Option(help="Lengths of texts with a needle, in contexts; '': none.")] = "2,4",
+    depths: Annotated[int, typer.Option(help="Places of the needle in each text.")] = 5,
+    budget: Annotated[int | None, typer.Option(help="Tokens of the prompt; default: 3/4 of the context.")] = None,
+    segment: Annotated[int, typer.Option(help="Tokens of a segment.")] = 256,
+    curve: Annotated[int, typer.Option(help="Tokens of a text to read to its end; 0: none.")] = 0,
+    policy: Annotated[str, typer.Option(help="Of the cache that reads it.")] = "sinks:budget=1024,every=256",
+    text: Annotated[Path | None, typer.Option(help="A text of your own; default: a manual that Python brings.")] = None,
+    engine: Engine = None,
+    max_context: MaxContext = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for long.json and a plot.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+    threads: Threads = None,
+) -> None:
+    """Texts longer than the context: needles by excerpts and by truncation, and perplexity without end."""
+    from .bench_long import Settings, bench_long
+
+    lengths = [n for n in times.split(",") if n]
+    if depths < 1 or curve < 0 or not all(n.isdecimal() and int(n) >= 2 for n in lengths):
+        raise OptionError(f"--depths {depths}, --curve {curve}, --times {times!r}: give 1, 0, and 2 or more.")
+    bench_long(
+        model,
+        settings=Settings(tuple(map(int, lengths)), depths, budget, segment, curve, policy),
+        max_context=max_context,
+        text=text,
+        engine=engine,
+        threads=threads,
+        out=out,
+        as_json=as_json,
+    )

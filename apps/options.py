@@ -28,6 +28,9 @@ EngineOption = Annotated[
     list[str] | None, typer.Option("--option", help="A setting of the engine, NAME=VALUE; may be given several times.")
 ]
 DraftEngine = Annotated[str | None, typer.Option(help="Engine of the draft model; default: the target's.")]
+DraftCache = Annotated[
+    str | None, typer.Option(help="What stays of the draft model's own cache, as --cache; the answer is the same.")
+]
 DraftOption = Annotated[
     str | None,
     typer.Option(help="A smaller model that drafts; or self, self:POLICY: the model itself over a smaller cache."),

@@ -7,6 +7,7 @@ from .runtime.beams import Beams
 from .runtime.chat import Chat
 from .runtime.choice import Job
 from .runtime.errors import PilotfishError
+from .runtime.excerpt import Excerpt, excerpt
 from .runtime.model import Model
 from .runtime.result import Result, Stats
 from .runtime.sampling import Sampling
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Beams",
     "Chat",
+    "Excerpt",
     "Job",
     "Model",
     "PilotfishError",
@@ -26,6 +28,7 @@ __all__ = [
     "Sampling",
     "Stats",
     "Stream",
+    "excerpt",
     "export",
     "load",
     "verify",

@@ -36,6 +36,7 @@ def load(
     speculate: bool | DraftLengthPolicy = True,
     *,
     draft_engine: str | None = None,
+    draft_cache: CachePolicy | str | None = None,
     cache: CachePolicy | str | None = None,
     quality: float | str | None = None,
     kv_dtype: str | None = None,
@@ -59,6 +60,7 @@ def load(
         itself over a compressed copy of its cache (docs/kv-cache.md); None is none.
     speculate: False is plain decoding; a DraftLengthPolicy replaces the default (RenewalReward).
     draft_engine: runs the draft; None is the target's engine, on the same device.
+    draft_cache: how the draft model's own cache is compressed, as `cache`; it changes no answer.
     cache: how the KV cache is compressed once it is full: a policy or its name, "snapkv" or "snapkv:budget=512"
         (docs/kv-cache.md); None keeps everything. It changes the answers; drafts still do not.
     quality: how often, from 0 to 1, a smaller cache must say what the full one says; "auto" is 0.98. With `cache`,
@@ -91,6 +93,9 @@ def load(
     named = named_draft(found) if draft == "auto" and speculate else None
     if draft_engine is not None and named is None and draft in (None, "auto"):
         raise OptionError(f"draft_engine is {draft_engine!r}, but there is no draft model; give one, or drop it.")
+    if draft_cache is not None and named is None and draft in (None, "auto"):
+        raise OptionError(f"draft_cache is {draft_cache!r}, but there is no draft model; give one, or drop it.")
+    draft_policy = policy_by_name(draft_cache) if isinstance(draft_cache, str) else draft_cache
     job = job or (Job() if speculate else Job(acceptance=0.0))
     copied = (self_draft if speculate else None) or (None if wanted is None else compression)
     wish = Wish(engine, device, threads, kv_dtype, options or {}, job, exact, compression, copied).with_environment()
@@ -109,6 +114,7 @@ def load(
                 beside = replace(beside, device=None, kv_dtype=None, options={})
             entry = None if named is None else named[1]
             assistant, more = open_draft(found, tokenizer, draft, beside, report, entry)
+            assistant = replace(assistant, cache=draft_policy)
             notes += more
         measured = calibration(weights, report)
         model = Model(

@@ -37,8 +37,9 @@ class CompressedCopy:
             self.close()
             return None
         held = 0 if self._sequence is None else self._sequence.common_prefix(context)
-        if held < max(self._at, 1) or len(context) - self._at > self.policy.every:
-            self._make(context[:-1], held >= self._at)
+        renewed = self._sequence is not None and self._sequence.shift != self.target.shift
+        if renewed or held < max(self._at, 1) or len(context) - self._at > self.policy.every:
+            self._make(context[:-1], held >= self._at and not renewed)
         return self._sequence
 
     def close(self) -> None:
@@ -85,7 +86,7 @@ def _watch(
     runner.cover(tokens[: len(tokens) - rows])
     step = runner.session.forward(tokens[len(tokens) - rows :], n_logits=0, observe=frozenset({"queries"}))
     queries = None if step.queries is None else step.queries.copy()
-    runner.session.truncate(len(tokens) - rows)
+    runner.session.truncate(len(tokens) - rows - runner.shift)
     if runner is not present:
         runner.session.close()
     return queries

@@ -46,6 +46,10 @@ class Compression:
         """Raises AbilityError and OptionError where the session cannot carry the policy out."""
         self.policy = policy
         self._check(session, rows)
+        room = policy.budget + policy.every + max(rows.maximum, policy.spare)
+        # Only where the kept tokens, read anew at the first positions, leave room for the next ones.
+        self.endless = policy.restart is not None and room <= session.info.context_length
+        self._spare = max(rows.maximum, policy.spare)
         self.observe = _observed(policy, session.abilities)
         self.seconds = 0.0  # spent on choosing and moving entries, ever
         self.begin()
@@ -85,6 +89,15 @@ class Compression:
     def logit_rows(self) -> int | None:
         """How many rows a watched step may have where their logits are wanted; None: they are not."""
         return LOGIT_ROWS if self.policy.rows is None and not self.observe else None
+
+    def restart(self, context: Tokens) -> Tokens:
+        """The tokens that the cache is filled anew with. context: all covered tokens."""
+        first = self.policy.restart or 0
+        return np.concatenate([context[:first], context[len(context) - self.policy.budget + first :]])
+
+    def fits_behind(self, session: Session) -> bool:
+        """Whether the model has positions enough for all tokens up to the next compression."""
+        return int(session.positions[-1]) + 1 + self.policy.every + self._spare <= session.info.context_length
 
     def compress(self, session: Session, watched: list[Step], context: Tokens) -> None:
         """Evict what the policy gives up. context: all covered tokens; watched: those from watch_from on, spare rows

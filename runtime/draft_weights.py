@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .cache_policies.policy import CachePolicy
+from .compression import entries_for
 from .errors import OptionError
 from .interfaces import ModelInfo, Session, Weights
 from .pairing import Pairing, Translation
+from .rows import ANY_WIDTH
+from .sequence import CachedSequence
 from .tokenizer import Tokenizer
 
 
@@ -15,12 +19,29 @@ class DraftWeights:
     """A draft model and what its single-token step costs.
 
     pairing, tokenizer: how its vocabulary fits the target's, and its own tokenizer, where the two differ.
+    cache: compresses its cache whenever it is full, which costs accepted drafts and never a token of the answer.
     """
 
     weights: Weights
     token_s: float
     pairing: Pairing | None = None
     tokenizer: Tokenizer | None = None
+    cache: CachePolicy | None = None
+
+    def session(self, wanted: int) -> CachedSequence:
+        """An empty cache for `wanted` tokens of its own, or what the policy keeps of them.
+
+        Raises AbilityError and OptionError where the draft's engine cannot carry the policy out.
+        """
+        info = self.weights.info
+        if self.cache is None:
+            return CachedSequence(self.weights.session(min(wanted, info.context_length)))
+        session = self.weights.session(entries_for(self.cache, ANY_WIDTH, info))
+        try:
+            return CachedSequence(session, policy=self.cache)
+        except BaseException:
+            session.close()
+            raise
 
     def translation(self, target: Weights, tokenizer: Tokenizer) -> Translation | None:
         """Between the target's tokens and the draft's; None where every id means the same to both.

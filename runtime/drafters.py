@@ -44,7 +44,7 @@ class Drafters:
         if draft is not None:
             self._translation = draft.translation(target, tokenizer)
             wanted = sequence.longest * (1 if self._translation is None else 2)  # it may write longer
-            self._draft = CachedSequence(draft.weights.session(min(wanted, draft.weights.info.context_length)))
+            self._draft = draft.session(wanted)
         self._copy: SmallerCache | None = None
         if self_draft is not None:
             if isinstance(sequence, TrialSequence) and not sequence.drops:

@@ -12,7 +12,7 @@ from .drafting import Drafting
 from .errors import AbilityError, ContextFullError, OptionError
 from .interfaces import Draft, FinishReason, Floats, Indices, Law, Proposer, Round, Tokens
 from .sampling import Sampling
-from .sequence import CachedSequence, Cancelled
+from .sequence import ENDLESS, CachedSequence, Cancelled
 from .verify import Verdict, verify
 
 
@@ -122,6 +122,8 @@ def end_of(target: CachedSequence, prompt: Tokens, limits: Limits, has_source: b
     if limits.max_new_tokens is not None and limits.max_new_tokens < 1:
         raise OptionError(f"max_new_tokens is {limits.max_new_tokens}, but must be 1 or more.")
     holds = target.longest
+    if limits.max_new_tokens is None and holds == ENDLESS:
+        raise OptionError("max_new_tokens is None, but a context with this cache policy is never full; give a number.")
     # The last token is never cached, but the step that makes it may need spare rows.
     longest = holds + 2 - target.rows.minimum
     asked = longest if limits.max_new_tokens is None else len(prompt) + limits.max_new_tokens

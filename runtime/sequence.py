@@ -14,6 +14,7 @@ from .interfaces import Floats, Indices, Law, Session, Step, Tokens
 from .rows import ANY_WIDTH, RowRule
 from .sampling import Sampling
 
+ENDLESS = 1 << 40  # tokens that a cache can cover which goes on whatever the model's context is
 PREFILL_CHUNK = 256  # rows of a prefill step: the bound on how long a cancel waits
 
 
@@ -51,11 +52,13 @@ class CachedSequence:
         self._tokens: Tokens = np.empty(256, dtype=np.int64)
         self._source: Tokens | Floats | None = None  # what the session has read
         self._n = self._never_held = 0
+        self.shift = 0  # how far the session's positions are behind the places of the tokens
         if covered is not None:
             self._never_held = len(covered) - len(session.positions)
             if self.compression is not None:
                 self.compression.at, self.compression.n_evicted = len(covered), self._never_held
             self._append(covered)
+            self._find_shift()
         elif len(session.positions):
             session.truncate(0)
 
@@ -81,6 +84,8 @@ class CachedSequence:
         """How many tokens the cache can cover."""
         if self.compression is None:
             return self.session.max_context + self._never_held
+        if self.compression.endless:
+            return ENDLESS
         spare = max(self.rows.maximum, self.compression.policy.spare)  # rows that need positions for a while
         return self.session.info.context_length - spare
 
@@ -102,7 +107,12 @@ class CachedSequence:
     @property
     def until_compression(self) -> int | None:
         """How many tokens can be committed before the cache is compressed; None: it never is."""
-        return None if self.compression is None else self.compression.next - self._n
+        return None if self.next_compression is None else self.next_compression - self._n
+
+    @property
+    def next_compression(self) -> int | None:
+        """How many tokens are covered when the cache is compressed next; None: it never is."""
+        return None if self.compression is None else self.compression.next
 
     def has_read(self, source: Tokens | Floats) -> bool:
         """Whether this is the source that the session's steps see."""
@@ -113,7 +123,7 @@ class CachedSequence:
         if self.has_read(source):
             return
         self.session.encode(source)
-        self._source, self._n, self._never_held = source.copy(), 0, 0
+        self._source, self._n, self._never_held, self.shift = source.copy(), 0, 0, 0
         if self.compression is not None:
             self.compression.begin()
 
@@ -138,8 +148,8 @@ class CachedSequence:
             return
         if self.compression is not None and n_tokens < self.compression.at:
             self.compression.begin()
-            n_tokens = 0
-        self.session.truncate(n_tokens)
+            n_tokens = self.shift = 0
+        self.session.truncate(max(n_tokens - self.shift, 0))
         self._n = n_tokens
 
     def compress(self, cancelled: Callable[[], bool] | None = None) -> None:
@@ -204,6 +214,7 @@ class CachedSequence:
             self.compression.begin() if saved.compressed is None else self.compression.restore(saved.compressed)
         self._n = 0
         self._append(saved.tokens)
+        self._find_shift()
 
     def _advance(self, context: Tokens, cancelled: Callable[[], bool] | None) -> None:
         """One chunk; chunks end where a policy begins to watch."""
@@ -233,6 +244,24 @@ class CachedSequence:
             watched.append(_head(step, len(chunk), self.n_entries - width + len(chunk)))
             self.truncate(end)
         compression.compress(self.session, watched, tokens)
+        if compression.endless and not compression.fits_behind(self.session):
+            self._restart(compression.restart(tokens), cancelled)
+
+    def _restart(self, kept: Tokens, cancelled: Callable[[], bool] | None) -> None:
+        """Read the kept tokens anew, at the first positions, as there are not enough behind them.
+
+        When that happens follows from the number of covered tokens. Stopped on the way, nothing is covered any more.
+        """
+        try:
+            CachedSequence(self.session, self.rows).cover(kept, cancelled=cancelled)
+        except BaseException:
+            self.truncate(0)
+            raise
+        self._find_shift()
+
+    def _find_shift(self) -> None:
+        positions = self.session.positions
+        self.shift = self._n - 1 - int(positions[-1]) if len(positions) else 0
 
     def _run_chunk(self, context: Tokens) -> None:
         chunk = context[self._n : self._n + PREFILL_CHUNK]

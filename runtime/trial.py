@@ -122,6 +122,7 @@ class TrialSequence(CachedSequence):
         elif self.until_compression == 0 and self.twin.look(self.tokens) and self.drops:
             full, small = self.session, self.twin.take()
             self.session, self.compression, self._dropped_at = small.session, small.compression, self._n
+            self.shift = small.shift
             full.close()
 
     def truncate(self, n_tokens: int) -> None:
@@ -152,4 +153,4 @@ class TrialSequence(CachedSequence):
         if self.compression is not None:
             self.session.close()
             self.session, self.compression, self._dropped_at = self._open_session(), None, None
-            self._n, self._source = 0, None
+            self._n, self._source, self.shift = 0, None, 0

@@ -318,7 +318,7 @@ def test_what_a_session_cannot_do_is_said_at_once() -> None:
 
 
 def test_where_the_positions_end_a_context_ends() -> None:
-    sequence = CachedSequence(ToyWeights(context_length=120).session(65), WIDTHS, small(SinksAndWindow))
+    sequence = CachedSequence(ToyWeights(context_length=120).session(65), WIDTHS, small(SirLLM))
     assert sequence.longest == 120 - 33
     sequence.cover(np.zeros(87, dtype=np.int64))
     with pytest.raises(ContextFullError, match="88 tokens"):

@@ -53,6 +53,13 @@ class CachePolicy(Protocol):
         """Entries for which there must be room beside the full cache: those of rows that select() itself runs."""
         ...
 
+    @property
+    def restart(self) -> int | None:
+        """With how many of the first tokens, before as many of the last as fill the budget, the cache is filled anew
+        when the model's positions end. None: the context ends there.
+        """
+        ...
+
     def select(self, view: CacheView) -> Indices:
         """The entries to keep, ascending: (n,), or for every layer and head (n_layers, kv_heads, n)."""
         ...

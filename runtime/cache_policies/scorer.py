@@ -49,6 +49,10 @@ class Kept:
     def spare(self) -> int:
         return 0
 
+    @property
+    def restart(self) -> int | None:
+        return None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scorer(Kept, ABC):

@@ -16,11 +16,17 @@ class SinksAndWindow(Kept):
     """Keeps the first entries, which all heads attend to, and the last ones. Reads nothing: runs on every engine.
 
     `window` is only the least that always stays; the whole budget but the sinks is recent.
-    Source: Xiao et al. 2023, StreamingLLM (4 sinks). Deviation: entries keep their true positions, where the paper
-    numbers them anew inside the cache; so a context ends where the model's positions do.
+    Source: Xiao et al. 2023, StreamingLLM (4 sinks). Deviation: entries keep their true positions until the model has
+    no more of them; then the kept tokens are read anew at the first ones, which is the paper's baseline "sliding window
+    with recomputation" with sinks, once per context length. The paper turns keys at every eviction, which engines do
+    not offer and int8 caches would not survive.
     """
 
     name = "sinks"
+
+    @property
+    def restart(self) -> int:
+        return self.sinks
 
     @property
     def rows(self) -> int | None:

@@ -53,6 +53,10 @@ class Wrapper:
         return f"{self.prefix}{self.scorer.name}"
 
     @property
+    def restart(self) -> int | None:
+        return None
+
+    @property
     def needs(self) -> frozenset[Ability]:
         return (self.scorer.needs - {"evict_heads"}) | {"evict_tokens"}
 

@@ -15,7 +15,8 @@ class DraftModel:
     """Drafts with another session, which catches up by common prefix.
 
     The draft's cache is never rolled back by hand: whatever it holds beyond the common prefix with the committed
-    sequence is forgotten at the next proposal, and whatever it lacks is run then.
+    sequence is forgotten at the next proposal, and whatever it lacks is run then. With a cache policy it is compressed
+    then, too, where it is full.
 
     sampling: the target's own settings, so that q is shaped like p. Greedy settings make one-hot drafts.
     n_prompt: length of the prompt, for penalties that count generated tokens only.
@@ -79,7 +80,11 @@ class DraftModel:
 
     def _catch_up(self, context: Tokens) -> Floats:
         """Logits after the context, in the draft's tokens; runs only what the cache lacks, and at least its last."""
-        lacking = len(context) - min(self._sequence.common_prefix(context), len(context) - 1)
+        lacking = len(context) - min(self._sequence.reusable(context), len(context) - 1)
+        full = self._sequence.next_compression
+        if full is not None and full < len(context):  # what was drafted on was drafted with a larger cache
+            self._sequence.truncate(full)
+            lacking = len(context)
         if lacking > 8:
             self._sequence.cover(context[:-1])
             lacking = 1

@@ -1,0 +1,50 @@
+"""`run --document`: a question about a text of any length, and which of its parts the answer rests on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..runtime.errors import OptionError
+from ..runtime.excerpt import Excerpt, excerpt
+from ..runtime.model import Model
+from ..runtime.rows import MAX_WIDTH
+from .terminal import LoadProgress, console
+
+
+def excerpt_of(model: Model, path: Path, question: str, *, raw: bool, max_new_tokens: int | None) -> Excerpt:
+    """The parts of a text file that fit before a question, with room for the answer. Raises OptionError."""
+    try:
+        document = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise OptionError(f"{path} cannot be read as UTF-8 text: {error}. Give a text file.") from None
+    limit = min(model.max_context, model.info.context_length)
+    budget = min(limit * 3 // 4, limit - (max_new_tokens or 0) - MAX_WIDTH)
+    with LoadProgress() as report:
+        return excerpt(
+            model,
+            document,
+            question,
+            budget=budget,
+            raw=raw,
+            progress=lambda done, total: report(f"reading {path.name}", done / total),
+        )
+
+
+def show_kept(found: Excerpt) -> None:
+    """Say on standard error what was kept."""
+    if not found.n_read:
+        console().print("the whole document fits", style="dim")
+        return
+    places = ", ".join(f"{part.start}-{part.end}" for part in found.kept)
+    console().print(
+        f"read {found.n_read} tokens in {found.seconds:.1f} s; the answer rests on {len(found.kept)} of "
+        f"{len(found.segments)} parts, characters {places}",
+        style="dim",
+        soft_wrap=True,
+    )
+
+
+def facts_of(found: Excerpt) -> dict[str, object]:
+    """The JSON form: the kept parts, and what finding them took."""
+    kept = [{"start": part.start, "end": part.end, "score": part.score} for part in found.kept]
+    return {"kept": kept, "n_segments": len(found.segments), "n_read": found.n_read, "seconds": found.seconds}
