@@ -18,7 +18,7 @@ from ..runtime.model import Model
 
 SETS = {"copied 97 %": 0.97, "copied 85 %": 0.85, "unrelated": 0.0}  # characters of the answer that stand in its source
 _LONGEST = 60  # words of a text
-_CERTAIN = 50.0
+_CERTAIN = np.float32(1e9)  # above any logit
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ class Forced:
         at = len(context) - self.start
         if at < len(self.answer):
             logits = logits.copy()
-            logits[int(self.answer[at])] = np.float32(logits.max() + _CERTAIN)
+            logits[int(self.answer[at])] = _CERTAIN
         return logits
 
 

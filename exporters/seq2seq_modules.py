@@ -115,9 +115,11 @@ def attend_encoder(trace: EncoderDecoderTrace, attention: Attention, x: Tensor) 
 
 @dataclass(frozen=True, slots=True)
 class RelativeBias:
-    """What a model adds to attention scores by distance, query - key: (heads, distances).
+    """What a model adds to attention scores by distance, query - key: (distances, heads).
 
-    A table, because T5's buckets are logarithmic: a last bit of another logarithm would be another bucket.
+    A table, because T5's buckets are logarithmic: a last bit of another logarithm would be another bucket. With the
+    heads side by side a lookup copies a row and not one number: a step of 16 rows behind 300 entries takes 0.03 ms for
+    it instead of 0.16.
     both_ways: distances from -farthest to farthest, as encoders see them, and not from 0. Farther is as farthest.
     """
 
@@ -136,16 +138,16 @@ class RelativeBias:
             num_buckets=module.relative_attention_num_buckets,
             max_distance=farthest,
         )
-        table = module.relative_attention_bias.weight.detach().float()[buckets[0]].T
+        table = module.relative_attention_bias.weight.detach().float()[buckets[0]]
         return RelativeBias(table.contiguous(), both_ways)
 
     def between(self, queries: Tensor, keys: Tensor, table: Tensor) -> Tensor:
         """(1, heads, queries, keys) for two lists of positions. table: this one's, as the traced step holds it."""
-        n_heads, n_distances = self.table.shape
+        n_distances, n_heads = self.table.shape
         distance = queries[:, None] - keys[None, :]
         if self.both_ways:
             distance = distance + n_distances // 2
         distance = distance.clamp(0, n_distances - 1)
-        shape = [n_heads, *distance.shape]
-        found = torch.onnx.ops.symbolic("Gather", (table, distance), {"axis": 1}, dtype=torch.float32, shape=shape)
-        return found[None]
+        shape = [*distance.shape, n_heads]
+        found = torch.onnx.ops.symbolic("Gather", (table, distance), {"axis": 0}, dtype=torch.float32, shape=shape)
+        return found.permute(2, 0, 1)[None]

@@ -13,14 +13,15 @@ from .cost import CostCurve
 from .interfaces import EMPTY_DRAFT, Budget, Draft, DraftLengthPolicy, Forecast, Probs, Proposer, Tokens
 from .rows import RowRule
 
-_CHEAP = 0.1  # of a plain step: a proposer whose whole call costs less is asked first and judged by its draft
-_HICCUP_S = 1e-3
+_CHEAP = 0.25  # of a plain step: a proposer whose whole call costs less is asked first and judged by its draft
+_STALL = 0.2  # of a plain step: a call counts as so much longer than twice its usual time, and no more
 _HICCUP = 3.0  # a step counts as at most so many times longer or shorter than expected
 _STAKE = 2.0  # plain steps that drafts may lose in an answer before they have gained any,
 _STAKE_RATE = 0.01  # and so many more with every token
 _STALE = 64  # rounds after which a proposer that lost to another is heard again
 _HOPE = 4.0  # plain steps that asking a proposer is taken to be worth before it was asked,
 _WORTH_RATE = 0.1  # and how fast the truth is followed
+_PROMISE_RATE = 0.5  # and how fast where it is better than was thought
 _PONDER = 0.02  # of a plain step: thinking longer than that about a proposer that is not asked is no small matter
 _REST_SHARE = 0.01  # of the time: what asking one that brings less than it takes may cost,
 _REST = (4, 64)  # so it is asked in every so many rounds, at the least and at the most
@@ -74,10 +75,12 @@ class _Record:
             self.observe_worth(0.0, seconds, plain_s)
 
     def observe_worth(self, saved_s: float, seconds: float, plain_s: float) -> None:
-        """It was asked, and its draft promises to save so much against plain decoding."""
+        """It was asked, and its draft promises to save so much against plain decoding. A promise is followed faster
+        than a disappointment: a text that can be copied at last is too short to be looked at once in a while."""
         self.worth_s = min(self.worth_s, _HOPE * plain_s)
-        self.worth_s += _WORTH_RATE * (saved_s - self.worth_s)
-        self.asked_s += _WORTH_RATE * (min(seconds, 2.0 * self.asked_s + _HICCUP_S) - self.asked_s)
+        rate = _PROMISE_RATE if saved_s > self.worth_s else _WORTH_RATE
+        self.worth_s += rate * (saved_s - self.worth_s)
+        self.asked_s += _WORTH_RATE * (min(seconds, 2.0 * self.asked_s + _STALL * plain_s) - self.asked_s)
 
     def asked(self, forecast: Forecast, k: int) -> None:
         """k tokens of its draft are verified this round."""
@@ -87,14 +90,14 @@ class _Record:
         self.idle = 0
         self.probes = 0 if forecast.rates[k] > forecast.rates[0] else self.probes + 1
 
-    def usual(self, seconds: float) -> float:
+    def usual(self, seconds: float, plain_s: float) -> float:
         """So much of a call's time as can be its own: a first call, or another program's turn, proves little."""
-        return min(seconds, 2.0 * self.call_s + _HICCUP_S)
+        return min(seconds, 2.0 * self.call_s + _STALL * plain_s)
 
-    def observe_time(self, n_tokens: int, seconds: float) -> None:
+    def observe_time(self, n_tokens: int, seconds: float, plain_s: float) -> None:
         if not n_tokens and seconds < self.call_s:
             return  # what is refused at once says nothing of what a draft would take
-        seconds = self.usual(seconds)
+        seconds = self.usual(seconds, plain_s)
         self.call_s += 0.1 * (seconds - self.call_s)
         self.token_s += 0.1 * (seconds / max(n_tokens, 1) - self.token_s)
 
@@ -147,6 +150,8 @@ class Drafting:
         """A new answer, to a prompt of so many entries: what was gained in the last one is no longer at stake."""
         self._gained, self._answered = 0.0, 0
         self.costs.n_entries = n_entries
+        for record in self._records.values():
+            record.rested = _REST[1]  # the first round of an answer is no time to rest
 
     def propose(self, proposers: tuple[Proposer, ...], context: Tokens, max_tokens: int) -> Proposal:
         """The draft of this round: the best of the cheap proposers' drafts, or a dearer proposer's where that
@@ -215,14 +220,14 @@ class Drafting:
 
         Looking something up that is not verified is no bet that was lost: it happens in every round.
         """
-        spent = self.costs.seconds(width)
+        spent, plain_s = self.costs.seconds(width), self.costs.seconds(self.rows.minimum)
         if width != self._last_width:
             spent += self.costs.speed * self.costs.switch
         if width > self.rows.minimum:
             spent = min(max(verify_s, spent / _HICCUP), spent * _HICCUP)
             if proposal.proposer is not None:
-                spent += self._record(proposal.proposer).usual(proposal.draft_s)
-        self._gained += n_tokens * self.costs.seconds(self.rows.minimum) - spent
+                spent += self._record(proposal.proposer).usual(proposal.draft_s, plain_s)
+        self._gained += n_tokens * plain_s - spent
         self._answered += n_tokens
 
     def _count_switches(self, width: int) -> None:
@@ -273,12 +278,11 @@ class Drafting:
         return _Offer(kept, self.policy.value(forecast, k), saved)
 
     def _ask(self, proposer: Proposer, record: _Record, context: Tokens, k: int) -> _Offer:
-        began = time.perf_counter()
+        began, plain_s = time.perf_counter(), self.costs.seconds(self.rows.minimum)
         budget: Budget = _RoundBudget(k, self, record, [])
         draft = proposer.propose(context, budget)
-        record.observe_time(len(draft), time.perf_counter() - began)
+        record.observe_time(len(draft), time.perf_counter() - began, plain_s)
         offer = self._cut(draft, record) if len(draft) else _NOTHING
-        plain_s = self.costs.seconds(self.rows.minimum)
         record.observe_worth(max(offer.saved_s, 0.0), time.perf_counter() - began, plain_s)
         return offer
 

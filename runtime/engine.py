@@ -68,7 +68,7 @@ def generate(
         proposal = drafting.propose(proposers, committed[:n], _room(target, n, end))
         step, width, verify_s = _forward(target, context[n - 1], proposal.draft)
         try:
-            verdict, laws = _verify(proposal.draft, step, sampling, committed[:n], len(prompt), rng)
+            verdict, laws = _verify(proposal.draft, step, sampling, context, n, len(prompt), rng)
             if proposal.draft.parents is not None:
                 target.accept(np.array([0, *verdict.rows], dtype=np.int64), width)
         except BaseException:  # a processor that raises, Ctrl-C: the cache must not keep what was not judged
@@ -191,15 +191,27 @@ def _forward(target: CachedSequence, last: int, draft: Draft) -> tuple[Floats, i
 
 
 def _verify(
-    draft: Draft, logits: Floats, sampling: Sampling, context: Tokens, n_prompt: int, rng: np.random.Generator
+    draft: Draft,
+    logits: Floats,
+    sampling: Sampling,
+    context: Tokens,
+    n: int,
+    n_prompt: int,
+    rng: np.random.Generator,
 ) -> tuple[Verdict, list[Law]]:
-    """The verdict, and the laws that it asked for: one for each of its tokens."""
+    """The verdict, and the laws that it asked for: one for each of its tokens.
+
+    context: the first n tokens are committed; the accepted path is written behind them as it grows.
+    """
+    sequence = context.view()
+    sequence.flags.writeable = False  # processors look at it
     asked: list[Law] = []
-    grows = sampling.looks_at_context  # else the path need not be appended for every row
 
     def law_at(row: int, path: tuple[int, ...]) -> Law:
-        sequence = np.concatenate([context, np.array(path, dtype=np.int64)]) if path and grows else context
-        asked.append(sampling.law(logits[row], sequence, n_prompt))
+        end = n + len(path)
+        if path:
+            context[end - 1] = path[-1]
+        asked.append(sampling.law(logits[row], sequence[:end], n_prompt))
         return asked[-1]
 
     return verify(draft, law_at, rng), asked

@@ -267,3 +267,9 @@ def test_a_lookup_that_brings_nothing_rests_and_one_that_pays_again_is_asked_eve
     drafting.costs = CostCurve(WIDTHS.copy(), CURVES["flat"].copy())
     rounds(50, CURVES["flat"])
     assert rounds(100, CURVES["flat"]) >= 95  # but for the plain steps that are run to know what they cost
+    guesser.stated = 0.0
+    drafting.costs = CostCurve(WIDTHS.copy(), steep.copy())
+    rounds(150, steep)
+    assert rounds(3, steep) <= 1
+    drafting.begin(0)
+    assert rounds(1, steep) == 1  # a new answer: what was learned about the last one's text says little

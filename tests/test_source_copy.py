@@ -93,3 +93,25 @@ def test_both_lookups_read_sources() -> None:
         again = proposer.reading(as_tokens([5, 6, 7, 8]), 1).propose(as_tokens([9, 6]), Allowance(2))
         assert again.tokens.tolist() == [7, 8]
     assert Suffix().propose(as_tokens([9, 6]), Allowance(2)).tokens.tolist() == []
+
+
+def test_misspelled_text_is_copied_in_long_rounds() -> None:
+    words = [f"w{n}ord{n * 7 % 10}s" for n in range(200)]
+    answer = " ".join(words)
+    wrong = [word[1:] if n % 12 == 0 else word[:2] + word if n % 12 == 6 else word for n, word in enumerate(words)]
+    one, context, n_rounds = reader(" ".join(wrong)), np.array([START, *answer.encode()], dtype=np.int64), 0
+    n = 1
+    while n < len(context):
+        tokens = one.propose(context[:n], Allowance(32)).tokens[: len(context) - n - 1]
+        right = tokens == context[n : n + len(tokens)]
+        n += 1 + (len(right) if right.all() else int(right.argmin()))
+        n_rounds += 1
+    assert len(answer) / n_rounds > 10
+
+
+def test_an_answer_about_something_else_is_found_again_when_it_copies() -> None:
+    other = b"zq" * 200
+    copied = SOURCE.encode()
+    assert text(after(SOURCE, other + copied[:20])) == SOURCE[20:25]
+    at_once = reader(SOURCE).propose(as_tokens([START, *other, *copied[:20]]), Allowance(5))
+    assert text(at_once) == SOURCE[20:25]
