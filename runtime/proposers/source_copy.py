@@ -63,7 +63,9 @@ class _Copying:
         if k < 1 or first < _SILENT:
             return EMPTY_DRAFT
         k = min(k, 1 + int(math.log(_FLOOR / first) / math.log(then)))
-        expected: Probs = first * then ** np.arange(k)
+        expected: Probs = np.full(k, then)
+        expected[0] = first
+        np.cumprod(expected, out=expected)
         return Draft(self._source[at : at + k], expected=expected)
 
     def _chance(self, copied: bool) -> float:
