@@ -54,12 +54,6 @@ class Sampling:
         """Whether every law is one certain token."""
         return self.temperature == 0.0
 
-    @property
-    def looks_at_context(self) -> bool:
-        """Whether a law depends on more than the logits."""
-        penalised = self.repetition_penalty != 1.0 or self.presence_penalty or self.frequency_penalty
-        return bool(penalised or self.processors)
-
     def law(self, logits: Floats, context: Tokens, n_prompt: int) -> Law:
         """The law of the token that follows `context`.
 
