@@ -84,7 +84,9 @@ def states(done: Run) -> Iterator[Any]:
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 @pytest.mark.parametrize("form", ["chain", "tree"])
 @pytest.mark.parametrize("name", [*LATER, *WRAPPED])
-@pytest.mark.parametrize("engine", ["toy", "reference", "onnx"])
+@pytest.mark.parametrize(
+    "engine", ["toy", "onnx"]
+)  # one row class; numpy's bits follow the width, and knorm's ties them
 def test_it_is_dropped_at_the_same_token_with_drafts_and_without(
     engine: str, name: str, form: str, sampling: str, opened: Callable[[str], Weights]
 ) -> None:
