@@ -44,8 +44,8 @@ MUTANTS = (
     Mutant(
         "penalties do not see the drafted path",
         "runtime/engine.py",
-        "sequence = np.concatenate([context, np.array(path, dtype=np.int64)]) if path and grows else context",
-        "sequence = context",
+        "sampling.law(logits[row], sequence[:end], n_prompt)",
+        "sampling.law(logits[row], sequence[:n], n_prompt)",
     ),
     Mutant(
         "a rejected draft stays in the cache",
