@@ -24,6 +24,7 @@ from .bench_cache_report import line, show, write_report
 from .bench_cache_rows import FULL, Bench, ExactLaw, Row
 from .terminal import LoadProgress, console
 
+_OWN = 64  # entries of the model's own cache, which is not used
 _KEPT = "rows.jsonl"  # in the folder of the report: rows as they are made
 
 
@@ -135,7 +136,7 @@ class _Run:
         with LoadProgress() as progress:
             loaded = load(
                 self._model, engine, draft=None, speculate=False, kv_dtype=kv_dtype, threads=self._threads,
-                progress=progress,
+                max_context=_OWN, progress=progress,
             )  # fmt: skip
         with loaded, _Display(len(jobs) + 1) as display:
             self.info = self.info or loaded.info

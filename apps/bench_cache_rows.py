@@ -129,8 +129,8 @@ class Bench:
             select_s, limit = sequence.compression.seconds, sequence.compression.limit
             law = self._law(sequence)
             selecting_ms = 1e3 * sequence.compression.seconds / length
+            sizes = sequence.session.nbytes, self._full.session.nbytes  # before another session takes part in a pool
             step_ms, full_ms, ceiling_ms = self._steps([sequence, self._full], sequence.n_entries)
-            sizes = sequence.session.nbytes, self._full.session.nbytes
         found = self._needles(lambda n: self._sized(name, int(n * share)))
         return Row(
             kv_dtype, name, str(share), limit, *law, *found, *sizes, step_ms, full_ms, ceiling_ms,
