@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..runtime.errors import AbilityError
-from ..runtime.interfaces import Floats, Tokens
+from ..runtime.interfaces import Floats, Indices, Tokens
 
 
 class DecoderOnly:
@@ -13,4 +13,9 @@ class DecoderOnly:
         raise AbilityError(
             "this session has no encoder: it continues a prompt. Give the text as the prompt, or open an "
             "encoder-decoder bundle with the onnx engine."
+        )
+
+    def attend(self, entries: Indices | None) -> None:
+        raise AbilityError(
+            "this engine's steps see the whole cache; the openvino engine and the reference engine can leave parts out."
         )

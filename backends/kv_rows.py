@@ -109,6 +109,16 @@ class Rows:
             raise OptionError(f"entries to keep must ascend and lie in 0..{self.n - 1}.")
         return entries
 
+    def unseen(self, entries: Indices, block: int = 1) -> Indices:
+        """The entries that are not among these, checked for attend(). block: of how many entries all or none are."""
+        left_out = np.setdiff1d(np.arange(self.n), self.kept(entries), assume_unique=True)
+        whole = len(np.unique(left_out // block)) * block == len(left_out)
+        if not len(entries) or entries[-1] != self.n - 1 or not whole:
+            raise OptionError(
+                f"entries to attend to must end with the last one, {self.n - 1}, and leave out whole blocks of {block}."
+            )
+        return left_out
+
     def kept_by_head(self, entries: Indices, n_layers: int, kv_heads: int) -> Indices:
         """Checked ascending entries to keep: (n,), or (n_layers, kv_heads, n)."""
         if entries.ndim == 1:

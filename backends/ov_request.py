@@ -37,6 +37,7 @@ class Request:
         self._begins = self._bound("subsequence_begins", np.zeros(2, dtype=np.int32))
         self._block_begins = self._bound("block_indices_begins", np.zeros(2, dtype=np.int32))
         self._mask_begins = self._bound("qq_bias_begins", np.zeros(2, dtype=np.int32))
+        self._blocks_of: npt.NDArray[np.generic] | None = None  # the array that block_indices is a part of
         self._masked = False
         self._bind_mask(None)
 
@@ -51,7 +52,7 @@ class Request:
     ) -> Floats:
         """Logits (n_logits, vocab_size), in memory that the next call writes over.
 
-        blocks: those that hold the past and the new entries; always the same array, of which more or less is seen.
+        blocks: those that hold the past and the new entries; more or less of an array that stays the same.
         mask: (n, n), which rows see which; None: each row sees those before it and itself.
         """
         width = len(tokens)
@@ -80,9 +81,9 @@ class Request:
             self._generation = self._pool.generation
         if width != len(self._ids) or n_logits != len(self._logit_rows):
             self._bind_rows(width, n_logits)
-        if len(blocks) != self._block_begins[1]:
+        if len(blocks) != self._block_begins[1] or blocks.base is not self._blocks_of:
             self._bound("block_indices", blocks)
-            self._block_begins[1] = len(blocks)
+            self._block_begins[1], self._blocks_of = len(blocks), blocks.base
 
     def _bind_rows(self, width: int, n_logits: int) -> None:
         self._ids = self._bound("input_ids", np.empty(width, dtype=np.int64))

@@ -12,12 +12,13 @@ from ..runtime.interfaces import Ability, Floats, Indices, Observation, Step, To
 from .cache_state import Array, Layout, pack, unpack
 from .decoder_only import DecoderOnly
 from .kv_rows import Rows, ancestors, room_for
+from .ov_pool import Blocks
 from .ov_request import Request
 
 if TYPE_CHECKING:
     from .ov import OvWeights
 
-_ABILITIES: frozenset[Ability] = frozenset({"tree", "evict_tokens", "hidden", "queries", "fork", "save"})
+_ABILITIES: frozenset[Ability] = frozenset({"tree", "evict_tokens", "attend", "hidden", "queries", "fork", "save"})
 _SEEN: frozenset[Ability] = frozenset({"keys", "attention"})  # where the cache holds plain numbers
 Mask = npt.NDArray[np.bool_]
 
@@ -32,7 +33,8 @@ def _abilities(weights: OvWeights, max_context: int) -> frozenset[Ability]:
     closing = min((window for window in weights.windows if window), default=None)
     if closing is None:
         return found
-    return found - {"evict_tokens"} if max_context <= closing else found - {"evict_tokens", "tree"}
+    found -= {"evict_tokens", "attend"}
+    return found if max_context <= closing else found - {"tree"}
 
 
 class OvSession(DecoderOnly):
@@ -46,6 +48,9 @@ class OvSession(DecoderOnly):
         self._rows = Rows(max_context, self.info.context_length)
         self._table = self._pool.table(-(-max_context // self._pool.block_size))
         self._n_blocks = 0
+        self._view: Blocks = np.zeros_like(self._table)  # of it, what steps see, where that is not all
+        self._seen: Indices | None = None  # indices of those blocks; None: all
+        self._chosen_of = 0  # entries that there were when they were chosen
         self._request: Request | None = weights.request()
         self._observing: Request | None = None
         with self._pool.lock:
@@ -80,8 +85,9 @@ class OvSession(DecoderOnly):
         request = self._runner(observe)
         with self._pool.lock:
             self._reserve(n_past + len(tokens), n_past)
-            blocks = self._table[: self._n_blocks]
-            logits = request.run(tokens, positions, n_logits, n_past, blocks, mask)
+            blocks = self._blocks()
+            n_unseen = (self._n_blocks - len(blocks)) * self._pool.block_size
+            logits = request.run(tokens, positions, n_logits, n_past - n_unseen, blocks, mask)
         self._rows.append(positions, parents)
         if not observe:
             return Step(logits)
@@ -89,6 +95,8 @@ class OvSession(DecoderOnly):
 
     def truncate(self, n_tokens: int) -> None:
         self._rows.truncate(n_tokens)
+        if self._rows.n < self._chosen_of:
+            self._seen = None
         self._shrink()
 
     def accept(self, rows: Indices) -> None:
@@ -98,6 +106,20 @@ class OvSession(DecoderOnly):
         self._gather(self._kept(entries), 0)
         with self._pool.lock:
             self._pool.shrink()
+        self._seen = None
+
+    def attend(self, entries: Indices | None) -> None:
+        """A step over a part of the cache costs no copy: the blocks left out are not in the table that it is given."""
+        if "attend" not in self.abilities:
+            self._refuse_beyond_window("choice of entries")
+        self._rows.check_settled()
+        if entries is None:
+            self._seen = None
+            return
+        size = self._pool.block_size
+        unseen = np.unique(self._rows.unseen(entries, size) // size)
+        self._chosen_of = self._rows.n
+        self._seen = np.setdiff1d(np.arange(-(-self._rows.n // size)), unseen, assume_unique=True)
 
     def keys_values(self, layer: int) -> tuple[Floats, Floats]:
         self._rows.check_open()
@@ -143,6 +165,7 @@ class OvSession(DecoderOnly):
             for x, held in zip(self._pool.arrays, entries, strict=True):
                 x[at[0], :, at[1]] = held
         self._rows.replace(positions)
+        self._seen = None
         self._shrink()
 
     def close(self) -> None:
@@ -195,6 +218,15 @@ class OvSession(DecoderOnly):
         for i in range(self._n_blocks, n):
             self._table[i] = self._pool.take()
             self._n_blocks += 1
+
+    def _blocks(self) -> Blocks:
+        """The blocks that a step sees: a view of one array or of another."""
+        if self._seen is None:
+            return self._table[: self._n_blocks]
+        later = np.arange(-(-self._chosen_of // self._pool.block_size), self._n_blocks)
+        chosen = np.concatenate([self._seen, later])
+        self._view[: len(chosen)] = self._table[chosen]
+        return self._view[: len(chosen)]
 
     def _shrink(self) -> None:
         """Give back the blocks that hold nothing, but for the first."""

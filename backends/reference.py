@@ -24,7 +24,7 @@ from .decoder_only import DecoderOnly
 from .kv_rows import Rows, ancestors, room_for
 
 _ABILITIES: frozenset[Ability] = frozenset(
-    {"tree", "evict_tokens", "evict_heads", "keys", "hidden", "queries", "attention", "fork", "save"}
+    {"tree", "evict_tokens", "evict_heads", "attend", "keys", "hidden", "queries", "attention", "fork", "save"}
 )
 Matrix: TypeAlias = npt.NDArray[np.float32]
 
@@ -172,6 +172,8 @@ class ReferenceSession(DecoderOnly):
         self.info = weights.info
         self.max_context = max_context
         self._rows = Rows(max_context, self.info.context_length)
+        self._unseen: Indices = np.empty(0, dtype=np.int64)  # entries that steps do not see
+        self._attended_from = 0  # entries that there were when those were chosen
         empty = np.empty((self.info.kv_heads, 0, self.info.head_dim), dtype=np.float32)
         self._keys: list[Floats] = [empty] * self.info.n_layers
         self._values: list[Floats] = [empty] * self.info.n_layers
@@ -201,7 +203,9 @@ class ReferenceSession(DecoderOnly):
         self._weights.check_open()
         n = len(tokens)
         inside = np.tril(np.ones((n, n), dtype=bool)) if parents is None else ancestors(parents)
-        visible = np.concatenate([np.ones((n, self._rows.n), dtype=bool), inside], axis=1)
+        past = np.ones((n, self._rows.n), dtype=bool)
+        past[:, self._unseen] = False
+        visible = np.concatenate([past, inside], axis=1)
         w, eps = self._weights, self._weights.shape.norm_epsilon
         x = w.embedding[tokens]
         queries, attention = [], []
@@ -229,6 +233,8 @@ class ReferenceSession(DecoderOnly):
 
     def truncate(self, n_tokens: int) -> None:
         self._rows.truncate(n_tokens)
+        if self._rows.n < self._attended_from:
+            self.attend(None)
         self._take(np.arange(self._rows.n))
 
     def accept(self, rows: Indices) -> None:
@@ -238,7 +244,12 @@ class ReferenceSession(DecoderOnly):
 
     def keep(self, entries: Indices) -> None:
         self._rows.keep(self._rows.kept_by_head(entries, self.info.n_layers, self.info.kv_heads))
+        self.attend(None)
         self._take(entries)
+
+    def attend(self, entries: Indices | None) -> None:
+        self._unseen = np.empty(0, dtype=np.int64) if entries is None else self._rows.unseen(entries)
+        self._attended_from = 0 if entries is None else self._rows.n
 
     def keys_values(self, layer: int) -> tuple[Floats, Floats]:
         self._rows.check_open()
@@ -264,6 +275,7 @@ class ReferenceSession(DecoderOnly):
         self._rows.check_open()
         positions, arrays = unpack(self.info, state, self.max_context, self._layout)
         self._rows.replace(positions)
+        self.attend(None)
         held = [np.asarray(x, dtype=np.float32) for x in arrays]
         self._keys, self._values = held[: self.info.n_layers], held[self.info.n_layers :]
 

@@ -12,12 +12,15 @@ from .cache_policies.view import CacheView, take
 from .errors import AbilityError, EngineError, OptionError
 from .interfaces import Ability, Floats, Indices, ModelInfo, Observation, Session, Step, Tokens
 from .rows import RowRule
+from .selection import selects
 
 LOGIT_ROWS = 64  # rows of a watched step whose logits are wanted: they are large
 
 
 def entries_for(policy: CachePolicy, rows: RowRule, info: ModelInfo, wanted: int | None = None) -> int:
     """How large a session to open: as large as the policy lets the cache become, and no larger than wanted."""
+    if selects(policy):
+        return info.context_length if wanted is None else wanted
     need = min(policy.budget + policy.every + max(rows.maximum, policy.spare), info.context_length)
     return need if wanted is None else min(need, wanted)
 

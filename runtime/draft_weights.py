@@ -10,6 +10,7 @@ from .errors import OptionError
 from .interfaces import ModelInfo, Session, Weights
 from .pairing import Pairing, Translation
 from .rows import ANY_WIDTH
+from .selection import selects
 from .sequence import CachedSequence
 from .tokenizer import Tokenizer
 
@@ -36,6 +37,11 @@ class DraftWeights:
         info = self.weights.info
         if self.cache is None:
             return CachedSequence(self.weights.session(min(wanted, info.context_length)))
+        if selects(self.cache):
+            raise OptionError(
+                f"the {self.cache.name} policy keeps the whole cache and chooses at the ends of rounds, which a draft "
+                "model has none of; give draft_cache='sinks' or another policy that evicts."
+            )
         session = self.weights.session(entries_for(self.cache, ANY_WIDTH, info))
         try:
             return CachedSequence(session, policy=self.cache)

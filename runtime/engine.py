@@ -57,7 +57,7 @@ def generate(
     except Cancelled:
         yield CANCELLED
         return
-    drafting.begin(target.n_entries)
+    drafting.begin(target.n_seen)
     target.begin_answer(sampling, len(prompt))
     while True:
         if limits.cancelled():
@@ -83,7 +83,7 @@ def generate(
             proposal,
             verdict.rows,
             width,
-            n_context=target.n_entries + 1,
+            n_context=target.n_seen + 1,
             n_tokens=len(tokens),
             verify_s=verify_s,
             began=began,

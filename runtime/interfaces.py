@@ -45,7 +45,7 @@ __all__ = [
 ]
 
 Ability: TypeAlias = Literal[
-    "tree", "evict_tokens", "evict_heads", "attention", "queries", "keys", "hidden", "fork", "save", "encode"
+    "tree", "evict_tokens", "evict_heads", "attend", "attention", "queries", "keys", "hidden", "fork", "save", "encode"
 ]
 Observation: TypeAlias = Literal["hidden", "queries", "attention"]
 
@@ -161,6 +161,15 @@ class Session(Protocol):
 
         entries: (n,) for all layers and heads (ability "evict_tokens"), or (n_layers, kv_heads, n), equally many for
             each, ability "evict_heads".
+        """
+        ...
+
+    def attend(self, entries: Indices | None) -> None:
+        """Let later steps see only these entries and those that they append; None: all again. None is evicted.
+
+        entries: (n,), ascending indices into `positions`; the last one among them. An engine may ask for whole blocks:
+            all that lie between two multiples of a number that divides 32. It ends where something is evicted, restored
+            or forgotten of the entries that were there. Ability "attend".
         """
         ...
 

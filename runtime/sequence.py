@@ -13,6 +13,7 @@ from .errors import ContextFullError
 from .interfaces import Floats, Indices, Law, Session, Step, Tokens
 from .rows import ANY_WIDTH, RowRule
 from .sampling import Sampling
+from .selection import Selection, selects
 
 ENDLESS = 1 << 40  # tokens that a cache can cover which goes on whatever the model's context is
 PREFILL_CHUNK = 256  # rows of a prefill step: the bound on how long a cancel waits
@@ -48,7 +49,9 @@ class CachedSequence:
     ) -> None:
         self.session = session
         self.rows = rows
-        self.compression = None if policy is None else Compression(policy, session, rows)
+        selecting = policy is not None and selects(policy)
+        self.compression = None if policy is None or selecting else Compression(policy, session, rows)
+        self.selection = Selection(policy, session) if policy is not None and selecting else None
         self._tokens: Tokens = np.empty(256, dtype=np.int64)
         self._source: Tokens | Floats | None = None  # what the session has read
         self._n = self._never_held = 0
@@ -95,6 +98,11 @@ class CachedSequence:
         return self._n - self.n_evicted
 
     @property
+    def n_seen(self) -> int:
+        """How many of those a step sees."""
+        return self.n_entries - (0 if self.selection is None else self.selection.n_unseen)
+
+    @property
     def n_evicted(self) -> int:
         """How many of the covered tokens the cache holds no longer."""
         return self._never_held if self.compression is None else self.compression.n_evicted
@@ -112,6 +120,8 @@ class CachedSequence:
     @property
     def next_compression(self) -> int | None:
         """How many tokens are covered when the cache is compressed next; None: it never is."""
+        if self.selection is not None:
+            return self.selection.next(self._n)
         return None if self.compression is None else self.compression.next
 
     def has_read(self, source: Tokens | Floats) -> bool:
@@ -149,11 +159,16 @@ class CachedSequence:
         if self.compression is not None and n_tokens < self.compression.at:
             self.compression.begin()
             n_tokens = self.shift = 0
+        if self.selection is not None and n_tokens < (self.selection.at or 0):
+            self.selection.forget(self.session)
         self.session.truncate(max(n_tokens - self.shift, 0))
         self._n = n_tokens
 
     def compress(self, cancelled: Callable[[], bool] | None = None) -> None:
-        """Evict entries if the cache is full. Its last tokens are run again, where the policy wants to watch them."""
+        """Evict entries if the cache is full, or choose what is seen of it. Its last tokens are run again, where the
+        policy wants to watch them."""
+        if self.selection is not None and self._n == self.selection.next(self._n):
+            self._select(self.selection)
         if self.compression is not None and self._n == self.compression.next:
             self._fill_and_compress(self.tokens.copy(), cancelled)
 
@@ -190,6 +205,8 @@ class CachedSequence:
             )
         reused = self.reusable(context)
         self.truncate(reused)
+        if self.selection is not None:
+            self.selection.forget(self.session)
         while self._n < len(context):
             if cancelled is not None and cancelled():
                 raise Cancelled
@@ -212,6 +229,8 @@ class CachedSequence:
         self._source = None  # whatever it is, it came with the entries
         if self.compression is not None:
             self.compression.begin() if saved.compressed is None else self.compression.restore(saved.compressed)
+        if self.selection is not None:
+            self.selection.forget(self.session)
         self._n = 0
         self._append(saved.tokens)
         self._find_shift()
@@ -246,6 +265,19 @@ class CachedSequence:
         compression.compress(self.session, watched, tokens)
         if compression.endless and not compression.fits_behind(self.session):
             self._restart(compression.restart(tokens), cancelled)
+
+    def _select(self, selection: Selection) -> None:
+        tokens = self.tokens.copy()
+        last = tokens[len(tokens) - selection.rows :]
+        self.truncate(len(tokens) - selection.rows)
+        width = len(last) if len(last) > self.rows.maximum else self.rows.fit(len(last))
+        padded = np.concatenate([last, np.full(width - len(last), last[-1])])
+        step = self.session.forward(padded, n_logits=0, observe=frozenset({"queries"}))
+        assert step.queries is not None
+        queries = step.queries[:, :, : len(last)].copy()
+        self._append(padded)
+        self.truncate(len(tokens))
+        selection.choose(self.session, tokens, queries)
 
     def _restart(self, kept: Tokens, cancelled: Callable[[], bool] | None) -> None:
         """Read the kept tokens anew, at the first positions, as there are not enough behind them.

@@ -10,6 +10,7 @@ from .errors import OptionError
 from .interfaces import Floats, Law, Session, Tokens, Weights
 from .rows import RowRule
 from .sampling import Sampling
+from .selection import selects
 from .sequence import CachedSequence, SavedSequence
 from .twin import TrialReport, Twin
 
@@ -37,6 +38,11 @@ def open_sequence(
                 "quality= says how often a smaller cache must agree with the full one, and there is no smaller one: "
                 "give cache= a policy (the full cache is dropped once the policy holds the quality), or draft='self' "
                 "(the size of its cache follows the quality)."
+            )
+        if selects(policy):
+            raise OptionError(
+                f"the {policy.name} policy keeps the whole cache, so there is none to drop; give quality= a policy "
+                "that evicts, or drop it."
             )
         return TrialSequence(lambda: target.session(max_context), rows, policy, quality, drops=cache is not None)
     entries = max_context if cache is None else entries_for(cache, rows, target.info, max_context)

@@ -45,6 +45,18 @@ class EvictsNothing(ToySession):
         self.entries = held
 
 
+class SeesWhatIsLeftOut(ToySession):
+    def attend(self, entries: Indices | None) -> None:
+        super().attend(entries)
+        self.unseen = frozenset()
+
+
+class LeavesItOutForEver(ToySession):
+    def attend(self, entries: Indices | None) -> None:
+        if entries is not None:
+            super().attend(entries)
+
+
 class SiblingsSeeEachOther(ToySession):
     def forward(self, tokens, *, n_logits, parents=None, observe=frozenset()):  # type: ignore[no-untyped-def]
         if parents is None:
@@ -269,6 +281,8 @@ BROKEN = [
     ForgetsOneTokenMore,
     RenumbersAfterEviction,
     EvictsNothing,
+    SeesWhatIsLeftOut,
+    LeavesItOutForEver,
     SiblingsSeeEachOther,
     KeepsTheWholeTree,
     IgnoresTheLimit,

@@ -187,11 +187,41 @@ def evicting_makes_room(subject: Subject) -> None:
         assert session.positions.tolist() == list(range(86, 182))
 
 
+def only_what_is_attended_to_is_seen(subject: Subject) -> None:
+    with subject.session() as session:
+        tokens, entries = text(session, 130), np.r_[0:32, 64:100]
+        session.forward(tokens[:100], n_logits=0)
+        if "attend" not in session.abilities:
+            with pytest.raises(AbilityError, match=ENGINES):
+                session.attend(entries)
+            return
+        whole = session.forward(tokens[100:104], n_logits=4).logits.copy()
+        session.truncate(100)
+        session.attend(entries)
+        for last in (np.arange(50), np.r_[4:2:-1], np.arange(101)):
+            with pytest.raises(OptionError):
+                session.attend(last)
+        with subject.sessions(1) as (other,):
+            other.forward(tokens[:100], n_logits=0)
+            other.keep(entries)
+            for start, end in ((100, 110), (110, 130)):  # and what both have appended since
+                ours = session.forward(tokens[start:end], n_logits=end - start).logits.copy()
+                subject.agree(ours, other.forward(tokens[start:end], n_logits=end - start).logits)
+        assert len(session.positions) == 130 and session.positions[-1] == 129
+        session.truncate(100)
+        session.attend(None)
+        assert np.array_equal(session.forward(tokens[100:104], n_logits=4).logits, whole)
+        session.attend(np.r_[0:32, 64:104])
+        session.truncate(100)  # forgets one of those that were there
+        assert np.array_equal(session.forward(tokens[100:104], n_logits=4).logits, whole)
+
+
 CHECKS = (
     evicted_entries_are_gone_and_positions_stay,
     evicting_makes_room,
     trees_work_on_a_cache_with_gaps,
     heads_keep_entries_of_their_own,
+    only_what_is_attended_to_is_seen,
     keys_are_those_of_the_entries,
     what_is_observed_has_its_shape_and_changes_nothing,
     attention_is_a_law_over_what_is_visible,

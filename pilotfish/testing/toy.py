@@ -17,7 +17,7 @@ from ..runtime.errors import AbilityError, ContextFullError, EngineError, Option
 from ..runtime.interfaces import Ability, EncoderInfo, Floats, Indices, ModelInfo, Step, Tokens
 from ..runtime.source import checked_source
 
-ALL: frozenset[Ability] = frozenset({"tree", "evict_tokens", "fork", "save"})
+ALL: frozenset[Ability] = frozenset({"tree", "evict_tokens", "attend", "fork", "save"})
 SEEN: frozenset[Ability] = frozenset(
     {"keys", "queries"}
 )  # invented, one head of them, but the same for the same entries; only if asked for
@@ -97,6 +97,8 @@ class ToySession(DecoderOnly):
         self.source: tuple[int, ...] = ()  # what was encoded last
         self.last_parents: list[int] = []  # of the last step; empty once something else has changed the cache
         self.closed = False
+        self.attended_from = 0  # entries that there were when those below were chosen
+        self.unseen: frozenset[_Entry] = frozenset()  # entries that steps do not see
         self.n_forward = 0
         self.widths: list[int] = []
         self.tokens_run: list[int] = []
@@ -123,8 +125,8 @@ class ToySession(DecoderOnly):
         if parents is not None and "tree" not in self.abilities:
             raise AbilityError("the toy engine was made without trees; the reference engine has them.")
         self._check_step(tokens, n_logits, parents)
-        base = tuple(self.entries)
-        start = base[-1].position + 1 if base else 0
+        start = self.entries[-1].position + 1 if self.entries else 0
+        base = tuple(entry for entry in self.entries if entry not in self.unseen)
         paths: list[tuple[_Entry, ...]] = []
         for row, token in enumerate(tokens):
             parent = row - 1 if parents is None else (-1 if row == 0 else int(parents[row]))
@@ -171,6 +173,8 @@ class ToySession(DecoderOnly):
             self._check_settled()
         self.entries = [e for e in self.entries if e.position < n_tokens]
         self.last_parents = []
+        if len(self.entries) < self.attended_from:
+            self.unseen, self.attended_from = frozenset(), 0
 
     def accept(self, rows: Indices) -> None:
         if self.closed:
@@ -185,6 +189,19 @@ class ToySession(DecoderOnly):
     def keep(self, entries: Indices) -> None:
         self.entries = [self.entries[i] for i in self._kept(entries)]
         self.last_parents = []
+        self.unseen, self.attended_from = frozenset(), 0
+
+    def attend(self, entries: Indices | None) -> None:
+        self._check_able("attend")
+        self._check_settled()
+        if entries is None:
+            self.unseen, self.attended_from = frozenset(), 0
+            return
+        kept = set(self._kept(entries))
+        if len(self.entries) - 1 not in kept:
+            raise OptionError("entries to attend to must end with the last one.")
+        self.unseen = frozenset(entry for i, entry in enumerate(self.entries) if i not in kept)
+        self.attended_from = len(self.entries)
 
     def _kept(self, entries: Indices) -> list[int]:
         if "evict_tokens" not in self.abilities or entries.ndim != 1:
@@ -228,6 +245,7 @@ class ToySession(DecoderOnly):
         self.source = tuple(source.tolist())
         self.entries = [_Entry(int(p), int(t)) for p, t in zip(positions, tokens, strict=True)]
         self.last_parents = []
+        self.unseen, self.attended_from = frozenset(), 0
 
     def _check_able(self, ability: str) -> None:
         if ability not in self.abilities:

@@ -17,6 +17,7 @@ from .sinks_and_window import SinksAndWindow
 from .snapkv import SnapKV
 from .surprise import SirLLM
 from .threshold import ThresholdBudget
+from .token_select import TokenSelect
 from .tova import Tova
 from .view import CacheView
 
@@ -39,6 +40,7 @@ __all__ = [
     "SirLLM",
     "SnapKV",
     "ThresholdBudget",
+    "TokenSelect",
     "Tova",
     "policy_by_name",
 ]

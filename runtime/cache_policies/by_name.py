@@ -21,10 +21,12 @@ from .sinks_and_window import SinksAndWindow
 from .snapkv import SnapKV
 from .surprise import SirLLM
 from .threshold import ThresholdBudget
+from .token_select import TokenSelect
 from .tova import Tova
 
 SCORERS = {kind.name: kind for kind in (Knorm, KeyDiff, LagKV, Tova, H2O, SnapKV, RKV, ExpectedAttention, KVzip)}
 POLICIES = {kind.name: kind for kind in (SinksAndWindow, SirLLM)} | SCORERS
+SELECTING = {kind.name: kind for kind in (TokenSelect,)}  # evict nothing
 WRAPPERS = {kind.prefix: kind for kind in (ChunkKV, KVCrush, CriticalKV, ThresholdBudget)}
 _RECTANGLE = "an engine's cache is one rectangle, as long for every head and layer, so nothing would be saved"
 _IMPOSSIBLE = {
@@ -45,13 +47,13 @@ def policy_by_name(text: str) -> CachePolicy:
     """
     name, _, given = text.partition(":")
     wrappers, bare = _unwrapped(name)
-    kind: Any = (SCORERS if wrappers else POLICIES).get(bare)
+    kind: Any = (SCORERS if wrappers else POLICIES | SELECTING).get(bare)
     if kind is None:
         for prefix, reason in _IMPOSSIBLE.items():
             if name.startswith(prefix):
                 raise OptionError(f"there is no cache policy {name!r}: {reason} (docs/kv-cache.md).")
         wrapped = f"; before {', '.join(SCORERS)} there may stand {', '.join(WRAPPERS)}"
-        raise OptionError(f"there is no cache policy {name!r}; there are {', '.join(POLICIES)}{wrapped}.")
+        raise OptionError(f"there is no cache policy {name!r}; there are {', '.join(POLICIES | SELECTING)}{wrapped}.")
     kinds = [kind, *reversed(wrappers)]
     types = {setting: of for each in kinds for setting, of in _settings(each).items()}
     settings = dict(_setting(pair, types, name) for pair in given.split(",") if given)
