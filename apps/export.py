@@ -12,7 +12,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from ..exporting import Job, RefusedExportError, run
-from ..verifying import FormatReport, Report, verify
+from ..verify_report import FormatReport, Report
+from ..verifying import verify
 
 _LEGEND = """\
 top-1: the same best token; agree: the same, or one that the source finds all but as good;

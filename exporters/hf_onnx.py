@@ -7,7 +7,7 @@ which operator they are (hf_swap.py); everything between them is traced as it is
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,6 +19,8 @@ from .weight_form import WeightForm
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from .hf_weights import Matrix
 
 BUILDER = 2  # raise it when the graph changes
 ACCURACY_LEVEL = {"int8": 4, "f32": 0}  # of MatMulNBits
@@ -72,7 +74,7 @@ def export_onnx(
     store_halves(traced.graph, parts)
     losses = write_graph(traced, parts, folder, lambda share: tell(1 - 0.65 * rest * (1 - share), "writing"))
     recipe: dict[str, Any] = {
-        "weights": described(form),
+        "weights": described(form, state.matrices.values()),
         "n_heads": model.config.num_attention_heads,
         "activations": activations,
         "builder": f"hf-{BUILDER}",
@@ -95,7 +97,13 @@ def sliding_window(model: PreTrainedModel) -> int | None:
     return int(window) if kinds is None or "sliding_attention" in kinds else None
 
 
-def described(form: WeightForm) -> str:
-    """How weights are stored, for people."""
-    block = f" block {form.block}{' symmetric' if form.symmetric else ''}" if form.layers.startswith("int") else ""
-    return f"{form.layers}{block}, embedding {form.embedding_form}, output {form.output_form}"
+def described(form: WeightForm, matrices: Iterable[Matrix]) -> str:
+    """How weights are stored, for people: in the blocks that were taken, where the one asked for does not divide the
+    columns, too."""
+    rounded = [matrix for matrix in matrices if matrix.stored in ("int8", "int4")]
+    blocks = sorted({matrix.block for matrix in rounded if matrix.bits is not None}, reverse=True)
+    text = f"{form.layers}, embedding {form.embedding_form}, output {form.output_form}"
+    if blocks:
+        text += f", block {' and '.join(map(str, blocks))}{' symmetric' if form.symmetric else ''}"
+    whole = sum(matrix.bits is None for matrix in rounded)
+    return f"{text}, {whole} matrices without blocks in fp32" if whole else text

@@ -72,7 +72,7 @@ def export_seq2seq_onnx(
     save(graphs[0], folder / ENCODER)
     save_both(graphs[1], folder, DECODER)
     recipe = {
-        "weights": described(form),
+        "weights": described(form, state.matrices.values()),
         "n_heads": str(n_heads),
         "activations": activations,
         "builder": f"seq2seq-{BUILDER}",

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 from ..runtime.decoder_shape import ARCHITECTURES
 from ..runtime.errors import OptionError, UnsupportedModelError
-from ..runtime.interfaces import Tokens
 from .gguf_t5 import FAMILIES, check_t5
-from .model_source import ModelSource
+from .model_source import ModelSource, Share
+from .order import DataAware, Order, sizes, stored_bytes
 from .weight_form import Stored, WeightForm
 
 if TYPE_CHECKING:
@@ -20,10 +19,6 @@ if TYPE_CHECKING:
 
     from .openvino_compress import Compression
 
-Share: TypeAlias = Callable[[float], None]  # called with the share that is done, 0..1
-DataAware: TypeAlias = Literal["awq", "scale", "gptq"]
-
-_BYTES: dict[Stored, float] = {"fp32": 4.0, "fp16": 2.0, "int8": 1.2, "int4": 0.75}  # a weight, scales included
 _WHOLE = "unquantized.gguf"
 _GGUF_BLOCK = 32
 _GGUF_TYPES: dict[Stored, tuple[str, ...]] = {
@@ -32,24 +27,6 @@ _GGUF_TYPES: dict[Stored, tuple[str, ...]] = {
     "int8": ("Q8_0",),
     "int4": ("Q4_0", "Q4_1"),
 }
-_ROUGH = 1.1  # graph, alignment, observing graph
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """What is to be written of a model, and how.
-
-    form: None keeps a GGUF file's own quantization. samples: what data-aware methods look at. context: tokens that
-    targets of the mobile pack hold where their cache has a fixed size.
-    """
-
-    form: WeightForm | None = field(default_factory=WeightForm)
-    activations: Literal["int8", "f32"] = "int8"
-    data_aware: tuple[DataAware, ...] = ()
-    samples: tuple[Tokens, ...] = ()
-    ratio: float = 1.0
-    gguf_kind: str | None = None
-    context: int = 1024
 
 
 class Format(Protocol):
@@ -89,7 +66,7 @@ class OnnxFormat:
         return
 
     def bytes_needed(self, source: ModelSource, order: Order) -> int:
-        return _stored_bytes(source, order)
+        return stored_bytes(source, order)
 
     def write(
         self, source: ModelSource, order: Order, model: PreTrainedModel | None, folder: Path, progress: Share
@@ -174,7 +151,7 @@ class OpenVinoFormat:
                 wanted.check_columns(part, shape[1], name)
 
     def bytes_needed(self, source: ModelSource, order: Order) -> int:
-        return _stored_bytes(source, order) + 4 * sum(_sizes(source))  # what is traced is in f32
+        return stored_bytes(source, order) + 4 * sum(sizes(source))  # what is traced is in f32
 
     def write(
         self, source: ModelSource, order: Order, model: PreTrainedModel | None, folder: Path, progress: Share
@@ -218,7 +195,7 @@ class GgufFormat:
     def bytes_needed(self, source: ModelSource, order: Order) -> int:
         if order.form is None:
             return source.path.stat().st_size
-        return _stored_bytes(source, order) + (4 if _has_f32(order.form) else 2) * sum(_sizes(source))
+        return stored_bytes(source, order) + (4 if _has_f32(order.form) else 2) * sum(sizes(source))
 
     def write(
         self, source: ModelSource, order: Order, model: PreTrainedModel | None, folder: Path, progress: Share
@@ -298,26 +275,4 @@ def pack_bytes_needed(name: str, source: ModelSource, order: Order) -> int:
     """Bytes on disk at the worst moment of writing a target of the mobile pack, roughly."""
     from .mobile import bytes_needed
 
-    return bytes_needed(name, _stored_bytes(source, order), sum(_sizes(source)))
-
-
-def _sizes(source: ModelSource) -> tuple[int, int]:
-    """Number of weights in the layers, and in embedding and output."""
-    layers = ends = 0
-    for name, shape in source.weights.shapes().items():
-        n = 1
-        for size in shape:
-            n *= size
-        if "embed_tokens" in name or "lm_head" in name:
-            ends += n
-        else:
-            layers += n
-    return layers, ends
-
-
-def _stored_bytes(source: ModelSource, order: Order) -> int:
-    if order.form is None:
-        return int(1.5 * source.path.stat().st_size)  # 5 and 6 bits widen to 8
-    layers, ends = _sizes(source)
-    widest = max(_BYTES[order.form.embedding_form], _BYTES[order.form.output_form])
-    return int(_ROUGH * (layers * _BYTES[order.form.layers] + ends * widest))
+    return bytes_needed(name, stored_bytes(source, order), sum(sizes(source)))

@@ -15,7 +15,8 @@ from .runtime.bundle import open_bundle, write_json_atomically
 from .runtime.errors import CacheWriteError, OptionError
 from .runtime.manifest import DraftEntry
 from .runtime.pairing import Pairing, pair
-from .verifying import Report, own_threads
+from .verify_report import Report
+from .verifying import own_threads
 
 FOLDER = "draft"
 _TOKEN_MAP = "token_map.json"

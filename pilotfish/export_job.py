@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Literal
 from . import backends
 from .export_options import refuse_unused
 from .exporters.mobile import DEFAULT_TARGETS, TARGETS
+from .exporters.order import DataAware, Order
 from .exporters.parity import Parity
 from .exporters.thresholds import Thresholds
 from .exporters.weight_form import WeightForm
-from .exporters.writers import FORMATS, DataAware, Order, pack_bytes_needed, refuse_pair
+from .exporters.writers import FORMATS, pack_bytes_needed, refuse_pair
 from .opening import resolve
 from .runtime.building import refuse_foreign
 from .runtime.bundle import Bundle, open_bundle

@@ -11,7 +11,7 @@ from .runtime.errors import OptionError
 
 if TYPE_CHECKING:
     from .export_job import Job
-    from .exporters.writers import DataAware
+    from .exporters.order import DataAware
 
 _MATRICES = ("onnx", "openvino", "gguf", "ort", "onnx-static")  # formats whose tables are stored as the form says
 _BLOCKS = ("onnx", "openvino", "ort", "onnx-static", "pte")  # GGUF has blocks of its own

@@ -3,50 +3,32 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import gc
-import hashlib
-import json
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import backends
 from .cache_types import cache_hint, measure_cache_types
 from .export_job import Job, Plan
-from .export_manifest import ANSWERS, PLAN, TOKENIZER, Known, Made, compose
+from .export_ledger import Ledger
+from .export_manifest import ANSWERS, TOKENIZER, Known, Made, compose
 from .exporters.parity import Answers, Parity
 from .exporters.writers import FORMATS, files_of_format
 from .opening import Place, Progress
-from .runtime.bundle import Bundle, read_json, write_json_atomically, write_manifest
+from .runtime.bundle import Bundle, write_manifest
 from .runtime.canary import TEXT, Canary
 from .runtime.errors import PilotfishError, UnsupportedModelError
 from .runtime.interfaces import Floats
 from .runtime.manifest import MANIFEST_NAME, GreedyAnswer, Manifest
 from .runtime.storage import write_error
-from .verifying import FormatReport, Report, TargetReport, format_bytes, own_threads, verify_format
+from .verify_report import FormatReport, Report, TargetReport
+from .verifying import format_bytes, own_threads, verify_format
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-    from .exporters.model_source import ModelSource
-
-_MAKERS = (
-    "pilotfish",
-    "torch",
-    "transformers",
-    "onnx",
-    "openvino",
-    "optimum-intel",
-    "nncf",
-    "gguf",
-    "llama-cpp-python",
-)
-_PACK_MAKERS = ("onnxruntime", "onnxruntime-qnn", "executorch", "torchao", "coremltools")
 
 
 class Steps:
@@ -59,7 +41,7 @@ class Steps:
     def __init__(self, job: Job, plan: Plan, folder: Path, tell: Progress) -> None:
         self._job, self._plan, self._folder, self._tell = job, plan, folder, tell
         self._source, self._order = plan.source, plan.order
-        self._made = _finished(folder, plan.source)
+        self._ledger = Ledger(folder, plan.source, plan.order)
         self.failed: dict[str, Exception] = {}
         self.left_out = dict(plan.left_out)
         self.seconds = dict.fromkeys(plan.formats, 0.0)  # spent on writing each format
@@ -67,62 +49,75 @@ class Steps:
         self._answers: Answers
         self._logits: Mapping[str, Floats]
         self._rounding: Parity | None = None
+        self._model: PreTrainedModel | None = None
+        self._reports: dict[str, FormatReport] = {}
 
     @property
     def made(self) -> dict[str, Made]:
         """What was asked for and is finished."""
-        return {name: self._made[name] for name in self._plan.formats if self._is_finished(name)}
+        return self._ledger.finished(self._plan.formats)
 
     def write(self) -> None:
-        """Ask the source and write every format that a killed process has not finished before.
+        """Ask the source, and write every format that an engine opens and that a killed process has not finished.
 
-        The source's weights are in memory once, and gone when this returns.
+        The source's weights are in memory once, and gone before the formats are finished.
         """
         (self._folder / MANIFEST_NAME).unlink(missing_ok=True)
-        waiting = [name for name in self._plan.formats if not self._is_finished(name)]
+        waiting = [name for name in self._plan.formats if name not in self.made]
         for path in self._folder.iterdir():
             if path.is_dir() and (path.name in waiting or path.name not in self._plan.formats):
                 shutil.rmtree(path)
-        self._remember()
-        model = self._source.torch_model(progress=lambda share: self._tell("reading the source", share))
-        self._ask(model)
+        self._ledger.remember()
+        self._ask(self._source_model())
         self._source.tokenizer.save(self._folder / TOKENIZER)  # which targets of the pack have by a second name
         begun: dict[str, dict[str, str]] = {}
-        for name in waiting:
+        for name in [name for name in waiting if name in FORMATS]:
             with self._attempt(name):
-                if name in FORMATS:
-                    begun[name] = self._write_format(name, model)
-                else:
-                    self._write_target(name, model)
+                begun[name] = self._write_format(name)
             gc.collect()
-        del model
-        gc.collect()
+        if self._plan.engines:
+            self._forget_model()
         for name, recipe in begun.items():
             with self._attempt(name):
                 self._finish_format(name, recipe)
 
-    def compare(self) -> tuple[Manifest, Report]:
-        """The new formats on their engines, against the source's own logits; the manifest of those that passed."""
-        plan, reports = self._plan, dict[str, FormatReport]()
-        manifest = self._compose()
-        for name in [name for name in plan.engines if name in self.made]:
+    def compare(self) -> None:
+        """The formats on their engines, against the source's own logits; those that are too far from it are dropped."""
+        names = [name for name in self._plan.engines if name in self.made]
+        manifest = self._compose() if names else None
+        for name in names:
+            assert manifest is not None
             place = Place(backends.get(FORMATS[name].engine), None, own_threads())
             with self._attempt(name):
                 bundle = Bundle(self._folder, manifest)
-                reports[name] = verify_format(bundle, name, place, self._answers, self._logits, self._tell)
-        wrong = [name for name in plan.engines if name in self.failed or (name in reports and not reports[name].ok)]
-        for name in wrong:
-            self._drop(name)
-        if wrong and self.made:
-            manifest = self._compose()
+                self._reports[name] = verify_format(bundle, name, place, self._answers, self._logits, self._tell)
+                if not self._reports[name].ok:
+                    self._drop(name)
+        self._logits = {}
+
+    def write_targets(self) -> None:
+        """The targets of the mobile pack, each run against the source as far as that can be done here.
+
+        They come last, because some take long: an export that is killed here has finished its formats.
+        """
+        for name in self._plan.targets:
+            if name not in self.made:
+                with self._attempt(name):
+                    self._write_target(name, self._source_model())
+                gc.collect()
+        self._forget_model()
+
+    def result(self) -> tuple[Manifest, Report]:
+        """The manifest of what was made and passed, and how everything compares."""
+        manifest = self._compose()
         targets = tuple(
             TargetReport(name, format_bytes(manifest, name), dict(self.made[name].report or {}))
-            for name in plan.targets
+            for name in self._plan.targets
             if name in self.made
         )
         report = Report(
             self._folder,
-            tuple(reports.values()),
+            tuple(self._reports.values()),
             self.left_out,
             with_source=True,
             seconds=self.seconds,
@@ -142,7 +137,7 @@ class Steps:
 
     def forget(self) -> None:
         """Remove what only an interrupted export needs."""
-        (self._folder / PLAN).unlink()
+        self._ledger.forget()
 
     @contextlib.contextmanager
     def _attempt(self, name: str) -> Iterator[None]:
@@ -167,7 +162,7 @@ class Steps:
         return f"{type(error).__name__}: {error}"
 
     def _drop(self, name: str) -> None:
-        self._made.pop(name, None)
+        self._ledger.drop(name)
         shutil.rmtree(self._folder / name, ignore_errors=True)
 
     def _compose(self) -> Manifest:
@@ -211,12 +206,21 @@ class Steps:
             self._tell("rounding the source", 0.0)
             self._rounding = rounding_alone(judge, self._answers, self._logits, form)
 
-    def _write_format(self, name: str, model: PreTrainedModel) -> dict[str, str]:
+    def _source_model(self) -> PreTrainedModel:
+        if self._model is None:
+            self._model = self._source.torch_model(progress=lambda share: self._tell("reading the source", share))
+        return self._model
+
+    def _forget_model(self) -> None:
+        self._model = None
+        gc.collect()
+
+    def _write_format(self, name: str) -> dict[str, str]:
         what, began = f"writing {name}", time.perf_counter()
         self._tell(what, 0.0)
         folder = self._folder / name
         folder.mkdir()
-        given = model if self._order.form is not None else None
+        given = self._source_model() if self._order.form is not None else None
         made = FORMATS[name].write(self._source, self._order, given, folder, lambda share: self._tell(what, share))
         self._tell(what, 1.0)
         self.seconds[name] += time.perf_counter() - began
@@ -227,11 +231,10 @@ class Steps:
         more = FORMATS[name].finish(
             self._source, self._order, self._folder / name, lambda share: self._tell(what, share)
         )
-        self._keep(name, Made(files_of_format(name, self._source)[0], recipe | more))
+        self._ledger.keep(name, Made(files_of_format(name, self._source)[0], recipe | more))
         self.seconds[name] += time.perf_counter() - began
 
     def _write_target(self, name: str, model: PreTrainedModel) -> None:
-        """One target of the mobile pack, run against the source as far as that can be done here."""
         from .exporters.mobile import export_mobile
 
         what, began, graph = f"writing {name}", time.perf_counter(), self._folder / FORMATS["onnx"].file
@@ -247,48 +250,5 @@ class Steps:
             context=self._order.context,
             progress=lambda share, _: self._tell(what, share),
         )
-        self._keep(name, Made(result.formats[name], result.recipe[name], result.reports.get(name, {})))
+        self._ledger.keep(name, Made(result.formats[name], result.recipe[name], result.reports.get(name, {})))
         self.seconds[name] += time.perf_counter() - began
-
-    def _keep(self, name: str, made: Made) -> None:
-        recipe = {**made.recipe, "fingerprint": self._fingerprint(name)}
-        self._made[name] = Made(made.file, recipe, made.report)
-        self._remember()
-
-    def _is_finished(self, name: str) -> bool:
-        return name in self._made and self._made[name].recipe.get("fingerprint") == self._fingerprint(name)
-
-    def _fingerprint(self, name: str) -> str:
-        """Of everything that decides what a format becomes."""
-        order = asdict(self._order) | {"samples": [tokens.tolist() for tokens in self._order.samples]}
-        makers = _MAKERS if name in FORMATS else (*_MAKERS, *_PACK_MAKERS)
-        facts = [self._source.sha256, name, order, [_version(package) for package in makers]]
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-
-    def _remember(self) -> None:
-        finished = {name: asdict(made) for name, made in self._made.items()}
-        write_json_atomically(self._folder / PLAN, {"source": self._source.sha256, "finished": finished})
-
-
-def is_of(folder: Path, source: ModelSource) -> bool:
-    """Whether a killed process was exporting this source there."""
-    plan = read_json(folder / PLAN)
-    return isinstance(plan, dict) and plan.get("source") == source.sha256
-
-
-def _finished(folder: Path, source: ModelSource) -> dict[str, Made]:
-    plan = read_json(folder / PLAN)
-    if not is_of(folder, source) or not isinstance(plan, dict) or not isinstance(plan.get("finished"), dict):
-        return {}
-    try:
-        return {str(name): Made(**made) for name, made in plan["finished"].items()}
-    except TypeError:  # written by another version
-        return {}
-
-
-@functools.cache
-def _version(package: str) -> str:
-    try:
-        return f"{package} {metadata.version(package)}"
-    except metadata.PackageNotFoundError:
-        return package

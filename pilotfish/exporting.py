@@ -11,16 +11,17 @@ from typing import Literal
 
 from .export_draft import FOLDER, export_draft, measured, prepare_draft
 from .export_job import Job, prepare
+from .export_ledger import is_of
 from .export_manifest import files_of
-from .export_steps import Steps, is_of
+from .export_steps import Steps
+from .exporters.order import DataAware
 from .exporters.weight_form import Stored, weight_form
-from .exporters.writers import DataAware
 from .opening import Progress
 from .runtime.building import new_bundle
 from .runtime.bundle import Manifest, write_manifest
 from .runtime.errors import ParityError, PilotfishError
 from .runtime.pairing import Pairing
-from .verifying import Report
+from .verify_report import Report
 
 __all__ = ["Job", "RefusedExportError", "export", "run"]
 
@@ -93,7 +94,9 @@ def run(job: Job, progress: Progress | None = None) -> Report:
     with new_bundle(job.out, take_over=lambda left: is_of(left, plan.source)) as building:
         steps = Steps(job, plan, building, tell)
         steps.write()
-        manifest, report = steps.compare()
+        steps.compare()
+        steps.write_targets()
+        manifest, report = steps.result()
         report = replace(report, folder=job.out)
         if not steps.made:
             raise _nothing_kept(report, list(steps.failed.values()))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +13,7 @@ import numpy as np
 from . import backends
 from .choosing import Wish, first_threads
 from .exporters.parity import Answers, Parity, Tally
-from .exporters.thresholds import Thresholds, thresholds_of
+from .exporters.thresholds import thresholds_of
 from .opening import Place, Progress, open_weights
 from .runtime.bundle import Bundle, open_bundle
 from .runtime.canary import WRONG, canary_error
@@ -22,6 +21,7 @@ from .runtime.errors import EngineMissingError, ModelFileError, OptionError
 from .runtime.interfaces import Floats, ModelInfo, Session, Tokens
 from .runtime.manifest import Manifest
 from .runtime.source import prepare
+from .verify_report import FormatReport, Report
 from .verifying_pair import compare_pair
 
 if TYPE_CHECKING:
@@ -30,63 +30,6 @@ if TYPE_CHECKING:
 ENGINE_OF = {"onnx": "onnx", "openvino": "openvino", "gguf": "llamacpp"}  # who answers for a format
 _WIDTH = 16  # rows of a step that reads a text; its answers are read a row at a time
 _CHUNK = 64  # rows of a step whose logits nobody wants
-
-
-@dataclass(frozen=True, slots=True)
-class FormatReport:
-    """One format of a bundle on its engine."""
-
-    form: str
-    engine: str
-    engine_version: str
-    device: str
-    n_bytes: int  # of the format's own files
-    seconds: float
-    parity: Parity
-    canary_error: float | None
-    thresholds: Thresholds
-    problems: tuple[str, ...]  # why it is refused; empty where it is not
-
-    @property
-    def ok(self) -> bool:
-        """Whether every threshold is kept."""
-        return not self.problems
-
-    def facts(self) -> dict[str, float]:
-        """Numbers for the manifest."""
-        own = {"bytes": float(self.n_bytes), "verify_s": round(self.seconds, 2)}
-        return self.parity.facts() | own | ({} if self.canary_error is None else {"canary_error": self.canary_error})
-
-
-@dataclass(frozen=True, slots=True)
-class TargetReport:
-    """One target of the mobile pack. measured: against the source, where it was written; empty: it could not be run."""
-
-    name: str
-    n_bytes: int
-    measured: Mapping[str, float]
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """All formats of a bundle that could be run here.
-
-    left_out: why others were not. Of an export: seconds that each format took to write; targets of the mobile pack;
-    failed: why a format that was asked for could not be made.
-    """
-
-    folder: Path
-    formats: tuple[FormatReport, ...]
-    left_out: Mapping[str, str]
-    with_source: bool  # compared with the source itself, or with its stored answers
-    seconds: Mapping[str, float] = field(default_factory=dict)
-    targets: tuple[TargetReport, ...] = ()
-    failed: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def ok(self) -> bool:
-        """Whether nothing is refused, and nothing failed."""
-        return not self.failed and all(report.ok for report in self.formats)
 
 
 def verify(

@@ -430,14 +430,18 @@ def tell(what, share):
     print(what, flush=True)
     if what == sys.argv[3] and share > 0:
         os.kill(os.getpid(), signal.SIGKILL)
-run(Job(Path(sys.argv[1]), Path(sys.argv[2]), ("onnx", "gguf"), WeightForm("fp32")), tell)
+run(Job(Path(sys.argv[1]), Path(sys.argv[2]), ("onnx", "gguf", "ort"), WeightForm("fp32")), tell)
 """
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="no SIGKILL there")
 @pytest.mark.parametrize(
-    "moment", ["asking the source", "writing onnx", "writing gguf", "verifying onnx", "verifying gguf"]
+    "moment",
+    [
+        *("reading the source", "asking the source", "writing onnx", "writing gguf"),
+        *("verifying onnx", "verifying gguf", "writing ort"),
+    ],
 )
 def test_kill_at_any_moment(moment: str, folders: Callable[[str], Path], tmp_path: Path) -> None:
     for form in ("onnx", "gguf"):
@@ -455,11 +459,11 @@ def test_kill_at_any_moment(moment: str, folders: Callable[[str], Path], tmp_pat
     done = export("never")
     assert done.returncode == 0, done.stderr
     steps = done.stdout.splitlines()
-    finished = moment.startswith("verifying")
+    finished = moment.startswith("verifying") or moment == "writing ort"
     assert ("writing onnx" in steps) != finished  # what was whole is taken over
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
     manifest = open_bundle(out).manifest
-    assert manifest.unverified == () and set(manifest.reports) == {"onnx", "gguf"}
+    assert manifest.unverified == () and set(manifest.reports) == {"onnx", "gguf", "ort"}
     assert not (out / ".export.json").exists()
 
 

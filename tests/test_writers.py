@@ -10,9 +10,10 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+from pilotfish.exporters.order import Order
 from pilotfish.exporters.sources import open_source
 from pilotfish.exporters.weight_form import WeightForm
-from pilotfish.exporters.writers import GgufFormat, OnnxFormat, Order, is_stored_so
+from pilotfish.exporters.writers import GgufFormat, OnnxFormat, is_stored_so
 from pilotfish.testing.tiny_models import tiny_gguf
 
 
