@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..runtime.errors import OptionError
-from .options import DraftEngine, Threads
+from .options import DraftEngine, Exact, Threads
 from .terminal import LoadProgress
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def check(
     threads: Threads = None,
     tokens: NTokens = 64,
     per_set: PerSet = 4,
+    exact: Exact = True,
     measure: Annotated[bool, typer.Option("--measure", help="Also run with and without it, in turns.")] = False,
     repeats: Annotated[int, typer.Option(help="Turns of --measure.")] = 3,
     as_json: AsJson = False,
@@ -52,6 +53,7 @@ def check(
             threads=threads,
             n_tokens=tokens,
             per_set=per_set,
+            exact=exact,
             measure=measure,
             repeats=repeats,
             progress=progress,
@@ -69,17 +71,30 @@ def make(
     weights: Annotated[
         str | None, typer.Option(help="Instead: the same layers, stored as a smaller GGUF type, such as Q4_0.")
     ] = None,
+    bits: Annotated[int | None, typer.Option(help="The same by bits a weight: 2, 3 or 4.")] = None,
+    draft: Annotated[
+        str | None,
+        typer.Option(help="For --weights and --bits: a draft that you have, stored anew instead of the target."),
+    ] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="Where a draft of --weights or --bits is checked; default: llamacpp.")
+    ] = None,
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a draft of the target itself, and check whether it pays: fewer layers, or fewer bits a weight."""
     from ..draft_make import drop_layers, lower_bits
 
-    if drop is not None and weights is not None:
-        raise OptionError("--drop and --weights are two kinds of draft; drop one of the two.")
+    lower = weights is not None or bits is not None
+    if drop is not None and lower:
+        raise OptionError("--drop makes another kind of draft than --weights and --bits; leave one of them out.")
+    if not lower and (draft is not None or engine is not None):
+        raise OptionError("--draft and --engine are for drafts of fewer bits; give --weights or --bits with them.")
     with LoadProgress() as progress:
-        if weights is not None:
-            made = lower_bits(target, out, weights, threads=threads, progress=progress)
+        if lower:
+            made = lower_bits(
+                target, out, weights, bits=bits, draft=draft, engine=engine, threads=threads, progress=progress
+            )
         else:
             made = drop_layers(target, out, n_dropped=drop, threads=threads, progress=progress)
     if as_json:

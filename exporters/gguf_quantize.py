@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib.util
+import math
 import re
 import subprocess
 import sys
@@ -27,8 +28,13 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 KINDS: Mapping[str, int] = MappingProxyType(  # llama.cpp's numbers of file types
-    {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q4_K_M": 15, "Q5_K_M": 17, "Q6_K": 18}
+    {
+        **{"F32": 0, "F16": 1, "Q8_0": 7, "Q6_K": 18, "Q5_K_M": 17},
+        **{"Q4_K_M": 15, "Q4_K_S": 14, "Q4_1": 3, "Q4_0": 2},
+        **{"Q3_K_M": 12, "Q3_K_S": 11, "Q2_K": 10},
+    }
 )
+BITS = (2, 3, 4)  # a weight, that kind_of_bits() knows a kind for
 _PLAIN = ("F32", "F16", "Q4_0", "Q4_1", "Q8_0")  # what the gguf package quantizes to
 _K_BLOCK = 256  # columns of a block of K-quants
 _TABLE_TYPES: Mapping[Stored, str] = MappingProxyType({"fp32": "F32", "fp16": "F16", "int8": "Q8_0", "int4": "Q4_0"})
@@ -51,6 +57,17 @@ def kind_for(form: WeightForm, config: PretrainedConfig | None = None) -> str:
     inner = config.d_ff if hasattr(config, "d_ff") else config.intermediate_size
     columns = (config.hidden_size, inner, config.num_attention_heads * head_dim)
     return "Q4_1" if any(n % _K_BLOCK for n in columns) else "Q4_K_M"
+
+
+def kind_of_bits(bits: int, file: GgufFile) -> str:
+    """The kind of file whose layers have so many bits a weight, one of BITS; what fits no blocks of it has more.
+
+    For 4 bits the one with the fastest kernels: a file with rows that do not consist of blocks of 256 gets Q4_0.
+    """
+    if bits not in BITS:
+        raise OptionError(f"{bits} bits a weight: there are kinds for {', '.join(map(str, BITS))}.")
+    whole = all(tensor.shape[-1] % _K_BLOCK == 0 for tensor in file.tensors.values() if len(tensor.shape) > 1)
+    return {2: "Q2_K", 3: "Q3_K_M", 4: "Q4_K_M" if whole else "Q4_0"}[bits]
 
 
 def table_types(form: WeightForm) -> dict[str, str]:
@@ -116,6 +133,12 @@ def weights_by_type(file: GgufFile) -> dict[str, int]:
         if len(tensor.shape) > 1:
             count[tensor.type_name] += tensor.shape[0] * tensor.shape[1]
     return dict(count.most_common())
+
+
+def bits_per_weight(file: GgufFile) -> float:
+    """Mean bits of a weight of the matrices, scales included."""
+    matrices = [tensor for tensor in file.tensors.values() if len(tensor.shape) > 1]
+    return 8 * sum(tensor.data.nbytes for tensor in matrices) / sum(math.prod(tensor.shape) for tensor in matrices)
 
 
 def _check_types(kind: str, embedding: str | None, output: str | None) -> None:

@@ -127,7 +127,8 @@ def _import_as_is(source: ModelSource, order: Order, folder: Path, progress: Sha
     for name in made.manifest.files:
         if name.startswith(("model.", "observing.")):
             shutil.copyfile(made.file(name), folder / name)
-    return dict(made.manifest.recipe)
+    fitted = {"data_aware": "none, the source's own blocks are taken over"} if "gptq" in order.data_aware else {}
+    return {**made.manifest.recipe, **fitted}
 
 
 class OpenVinoFormat:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -93,6 +94,7 @@ def check_draft(
     threads: int | None = None,
     n_tokens: int = 64,
     per_set: int = 4,
+    exact: bool = True,
     measure: bool = False,
     repeats: int = 3,
     progress: Progress | None = None,
@@ -101,7 +103,8 @@ def check_draft(
 
     The target answers the built-in prompts; the draft is asked at every token of the answers what comes next. Since
     greedy drafts change nothing, every draft length can be worked out from that; with this machine's measured times
-    that gives the expected speed. measure: also runs plain decoding, looking up, the draft and both in turns.
+    that gives the expected speed. exact: as for load(); without it steps may be as wide as is fastest, and the verdict
+    is not remembered. measure: also runs plain decoding, looking up, the draft and both in turns.
 
     Raises what load() raises, and OptionError for vocabularies that do not fit.
     """
@@ -117,15 +120,18 @@ def check_draft(
         draft_engine=draft_engine,
         threads=threads,
         max_context=min(_CONTEXT, context_length(found)),
+        exact=exact,
         progress=report,
     ) as model:
         assert model.draft is not None
         costs = costs_of(model)
         sets = {}
-        for i, (name, prompts) in enumerate(CHECK.items()):
-            report("measuring the draft", i / len(CHECK))
-            sets[name] = _check_set(model, costs, prompts[:per_set], n_tokens, repeats if measure else 0)
-        report("measuring the draft", 1.0)
+        for name, prompts in CHECK.items():
+            what = f"drafting for {name}"
+            report(what, 0.0)
+            tell = partial(report, what)
+            sets[name] = _check_set(model, costs, prompts[:per_set], n_tokens, repeats if measure else 0, tell)
+            report(what, 1.0)
         pairing, beside = model.draft.pairing, model.draft.weights.info
         rows = costs.rows.widths
         result = DraftCheck(
@@ -136,11 +142,12 @@ def check_draft(
             threads=model.info.threads,
             pairing="identical" if pairing is None else pairing.kind,
             n_shared=model.tokenizer.vocab_size if pairing is None else pairing.n_shared,
-            step_ms={w: 1e3 * costs.target.seconds(w) for w in rows if w in (*rows[:1], 4, 8, 16)},
+            step_ms={w: 1e3 * costs.target.seconds(w) for w in rows if w in (*rows[:1], 2, 3, 4, 8, 16)},
             draft_ms=1e3 * costs.draft.seconds(1),
             sets=sets,
         )
-        remember_verdict(found, found_draft, model.info, result.as_dict())
+        if exact:
+            remember_verdict(found, found_draft, model.info, result.as_dict())
     return result
 
 
@@ -148,13 +155,18 @@ def _name(path: str | os.PathLike[str]) -> str:
     return Path(path).name or str(path)
 
 
-def _check_set(model: Model, costs: Costs, prompts: Sequence[str], n_tokens: int, repeats: int) -> SetResult:
-    answers = [answer(model, prompt, n_tokens) for prompt in prompts]
-    agree, overlap = [], []
-    for tokens, n_prompt in answers:
+def _check_set(
+    model: Model, costs: Costs, prompts: Sequence[str], n_tokens: int, repeats: int, tell: Callable[[float], None]
+) -> SetResult:
+    answers, agree, overlap = [], [], []
+    steps = len(prompts) * (2 if repeats else 1)
+    for i, prompt in enumerate(prompts):
+        tokens, n_prompt = answer(model, prompt, n_tokens)
+        answers.append((tokens, n_prompt))
         p, q = _laws(model, tokens, n_prompt)
         agree.append(q.argmax(axis=1) == tokens[n_prompt:])
         overlap.append(np.minimum(_softmax(p), _softmax(q)).sum(axis=1))
+        tell((i + 1) / steps)
     agreed = np.concatenate(agree)
     return SetResult(
         prompts=len(prompts),

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from . import backends
 from .draft_check import DraftCheck, answer, check_draft
 from .draft_forecast import Costs, expected_speed_up, target_costs
 from .draft_prompts import MAKE
@@ -15,12 +16,14 @@ from .loading import load
 from .opening import Progress, resolve
 from .runtime.bundle import open_bundle
 from .runtime.errors import OptionError, UnsupportedModelError
+from .runtime.gguf_file import read_gguf
 from .runtime.storage import write_error
 
 if TYPE_CHECKING:
     from .exporters.layer_search import Candidate
 
 _N_TOKENS = 24  # of each answer that candidates are compared on
+_MORE_BITS = 2.0  # than those asked for are no longer what was asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,26 +105,31 @@ def drop_layers(
 def lower_bits(
     target: str | os.PathLike[str],
     out: Path,
-    kind: str,
+    kind: str | None = None,
     *,
+    bits: int | None = None,
+    draft: str | os.PathLike[str] | None = None,
+    engine: str | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> MadeDraft:
     """A draft in the folder `out` with the target's layers, its weights stored as a smaller type, and its check.
 
     target: a .gguf file, or a bundle that holds one. kind: such as "Q4_0"; exporters.gguf_quantize.KINDS has them.
+    bits: a weight, instead of a kind. draft: a smaller model that is stored anew instead of the target: where its file
+    has types without fast kernels, another type is a faster draft. engine: of the check; None is llamacpp, whose types
+    these are, where it is installed.
     Raises what load() and quantize_gguf() raise, and UnsupportedModelError where there is no GGUF file.
     """
+    if (kind is None) == (bits is None):
+        raise OptionError("give a kind of GGUF file or a number of bits, and not both.")
     report = progress or (lambda what, share: None)
     found = resolve(target, report)
-    source = found
-    if found.is_dir():
-        bundle = open_bundle(found)
-        if "gguf" not in bundle.manifest.formats:
-            raise UnsupportedModelError(f"{found} holds no GGUF file, and only one can be stored with fewer bits here.")
-        source = bundle.file(bundle.manifest.formats["gguf"])
-    from .exporters.gguf_quantize import quantize_gguf
+    source = _gguf_of(found if draft is None else resolve(draft, report))
+    from .exporters.gguf_quantize import bits_per_weight, kind_of_bits, quantize_gguf
 
+    before = read_gguf(source)
+    kind = kind or kind_of_bits(bits or 0, before)
     made = out / f"{source.stem}-{kind}.gguf"
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise OptionError(f"{out} exists and is not an empty folder; choose another.")
@@ -131,15 +139,26 @@ def lower_bits(
         raise write_error(out.parent, error) from error
     what = f"storing weights as {kind}"
     quantize_gguf(
-        source,
-        made,
-        kind,
-        allow_requantize=True,
-        threads=threads or 0,
-        progress=lambda share: report(what, share),
+        source, made, kind, allow_requantize=True, threads=threads or 0, progress=lambda share: report(what, share)
     )
-    check = check_draft(found, made, threads=threads, progress=report)
-    return MadeDraft(str(made), f"weights as {kind}", (), check)
+    n_bits = bits_per_weight(read_gguf(made))
+    said = f"weights as {kind}: {n_bits:.1f} bits a weight where {source.name} has {bits_per_weight(before):.1f}"
+    if bits is not None and n_bits > bits + _MORE_BITS:
+        said += f", not {bits}, because rows of it do not consist of such a type's blocks"
+    if engine is None and backends.get("llamacpp").version() is not None:
+        engine = "llamacpp"
+    check = check_draft(found, made, engine=engine, threads=threads, progress=report)
+    return MadeDraft(str(made), said, (), check)
+
+
+def _gguf_of(found: Path) -> Path:
+    """The GGUF file that a model is, or that its bundle holds."""
+    if found.is_file():
+        return found
+    bundle = open_bundle(found)
+    if "gguf" not in bundle.manifest.formats:
+        raise UnsupportedModelError(f"{found} holds no GGUF file, and only one can be stored with fewer bits here.")
+    return bundle.file(bundle.manifest.formats["gguf"])
 
 
 class _Price:

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from .choosing import Wish, choose, open_first_right
-from .measuring import calibration, source_digest
+from .measuring import source_digest, token_seconds
 from .opening import Progress, read_tokenizer, resolve
 from .runtime.bundle import MANIFEST_NAME, DraftEntry, cache_dir, open_bundle, read_json, write_json_atomically
 from .runtime.draft_weights import DraftWeights, require_alike
@@ -59,7 +59,7 @@ def open_draft(
     places, _ = choose(found, wish, report)
     weights, _, _, notes = open_first_right(found, places, report)
     try:
-        token_s = calibration(weights, report).curve.seconds(1)
+        token_s = token_seconds(weights, report)
     except BaseException:
         weights.close()
         raise

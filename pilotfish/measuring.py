@@ -43,6 +43,28 @@ def calibration(weights: Weights, report: Progress) -> Calibration:
     return measured
 
 
+def token_seconds(weights: Weights, report: Progress) -> float:
+    """Seconds of a step of one token, which is all that is asked of a draft: as remembered, or measured now."""
+    known, kept = _known(weights), _facts_path(weights).with_suffix(".token.json")
+    if known is not None:
+        return known.curve.seconds(1)
+    facts, share = read_json(kept), None
+    if isinstance(facts, dict) and isinstance(facts.get("token_s"), float):
+        share = busy.busy_share() if busy.disturbed(facts.get("busy", 1.0)) else None
+        if share is None or not busy.quiet(share):
+            return float(facts["token_s"])
+    share = busy.busy_share() if share is None else share
+    report("timing the draft", 0.0)
+    session = weights.session(min(weights.info.context_length, 64))
+    try:
+        seconds = calibrate(session, (1, 2)).curve.seconds(1)
+    finally:
+        session.close()
+    report("timing the draft", 1.0)
+    write_json_atomically(kept, {"token_s": seconds, "busy": share})
+    return seconds
+
+
 def _known(weights: Weights) -> Calibration | None:
     facts = read_json(_facts_path(weights))
     if not isinstance(facts, dict):

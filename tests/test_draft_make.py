@@ -409,3 +409,32 @@ def test_lower_bits_are_a_draft_of_the_same_layers(tiny: Path, tmp_path: Path) -
         assert model.info.n_layers == LAYERS
     with pytest.raises(OptionError, match="not an empty folder"):
         lower_bits(tiny, tmp_path / "d", "Q8_0", threads=1)
+
+
+def test_fewer_bits_by_number_say_what_they_became(tiny: Path, tmp_path: Path) -> None:
+    pytest.importorskip("llama_cpp")
+    from pilotfish.draft_make import lower_bits
+
+    made = lower_bits(tiny, tmp_path / "two", bits=2, threads=1)  # rows of the tiny model are no multiple of 256
+    assert made.what.startswith("weights as Q2_K: ") and "not 2, because rows of it" in made.what
+    assert made.check.engine == "llamacpp" and made.check.verdict in json.dumps(made.as_dict())
+    for options in ({}, {"kind": "Q4_0", "bits": 4}):
+        with pytest.raises(OptionError, match="a kind of GGUF file or a number of bits"):
+            lower_bits(tiny, tmp_path / "other", **options)
+    with pytest.raises(OptionError, match="5 bits a weight: there are kinds for 2, 3, 4"):
+        lower_bits(tiny, tmp_path / "other", bits=5)
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_draft_that_is_there_is_stored_anew(tiny: Path, tmp_path: Path) -> None:
+    pytest.importorskip("llama_cpp")
+    smaller = tiny_gguf(tmp_path / "smaller.gguf", sizes=Sizes(layers=1), seed=3)
+    options = ["--draft", str(smaller), "--bits", "4", "--threads", "1", "--json"]
+    made = CliRunner().invoke(app, ["draft", "make", str(tiny), "-o", str(tmp_path / "d"), *options])
+    assert made.exit_code == 0, made.output
+    facts = json.loads(made.stdout)
+    assert facts["folder"].endswith("smaller-Q4_0.gguf") and facts["check"]["target"] == tiny.name
+    with pilotfish.load(facts["folder"], "llamacpp", threads=1) as model:
+        assert model.info.n_layers == 1
+    refused = CliRunner().invoke(app, ["draft", "make", str(tiny), "-o", str(tmp_path / "e"), "--draft", str(smaller)])
+    assert refused.exit_code != 0 and not (tmp_path / "e").exists()

@@ -424,7 +424,7 @@ import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[4])
 from pilotfish.export_job import Job
-from pilotfish.exporters.weight_form import WeightForm
+from pilotfish.exporters.weight_form import Stored, WeightForm
 from pilotfish.exporting import run
 def tell(what, share):
     print(what, flush=True)
@@ -469,10 +469,26 @@ def test_kill_at_any_moment(moment: str, folders: Callable[[str], Path], tmp_pat
 
 @pytest.mark.real
 @pytest.mark.slow
-def test_smollm2_in_every_format(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("stored", "agreement", "kl"), [("int8", 0.98, 0.01), ("int4", 0.9, 0.02)])
+def test_smollm2_in_every_format(stored: Stored, agreement: float, kl: float, tmp_path: Path) -> None:
     for form in FORMATS:
         need(form)
-    report = run(Job(smollm2(), tmp_path / "out", tuple(FORMATS), WeightForm("int8")))
+    report = run(Job(smollm2(), tmp_path / "out", tuple(FORMATS), WeightForm(stored)))
+    assert {one.form for one in report.formats} == {*FORMATS}
     for one in report.formats:
-        assert one.ok and one.parity.top1 > 0.95 and one.parity.kl < 0.02, one
+        assert one.ok and one.parity.top1 > 0.95 and one.parity.agreement > agreement and one.parity.kl < kl, one
+        assert one.parity.perplexity < 1.02 * one.parity.perplexity_source
     assert pilotfish.verify(tmp_path / "out").ok
+
+
+@pytest.mark.real
+@pytest.mark.slow
+def test_smollm2_fitted_to_a_text_is_nearer_to_its_source(tmp_path: Path) -> None:
+    need("onnx")
+    form = WeightForm("int4", embedding="fp32", output="fp32")  # another grid than that of the file's own blocks
+    plain, fitted = (
+        run(Job(smollm2(), tmp_path / name, ("onnx",), form, activations="f32", data_aware=methods, min_agreement=0.0))
+        for name, methods in (("plain", ()), ("fitted", ("gptq",)))
+    )
+    before, after = plain.formats[0].parity, fitted.formats[0].parity
+    assert after.kl < 0.6 * before.kl and after.top1 > before.top1 and after.perplexity < before.perplexity

@@ -277,6 +277,17 @@ def test_a_norm_or_a_rotation_of_another_kind_is_refused(tmp_path: Path, monkeyp
     assert type(model.model.norm).__name__ == "LlamaRMSNorm"
 
 
+def test_the_recipe_names_the_blocks_that_were_taken(tmp_path: Path) -> None:
+    model = tiny("llama", intermediate_size=160)
+    recipe = export_onnx(model, tmp_path, WeightForm("int4", block=64))
+    assert recipe["weights"] == "int4, embedding int8, output int8, block 64 and 32"
+    graph = onnx.load(tmp_path / "model.onnx", load_external_data=False).graph
+    sizes = {
+        a.i for node in graph.node if node.op_type == "MatMulNBits" for a in node.attribute if a.name == "block_size"
+    }
+    assert sizes == {64, 32}
+
+
 def test_a_family_that_is_not_known_is_refused(tmp_path: Path) -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 

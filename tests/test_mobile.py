@@ -19,7 +19,7 @@ from real_weights import smollm2  # noqa: E402
 from tiny_families import save_tiny  # noqa: E402
 
 from pilotfish import backends  # noqa: E402
-from pilotfish.exporters import mobile, mobile_ort, mobile_pack  # noqa: E402
+from pilotfish.exporters import mobile, mobile_coreml, mobile_ort, mobile_pack  # noqa: E402
 from pilotfish.exporters.mobile import DEFAULT_TARGETS, TARGETS, export_mobile  # noqa: E402
 from pilotfish.exporters.mobile_static import BUILDER  # noqa: E402
 from pilotfish.exporters.model_source import ModelSource  # noqa: E402
@@ -215,6 +215,18 @@ def test_steps_of_the_static_graph_stay_in_the_window() -> None:
     assert last["place"].sum() == 2  # spare rows have no place
     assert last["past_key_0"][0, 0, :, 0].tolist() == [1, 1, 1, 1, 0, 0]
     assert (last["mask"][0, 0, 0] == 0).tolist() == [True] * 5 + [False]
+
+
+def test_core_ml_beside_a_numpy_that_it_cannot_use_is_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, there = importlib.util.find_spec, importlib.util.find_spec("json")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: there if name == "coremltools" else found(name))
+    monkeypatch.setattr(mobile_coreml.np, "__version__", "2.4.1")
+    of = source("llama", tmp_path)
+    monkeypatch.setattr(type(of), "torch_model", lambda *_, **__: pytest.fail("the long work began"))
+    with pytest.raises(EngineMissingError, match=r"numpy below 2\.4, and this is 2\.4\.1.*'numpy<2\.4'"):
+        export_mobile(of, tmp_path, targets=("coreml",))
 
 
 @pytest.mark.slow
