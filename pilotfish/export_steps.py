@@ -244,7 +244,7 @@ class Steps:
             self._folder,
             form=self._order.form,
             model=model,
-            onnx=graph if graph.exists() else None,
+            onnx=graph if "onnx" in self.made else None,  # one that a kept bundle left is of other options
             targets=(name,),
             activations=self._order.activations,
             context=self._order.context,
