@@ -403,7 +403,7 @@ def test_lower_bits_are_a_draft_of_the_same_layers(tiny: Path, tmp_path: Path) -
     from pilotfish.draft_make import lower_bits
 
     made = lower_bits(tiny, tmp_path / "d", "Q8_0", threads=1)
-    assert made.check.pairing == "identical" and made.what == "weights as Q8_0"
+    assert made.check.pairing == "identical" and made.what.startswith("weights as Q8_0: 8.5 bits")
     assert min(s.overlap for s in made.check.sets.values()) > 0.8  # 8 bits of 4-bit weights lose little
     with pilotfish.load(made.folder, "onnx", threads=1) as model:
         assert model.info.n_layers == LAYERS
