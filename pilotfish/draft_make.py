@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _N_TOKENS = 24  # of each answer that candidates are compared on
 _OUTPUT = "Q4_0"  # as llama.cpp has it, in 6 or 8 bits, it is a third of a small draft's step
-_MORE_BITS = 2.0  # than those asked for are no longer what was asked for
+_MORE_BITS = 1.5  # than those asked for are no longer what was asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +143,7 @@ def lower_bits(
         source,
         made,
         kind,
-        output=_OUTPUT if kind[1] in "234" else None,
+        output=_OUTPUT if kind.startswith(("Q2", "Q3", "Q4")) else None,
         allow_requantize=True,
         threads=threads or 0,
         progress=lambda share: report(what, share),
