@@ -83,16 +83,16 @@ class Steps:
 
     def compare(self) -> None:
         """The formats on their engines, against the source's own logits; those that are too far from it are dropped."""
-        names = [name for name in self._plan.engines if name in self.made]
-        manifest = self._compose() if names else None
-        for name in names:
-            assert manifest is not None
+        manifest: Manifest | None = None
+        for name in [name for name in self._plan.engines if name in self.made]:
+            manifest = manifest or self._compose()
+            bundle = Bundle(self._folder, manifest)
             place = Place(backends.get(FORMATS[name].engine), None, own_threads())
             with self._attempt(name):
-                bundle = Bundle(self._folder, manifest)
                 self._reports[name] = verify_format(bundle, name, place, self._answers, self._logits, self._tell)
-                if not self._reports[name].ok:
-                    self._drop(name)
+            if name in self.failed or not self._reports[name].ok:
+                self._drop(name)
+                manifest = None  # it names files that are gone
         self._logits = {}
 
     def write_targets(self) -> None:
