@@ -131,7 +131,7 @@ def load(
             quality=wanted,
             max_context=max_context,
             choice=choice,
-            suppression=read_suppression(found) if suppress else None,
+            suppression=read_suppression(found, weights.info.vocab_size) if suppress else None,
         )
     except BaseException:
         weights.close()

@@ -133,11 +133,20 @@ def read_tokenizer(location: Path) -> tuple[Tokenizer, str | None]:
     return tokenizer_from_gguf(metadata), template if isinstance(template, str) else None
 
 
-def read_suppression(path: Path) -> Suppression | None:
-    """The tokens that a bundle says are never to be said; None for a .gguf file, which cannot say so."""
+def read_suppression(path: Path, vocab_size: int) -> Suppression | None:
+    """The tokens that a bundle says are never to be said; None for a .gguf file, which cannot say so.
+
+    Raises ModelFileError where they are no tokens of the model.
+    """
     if not path.is_dir():
         return None
     manifest = read_manifest(path)
+    last = max((*manifest.suppress_tokens, *manifest.begin_suppress_tokens), default=0)
+    if last >= vocab_size:
+        raise ModelFileError(
+            f"{path / MANIFEST_NAME} is damaged: it suppresses the token {last}, and the model has {vocab_size}. "
+            "Build the bundle again from its source."
+        )
     return Suppression(manifest.suppress_tokens, manifest.begin_suppress_tokens)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,11 +13,14 @@ from test_exact import POLICIES, SETTINGS, flat_curve, still_clock, total_variat
 
 from pilotfish import Sampling
 from pilotfish.exporters.seq2seq_families import pair_facts
+from pilotfish.opening import read_suppression
+from pilotfish.runtime.bundle import write_manifest
 from pilotfish.runtime.draft_length import Fixed
 from pilotfish.runtime.drafting import Drafting
 from pilotfish.runtime.engine import Limits, generate
+from pilotfish.runtime.errors import ModelFileError
 from pilotfish.runtime.interfaces import EncoderInfo
-from pilotfish.runtime.manifest import Manifest
+from pilotfish.runtime.manifest import Manifest, Source
 from pilotfish.runtime.proposers import SourceCopy, Suffix, default_proposers
 from pilotfish.runtime.rows import ANY_WIDTH
 from pilotfish.runtime.sequence import CachedSequence
@@ -121,6 +125,24 @@ def test_a_manifest_may_leave_them_out() -> None:
     assert Manifest.model_validate({**facts, "suppress_tokens": [3]}).suppress_tokens == (3,)
     with pytest.raises(ValueError, match="greater than or equal to 0"):
         Manifest.model_validate({**facts, "begin_suppress_tokens": [-1]})
+
+
+def test_ids_that_are_no_tokens_are_refused(tmp_path: Path) -> None:
+    manifest = Manifest(
+        model_id="x",
+        architecture="t5",
+        context_length=9,
+        source=Source(name="x", sha256="0" * 64, format="huggingface"),
+        files={},
+        formats={},
+        suppress_tokens=(4,),
+        begin_suppress_tokens=(7,),
+    )
+    write_manifest(tmp_path, manifest)
+    assert read_suppression(tmp_path, 8) == Suppression((4,), (7,))
+    with pytest.raises(ModelFileError, match="suppresses the token 7, and the model has 7"):
+        read_suppression(tmp_path, 7)
+    assert read_suppression(tmp_path / "model.gguf", 7) is None
 
 
 def test_who_drafts_for_a_model_that_listens() -> None:
