@@ -25,3 +25,11 @@ def whisper() -> Path:
     if not os.environ.get("PILOTFISH_TEST_WHISPER") or not path.is_dir():
         pytest.skip("no Whisper: set PILOTFISH_TEST_WHISPER to the folder of whisper-tiny.en")
     return path
+
+
+def annalog() -> Path:
+    """ANNalog's unpacked package, program and weights: PILOTFISH_TEST_ANNALOG; else the test is skipped."""
+    path = Path(os.environ.get("PILOTFISH_TEST_ANNALOG", ""))
+    if not (path / "ckpt_and_vocab" / "Lev_extended.pt").is_file():
+        pytest.skip("no ANNalog: set PILOTFISH_TEST_ANNALOG to the folder that its package unpacks to")
+    return path
