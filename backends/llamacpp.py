@@ -8,22 +8,32 @@ from pathlib import Path
 
 from ..runtime.errors import EngineError, EngineMissingError, OptionError
 from ..runtime.gguf_file import read_gguf
-from ..runtime.interfaces import Ability, ModelInfo
+from ..runtime.interfaces import Ability, EncoderInfo, ModelInfo
 from ..runtime.storage import file_digest
 from . import NO_OPTIONS
 from .llamacpp_build import build_command
 from .llamacpp_context import Context, ContextOptions, Handle
 from .llamacpp_file import check_file
 from .llamacpp_library import gpus, version
-from .llamacpp_model import LlamaCppOptions, Placement, cache_types, load_model, parse_options, uses_flash
+from .llamacpp_model import (
+    LlamaCppOptions,
+    Placement,
+    cache_types,
+    load_model,
+    parse_options,
+    uses_flash,
+    without_flash,
+)
 from .llamacpp_probe import Verdict, build_verdict
 from .llamacpp_session import LlamaCppSession
+from .llamacpp_source import LlamaCppSourceSession
 
 _ABILITIES: frozenset[Ability] = frozenset({"tree", "evict_tokens", "hidden", "fork", "save"})
 # With both in f16, ggml's attention computes single rows beyond 256 entries, and steps of 64 rows and more, by other
 # sums than all the rest (ggml-cpu/ops.cpp: use_split_kv_path, the tiled path). With two types there is one way only.
 _ALIKE = "f16/bf16"
 _WITHOUT_FLASH: frozenset[Ability] = frozenset({"attention"})
+_WITH_ENCODER: frozenset[Ability] = frozenset({"encode"})
 
 
 class LlamaCppBackend:
@@ -85,6 +95,10 @@ class LlamaCppWeights:
         verdict: Verdict,
     ) -> None:
         shape = check_file(read_gguf(path))
+        encoder = None if shape.decoder_start is None else EncoderInfo((shape.decoder_start,))
+        if encoder is not None:
+            options = without_flash(options)
+            kv_dtype = kv_dtype or "f32"
         if kv_dtype is None and not placement.offload and options.flash_attention != "off" and options.pair_rows:
             kv_dtype = _ALIKE
         keys, values = cache_types(kv_dtype, shape.head_dim, options.flash_attention)
@@ -108,11 +122,14 @@ class LlamaCppWeights:
             device=placement.device,
             threads=threads,
             digest=file_digest(path),
+            encoder=encoder,
         )
         flash = uses_flash(options.flash_attention, keys, values)
         if flash is None and not placement.offload:
             flash = True
-        self._context_options = ContextOptions(threads, keys, values, flash, placement.offload)
+        self._context_options = ContextOptions(
+            threads, keys, values, flash, placement.offload, shape.cached_layers
+        )
         if flash is None:  # devices differ, and only a context tells
             flash = self.context(1).flash
             self._context_options = dataclasses.replace(self._context_options, flash=flash)
@@ -121,6 +138,8 @@ class LlamaCppWeights:
         split = flash and not placement.offload and threads > 1 and keys == values == "f16"
         self.pairs_beyond = 256 if split and options.pair_rows else None
         self.abilities: frozenset[Ability] = _ABILITIES if flash else _ABILITIES | _WITHOUT_FLASH
+        if encoder is not None:
+            self.abilities |= _WITH_ENCODER
         settings = (
             f"{keys} keys {values} values",
             f"flash attention {'on' if flash else 'off'}",
@@ -131,11 +150,14 @@ class LlamaCppWeights:
         )
         self.info = dataclasses.replace(self.info, settings=", ".join(part for part in settings if part))
 
-    def context(self, n_entries: int, watching: bool = False) -> Context:
-        """Memory for so many entries. Raises EngineError after close(), and where there is no memory."""
+    def context(self, n_entries: int, watching: bool = False, source_length: int = 0) -> Context:
+        """Memory for so many entries, and for an encoder to read so many tokens.
+
+        Raises EngineError after close(), and where there is no memory.
+        """
         if self._model is None:
             raise EngineError("these weights are closed; load the model again.")
-        return Context(self._model, self.info, self._context_options, n_entries, watching)
+        return Context(self._model, self.info, self._context_options, n_entries, watching, source_length)
 
     def session(self, max_context: int | None = None) -> LlamaCppSession:
         self.check_open()
@@ -143,7 +165,7 @@ class LlamaCppWeights:
         wanted = limit if max_context is None else max_context
         if not 1 <= wanted <= limit:
             raise OptionError(f"max_context is {wanted}, but this model was trained for 1..{limit} tokens.")
-        return LlamaCppSession(self, wanted)
+        return (LlamaCppSession if self.info.encoder is None else LlamaCppSourceSession)(self, wanted)
 
     def close(self) -> None:
         self._model = None  # sessions hold it too: it is freed with the last of their contexts

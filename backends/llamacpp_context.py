@@ -21,6 +21,7 @@ MAX_OUTPUTS = (
     64  # rows with logits among them; memory is reserved for all, and 256 rows of a large vocabulary are 155 MB
 )
 MAX_LEAVES = 64  # sequences: one for each leaf of a tree
+_SOURCE_LEAVES = 16  # where each of them must be named for each token of a source
 _TEXT, _MOVED = 0, 1  # sequences: what is committed, and what is on its way to another place
 _PADDING = 256  # llama.cpp rounds a context up to a multiple of this
 
@@ -34,6 +35,7 @@ class ContextOptions:
     values: str
     flash: bool | None  # flash attention; None: whatever the device does well
     offload: bool  # the cache lies on a GPU
+    cached_layers: int  # for which it has room
 
 
 def capacity_for(n_entries: int) -> int:
@@ -58,16 +60,25 @@ class Context:
     """
 
     def __init__(
-        self, model: Handle, info: ModelInfo, options: ContextOptions, n_entries: int, watching: bool = False
+        self,
+        model: Handle,
+        info: ModelInfo,
+        options: ContextOptions,
+        n_entries: int,
+        watching: bool = False,
+        source_length: int = 0,
     ) -> None:
         """watching: attention can be read; each operation of a step then asks whether somebody wants to see it.
+        source_length: tokens of the longest source that it can encode.
 
         Raises EngineError where llama.cpp cannot allocate it.
         """
         self._lib = lib = library()
         self._info, self._options = info, options
-        self.capacity = capacity_for(n_entries)
-        elements = info.n_layers * info.kv_heads * info.head_dim * self.capacity
+        self.max_leaves = MAX_LEAVES if info.encoder is None else _SOURCE_LEAVES
+        self.source_length = max(source_length, MAX_ROWS)  # an encoder reads a source at once
+        self.capacity = capacity_for(max(n_entries, source_length))  # no step may be larger than the cache
+        elements = options.cached_layers * info.kv_heads * info.head_dim * self.capacity
         self.nbytes = block_bytes(options.keys, elements) + block_bytes(options.values, elements)
         self.watcher = Watcher(info) if watching else None
         free = psutil.virtual_memory().available
@@ -94,9 +105,9 @@ class Context:
     def _params(self) -> Any:
         params = self._lib.llama_context_default_params()
         params.n_ctx = self.capacity
-        params.n_batch = params.n_ubatch = MAX_ROWS
+        params.n_batch = params.n_ubatch = self.source_length
         params.n_outputs_max = MAX_OUTPUTS
-        params.n_seq_max = MAX_LEAVES
+        params.n_seq_max = self.max_leaves
         params.kv_unified = True  # else a row cannot belong to several sequences
         params.n_threads = params.n_threads_batch = self._options.threads
         params.flash_attn_type = -1 if self._options.flash is None else int(self._options.flash)
@@ -131,6 +142,21 @@ class Context:
         if code:
             self.remove(int(positions[0]))
             raise EngineError(f"llama.cpp failed at a step of {n} tokens with code {code}: {recent().reason}.")
+
+    def encode(self, source: Tokens) -> None:
+        """Let the encoder read a source, at most source_length tokens; every later step sees it, and no entry is left.
+
+        Raises EngineError; the source before is forgotten then, too.
+        """
+        self._lib.llama_memory_clear(self._memory, False)
+        if self.watcher is not None:
+            self.watcher.begin(0)
+        n = len(source)
+        batch = _Batch(self._lib, n)
+        batch.fill(source, np.arange(n), n, [range(self.max_leaves)] * n)  # a row sees what shares a sequence with it
+        code = self._lib.llama_encode(self._handle.pointer, batch.struct)
+        if code:
+            raise EngineError(f"llama.cpp failed at a source of {n} tokens with code {code}: {recent().reason}.")
 
     def logits(self, n_rows: int, n_logits: int) -> Floats:
         """(n_logits, vocab_size) of the last rows of the last decode, which had n_rows; a view of its memory."""
@@ -210,13 +236,13 @@ class _Memory:
 class _Batch:
     """A llama_batch over numpy arrays: filled in place, never allocated again."""
 
-    def __init__(self, lib: Any) -> None:
-        self._tokens = np.zeros(MAX_ROWS, dtype=np.int32)
-        self._positions = np.zeros(MAX_ROWS, dtype=np.int32)
-        self._counts = np.ones(MAX_ROWS, dtype=np.int32)
-        self._sequences = np.zeros((MAX_ROWS, MAX_LEAVES), dtype=np.int32)
-        self._outputs = np.zeros(MAX_ROWS, dtype=np.int8)
-        starts = self._sequences.ctypes.data + self._sequences.strides[0] * np.arange(MAX_ROWS)
+    def __init__(self, lib: Any, n_rows: int = MAX_ROWS) -> None:
+        self._tokens = np.zeros(n_rows, dtype=np.int32)
+        self._positions = np.zeros(n_rows, dtype=np.int32)
+        self._counts = np.ones(n_rows, dtype=np.int32)
+        self._sequences = np.zeros((n_rows, MAX_LEAVES), dtype=np.int32)
+        self._outputs = np.zeros(n_rows, dtype=np.int8)
+        starts = self._sequences.ctypes.data + self._sequences.strides[0] * np.arange(n_rows)
         self._starts = starts.astype(np.uintp)  # of the list of sequences of each row
         self._branched = False
         self.struct = lib.llama_batch()
@@ -272,11 +298,14 @@ class Watcher:
         name: bytes = self._name(tensor)
         if not name.startswith(b"kq_soft_max-"):
             return not ask
+        layer = int(name.split(b"-")[1])
+        if not self._n_rows or layer in self._seen:  # of an encoder; or of what the same layer reads in the source
+            return not ask
         if not ask:
             size = self._nbytes(tensor)
             shares = np.empty(size // 4, dtype=np.float32)
             self._get(tensor, shares.ctypes.data, 0, size)
-            self._seen[int(name.split(b"-")[1])] = shares.reshape(self._info.n_heads, self._n_rows, -1)
+            self._seen[layer] = shares.reshape(self._info.n_heads, self._n_rows, -1)
         return True
 
     def attention(self, n_entries: int) -> Floats:

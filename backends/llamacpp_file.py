@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from ..runtime.errors import ModelFileError, UnsupportedModelError
 from ..runtime.gguf_file import GgufFile
-from .llamacpp_shape import LlamaCppShape, shape_of
+from .llamacpp_shape import LlamaCppShape, decoder_only_shape
+from .llamacpp_t5 import t5_shape
 
 _MAX_LAYERS = 512  # LLAMA_MAX_LAYERS
 _MATRIX_TYPES = frozenset(
@@ -31,11 +32,11 @@ _REFUSED = {  # metadata (without prefix) that makes llama.cpp build another gra
 
 
 def check_file(file: GgufFile) -> LlamaCppShape:
-    """The shape of the decoder in a file that llama.cpp can be given.
+    """The shape of the model in a file that llama.cpp can be given.
 
     Raises ModelFileError for what contradicts itself and UnsupportedModelError for what is not known here.
     """
-    shape = shape_of(file)
+    shape = t5_shape(file) if file.architecture == "t5" else decoder_only_shape(file)
     arch = shape.architecture
     for key, what in _REFUSED.items():
         if file.metadata.get(f"{arch}.{key}"):
@@ -46,8 +47,8 @@ def check_file(file: GgufFile) -> LlamaCppShape:
         raise UnsupportedModelError(f"{file.path} is one part of a split model; join the parts into one file.")
     if "" in file.metadata:
         raise ModelFileError(f"{file.path} has metadata without a name. Fetch or copy it again.")
-    if shape.n_layers > _MAX_LAYERS:
-        raise UnsupportedModelError(f"{file.path} has {shape.n_layers} layers; llama.cpp runs {_MAX_LAYERS} at most.")
+    if shape.cached_layers > _MAX_LAYERS:
+        raise UnsupportedModelError(f"{file.path} has {shape.cached_layers} layers; llama.cpp runs {_MAX_LAYERS} at most.")
     value_length = file.metadata.get(f"{arch}.attention.value_length", shape.head_dim)
     if value_length != shape.head_dim:
         raise UnsupportedModelError(

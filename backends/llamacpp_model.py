@@ -40,6 +40,16 @@ def parse_options(given: object) -> LlamaCppOptions:
         ) from None
 
 
+def without_flash(options: LlamaCppOptions) -> LlamaCppOptions:
+    """The options of a model that adds distances to its scores, which flash attention does not. Raises OptionError."""
+    if options.flash_attention == "on":
+        raise OptionError(
+            "flash_attention='on': T5 adds a number for each distance to what attention compares, and llama.cpp's "
+            "flash attention does not. Leave the option out."
+        )
+    return options.model_copy(update={"flash_attention": "off"})
+
+
 def cache_types(kv_dtype: str | None, head_dim: int, flash_attention: str) -> tuple[str, str]:
     """Types of keys and values for a kv_dtype such as "f16" or "q8_0/f16"; None is f16. Raises OptionError."""
     keys, _, values = (kv_dtype or "f16").partition("/")
@@ -57,8 +67,9 @@ def cache_types(kv_dtype: str | None, head_dim: int, flash_attention: str) -> tu
             )
     if block_elements(values) > 1 and (flash_attention == "off" or keys == "f32"):
         raise OptionError(
-            f"kv_dtype={kv_dtype!r}: values stored as {values} need flash attention, and attention can only be "
-            f"observed without it. Use kv_dtype='{keys}/f16', or flash_attention='on'."
+            f"kv_dtype={kv_dtype!r}: values stored as {values} need flash attention, which is off: attention can only "
+            f"be observed without it, and T5 computed. Use kv_dtype='{keys}/f16', or a decoder and "
+            "flash_attention='on'."
         )
     return keys, values
 

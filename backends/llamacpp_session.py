@@ -11,12 +11,12 @@ from ..runtime.interfaces import Ability, Floats, Indices, Observation, Step, To
 from .cache_state import pack, unpack
 from .decoder_only import DecoderOnly
 from .kv_rows import Rows, room_for
-from .llamacpp_context import MAX_LEAVES, MAX_OUTPUTS, MAX_ROWS, Context, capacity_for
+from .llamacpp_context import MAX_OUTPUTS, MAX_ROWS, Context, capacity_for
 
 if TYPE_CHECKING:
     from .llamacpp import LlamaCppWeights
 
-_FIRST = 512  # entries a cache begins with, at most
+FIRST = 512  # entries a cache begins with, at most
 _WAY_OUT = {
     "attention": "Open the model with options={'flash_attention': 'off'} and a kv_dtype whose values are not "
     "quantized, or use the reference engine.",
@@ -36,7 +36,7 @@ class LlamaCppSession(DecoderOnly):
         self._rows = Rows(max_context, self.info.context_length)
         self._watching = watching
         self._paths: list[list[int]] = []  # of the tree that waits: the sequences that each of its rows belongs to
-        self._context: Context | None = self._make(min(_FIRST, max_context))
+        self._context: Context | None = self._make(min(FIRST, max_context), watching)
 
     @property
     def positions(self) -> Indices:
@@ -118,7 +118,7 @@ class LlamaCppSession(DecoderOnly):
         self._weights.check_open()
         entries = None if entries is None else self._rows.kept(entries)
         n = self._rows.n if entries is None else len(entries)
-        other = LlamaCppSession(self._weights, room_for(n, max_context or self.max_context), self._watching)
+        other = self._empty(room_for(n, max_context or self.max_context))
         if entries is None:
             other._fill(self.positions, self._state())
             return other
@@ -154,15 +154,20 @@ class LlamaCppSession(DecoderOnly):
             raise EngineError("this session is closed; open another one.")
         return self._context
 
-    def _make(self, n_entries: int) -> Context:
-        return self._weights.context(n_entries, self._watching)
+    def _empty(self, max_context: int) -> LlamaCppSession:
+        """A session like this one, without entries."""
+        return LlamaCppSession(self._weights, max_context, self._watching)
+
+    def _make(self, n_entries: int, watching: bool) -> Context:
+        """Memory for so many entries, which has none yet."""
+        return self._weights.context(n_entries, watching)
 
     def _state(self) -> bytearray:
         return self._open().state() if self._rows.n else bytearray()
 
     def _fill(self, positions: Indices, state: bytearray) -> None:
         """Hold these entries instead; in a new context, so that what fails changes nothing."""
-        context = self._make(max(min(_FIRST, self.max_context), len(positions)))
+        context = self._make(max(min(FIRST, self.max_context), len(positions)), self._watching)
         if len(positions):
             context.load(state)
         self._context = context
@@ -176,7 +181,7 @@ class LlamaCppSession(DecoderOnly):
             return context
         grown = max(n_entries, min(2 * context.capacity, capacity_for(self.max_context)))
         wanted = grown if n_entries > context.capacity else context.capacity
-        larger = self._weights.context(wanted, self._watching or watch)
+        larger = self._make(wanted, self._watching or watch)
         if self._rows.n:
             larger.load(context.state())
         self._watching = self._watching or watch
@@ -206,11 +211,11 @@ class LlamaCppSession(DecoderOnly):
         n = len(parents)
         inner = {int(parent) for parent in parents[1:]}
         leaves = [row for row in range(n) if row not in inner]
-        outputs = n if "hidden" in observe else n_logits
-        if n > MAX_ROWS or len(leaves) > MAX_LEAVES or outputs > MAX_OUTPUTS:
+        outputs, most = n if "hidden" in observe else n_logits, self._open().max_leaves
+        if n > MAX_ROWS or len(leaves) > most or outputs > MAX_OUTPUTS:
             raise OptionError(
                 f"a tree of {n} rows with {len(leaves)} leaves, {outputs} of them read, is too large for the llamacpp "
-                f"engine: {MAX_ROWS}, {MAX_LEAVES} and {MAX_OUTPUTS} are the most. Draft fewer tokens."
+                f"engine: {MAX_ROWS}, {most} and {MAX_OUTPUTS} are the most. Draft fewer tokens."
             )
         below: list[list[int]] = [[] for _ in range(n)]
         for number, leaf in enumerate(leaves):

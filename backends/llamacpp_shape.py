@@ -1,4 +1,4 @@
-"""Sizes of the decoders that llama.cpp runs and our own importers do not: Qwen 3, Gemma 3, Phi-3.
+"""Sizes of the models that llama.cpp runs: our own importers' decoders, Qwen 3, Gemma 3, Phi-3 (T5: llamacpp_t5.py).
 
 Everything that llama.cpp reads from such a file is checked here. Source: llama.cpp, src/models/*.cpp.
 """
@@ -12,7 +12,6 @@ from ..runtime.errors import ModelFileError, UnsupportedModelError
 from ..runtime.gguf_file import GgufFile
 
 _OTHERS = ("qwen3", "gemma3", "phi3")
-_PAIRS = ("t5",)
 _REFUSED = {  # metadata (without prefix) that these files have only where they are something else
     "expert_count": "mixtures of experts",
     "final_logit_softcapping": "capped logits",
@@ -23,12 +22,12 @@ _REFUSED = {  # metadata (without prefix) that these files have only where they 
     "attention.key_length_swa": "another length of keys in layers with a window",
     "attention.value_length_swa": "another length of values in layers with a window",
 }
-_MAX_CONTEXT = 1 << 20
+MAX_CONTEXT = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class LlamaCppShape:
-    """What has to be known of a decoder that llama.cpp computes."""
+    """What has to be known of a model that llama.cpp computes; of an encoder-decoder, its decoder."""
 
     architecture: str
     n_layers: int
@@ -38,48 +37,47 @@ class LlamaCppShape:
     head_dim: int
     vocab_size: int
     context_length: int
+    cached_layers: int  # for which llama.cpp makes room in its cache
+    decoder_start: int | None = None  # what the answers of an encoder-decoder go on from; None: a decoder
 
 
-def shape_of(file: GgufFile) -> LlamaCppShape:
-    """The shape of the model in a file. Raises UnsupportedModelError and ModelFileError."""
+def decoder_only_shape(file: GgufFile) -> LlamaCppShape:
+    """The shape of the decoder in a file. Raises UnsupportedModelError and ModelFileError."""
     arch = file.architecture
-    if arch not in _OTHERS:
-        if arch in _PAIRS:
-            raise UnsupportedModelError(
-                f"{file.path} holds an encoder-decoder ({arch}), which the llamacpp engine does not run yet. Export "
-                "the model to onnx, which the onnx engine runs, or give this file to llama.cpp's own programs."
-            )
-        if arch not in ARCHITECTURES:
-            raise UnsupportedModelError(
-                f"{file.path} holds a model of the architecture {arch!r}; the llamacpp engine is known to run "
-                f"{', '.join((*ARCHITECTURES, *_OTHERS))}."
-            )
+    if arch in ARCHITECTURES:
         s = decoder_shape(file)
         return LlamaCppShape(
-            arch, s.n_layers, s.hidden_size, s.n_heads, s.kv_heads, s.head_dim, s.vocab_size, s.context_length
+            *(arch, s.n_layers, s.hidden_size, s.n_heads, s.kv_heads, s.head_dim, s.vocab_size, s.context_length),
+            cached_layers=s.n_layers,
+        )
+    if arch not in _OTHERS:
+        raise UnsupportedModelError(
+            f"{file.path} holds a model of the architecture {arch!r}; the llamacpp engine is known to run "
+            f"{', '.join((*ARCHITECTURES, *_OTHERS))}, and t5."
         )
     for key, what in _REFUSED.items():
         if file.metadata.get(f"{arch}.{key}"):
             raise UnsupportedModelError(f"{file.path} uses {what} ({arch}.{key}), which is not supported yet.")
     if "token_embd.weight" not in file.tensors or len(file.tensors["token_embd.weight"].shape) != 2:
         raise ModelFileError(f"{file.path} has no matrix token_embd.weight.")
-    hidden, n_heads = _whole(file, "embedding_length"), _whole(file, "attention.head_count")
+    hidden, n_heads = whole(file, "embedding_length"), whole(file, "attention.head_count")
     shape = LlamaCppShape(
         architecture=arch,
-        n_layers=_whole(file, "block_count"),
+        n_layers=whole(file, "block_count"),
         hidden_size=hidden,
         n_heads=n_heads,
-        kv_heads=_whole(file, "attention.head_count_kv", n_heads),
-        head_dim=_whole(file, "attention.key_length", hidden // n_heads),
+        kv_heads=whole(file, "attention.head_count_kv", n_heads),
+        head_dim=whole(file, "attention.key_length", hidden // n_heads),
         vocab_size=file.tensors["token_embd.weight"].shape[0],
-        context_length=_whole(file, "context_length"),
+        context_length=whole(file, "context_length"),
+        cached_layers=whole(file, "block_count"),
     )
     _check(file, shape)
-    _check_tensors(file, shape, _whole(file, "feed_forward_length"))
+    _check_tensors(file, shape, whole(file, "feed_forward_length"))
     return shape
 
 
-def _whole(file: GgufFile, key: str, default: int | None = None) -> int:
+def whole(file: GgufFile, key: str, default: int | None = None) -> int:
     """A positive whole number from the metadata; the default where there is none."""
     name = f"{file.architecture}.{key}"
     value = file.metadata.get(name, default)
@@ -92,13 +90,13 @@ def _check(file: GgufFile, s: LlamaCppShape) -> None:
     arch = s.architecture
     if s.n_layers > len(file.tensors):
         raise ModelFileError(f"{file.path} claims {s.n_layers} layers, but holds {len(file.tensors)} tensors.")
-    if s.context_length > _MAX_CONTEXT:
+    if s.context_length > MAX_CONTEXT:
         raise UnsupportedModelError(
             f"{file.path} is made for contexts of {s.context_length} tokens, which is too long."
         )
     if s.n_heads % s.kv_heads:
         raise ModelFileError(f"{file.path}: {s.n_heads} heads cannot share {s.kv_heads} key-value heads evenly.")
-    rotated = _whole(file, "rope.dimension_count", s.head_dim)
+    rotated = whole(file, "rope.dimension_count", s.head_dim)
     if s.head_dim % 2 or rotated % 2 or rotated > s.head_dim:
         raise ModelFileError(f"{file.path}: {rotated} of {s.head_dim} numbers of a head cannot be rotated in pairs.")
     for key in ("attention.layer_norm_rms_epsilon", "rope.freq_base", "rope.freq_base_swa", "rope.scaling.factor"):
@@ -109,13 +107,13 @@ def _check(file: GgufFile, s: LlamaCppShape) -> None:
     if scaling not in ("none", "linear"):
         raise UnsupportedModelError(f"{file.path} scales its rotary embedding by {scaling!r}, which is not supported.")
     if f"{arch}.attention.sliding_window" in file.metadata:
-        _whole(file, "attention.sliding_window")
+        whole(file, "attention.sliding_window")
     pattern = file.metadata.get(f"{arch}.attention.sliding_window_pattern", 1)
     if isinstance(pattern, list):
         if len(pattern) != s.n_layers or not all(isinstance(x, bool) for x in pattern):
             raise ModelFileError(f"{file.path}: sliding_window_pattern does not have a yes or no for each layer.")
     else:
-        _whole(file, "attention.sliding_window_pattern", 1)
+        whole(file, "attention.sliding_window_pattern", 1)
 
 
 def _check_tensors(file: GgufFile, s: LlamaCppShape, ffn: int) -> None:
