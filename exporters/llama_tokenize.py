@@ -19,7 +19,7 @@ def process_environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
 
 
-def silent_library() -> Any:
+def _silent_library() -> Any:
     """llama.cpp's C functions, ready, in a process of one's own where nothing but answers may be printed."""
     lib: Any = importlib.import_module("llama_cpp.llama_cpp")
 
@@ -35,7 +35,7 @@ def silent_library() -> Any:
 
 def main(path: str) -> None:
     """Ids without a beginning-of-text token; special tokens in the texts stay text."""
-    lib = silent_library()
+    lib = _silent_library()
     params = lib.llama_model_default_params()
     params.vocab_only = True
     model = lib.llama_model_load_from_file(os.fsencode(path), params)

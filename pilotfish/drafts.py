@@ -85,7 +85,7 @@ def pairing_of(target: Path, target_tokenizer: Tokenizer, draft: Path, draft_tok
 
 def reads_source(path: Path) -> bool:
     """Whether the model at a path is an encoder-decoder model."""
-    return path.is_dir() and bool(open_bundle(path).manifest.encoders)
+    return bool(open_bundle(path).manifest.encoders) if path.is_dir() else read_gguf(path).architecture == "t5"
 
 
 def context_length(path: Path) -> int:

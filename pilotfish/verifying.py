@@ -22,7 +22,6 @@ from .runtime.interfaces import Floats, ModelInfo, Session, Tokens
 from .runtime.manifest import Manifest
 from .runtime.source import prepare
 from .verify_report import FormatReport, Report
-from .verifying_pair import compare_pair
 
 if TYPE_CHECKING:
     from .exporters.model_source import ModelSource
@@ -88,27 +87,15 @@ def verify_format(
     what, began, manifest = f"verifying {form}", time.perf_counter(), bundle.manifest
     tell(what, 0.0)
     thresholds = thresholds_of(manifest, form)
-    if form == "gguf" and form in manifest.encoders:
-        path, device, version = bundle.file(manifest.formats[form]), "cpu", str(place.backend.version())
-        parity, error = compare_pair(
-            path,
-            manifest.decoder_start,
-            answers,
-            logits,
-            manifest.canary,
-            place.threads,
-            lambda share: tell(what, share),
-        )
-    else:
-        weights, _ = open_weights(bundle.folder, place, tell)
-        try:
-            device, version = weights.info.device, weights.info.engine_version
-            session = weights.session(min(weights.info.context_length, _room(answers) + n_started(weights.info)))
-            parity = _compare(session, answers, logits, lambda share: tell(what, share))
-            error = None if manifest.canary is None else canary_error(session, manifest.canary)
-            session.close()
-        finally:
-            weights.close()
+    weights, _ = open_weights(bundle.folder, place, tell)
+    try:
+        device, version = weights.info.device, weights.info.engine_version
+        session = weights.session(min(weights.info.context_length, _room(answers) + n_started(weights.info)))
+        parity = _compare(session, answers, logits, lambda share: tell(what, share))
+        error = None if manifest.canary is None else canary_error(session, manifest.canary)
+        session.close()
+    finally:
+        weights.close()
     tell(what, 1.0)
     problems = thresholds.problems(parity)
     if error is not None and error >= WRONG:

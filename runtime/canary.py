@@ -77,10 +77,10 @@ def canary_error(session: Session, canary: Canary) -> float:
         rows.append(session.forward(tokens[at : at + width], n_logits=width).logits.copy())
         at += width
     session.truncate(0)
-    return answer_error(np.concatenate(rows), best)
+    return _answer_error(np.concatenate(rows), best)
 
 
-def answer_error(answer: Floats, best: Tokens) -> float:
+def _answer_error(answer: Floats, best: Tokens) -> float:
     """The error of logits, one row for each of the best tokens: see canary_error()."""
     logits = answer.astype(np.float64)
     if not np.isfinite(logits).all():

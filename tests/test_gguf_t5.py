@@ -30,14 +30,13 @@ from pilotfish.exporters.gguf_requantize import requantize  # noqa: E402
 from pilotfish.exporters.gguf_t5 import T5Layout  # noqa: E402
 from pilotfish.exporters.gguf_tokenizer import tokenizer_metadata  # noqa: E402
 from pilotfish.exporters.gguf_writer import write_gguf  # noqa: E402
-from pilotfish.exporters.llama_pair import Question, ask_llama_cpp  # noqa: E402
 from pilotfish.exporters.sources import open_source  # noqa: E402
 from pilotfish.exporting import RefusedExportError, export  # noqa: E402
-from pilotfish.loading import load  # noqa: E402
 from pilotfish.runtime.bundle import open_bundle  # noqa: E402
-from pilotfish.runtime.errors import EngineError, UnsupportedModelError  # noqa: E402
+from pilotfish.runtime.errors import UnsupportedModelError  # noqa: E402
 from pilotfish.runtime.gguf_file import read_gguf  # noqa: E402
 from pilotfish.runtime.tokenizer_gguf import tokenizer_from_gguf  # noqa: E402
+from pilotfish.testing.subject import run  # noqa: E402
 from pilotfish.verifying import verify  # noqa: E402
 
 Floats = npt.NDArray[np.float32]
@@ -93,6 +92,19 @@ def expected_logits(folder: Path, source: tuple[int, ...] = SOURCE, answer: tupl
     return logits
 
 
+def answers(path: Path, *asked: tuple[tuple[int, ...], tuple[int, ...]]) -> list[Floats]:
+    """llama.cpp's logits for each source and answer, (n, vocab_size)."""
+    weights = BACKEND.open(path, device=None, threads=2, kv_dtype=None)
+    session = weights.session()
+    found = []
+    for source, answer in asked:
+        session.encode(np.array(source))
+        found.append(run(session, np.array(answer), 16))
+    session.close()
+    weights.close()
+    return found
+
+
 @needs_llama_cpp
 @pytest.mark.parametrize("stored", SHARE)
 @pytest.mark.parametrize("name", MODELS)
@@ -100,7 +112,7 @@ def test_llama_cpp_computes_what_transformers_does(
     name: str, stored: str, folders: dict[str, Path], written: Written
 ) -> None:
     expected = expected_logits(folders[name])
-    (found,) = ask_llama_cpp(written(name, stored), [Question(SOURCE, ANSWER, len(ANSWER))], threads=2)
+    (found,) = answers(written(name, stored), (SOURCE, ANSWER))
     limit = max(SHARE[stored], 0.0 if name == "t5" else GELU_TABLE) * expected.std()
     assert np.abs(found - expected).max() < limit
     if stored in ("f32", "f16"):
@@ -112,8 +124,8 @@ def test_llama_cpp_computes_what_transformers_does(
 
 @needs_llama_cpp
 def test_one_answer_does_not_see_another(folders: dict[str, Path], written: Written) -> None:
-    questions = [Question(SOURCE, ANSWER, 5), Question(SOURCE[:9], ANSWER[:20], 20), Question(SOURCE, ANSWER, 5)]
-    first, other, again = ask_llama_cpp(written("t5", "f32"), questions, threads=2)
+    questions = [(SOURCE, ANSWER), (SOURCE[:9], ANSWER[:20]), (SOURCE, ANSWER)]
+    first, other, again = answers(written("t5", "f32"), *questions)
     assert np.array_equal(first, again)
     assert np.abs(other - expected_logits(folders["t5"], SOURCE[:9], ANSWER[:20])).max() < 1e-4
 
@@ -187,27 +199,6 @@ def test_another_model_is_not_accepted(folders: dict[str, Path], tmp_path: Path,
     with pytest.raises(RefusedExportError, match="the canary's answer is wrong"):
         export(folders["flan"], tmp_path / "out", to=("gguf",), weights="fp32")
     assert not (tmp_path / "out").exists()
-
-
-@needs_llama_cpp
-def test_the_engine_says_that_it_does_not_run_one(folders: dict[str, Path], tmp_path: Path) -> None:
-    export(folders["t5"], tmp_path / "out", to=("gguf",), weights="int8")
-    with pytest.raises(UnsupportedModelError, match=r"encoder-decoder.*does not run yet\. Export"):
-        load(tmp_path / "out", engine="llamacpp")
-    with pytest.raises(UnsupportedModelError, match=r"encoder-decoder.*does not run yet\. Export"):
-        load(tmp_path / "out" / "gguf" / "model.gguf", engine="llamacpp")
-
-
-@needs_llama_cpp
-def test_what_llama_cpp_cannot_read_is_an_error_and_no_dead_process(written: Written, tmp_path: Path) -> None:
-    from pilotfish.testing.tiny_models import tiny_gguf
-
-    path = tmp_path / "decoder.gguf"
-    tiny_gguf(path)
-    with pytest.raises(EngineError, match="no encoder-decoder"):
-        next(ask_llama_cpp(path, [Question((3,), (0,), 1)], threads=1))
-    with pytest.raises(EngineError, match=r"llama\.cpp cannot run"):
-        next(ask_llama_cpp(written("t5", "f32"), [Question((3,), (VOCAB_SIZE + 5,), 1)], threads=1))
 
 
 def charsmap(replaced: dict[bytes, bytes]) -> bytes:
