@@ -27,6 +27,7 @@ def answer(
     system: str | None,
     raw: bool,
     max_new_tokens: int | None,
+    beams: int | None,
     as_json: bool,
     document: Path | None = None,
 ) -> None:
@@ -42,7 +43,9 @@ def answer(
         prompt = read_wav(text.strip())
     elif system is not None:
         prompt = [{"role": "system", "content": system}, {"role": "user", "content": text}]
-    stream = model.stream(prompt, max_new_tokens=max_new_tokens, seed=seed, stop=stop, sampling=sampling, raw=raw)
+    stream = model.stream(
+        prompt, max_new_tokens=max_new_tokens, seed=seed, stop=stop, sampling=sampling, raw=raw, beams=beams
+    )
     for piece in stream:
         if not as_json:
             _show(piece)

@@ -31,6 +31,7 @@ from .terminal import LoadProgress
 
 if TYPE_CHECKING:  # imported when it is needed: `--help` should not wait for it
     from ..runtime.model import Model
+    from ..runtime.sampling import Sampling
 
 
 def run(
@@ -48,7 +49,7 @@ def run(
     draft_cache: DraftCache = None,
     plain: Plain = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
-    max_new_tokens: MaxNewTokens = 256,
+    max_new_tokens: MaxNewTokens = None,
     temperature: Temperature = 0.0,
     top_k: Annotated[int | None, typer.Option(help="Keep the k most probable tokens.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Keep the smallest set with this mass.")] = None,
@@ -57,6 +58,9 @@ def run(
     presence_penalty: Annotated[float, typer.Option(help="Subtracted from tokens generated before.")] = 0.0,
     frequency_penalty: Annotated[float, typer.Option(help="The same, per occurrence.")] = 0.0,
     seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
+    beams: Annotated[
+        int | None, typer.Option(help="Search for the most probable answer with so many beginnings at a time.")
+    ] = None,
     stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be given several times.")] = None,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="No chat template.")] = False,
@@ -72,6 +76,7 @@ def run(
     exact: Exact = True,
 ) -> None:
     """Answer one prompt."""
+    from ..runtime.model import ANSWER
     from ..runtime.sampling import Sampling
     from .answer import answer
     from .demo_models import of_demo
@@ -95,6 +100,8 @@ def run(
         presence_penalty=presence_penalty,
         frequency_penalty=frequency_penalty,
     )
+    if beams is not None:
+        _check_beams(beams, sampling, stop, draft, cache)
     text = read_prompt(prompt)
     loaded = _load(
         model,
@@ -103,7 +110,7 @@ def run(
         draft=draft,
         draft_engine=draft_engine,
         draft_cache=draft_cache,
-        plain=plain,
+        plain=plain or beams is not None,  # beam search does not draft
         max_context=max_context,
         threads=threads,
         cache=cache,
@@ -122,7 +129,8 @@ def run(
             system=system,
             raw=raw,
             document=document,
-            max_new_tokens=max_new_tokens or None,
+            max_new_tokens=ANSWER if max_new_tokens is None else max_new_tokens or None,
+            beams=beams,
             as_json=as_json,
         )
 
@@ -141,7 +149,7 @@ def chat(
     ] = None,
     reread: Annotated[bool, typer.Option("--reread", help="Take its messages alone: for another model.")] = False,
     temperature: Temperature = 0.0,
-    max_new_tokens: MaxNewTokens = 512,
+    max_new_tokens: MaxNewTokens = None,
     max_context: MaxContext = None,
     threads: Threads = None,
     cache: Cache = None,
@@ -151,6 +159,7 @@ def chat(
     exact: Exact = True,
 ) -> None:
     """Talk to a model. Ctrl-C stops an answer; Ctrl-D or /bye ends."""
+    from ..runtime.chat import TURN
     from .answer import converse
 
     if plain and draft is not None:
@@ -177,7 +186,7 @@ def chat(
             loaded,
             system=system,
             temperature=temperature,
-            max_new_tokens=max_new_tokens or None,
+            max_new_tokens=TURN if max_new_tokens is None else max_new_tokens or None,
             resume=resume,
             reread=reread,
         )
@@ -198,6 +207,25 @@ def read_prompt(prompt: str | None) -> str:
     if not prompt.strip():
         raise OptionError("the prompt is empty.")
     return prompt
+
+
+def _check_beams(beams: int, sampling: Sampling, stop: list[str] | None, draft: str | None, cache: str | None) -> None:
+    """Raise OptionError for what cannot be combined with --beams, before a model is opened."""
+    from ..runtime.beams import Beams
+    from ..runtime.sampling import Sampling
+
+    Beams(beams)
+    for names, given in (
+        ("--temperature and penalties", sampling != Sampling()),
+        ("--stop", bool(stop)),
+        ("--draft", draft is not None),
+        ("--cache", cache is not None),
+    ):
+        if given:
+            raise OptionError(
+                f"--beams looks for the most probable answer as a whole and cannot be had with {names}; drop one of "
+                "the two."
+            )
 
 
 def _load(

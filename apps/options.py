@@ -40,4 +40,11 @@ Exact = Annotated[
     bool, typer.Option("--exact/--no-exact", help="Stay in one row class, so that drafts cannot change a bit.")
 ]
 Temperature = Annotated[float, typer.Option("--temperature", "-t", help="0 is greedy.")]
-MaxNewTokens = Annotated[int | None, typer.Option("--max-new-tokens", "-n", help="0: until the context is full.")]
+MaxNewTokens = Annotated[
+    int | None,
+    typer.Option(
+        "--max-new-tokens",
+        "-n",
+        help="Default: 256 (chat: 512), or what there is room for. 0: until the context is full.",
+    ),
+]

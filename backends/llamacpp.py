@@ -127,9 +127,7 @@ class LlamaCppWeights:
         flash = uses_flash(options.flash_attention, keys, values)
         if flash is None and not placement.offload:
             flash = True
-        self._context_options = ContextOptions(
-            threads, keys, values, flash, placement.offload, shape.cached_layers
-        )
+        self._context_options = ContextOptions(threads, keys, values, flash, placement.offload, shape.cached_layers)
         if flash is None:  # devices differ, and only a context tells
             flash = self.context(1).flash
             self._context_options = dataclasses.replace(self._context_options, flash=flash)

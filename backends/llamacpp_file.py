@@ -47,8 +47,9 @@ def check_file(file: GgufFile) -> LlamaCppShape:
         raise UnsupportedModelError(f"{file.path} is one part of a split model; join the parts into one file.")
     if "" in file.metadata:
         raise ModelFileError(f"{file.path} has metadata without a name. Fetch or copy it again.")
-    if shape.cached_layers > _MAX_LAYERS:
-        raise UnsupportedModelError(f"{file.path} has {shape.cached_layers} layers; llama.cpp runs {_MAX_LAYERS} at most.")
+    n_layers = shape.cached_layers
+    if n_layers > _MAX_LAYERS:
+        raise UnsupportedModelError(f"{file.path} has {n_layers} layers; llama.cpp runs {_MAX_LAYERS} at most.")
     value_length = file.metadata.get(f"{arch}.attention.value_length", shape.head_dim)
     if value_length != shape.head_dim:
         raise UnsupportedModelError(

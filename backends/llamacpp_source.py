@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..runtime.errors import EngineError, OptionError
-from ..runtime.interfaces import Floats, Indices, Observation, Step, Tokens
+from ..runtime.interfaces import Floats, Indices, Observation, Step, Tokens, as_tokens
 from ..runtime.source import checked_source
 from .cache_state import Layout, pack, unpack
 from .llamacpp_context import Context
@@ -72,7 +72,8 @@ class LlamaCppSourceSession(LlamaCppSession):
         positions, (data, source) = unpack(self.info, state, self.max_context, lambda n: _SAVED)
         before = self._source
         if source.size:
-            self._source = checked_source(source, self.info.encoder, self.info.vocab_size).astype(np.int64)
+            read = as_tokens(source.astype(np.int64))
+            self._source = checked_source(read, self.info.encoder, self.info.vocab_size).astype(np.int64)
         try:
             self._fill(positions, bytearray(data.tobytes()))
         except EngineError as error:

@@ -11,12 +11,15 @@ import numpy as np
 
 from .chat_template import Message
 from .conversation import Conversation, read_conversation, write_conversation
+from .engine import UpTo
 from .errors import OptionError
 from .result import Result
 from .stream import Stream
 
 if TYPE_CHECKING:
     from .model import Model
+
+TURN = UpTo(512)  # tokens of a turn whose length nobody asked for
 
 
 class Chat:
@@ -60,7 +63,7 @@ class Chat:
         chat.messages = found.messages
         return chat
 
-    def send(self, text: str, *, max_new_tokens: int | None = 512, temperature: float | None = None) -> Result:
+    def send(self, text: str, *, max_new_tokens: int | None = TURN, temperature: float | None = None) -> Result:
         """The answer to one more user message."""
         stream = self.stream(text, max_new_tokens=max_new_tokens, temperature=temperature)
         for _ in stream:
@@ -68,7 +71,7 @@ class Chat:
         assert stream.result is not None
         return stream.result
 
-    def stream(self, text: str, *, max_new_tokens: int | None = 512, temperature: float | None = None) -> Stream:
+    def stream(self, text: str, *, max_new_tokens: int | None = TURN, temperature: float | None = None) -> Stream:
         """The same, piece by piece. The turn is remembered once the stream has been read to its end."""
         asked: list[Message] = [*self.messages, {"role": "user", "content": text}]
         turn = sum(message["role"] == "assistant" for message in asked)

@@ -16,11 +16,15 @@ from .sequence import ENDLESS, CachedSequence, Cancelled
 from .verify import Verdict, verify
 
 
+class UpTo(int):
+    """A number of new tokens that need not fit: as many as there is room for, if fewer. A plain number has to fit."""
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """Where a generation ends."""
 
-    max_new_tokens: int | None = None  # None: until the context is full
+    max_new_tokens: int | UpTo | None = None  # None: until the context is full
     stop_ids: frozenset[int] = frozenset()
     cancelled: Callable[[], bool] = lambda: False  # asked between prefill chunks and between rounds
     progress: Callable[[int, int], None] | None = None  # prefill: (tokens done, tokens in all)
@@ -127,8 +131,11 @@ def end_of(target: CachedSequence, prompt: Tokens, limits: Limits, has_source: b
     # The last token is never cached, but the step that makes it may need spare rows.
     longest = holds + 2 - target.rows.minimum
     asked = longest if limits.max_new_tokens is None else len(prompt) + limits.max_new_tokens
+    if isinstance(limits.max_new_tokens, UpTo):
+        asked = min(asked, max(longest, len(prompt) + 1))
     if len(prompt) >= longest or asked > longest:
-        wanted = "" if limits.max_new_tokens is None else f" and max_new_tokens is {limits.max_new_tokens}"
+        flexible = limits.max_new_tokens is None or isinstance(limits.max_new_tokens, UpTo)
+        wanted = "" if flexible else f" and max_new_tokens is {limits.max_new_tokens}"
         need = max(asked, len(prompt) + 1) + target.rows.minimum - 2
         way_out = f"Open it with max_context={need} or more, or shorten the prompt."
         if has_source:

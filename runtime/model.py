@@ -20,7 +20,7 @@ from .draft_length import RenewalReward
 from .draft_weights import DraftWeights, Shared
 from .drafters import Drafters
 from .drafting import Drafting
-from .engine import Limits, generate
+from .engine import Limits, UpTo, generate
 from .errors import ChatTemplateError, OptionError
 from .interfaces import DraftLengthPolicy, FinishReason, ModelInfo, Proposer, Round, Tokens, Weights
 from .prompts import Prompt, Task, encode_prompt, task_of
@@ -36,6 +36,8 @@ from .trial import TrialSequence, open_sequence
 from .twin import TrialReport
 
 __all__ = ["DraftWeights", "Model", "Prompt"]
+
+ANSWER = UpTo(256)  # tokens of an answer whose length nobody asked for
 
 
 class Model:
@@ -162,7 +164,7 @@ class Model:
         self,
         prompt: Prompt,
         *,
-        max_new_tokens: int | None = 256,
+        max_new_tokens: int | None = ANSWER,
         temperature: float | None = None,
         seed: int | None = None,
         stop: Sequence[str | int] = (),
@@ -175,7 +177,8 @@ class Model:
 
         prompt: a list of messages, or a text. A text is one user message where the model has a chat template;
             raw=True feeds it as it is. A model that listens takes what read_wav() gives, or features of its own.
-        max_new_tokens: None is until the context is full.
+        max_new_tokens: the default is 256, or fewer where there is room for fewer; a number that is given has to fit;
+            None is until the context is full.
         temperature: 0 (the default) is greedy; `sampling` holds the other settings and replaces it.
         stop: strings or token ids that end the answer; a stop string is not part of the text.
         cancel: an event that ends the generation between two steps, prompt processing included.
@@ -203,7 +206,7 @@ class Model:
         self,
         prompt: Prompt,
         *,
-        max_new_tokens: int | None = 256,
+        max_new_tokens: int | None = ANSWER,
         temperature: float | None = None,
         seed: int | None = None,
         stop: Sequence[str | int] = (),

@@ -12,6 +12,7 @@ import numpy as np
 
 from pilotfish.backends.llamacpp import BACKEND
 from pilotfish.runtime.errors import PilotfishError
+from pilotfish.runtime.source import prepare
 
 
 def attempt(path: Path) -> str:
@@ -22,6 +23,7 @@ def attempt(path: Path) -> str:
         return f"refused {type(error).__name__} {error}"
     try:
         session = weights.session(min(weights.info.context_length, 32))
+        prepare(session)
         session.forward(np.zeros(3, dtype=np.int64), n_logits=1)
         session.forward(np.zeros(1, dtype=np.int64), n_logits=1)
         session.close()

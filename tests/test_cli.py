@@ -371,6 +371,12 @@ def test_prompts_that_do_not_fit(tiny: Path, pilotfish: Run) -> None:
         (["--kv-dtype", "q3"], ["f32, or in int8", "'q3'"]),
         (["--draft-engine", "onnx"], ["there is no draft model"]),
         (["--draft", "nowhere.gguf"], ["no file or folder nowhere.gguf"]),
+        (["--beams", "0"], ["beams is 0"]),
+        (["--beams", "2", "-t", "1"], ["--beams", "--temperature", "drop one"]),
+        (["--beams", "2", "--repetition-penalty", "1.2"], ["--beams", "penalties"]),
+        (["--beams", "2", "--stop", "x"], ["--beams", "--stop"]),
+        (["--beams", "2", "--draft", "self"], ["--beams", "--draft"]),
+        (["--beams", "2", "--cache", "sinks"], ["--beams", "--cache"]),
         (["--temprature", "1"], ["No such option"]),
     ],
 )

@@ -12,7 +12,7 @@ from test_exact import OneHotTree, flat_curve
 
 from pilotfish.runtime.draft_length import Confidence, Fixed, RenewalReward
 from pilotfish.runtime.drafting import Drafting
-from pilotfish.runtime.engine import Limits, generate
+from pilotfish.runtime.engine import Limits, UpTo, generate
 from pilotfish.runtime.errors import AbilityError, ContextFullError, EngineError, OptionError
 from pilotfish.runtime.interfaces import Budget, Draft, DraftLengthPolicy, Proposer, Round, Tokens
 from pilotfish.runtime.proposers import DraftModel, Suffix
@@ -119,6 +119,18 @@ def test_a_full_context_is_used_to_its_last_entry() -> None:
         out = tokens(run([1, 2], (Suffix(),), rows=rows, sequence=sequence, limits=Limits()))
         assert 2 + len(out) == 20 + 2 - rows.minimum
         assert out == tokens(run([1, 2], limits=Limits(max_new_tokens=len(out))))
+
+
+def test_a_length_that_nobody_asked_for_is_what_there_is_room_for() -> None:
+    for rows in (ANY_WIDTH, RowRule((2, 3, 4)), RowRule((4, 8))):
+        sequence = CachedSequence(ToyWeights(V, context_length=20).session(), rows)
+        until_full = tokens(run([1] * 12, rows=rows, sequence=sequence, limits=Limits()))
+        assert tokens(run([1] * 12, rows=rows, sequence=sequence, limits=Limits(UpTo(256)))) == until_full
+        assert tokens(run([1] * 12, rows=rows, sequence=sequence, limits=Limits(UpTo(3)))) == until_full[:3]
+        with pytest.raises(ContextFullError, match=r"max_new_tokens is 256"):
+            next(run([1] * 12, rows=rows, sequence=sequence, limits=Limits(256)))
+        with pytest.raises(ContextFullError, match=r"prompt has 22 tokens, but"):
+            next(run([1] * 22, rows=rows, sequence=sequence, limits=Limits(UpTo(256))))
 
 
 def test_what_does_not_fit_is_refused_before_anything_changes() -> None:

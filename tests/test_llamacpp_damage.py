@@ -139,6 +139,7 @@ def _move_a_number(found: bytearray, data: bytes, rng: np.random.Generator) -> N
     names = (b"context_length", b"embedding_length", b"block_count", b"feed_forward_length", b"head_count")
     names += (b"head_count_kv", b"layer_norm_rms_epsilon", b"freq_base", b"attn_q.weight", b"attn_k.weight")
     names += (b"ffn_down.weight", b"token_embd.weight", b"attn_norm.weight", b"general.architecture", b"output_norm")
+    names += (b"relative_buckets_count", b"decoder_start_token_id", b"decoder_block_count", b"attn_rel_b.weight")
     name = names[int(rng.integers(0, len(names)))]
     at = found.find(name)
     if at < 0:
@@ -211,6 +212,22 @@ def test_damaged_headers_of_the_other_families(worker: Worker, tmp_path: Path) -
         assert worker.attempt(path) == "opened"
     ended = fuzz(worker, others, tmp_path, 1500, seed=3)
     assert ended["refused ModelFileError"] > 150 and ended["opened"] > 30, ended
+
+
+@pytest.mark.slow
+def test_damaged_headers_of_an_encoder_decoder(worker: Worker, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    from tiny_seq2seq import save_pair
+
+    from pilotfish.exporters.gguf_writer import write_gguf
+    from pilotfish.exporters.sources import open_source
+
+    changes = {"relative_attention_max_distance": 128, "num_layers": 1, "num_decoder_layers": 1, "n_positions": 64}
+    source = open_source(save_pair("t5", tmp_path / "hf", **changes))
+    write_gguf(source, source.torch_model(), tmp_path / "t5.gguf")
+    assert worker.attempt(tmp_path / "t5.gguf") == "opened"
+    ended = fuzz(worker, {"t5": tmp_path / "t5.gguf"}, tmp_path, 600, seed=4)
+    assert ended["refused ModelFileError"] > 60 and ended["opened"] > 12, ended
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

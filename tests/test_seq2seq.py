@@ -144,6 +144,12 @@ def test_stop_strings_limits_and_cancels() -> None:
         stream = model.stream(TEXT)
         assert next(iter(stream)) and not stream.close()  # type: ignore[func-returns-value]
         assert model.generate(TEXT, max_new_tokens=None).text == TEXT
+    with toy_model(toy_weights(0.0), max_context=40) as model:  # shorter than the default length of an answer
+        result = model.generate(TEXT)
+        assert result.finish_reason == "length" and result.stats.n_tokens == 40 + 2 - 1 - model._sequence.rows.minimum
+        with pytest.raises(ContextFullError, match="max_new_tokens is 256"):
+            model.generate(TEXT, max_new_tokens=256)
+    with toy_model(toy_weights()) as model:
         seen: list[tuple[int, int]] = []
         for _ in model.stream("a text", progress=lambda done, n: seen.append((done, n))):
             pass

@@ -129,6 +129,9 @@ def test_the_command_line_runs_it(bundle: Path, model: Model) -> None:
     found = json.loads(done.stdout)
     expected = model.generate(TEXTS[0], max_new_tokens=12)
     assert found["token_ids"] == list(expected.token_ids) and found["n_prompt"] == len(TEXTS[0]) + 1
+    line = ["run", str(bundle), TEXTS[0], "-n", "12", "--json", "--threads", "2", "--beams", "4"]
+    found = json.loads(CliRunner().invoke(app, line).stdout)
+    assert found["token_ids"] == list(model.generate(TEXTS[0], max_new_tokens=12, beams=4).token_ids)
     shown = CliRunner().invoke(app, ["inspect", str(bundle)]).stdout
     assert "encoder-decoder" in shown and "encoder.onnx" in shown
 
