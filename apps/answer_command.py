@@ -101,7 +101,7 @@ def run(
         frequency_penalty=frequency_penalty,
     )
     if beams is not None:
-        _check_beams(beams, sampling, stop, draft, cache)
+        _check_beams(beams, sampling, stop, draft, cache or quality)
     text = read_prompt(prompt)
     loaded = _load(
         model,
@@ -219,7 +219,7 @@ def _check_beams(beams: int, sampling: Sampling, stop: list[str] | None, draft: 
         ("--temperature and penalties", sampling != Sampling()),
         ("--stop", bool(stop)),
         ("--draft", draft is not None),
-        ("--cache", cache is not None),
+        ("--cache or --quality", cache is not None),
     ):
         if given:
             raise OptionError(

@@ -25,11 +25,10 @@ from ..runtime.storage import write_atomically
 from . import machine
 from .bench_cache_inputs import read_text
 from .bench_copies import CopyTask, copied_share, copy_tasks, forced
-from .ctranslate2_peer import CTranslate2
 from .llamacpp_peer import LlamaCpp
 from .terminal import LoadProgress, console
 
-PLAIN, SPECULATIVE, ONE_ROW, LLAMA, CT2 = "plain", "speculative", "one row", "llama.cpp", "CTranslate2"
+PLAIN, SPECULATIVE, ONE_ROW, LLAMA = "plain", "speculative", "one row", "llama.cpp"
 _DOCUMENT = "document"  # the set of one long prompt
 _Decode = Callable[["PromptResult", int], "Sample"]
 
@@ -82,7 +81,6 @@ def bench(
     as_json: bool,
     threads: int | None,
     max_context: int | None,
-    ctranslate2: Path | None = None,
 ) -> None:
     """Run the benchmark and show a table; with `out`, write results.json and ratios.png there.
 
@@ -103,7 +101,7 @@ def bench(
     with loaded:
         if document is not None:
             chosen = [PromptResult(_DOCUMENT, _beginning(loaded, document))]
-        results = _measure(loaded, model, chosen, n_tokens, repeats, ctranslate2)
+        results = _measure(loaded, model, chosen, n_tokens, repeats)
         report = _report(loaded, results, n_tokens, repeats)
     if as_json:
         print(json.dumps(report))
@@ -150,15 +148,7 @@ def _copies(rows: list[tuple[str, str]], sets: str, per_set: int) -> list[Prompt
     return [PromptResult(r.set, r.prompt, tasks[r.set, r.prompt]) for r in choose_prompts([*tasks], sets, per_set)]
 
 
-def _measure(
-    model: Model,
-    source: str,
-    results: list[PromptResult],
-    n_tokens: int,
-    repeats: int,
-    ctranslate2: Path | None = None,
-) -> list[PromptResult]:
-    other = None if ctranslate2 is None else _other(model, ctranslate2)
+def _measure(model: Model, source: str, results: list[PromptResult], n_tokens: int, repeats: int) -> list[PromptResult]:
     plain, one_row = model.sibling(policy=None), model.sibling(policy=None, exact=False)
     contestants: dict[str, _Decode] = {
         PLAIN: _decoder(plain),
@@ -170,8 +160,6 @@ def _measure(
         peer = LlamaCpp.open(resolve(source), model.info.threads, model.max_context)
     if peer is not None:
         contestants[LLAMA] = lambda asked, n: Sample(*peer.decode(model.encode(asked.prompt).tolist(), n))
-    if other is not None:
-        contestants[CT2] = other
     names = list(contestants)
     try:
         for decode in contestants.values():
@@ -189,20 +177,6 @@ def _measure(
         if peer is not None:
             peer.close()
     return results
-
-
-def _other(model: Model, folder: Path) -> _Decode:
-    """CTranslate2, which makes as many tokens as the answer that is given here has. Raises OptionError."""
-    if model.info.encoder is None:
-        raise OptionError("--ctranslate2 is for encoder-decoder models; drop it.")
-    peer = CTranslate2(folder, model.info.threads)
-
-    def decode(asked: PromptResult, n: int) -> Sample:
-        answer = asked.prompt if asked.task is None else asked.task.answer
-        source = [model.tokenizer.token(i) or "" for i in model.encode(asked.prompt).tolist()]
-        return Sample(*peer.decode(source, min(n, len(model.tokenizer.encode_source(answer)))))
-
-    return decode
 
 
 def _decoder(model: Model) -> _Decode:

@@ -31,9 +31,6 @@ def bench_run(
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
     threads: Threads = None,
     max_context: MaxContext = 4096,
-    ctranslate2: Annotated[
-        Path | None, typer.Option(help="The same encoder-decoder, converted by CTranslate2, beside them.")
-    ] = None,
 ) -> None:
     """Plain against speculative decoding, A B A B on the same prompts, and llama.cpp beside them where installed."""
     from .bench import bench
@@ -57,7 +54,6 @@ def bench_run(
         as_json=as_json,
         threads=threads,
         max_context=max_context,
-        ctranslate2=ctranslate2,
     )
 
 

@@ -190,10 +190,10 @@ class LlamaCppSession(DecoderOnly):
 
     def _give_back(self) -> None:
         """Go over to a smaller context, where the kept entries need only a quarter of this one: it was made whole."""
-        context, n = self._open(), max(self._rows.n, min(_FIRST, self.max_context))
+        context, n = self._open(), max(self._rows.n, min(FIRST, self.max_context))
         if 4 * capacity_for(n) > context.capacity:
             return
-        smaller = self._make(n)
+        smaller = self._make(n, self._watching)
         if self._rows.n:
             smaller.load(context.state())
         self._context = smaller

@@ -95,6 +95,9 @@ class LlamaCppSourceSession(LlamaCppSession):
         context.encode(source)
         return context
 
+    def _give_back(self) -> None:
+        """Nothing: a smaller context would have to read the source again."""
+
     def _read(self, context: Context, n: int, n_logits: int, observe: frozenset[Observation], n_before: int) -> Step:
         """Copies: the next source may move the memory that logits lie in."""
         step = super()._read(context, n, n_logits, observe, n_before)
