@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+import psutil
 
-from ..runtime.errors import EngineError, OptionError
+from ..runtime.errors import ContextFullError, EngineError, OptionError
 from ..runtime.interfaces import Floats, Indices, Observation, Step, Tokens, as_tokens
 from ..runtime.source import checked_source
 from .cache_state import Layout, pack, unpack
@@ -21,6 +22,7 @@ from .llamacpp_session import FIRST, LlamaCppSession
 if TYPE_CHECKING:
     from .llamacpp import LlamaCppWeights
 
+_ENCODER_BYTES = 12  # for each head and pair of tokens: its score, what its distance adds, and the softmax, in f32
 _SAVED: Sequence[Layout] = ((np.uint8, (None,)), (np.int64, (None,)))  # llama.cpp's state, and the source
 
 
@@ -91,6 +93,12 @@ class LlamaCppSourceSession(LlamaCppSession):
         return self._reading(self._source, n_entries, watching)
 
     def _reading(self, source: Tokens, n_entries: int, watching: bool) -> Context:
+        needed, free = _ENCODER_BYTES * self.info.n_heads * len(source) ** 2, psutil.virtual_memory().available
+        if needed > free:  # the system would promise the memory and then kill the process
+            raise ContextFullError(
+                f"the source has {len(source)} tokens: llama.cpp's encoder needs {needed >> 20} MiB to read it at "
+                f"once, and {free >> 20} MiB are free. Shorten it, or cut it into parts that are answered one by one."
+            )
         context = self._weights.context(n_entries, watching, len(source))
         context.encode(source)
         return context

@@ -27,7 +27,7 @@ from pilotfish.exporters.gguf_writer import write_gguf  # noqa: E402
 from pilotfish.exporters.sources import open_source  # noqa: E402
 from pilotfish.exporting import export  # noqa: E402
 from pilotfish.runtime.draft_length import Fixed  # noqa: E402
-from pilotfish.runtime.errors import ModelFileError, OptionError, UnsupportedModelError  # noqa: E402
+from pilotfish.runtime.errors import ContextFullError, ModelFileError, OptionError, UnsupportedModelError  # noqa: E402
 from pilotfish.runtime.gguf_file import read_gguf  # noqa: E402
 from pilotfish.runtime.interfaces import EncoderInfo, Weights  # noqa: E402
 from pilotfish.testing import CHECKS, Subject, answer_contract  # noqa: E402
@@ -124,6 +124,19 @@ def test_a_source_longer_than_a_step(written: Written) -> None:
     weights.close()
 
 
+def test_a_source_too_long_for_the_memory_is_refused_before_it_is_read(written: Written) -> None:
+    weights = opened(written("t5", "f32"))
+    session = weights.session()
+    session.encode(np.arange(3, 9))
+    expected = session.forward(np.array([0, 5]), n_logits=2).logits
+    with pytest.raises(ContextFullError, match=r"source has 1000000 tokens: .* MiB are free\. Shorten"):
+        session.encode(np.zeros(1_000_000, np.int64))
+    assert session.positions.tolist() == [0, 1]
+    session.truncate(0)
+    assert np.array_equal(session.forward(np.array([0, 5]), n_logits=2).logits, expected)
+    weights.close()
+
+
 def test_a_cache_that_grows_keeps_the_source(written: Written) -> None:
     folder = written("t5", "f32").parent
     source = open_source(save_pair("t5", folder / "long", **{**FITTING, "n_positions": 900}))
@@ -164,7 +177,8 @@ def test_greedy_is_that_of_transformers(bundle: Path, monkeypatch: pytest.Monkey
 
 
 def test_drafts_change_nothing(bundle: Path) -> None:
-    asks: list[dict[str, Any]] = [{"temperature": 0.0}, {"temperature": 15.0, "seed": 4}, {"beams": 3}]
+    drawn = [{"temperature": 15.0, "seed": seed} for seed in (4, 5)]
+    asks: list[dict[str, Any]] = [{"temperature": 0.0}, {"beams": 3}, *drawn]
     with load(bundle / "gguf" / "model.gguf", engine="llamacpp", threads=1, speculate=False) as plain:
         expected = [plain.generate(t, max_new_tokens=48, **a).token_ids for t in TEXTS for a in asks]
     assert len(set(expected)) >= 5
