@@ -18,7 +18,8 @@ from ..choosing import first_threads
 from ..loading import resolve
 from ..opening import Place, open_weights
 from ..runtime.errors import OptionError
-from ..runtime.interfaces import Session
+from ..runtime.interfaces import Session, Tokens
+from ..runtime.source import stand_in
 from ..runtime.storage import write_atomically
 from . import machine
 from .terminal import LoadProgress, console
@@ -77,10 +78,7 @@ def _measure(sessions: dict[str, Session], context: int, repeats: int) -> dict[s
             for name, session in sessions.items():
                 time.sleep(_PAUSE_S)
                 tokens = np.random.default_rng(0).integers(0, session.info.vocab_size, context + WIDTHS[-1])
-                session.truncate(0)
-                began = time.perf_counter()
-                session.forward(tokens[:context], n_logits=0)
-                prefill[name].append(context / (time.perf_counter() - began))
+                prefill[name].append(_prompt_rate(session, tokens[:context]))
                 for width in WIDTHS:
                     for _ in range(3):
                         began = time.perf_counter()
@@ -95,6 +93,20 @@ def _measure(sessions: dict[str, Session], context: int, repeats: int) -> dict[s
         }
         for name in sessions
     }
+
+
+def _prompt_rate(session: Session, tokens: Tokens) -> float:
+    """Tokens of a prompt, or of a source (or frames of sound), read in a second; the session holds the tokens then."""
+    source = stand_in(session.info)
+    session.truncate(0)
+    began = time.perf_counter()
+    if source is not None:
+        session.encode(source)
+        seconds = time.perf_counter() - began
+        session.forward(tokens, n_logits=0)
+        return float(source.shape[-1] / seconds)
+    session.forward(tokens, n_logits=0)
+    return len(tokens) / (time.perf_counter() - began)
 
 
 def _show(report: dict[str, object]) -> None:
