@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -13,14 +13,14 @@ from .cost import CostCurve
 from .interfaces import EMPTY_DRAFT, Budget, Draft, DraftLengthPolicy, Forecast, Probs, Proposer, Tokens
 from .rows import RowRule
 
-_CHEAP = 0.25  # of a plain step: a proposer whose whole call costs less is asked first and judged by its draft
+_CHEAP = 1.0  # plain steps: a proposer whose whole call costs less is asked first and judged by its draft
 _STALL = 0.2  # of a plain step: a call counts as so much longer than twice its usual time, and no more
 _HICCUP = 3.0  # a step counts as at most so many times longer or shorter than expected
 _STAKE = 2.0  # plain steps that drafts may lose in an answer before they have gained any,
 _STAKE_RATE = 0.01  # and so many more with every token
 _STALE = 64  # rounds after which a proposer that lost to another is heard again
 _HOPE = 4.0  # plain steps that asking a proposer is taken to be worth before it was asked,
-_WORTH_RATE = 0.1  # and how fast the truth is followed
+_WORTH_RATE = 0.1  # and how fast the truth is followed,
 _PROMISE_RATE = 0.5  # and how fast where it is better than was thought
 _PONDER = 0.02  # of a plain step: thinking longer than that about a proposer that is not asked is no small matter
 _REST_SHARE = 0.01  # of the time: what asking one that brings less than it takes may cost,
@@ -34,6 +34,9 @@ class Proposal:
     draft: Draft
     proposer: str | None
     draft_s: float
+
+
+_NO_DRAFT = Proposal(EMPTY_DRAFT, None, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,12 +163,13 @@ class Drafting:
         k_max = min(max_tokens, self.rows.maximum - 1)
         if self.policy.plain_every is not None and self._since_plain >= self.policy.plain_every:
             k_max = min(k_max, self.rows.minimum - 1)  # an undrafted step, to know what it costs now
-        best, best_value = Proposal(EMPTY_DRAFT, None, 0.0), -np.inf
         if k_max < 1:
-            return best
+            return _NO_DRAFT
+        best, best_value, proposed_by = EMPTY_DRAFT, -math.inf, None
         plain_s = self.costs.seconds(self.rows.minimum)
-        ordered = sorted(proposers, key=lambda proposer: self._record(proposer.name).call_s)
-        for proposer in ordered:
+        if len(proposers) > 1:
+            proposers = tuple(sorted(proposers, key=lambda proposer: self._record(proposer.name).call_s))
+        for proposer in proposers:
             record = self._record(proposer.name)
             k, dear = k_max, record.call_s > _CHEAP * plain_s
             if (not dear or record.pondered) and record.rests(plain_s):
@@ -184,10 +188,10 @@ class Drafting:
                 continue
             drawn = offer.draft.laws is not None
             if offer.value > best_value or drawn:
-                best, best_value = Proposal(offer.draft, proposer.name, 0.0), offer.value
+                best, best_value, proposed_by = offer.draft, offer.value, proposer.name
                 if drawn:  # a sampled draft must be submitted
                     break
-        return replace(best, draft_s=time.perf_counter() - began)
+        return Proposal(best, proposed_by, time.perf_counter() - began)
 
     def observe(
         self,

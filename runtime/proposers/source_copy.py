@@ -17,7 +17,8 @@ import numpy as np
 from ..interfaces import EMPTY_DRAFT, Budget, Draft, Probs, Proposer, Tokens
 
 _JUMP = 4  # edits that going on anywhere else in the source is worth
-_LATEST = 8  # tokens that are aligned one by one, of those that came while nothing was asked
+_EDITS = 3  # that are followed in one call, since a call must be short;
+_LATEST = 6  # where there are more, only so many tokens are followed to the end
 _FLOOR = 0.02  # a path less likely than this is not followed,
 _SILENT = 0.1  # and with a next token less likely than this nothing is said: by chance letters agree that often
 _MEMORY = 0.98  # what an old copy is worth after one more token
@@ -74,7 +75,7 @@ class _Copying:
 
     def _follow(self, tokens: list[int]) -> None:
         """Align tokens that were committed."""
-        i = 0
+        i = edits = 0
         while i < len(tokens):
             run = self._alignment.run(tokens, i)
             if run:
@@ -84,9 +85,10 @@ class _Copying:
             if i < len(tokens):
                 self._learn(False)
                 self._copied = False
-                i = max(i, len(tokens) - _LATEST)
+                if edits == _EDITS:  # nothing was asked for a while
+                    i = max(i, len(tokens) - _LATEST)
                 self._alignment.edit(tokens[i])
-                i += 1
+                i, edits = i + 1, edits + 1
 
     def _count(self, run: int) -> None:
         """So many copies in a row."""
