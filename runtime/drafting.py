@@ -65,11 +65,17 @@ class _Record:
     rested: int = 0  # rounds in a row it was not asked because of that
     pondered: bool = False  # whether not asking it took long
 
-    def rests(self, plain_s: float) -> bool:
-        """Whether to leave it out this round: a lookup in every round is not free either."""
-        every = min(max(self.asked_s / (_REST_SHARE * plain_s), _REST[0]), _REST[1])
-        self.rested = 0 if self.worth_s >= self.asked_s or self.rested + 1 >= every else self.rested + 1
-        return self.rested > 0
+    def rests(self, plain_s: float) -> int:
+        """In how many rounds, from this one on, to leave it out: a lookup in every round is not free either."""
+        every = min(max(int(self.asked_s / (_REST_SHARE * plain_s)), _REST[0]), _REST[1])
+        left = 0 if self.worth_s >= self.asked_s else max(every - 1 - self.rested, 0)
+        self.rested = self.rested if left else 0
+        return left
+
+    def rest(self, n_rounds: int) -> None:
+        """It is left out in so many rounds."""
+        self.rested += n_rounds
+        self.idle += n_rounds
 
     def ponder(self, seconds: float, plain_s: float) -> None:
         """It took so long to find that it should not be asked; where steps are short, too long for every round."""
@@ -142,6 +148,7 @@ class Drafting:
         self._records: dict[str, _Record] = {}
         self._fitted = np.array([rows.fit(k + 1) for k in range(rows.maximum)])  # width of a step with k drafts
         self._wide = self._fitted > rows.minimum
+        self._asleep = 0  # rounds in which nobody is to be asked
         self._since_plain = 0  # rounds since a step of minimal width
         self._last_width = rows.minimum
         self._gained = 0.0  # seconds, since the answer began, against plain decoding
@@ -151,7 +158,7 @@ class Drafting:
 
     def begin(self, n_entries: int) -> None:
         """A new answer, to a prompt of so many entries: what was gained in the last one is no longer at stake."""
-        self._gained, self._answered = 0.0, 0
+        self._gained, self._answered, self._asleep = 0.0, 0, 0
         self.costs.n_entries = n_entries
         for record in self._records.values():
             record.rested = _REST[1]  # the first round of an answer is no time to rest
@@ -163,17 +170,19 @@ class Drafting:
         k_max = min(max_tokens, self.rows.maximum - 1)
         if self.policy.plain_every is not None and self._since_plain >= self.policy.plain_every:
             k_max = min(k_max, self.rows.minimum - 1)  # an undrafted step, to know what it costs now
-        if k_max < 1:
+        if self._asleep or k_max < 1 or not proposers:
+            self._asleep = max(self._asleep - 1, 0)
             return _NO_DRAFT
         best, best_value, proposed_by = EMPTY_DRAFT, -math.inf, None
-        plain_s = self.costs.seconds(self.rows.minimum)
+        plain_s, naps = self.costs.seconds(self.rows.minimum), list[int]()
         if len(proposers) > 1:
             proposers = tuple(sorted(proposers, key=lambda proposer: self._record(proposer.name).call_s))
         for proposer in proposers:
             record = self._record(proposer.name)
             k, dear = k_max, record.call_s > _CHEAP * plain_s
-            if (not dear or record.pondered) and record.rests(plain_s):
-                record.idle += 1
+            left = record.rests(plain_s) if record.pondered or not dear else 0
+            naps.append(left)
+            if left:
                 continue
             if dear:  # judged by its record before any time is spent on it
                 thought = time.perf_counter()
@@ -191,6 +200,10 @@ class Drafting:
                 best, best_value, proposed_by = offer.draft, offer.value, proposer.name
                 if drawn:  # a sampled draft must be submitted
                     break
+        self._asleep = max(min(naps) - 1, 0)
+        for proposer, left in zip(proposers, naps, strict=False):
+            if left:
+                self._record(proposer.name).rest(1 + self._asleep)
         return Proposal(best, proposed_by, time.perf_counter() - began)
 
     def observe(

@@ -111,8 +111,8 @@ MUTANTS = (
     Mutant(
         "a proposer that brings nothing never rests",
         "runtime/drafting.py",
-        "        return self.rested > 0\n",
-        "        return False\n",
+        "        left = 0 if self.worth_s >= self.asked_s else max(every - 1 - self.rested, 0)\n",
+        "        left = 0\n",
     ),
     Mutant(
         "the rejected tail counts as rejected",
