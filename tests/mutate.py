@@ -77,7 +77,7 @@ MUTANTS = (
     Mutant(
         "a draft model computes accepted tokens again",
         "runtime/proposers/draft_model.py",
-        "lacking = len(context) - min(self._sequence.common_prefix(context), len(context) - 1)",
+        "lacking = len(context) - min(self._sequence.reusable(context), len(context) - 1)",
         "lacking = min(len(context), 8)",
     ),
     Mutant(
