@@ -67,9 +67,9 @@ def cache_types(kv_dtype: str | None, head_dim: int, flash_attention: str) -> tu
             )
     if block_elements(values) > 1 and (flash_attention == "off" or keys == "f32"):
         raise OptionError(
-            f"kv_dtype={kv_dtype!r}: values stored as {values} need flash attention, which is off: attention can only "
-            f"be observed without it, and T5 computed. Use kv_dtype='{keys}/f16', or a decoder and "
-            "flash_attention='on'."
+            f"kv_dtype={kv_dtype!r}: values stored as {values} need flash attention, which is off (always for T5): "
+            "attention can only be observed without it. "
+            f"Use kv_dtype='{keys}/f16', or flash_attention='on' with a decoder."
         )
     return keys, values
 

@@ -48,7 +48,7 @@ CASES: dict[str, tuple[str, dict[str, Any], type[PilotfishError], str]] = {
     "the same for drafts": ("reference", {"draft": "self:sinks:budget=30"}, OptionError, "a budget of 36"),
     "more rows than entries between": (
         "reference",
-        {"cache": "snapkv:budget=64,every=16"},
+        {"cache": "snapkv:budget=64,every=16,observed=32"},
         OptionError,
         "give every=32 or more, or a smaller window",
     ),

@@ -226,6 +226,7 @@ class NoDataclass:
     """A policy whose budget is fixed."""
 
     name, needs, budget, every, window, rows, spare = "fixed", frozenset({"evict_tokens"}), 24, 8, 6, 0, 0
+    restart = None
 
     def select(self, view: Any) -> Indices:
         raise AssertionError

@@ -111,7 +111,7 @@ def test_a_family_is_computed_as_transformers_does(bundles: Bundles, cell: str) 
     session.encode(source)
     theirs = in_torch(model, source, tokens)
     ours = [session.forward(tokens[a:b], n_logits=b - a).logits.copy() for a, b in itertools.pairwise(STARTS)]
-    assert np.ptp(theirs.argmax(-1)) > 0  # a model that answers one thing proves little
+    assert np.ptp(theirs, axis=0).max() > 0.05 * np.abs(theirs).max()  # a model that answers one thing proves little
     limit = {"fp32": CLOSE, "int8": 0.05, "int4": 0.6}[form]
     assert distance(np.concatenate(ours), theirs) < limit
     weights.close()
