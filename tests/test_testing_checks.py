@@ -165,7 +165,7 @@ TOYS: dict[str, type[ToySession]] = {
     "random_trees_again_and_again": broken.KeepsTheWholeTree,
     "evicted_entries_are_gone_and_positions_stay": broken.RenumbersAfterEviction,
     "evicting_makes_room": broken.EvictsNothing,
-    "only_what_is_attended_to_is_seen": broken.EvictsNothing,
+    "only_what_is_attended_to_is_seen": broken.SeesWhatIsLeftOut,
     "trees_work_on_a_cache_with_gaps": broken.KeepsTheWholeTree,
     "a_fork_goes_on_alike_and_alone": broken.ForksShareTheirEntries,
     "a_fork_has_the_gaps_too": ForksRenumbered,
