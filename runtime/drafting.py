@@ -13,7 +13,8 @@ from .cost import CostCurve
 from .interfaces import EMPTY_DRAFT, Budget, Draft, DraftLengthPolicy, Forecast, Probs, Proposer, Tokens
 from .rows import RowRule
 
-_CHEAP = 1.0  # plain steps: a proposer whose whole call costs less is asked first and judged by its draft
+_CHEAP_LOOKUP = 1.0  # plain steps: one whose whole call takes less is asked first and judged by its draft,
+_CHEAP_MODEL = 0.1  # and so is a model that drafts token by token
 _STALL = 0.2  # of a plain step: a call counts as so much longer than twice its usual time, and no more
 _HICCUP = 3.0  # a step counts as at most so many times longer or shorter than expected
 _STAKE = 2.0  # plain steps that drafts may lose in an answer before they have gained any,
@@ -179,7 +180,8 @@ class Drafting:
             proposers = tuple(sorted(proposers, key=lambda proposer: self._record(proposer.name).call_s))
         for proposer in proposers:
             record = self._record(proposer.name)
-            k, dear = k_max, record.call_s > _CHEAP * plain_s
+            cheap = _CHEAP_MODEL if proposer.name in self._token_s else _CHEAP_LOOKUP
+            k, dear = k_max, record.call_s > cheap * plain_s
             left = record.rests(plain_s) if record.pondered or not dear else 0
             naps.append(left)
             if left:
