@@ -13,6 +13,7 @@ import pytest
 from real_weights import smollm2
 from test_cache_exact import MORE, PROSE, SAMPLINGS, SMALL, WIDTHS, WRAPPED, Knows, Run, opened, prompt_for, run, small
 from test_self_draft import LATER
+from tiers import quick
 from typer.testing import CliRunner
 
 from pilotfish.apps.cli import app
@@ -83,7 +84,7 @@ def states(done: Run) -> Iterator[Any]:
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 @pytest.mark.parametrize("form", ["chain", "tree"])
-@pytest.mark.parametrize("name", [*LATER, *WRAPPED])
+@pytest.mark.parametrize("name", quick([*LATER, *WRAPPED], "sinks", "snapkv", "chunk-keydiff"))
 @pytest.mark.parametrize(
     "engine", ["toy", "onnx"]
 )  # one row class; numpy's bits follow the width, and knorm's ties them
@@ -174,7 +175,7 @@ def held(weights: Weights, name: str, engine: str, quality: float, n_new: int, d
     return run(weights, None, prompt, n_new=n_new, proposers=own, sequence=sequence)
 
 
-@pytest.mark.parametrize("name", LATER)
+@pytest.mark.parametrize("name", quick(LATER, "sinks", "snapkv"))
 @pytest.mark.parametrize("engine", ["toy", "reference", "onnx"])
 def test_a_draft_cache_of_steered_size_changes_nothing(
     engine: str, name: str, opened: Callable[[str], Weights]
