@@ -26,6 +26,7 @@ from . import machine
 from .bench_cache_inputs import read_text
 from .bench_copies import CopyTask, copied_share, copy_tasks, forced
 from .llamacpp_peer import LlamaCpp
+from .plotting import drawn, require_plots
 from .terminal import LoadProgress, console
 
 PLAIN, SPECULATIVE, ONE_ROW, LLAMA = "plain", "speculative", "one row", "llama.cpp"
@@ -86,6 +87,7 @@ def bench(
 
     document: tokens of one long prompt to ask instead of the sets'.
     """
+    require_plots(out)
     rows = read_prompts(prompts)
     with LoadProgress() as progress:
         path = resolve(model, progress)
@@ -255,30 +257,16 @@ def _show(report: dict[str, object]) -> None:
 
 def _plot(report: dict[str, object], path: Path) -> None:
     """Bars of every contestant's speed relative to plain decoding, by prompt set."""
-    try:
-        import matplotlib
-    except ImportError:
-        raise OptionError("a plot needs matplotlib. Add it with: pip install 'pilotfish[demo]'") from None
-    matplotlib.use("Agg")
-    import io
-
-    from matplotlib import pyplot
-
     sets = report["sets"]
     assert isinstance(sets, dict)
     contestants = list(next(iter(sets.values()))["times_plain"])
-    figure, axes = pyplot.subplots(figsize=(8, 4))
-    width = 0.8 / len(contestants)
-    for i, name in enumerate(contestants):
-        at = [x + i * width for x in range(len(sets))]
-        axes.bar(at, [row["times_plain"][name] for row in sets.values()], width, label=name)
-    axes.axhline(1.0, color="black", linewidth=0.8)
-    axes.set_xticks([x + 0.4 - width / 2 for x in range(len(sets))], list(sets))
-    axes.set_ylabel("tokens per second, plain = 1")
-    axes.set_title(f"{report['engine']} ({report['machine']})", fontsize=9)
-    axes.legend(fontsize=8)
-    figure.tight_layout()
-    image = io.BytesIO()
-    figure.savefig(image, format="png", dpi=130)
-    pyplot.close(figure)
-    write_atomically(path, image.getvalue())
+    with drawn(path, (8, 4)) as (_, [[axes]]):
+        width = 0.8 / len(contestants)
+        for i, name in enumerate(contestants):
+            at = [x + i * width for x in range(len(sets))]
+            axes.bar(at, [row["times_plain"][name] for row in sets.values()], width, label=name)
+        axes.axhline(1.0, color="black", linewidth=0.8)
+        axes.set_xticks([x + 0.4 - width / 2 for x in range(len(sets))], list(sets))
+        axes.set_ylabel("tokens per second, plain = 1")
+        axes.set_title(f"{report['engine']} ({report['machine']})", fontsize=9)
+        axes.legend(fontsize=8)

@@ -22,6 +22,7 @@ from . import machine
 from .bench_cache_inputs import Settings, read_share, read_text
 from .bench_cache_report import line, show, write_report
 from .bench_cache_rows import FULL, Bench, ExactLaw, Row
+from .plotting import require_plots
 from .terminal import LoadProgress, console
 
 _OWN = 64  # entries of the model's own cache, which is not used
@@ -57,6 +58,7 @@ def bench_cache(
 
     kv_dtypes: types to store the cache in, each compared with the engine's exact one, which comes first.
     """
+    require_plots(out)
     parts = [read_share(s) for s in shares]
     for name in policies:
         if name != FULL:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,9 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Column, Table
 
-from ..runtime.errors import OptionError
 from ..runtime.storage import write_atomically
 from .bench_cache_rows import FULL
+from .plotting import drawn
 
 Report = dict[str, Any]
 
@@ -78,14 +77,9 @@ def _cells(row: Report) -> tuple[str, ...]:
 
 
 def write_report(report: Report, folder: Path) -> list[Path]:
-    """Paths of cache.json and, where matplotlib is installed, of two plots. Raises OptionError without it."""
+    """Paths of cache.json and of two plots, written."""
     paths = [folder / name for name in ("cache.json", "cache.png", "needles.png")]
     write_atomically(paths[0], json.dumps(report, indent=1).encode())
-    try:
-        import matplotlib
-    except ImportError:
-        raise OptionError("a plot needs matplotlib. Add it with: pip install 'pilotfish[demo]'") from None
-    matplotlib.use("Agg")
     _plot_loss(report, paths[1])
     _plot_needles(report, paths[2])
     return paths
@@ -97,53 +91,38 @@ def _mean(found: list[Any]) -> str:
 
 def _plot_loss(report: Report, path: Path) -> None:
     """KL by the share of the cache that stays, one line for every policy."""
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(7, 4))
-    rows = [row for row in report["rows"] if row["policy"] != FULL]
-    for name in dict.fromkeys(map(title, rows)):
-        points = sorted((row["entries"] / report["length"], row["kl"]) for row in rows if title(row) == name)
-        axes.plot([x for x, _ in points], [y for _, y in points], marker="o", label=name)
-    axes.set_xscale("log", base=2)
-    axes.set_xlabel("share of the entries that stay")
-    axes.set_ylabel("KL to the full cache, nats a token")
-    axes.set_ylim(bottom=0)
-    axes.set_title(f"{report['model']} on {report['engine']}, {report['length']} tokens", fontsize=9)
-    if rows:
-        axes.legend(fontsize=7, ncols=2)
-    _save(figure, path)
+    with drawn(path, (7, 4)) as (_, [[axes]]):
+        rows = [row for row in report["rows"] if row["policy"] != FULL]
+        for name in dict.fromkeys(map(title, rows)):
+            points = sorted((row["entries"] / report["length"], row["kl"]) for row in rows if title(row) == name)
+            axes.plot([x for x, _ in points], [y for _, y in points], marker="o", label=name)
+        axes.set_xscale("log", base=2)
+        axes.set_xlabel("share of the entries that stay")
+        axes.set_ylabel("KL to the full cache, nats a token")
+        axes.set_ylim(bottom=0)
+        axes.set_title(f"{report['model']} on {report['engine']}, {report['length']} tokens", fontsize=9)
+        if rows:
+            axes.legend(fontsize=7, ncols=2)
 
 
 def _plot_needles(report: Report, path: Path) -> None:
     """Depth by length, one field for every row."""
-    from matplotlib import pyplot
-
     fields = [(f"{title(row)} {row['share']}", row["needles"]) for row in report["rows"]]
     n_columns = min(len(fields), 6)
     n_rows = -(-len(fields) // n_columns)
-    figure, grid = pyplot.subplots(n_rows, n_columns, figsize=(1.9 * n_columns, 1.7 * n_rows + 0.5), squeeze=False)
-    for axes in grid.flat:
-        axes.axis("off")
-    for axes, (name, needles) in zip(grid.flat, fields, strict=False):
-        lengths, depths = sorted({n for n, *_ in needles}), sorted({d for _, d, _ in needles})
-        found = {(n, d): share for n, d, share in needles}
-        axes.axis("on")
-        axes.set_title(name, fontsize=7)
-        if found:
-            values = [[found[n, d] for n in lengths] for d in depths]
-            axes.imshow(values, vmin=0, vmax=1, cmap="RdYlGn", aspect="auto")
-        axes.set_xticks(range(len(lengths)), [str(n) for n in lengths], fontsize=6)
-        axes.set_yticks(range(len(depths)), [f"{d:.0%}" for d in depths], fontsize=6)
-    figure.supxlabel("tokens", fontsize=8)
-    figure.supylabel("depth of the needle", fontsize=8)
-    _save(figure, path)
-
-
-def _save(figure: Any, path: Path) -> None:
-    from matplotlib import pyplot
-
-    figure.tight_layout()
-    image = io.BytesIO()
-    figure.savefig(image, format="png", dpi=130)
-    pyplot.close(figure)
-    write_atomically(path, image.getvalue())
+    size = (1.9 * n_columns, 1.7 * n_rows + 0.5)
+    with drawn(path, size, n_rows, n_columns) as (figure, grid):
+        for axes in grid.flat:
+            axes.axis("off")
+        for axes, (name, needles) in zip(grid.flat, fields, strict=False):
+            lengths, depths = sorted({n for n, *_ in needles}), sorted({d for _, d, _ in needles})
+            found = {(n, d): share for n, d, share in needles}
+            axes.axis("on")
+            axes.set_title(name, fontsize=7)
+            if found:
+                values = [[found[n, d] for n in lengths] for d in depths]
+                axes.imshow(values, vmin=0, vmax=1, cmap="RdYlGn", aspect="auto")
+            axes.set_xticks(range(len(lengths)), [str(n) for n in lengths], fontsize=6)
+            axes.set_yticks(range(len(depths)), [f"{d:.0%}" for d in depths], fontsize=6)
+        figure.supxlabel("tokens", fontsize=8)
+        figure.supylabel("depth of the needle", fontsize=8)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import time
 from pathlib import Path
@@ -22,6 +21,7 @@ from ..runtime.interfaces import Session, Tokens
 from ..runtime.source import stand_in
 from ..runtime.storage import write_atomically
 from . import machine
+from .plotting import drawn, require_plots
 from .terminal import LoadProgress, console
 
 WIDTHS = (1, 2, 4, 8, 16, 32)
@@ -32,6 +32,7 @@ def bench_curve(
     model: str, *, engines: str, context: int, repeats: int, threads: int | None, out: Path | None, as_json: bool
 ) -> None:
     """Measure and show a table; with `out`, write curve.json and curve.png there."""
+    require_plots(out)
     path = resolve(model)
     names = [b.name for b in backends.openers(path)] if engines == "all" else [e.strip() for e in engines.split(",")]
     opened = []
@@ -127,25 +128,13 @@ def _show(report: dict[str, object]) -> None:
 
 def _plot(report: dict[str, object], path: Path) -> None:
     """Milliseconds by rows, one line for every engine."""
-    try:
-        import matplotlib
-    except ImportError:
-        raise OptionError("a plot needs matplotlib. Add it with: pip install 'pilotfish[demo]'") from None
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     engines = report["engines"]
     assert isinstance(engines, dict)
-    figure, axes = pyplot.subplots(figsize=(7, 4))
-    for name, row in engines.items():
-        axes.plot(list(WIDTHS), [row["step_ms"][str(w)] for w in WIDTHS], marker="o", label=name)
-    axes.set_xlabel("rows in a step")
-    axes.set_ylabel("ms")
-    axes.set_ylim(bottom=0)
-    axes.set_title(f"{report['model']}, {report['context']} tokens before ({report['machine']})", fontsize=9)
-    axes.legend(fontsize=8)
-    figure.tight_layout()
-    image = io.BytesIO()
-    figure.savefig(image, format="png", dpi=130)
-    pyplot.close(figure)
-    write_atomically(path, image.getvalue())
+    with drawn(path, (7, 4)) as (_, [[axes]]):
+        for name, row in engines.items():
+            axes.plot(list(WIDTHS), [row["step_ms"][str(w)] for w in WIDTHS], marker="o", label=name)
+        axes.set_xlabel("rows in a step")
+        axes.set_ylabel("ms")
+        axes.set_ylim(bottom=0)
+        axes.set_title(f"{report['model']}, {report['context']} tokens before ({report['machine']})", fontsize=9)
+        axes.legend(fontsize=8)

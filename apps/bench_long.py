@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import time
@@ -28,6 +27,7 @@ from ..runtime.storage import write_atomically
 from ..runtime.surprisal import surprisal
 from . import machine
 from .bench_cache_inputs import read_text
+from .plotting import drawn, require_plots
 from .terminal import LoadProgress
 
 _NEEDLE = "\nThe secret number of the lighthouse is {}.\n"
@@ -72,6 +72,7 @@ def bench_long(
     as_json: bool,
 ) -> None:
     """Measure and show; with `out`, write long.json and long.png there."""
+    require_plots(out)
     policy_by_name(settings.policy)  # refuses before anything is loaded
     with LoadProgress() as progress:
         loaded = load(
@@ -180,26 +181,14 @@ def _show(report: dict[str, Any]) -> None:
 
 def _plot(report: dict[str, Any], path: Path) -> None:
     """Perplexity by place in the text."""
-    try:
-        import matplotlib
-    except ImportError:
-        raise OptionError("a plot needs matplotlib. Add it with: pip install 'pilotfish[demo]'") from None
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(7, 3.5))
-    for name, curve in report["curve"].items():
-        if name != "block":
-            places = (np.arange(len(curve["loss"])) + 1) * _BLOCK
-            axes.plot(places, np.exp(curve["loss"]), marker=".", label=name)
-    axes.axvline(report["context"], linestyle="--", color="gray", label="the model's context")
-    axes.set_xlabel("tokens")
-    axes.set_ylabel("perplexity")
-    axes.set_ylim(bottom=0)
-    axes.legend(fontsize=7)
-    axes.set_title(f"{report['model']} on {report['engine']}, {report['text']}", fontsize=8)
-    figure.tight_layout()
-    image = io.BytesIO()
-    figure.savefig(image, format="png", dpi=130)
-    pyplot.close(figure)
-    write_atomically(path, image.getvalue())
+    with drawn(path, (7, 3.5)) as (_, [[axes]]):
+        for name, curve in report["curve"].items():
+            if name != "block":
+                places = (np.arange(len(curve["loss"])) + 1) * _BLOCK
+                axes.plot(places, np.exp(curve["loss"]), marker=".", label=name)
+        axes.axvline(report["context"], linestyle="--", color="gray", label="the model's context")
+        axes.set_xlabel("tokens")
+        axes.set_ylabel("perplexity")
+        axes.set_ylim(bottom=0)
+        axes.legend(fontsize=7)
+        axes.set_title(f"{report['model']} on {report['engine']}, {report['text']}", fontsize=8)
