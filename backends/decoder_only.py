@@ -17,5 +17,6 @@ class DecoderOnly:
 
     def attend(self, entries: Indices | None) -> None:
         raise AbilityError(
-            "this engine's steps see the whole cache; the openvino engine and the reference engine can leave parts out."
+            "these steps see the whole cache; of decoder models the onnx engine, the openvino engine and the reference "
+            "engine can leave parts out."
         )

@@ -14,6 +14,7 @@ from ..runtime.bundle import Bundle, open_bundle
 from ..runtime.errors import EngineError, EngineMissingError, ModelFileError, OptionError
 from ..runtime.interfaces import Floats, ModelInfo, Weights
 from . import NO_OPTIONS, refuse_options
+from .ort_attending import OrtAttendingSession
 from .ort_devices import DEVICES, create_session, find, present, shapes_of
 from .ort_kv import channel_scales, check_kv_dtype, eight_bit_graph
 from .ort_session import OrtSession
@@ -179,7 +180,7 @@ class OrtWeights:
         wanted = limit if max_context is None else max_context
         if not 1 <= wanted <= limit:
             raise OptionError(f"max_context is {wanted}, but this model was trained for 1..{limit} tokens.")
-        return (OrtSession if self._encoder is None else OrtSourceSession)(self, self._ort, wanted)
+        return (OrtAttendingSession if self._encoder is None else OrtSourceSession)(self, self._ort, wanted)
 
     def close(self) -> None:
         self._plain = self._observing = self._encoder = None

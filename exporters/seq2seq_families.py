@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -77,15 +77,15 @@ def pair_facts(config: PretrainedConfig, said: Mapping[str, Any]) -> PairFacts:
         decoder_start=_decoder_start(settings, said),
         eos_ids=tuple(ends) if isinstance(ends, (list, tuple)) else () if ends is None else (int(ends),),
         suppress_tokens=_known(
-            [*(_either(said, settings, "suppress_tokens") or ()), *_bad_words(said, settings)], settings.vocab_size
+            [*_listed(said, settings, "suppress_tokens"), *_bad_words(said, settings)], settings.vocab_size
         ),
-        begin_suppress_tokens=_known(_either(said, settings, "begin_suppress_tokens") or (), settings.vocab_size),
+        begin_suppress_tokens=_known(_listed(said, settings, "begin_suppress_tokens"), settings.vocab_size),
     )
 
 
 def _bad_words(said: Mapping[str, Any], settings: Any) -> list[Any]:
     """Of the words that are not to be said those of one token; longer ones are not carried."""
-    words = _either(said, settings, "bad_words_ids") or ()
+    words = _listed(said, settings, "bad_words_ids")
     return [word[0] for word in words if isinstance(word, (list, tuple)) and len(word) == 1]
 
 
@@ -107,13 +107,21 @@ def _decoder_start(settings: Any, said: Mapping[str, Any]) -> tuple[int, ...]:
     forced = _either(said, settings, "forced_bos_token_id")
     if forced is not None:
         found.append(int(forced))
-    for _, token in _either(said, settings, "forced_decoder_ids") or ():
-        if token is not None:
-            found.append(int(token))
+    for pair in _listed(said, settings, "forced_decoder_ids"):
+        if isinstance(pair, (list, tuple)) and len(pair) == 2 and pair[1] is not None:
+            found.append(int(pair[1]))
     silent = said.get("no_timestamps_token_id")
     if silent is not None and silent not in found:
         found.append(int(silent))
     return tuple(found)
+
+
+def _listed(said: Mapping[str, Any], settings: Any, name: str) -> Sequence[Any]:
+    """A setting that is a list, or nothing. Raises ModelFileError."""
+    value = _either(said, settings, name)
+    if value is not None and not isinstance(value, (list, tuple)):
+        raise ModelFileError(f"{name} is {value!r} in the settings for generating, but must be a list or null.")
+    return value or ()
 
 
 def _either(said: Mapping[str, Any], settings: Any, name: str) -> Any:

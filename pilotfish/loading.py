@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .choosing import Wish, choose, open_first_right
 from .drafts import named_draft, open_draft, remembered_verdict
-from .measuring import calibration, keep_calibration
+from .measuring import calibration
 from .opening import Progress, read_suppression, read_tokenizer, resolve
 from .runtime.bundle import DraftEntry
 from .runtime.cache_policies import CachePolicy, policy_by_name
@@ -116,12 +116,11 @@ def load(
             assistant, more = open_draft(found, tokenizer, draft, beside, report, entry)
             assistant = replace(assistant, cache=draft_policy)
             notes += more
-        measured = calibration(weights, report)
         model = Model(
             weights,
             tokenizer,
             None if template is None else ChatTemplate(template),
-            measured,
+            calibration(weights, report),
             draft=assistant,
             policy=policy,
             proposers=proposers,
@@ -142,7 +141,6 @@ def load(
         warnings.warn(
             f"{note}; went on with {model.info.engine} on {model.info.device}", PilotfishWarning, stacklevel=2
         )
-    model.on_close(lambda: keep_calibration(measured, weights))
     return model
 
 

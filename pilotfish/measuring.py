@@ -43,7 +43,8 @@ def calibration(weights: Weights, report: Progress) -> Calibration:
     finally:
         session.close()
     report("measuring this machine", 1.0)
-    keep_calibration(measured, weights)
+    about = {"classes": [list(c) for c in measured.rows.classes], "busy": share, "measured_on": time.strftime("%F")}
+    write_json_atomically(_facts_path(weights), {**measured.curve.to_facts(), **about})
     return measured
 
 
@@ -85,15 +86,6 @@ def _known(weights: Weights) -> Calibration | None:
         return Calibration(CostCurve.from_facts(facts), rows, float(facts["busy"]))
     except (KeyError, TypeError, ValueError):
         return None  # damaged, or of an older version: measured again
-
-
-def keep_calibration(measured: Calibration, weights: Weights) -> None:
-    """Remember what was refined while it was used."""
-    facts = measured.curve.to_facts()
-    if facts is not None:
-        classes = [list(c) for c in measured.rows.classes]
-        about = {"classes": classes, "busy": measured.busy, "measured": time.strftime("%F")}
-        write_json_atomically(_facts_path(weights), {**facts, **about})
 
 
 def known_answer(path: Path, report: Progress) -> Canary | None:

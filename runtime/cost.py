@@ -1,7 +1,8 @@
 """Measured time of a forward pass, T(n, S) for n rows that see S entries.
 
 The curve is neither linear nor convex in n and belongs to one engine, build, model, device and thread count, so it is
-measured at first load, remembered, and refined by every step that runs. In S it is a line: attention.
+measured at first load and remembered. Every step that runs refines it, for as long as the process lives: what a busy
+hour has taught is not kept. In S it is a line: attention.
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ _MOST_FAR = 0.5  # of the step behind few entries; a few hundred that cost more 
 _LEAST_FAR = 64  # entries apart that show what an entry costs
 _N_TOKENS = 12  # tokens run at least in steps of every width
 _SPEED_RATE = 0.1  # how fast the machine's present speed is followed
-_WIDTH_RATE = 0.05  # how fast one width's own error is followed, when it was seen a step ago
+_WIDTH_RATE = 0.03  # and how fast one width's own error is followed, when it was seen a step ago
 _SWITCH_RATE = 0.05
 _STALE_RATE = 0.5  # and when it was seen long ago
-_WORTH_CORRECTING = 0.005  # smaller steps are noise, and arrays take time
+_WORTH_CORRECTING = 0.005  # smaller corrections are put together first: arrays take time
 _SWITCHES = 4  # times that the probe goes from a narrow step to a wide one and back
 _MOSTLY_SWITCH = 0.25  # of these changes takes less than what is taken for their price: a stall is no price
 _WORTH_A_SWITCH = 0.05  # of a narrow step; what a switch costs less is noise
 _MOST_CORRECTION = 8.0  # a curve that is further off than this belongs to another machine
-_SHORT_CONTEXT = 1024  # entries up to which a step belongs to the curve that is kept
+_RECENT = 8  # steps since a width was run behind one of its own, so that more time means a switch
 
 
 class CostCurve:
@@ -54,16 +55,18 @@ class CostCurve:
         self.n_entries = _N_CONTEXT
         self.speed = 1.0
         self._last_width = 0
+        self._measured = base
         self._base: Probs = np.interp(np.arange(int(widths[-1]) + 1), widths, base)
         self._correction = np.ones(len(self._base))
         self._grid: Probs = self._base  # correction * base
         self._step = 0
-        self._seen = [0] * len(self._base)  # step at which a width was run last
+        self._pending = [0.0] * len(self._base)  # of the logarithm of each correction
+        self._seen = [0] * len(self._base)  # step at which a width was run last,
+        self._steady = [-_RECENT] * len(self._base)  # and behind one of its own
         run = int(widths[-1] - widths[0])
         self._tail = max(float((base[-1] - base[0]) / run), 0.0) if run else float(base[0])
         apart = np.abs(np.arange(len(self._base))[:, None] - np.arange(len(self._base)))
         self._near = np.exp(-apart / 2.0)  # how much one width's error says about another's
-        self._short = True  # no step with a long context was seen
 
     def seconds(self, width: int) -> float:
         """Expected seconds of one step."""
@@ -91,39 +94,51 @@ class CostCurve:
 
     def observe(self, width: int, n_entries: int, seconds: float) -> None:
         """Learn from a step. One slow step moves little: other programs use the machine too. What has not been seen
-        for long moves more, and takes its neighbours along."""
+        for long moves more, and takes its neighbours along.
+
+        A step of another width than the one before says something about the switch, unless its width alone is not well
+        known: where drafts are rare, each of them follows a plain step.
+        """
         self.n_entries = n_entries
-        steady = self.seconds(width)
-        switched = self.switch > 0 and self._last_width not in (0, width)
-        self._last_width = width
-        error = math.log(min(max(seconds / steady, 0.5), 2.0))
-        self._short = self._short and n_entries <= _SHORT_CONTEXT
+        expected = self.seconds(width)
+        before, self._last_width = self._last_width, width
+        switched = self.switch > 0 and before not in (0, width)
         self._step += 1
-        if switched:  # what it says about the machine and the width is uncertain
-            more = min(max((seconds - steady) / self.speed, -self.switch), steady / self.speed)
+        if switched and (self._well_known(width) or not self._well_known(before)):
+            more = min(max((seconds - expected) / self.speed, -self.switch), expected / self.speed)
             self.switch = max(self.switch + _SWITCH_RATE * (more - self.switch), 0.0)
             return
-        self.speed *= math.exp(_SPEED_RATE * error)
-        if width >= len(self._base):
-            return
+        if switched:
+            expected += self.speed * self.switch
+        error = math.log(min(max(seconds / expected, 0.5), 2.0))
+        if not switched:
+            self.speed *= math.exp(_SPEED_RATE * error)
+        if width < len(self._base):
+            self._correct(width, error)
+            if not switched:
+                self._steady[width] = self._step
+
+    def _well_known(self, width: int) -> bool:
+        return width < len(self._base) and self._step - self._steady[width] <= _RECENT
+
+    def _correct(self, width: int, error: float) -> None:
+        """Small errors count as large ones do: were they left out, a few slow steps among many would raise one width
+        and, since the present speed makes up for it, lower all others."""
         rate = min(1.0 - (1.0 - _WIDTH_RATE) ** (self._step - self._seen[width]), _STALE_RATE)
         self._seen[width] = self._step
-        if abs(rate * error) > _WORTH_CORRECTING:
+        self._pending[width] += rate * error
+        if abs(self._pending[width]) > _WORTH_CORRECTING:
             # Neighbours move with this width, never further, so that a width nobody runs cannot drift away alone.
-            self._correction *= np.exp(rate * error * self._near[width])
+            self._correction *= np.exp(self._pending[width] * self._near[width])
             np.clip(self._correction, 1 / _MOST_CORRECTION, _MOST_CORRECTION, out=self._correction)
             self._grid = self._correction * self._base
+            self._pending[width] = 0.0
 
-    def to_facts(self) -> dict[str, list[float]] | None:
-        """The refined curve, to keep between runs; None where long contexts have bent it. What moved all widths alike
-        is of the moment and stays behind."""
-        if not self._short:
-            return None
-        correction = self._correction[self.widths]
-        refined = self._base[self.widths] * correction / np.exp(np.log(correction).mean())
+    def to_facts(self) -> dict[str, list[float]]:
+        """What was measured, to keep between runs."""
         return {
             "widths": [float(w) for w in self.widths],
-            "base": [float(b) for b in refined],
+            "measured": [float(b) for b in self._measured],
             "switch": [self.switch],
             "entry_s": [self.entry_s],
         }
@@ -131,7 +146,7 @@ class CostCurve:
     @classmethod
     def from_facts(cls, facts: dict[str, list[float]]) -> CostCurve:
         """The curve that was kept. Raises KeyError, TypeError or ValueError where the facts are not a curve."""
-        widths, base = np.array(facts["widths"], dtype=np.int64), np.array(facts["base"], dtype=np.float64)
+        widths, base = np.array(facts["widths"], dtype=np.int64), np.array(facts["measured"], dtype=np.float64)
         ordered = len(widths) and len(widths) == len(base) and (np.diff(widths) > 0).all() and widths[0] >= 1
         if not ordered or not ((base > 0) & (base < 1000.0)).all():
             raise ValueError("not a cost curve")

@@ -104,11 +104,6 @@ class Model:
         self._drafting = Drafting(policy or RenewalReward(), calibration.curve, rows, token_s)
         self._turn = threading.Lock()
         self._closed = False
-        self._closers: list[Callable[[], None]] = []
-
-    def on_close(self, closer: Callable[[], None]) -> None:
-        """Call this when the model is closed, before its weights are."""
-        self._closers.append(closer)
 
     def sibling(
         self,
@@ -281,8 +276,6 @@ class Model:
         if self._closed:
             return
         self._closed = True
-        for closer in self._closers:
-            closer()
         self._sequence.close()
         self._drafters.close_copy()
         self._target.close()

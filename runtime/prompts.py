@@ -45,6 +45,8 @@ def task_of(
         raise OptionError(f"this model takes {takes}, and was given {type(prompt).__name__}.")
     if isinstance(prompt, np.ndarray):
         assert encoder is not None
+        if raw:
+            raise OptionError("raw=True is about texts; sound has no template. Drop it.")
         heard = log_mel(prompt, encoder) if prompt.ndim == 1 else prompt
         return Task(as_tokens(encoder.decoder_start), heard)
     tokens = encode_prompt(prompt, raw, tokenizer, template, source=encoder is not None)

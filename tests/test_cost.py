@@ -34,8 +34,7 @@ def test_a_slower_machine_moves_every_width_alike() -> None:
         for width, base in zip(WIDTHS, BASE, strict=True):
             curve.observe(int(width), 100, 3.0 * base)
     assert curve.seconds_of(WIDTHS) == pytest.approx(3.0 * BASE, rel=0.1)
-    facts = curve.to_facts()
-    assert facts is not None and facts["base"] == pytest.approx(BASE.tolist(), rel=0.2)
+    assert curve.to_facts() == CostCurve(WIDTHS, BASE).to_facts(), "what a busy hour has taught is not kept"
 
 
 def test_one_wrong_width_is_found_and_the_others_stay() -> None:
@@ -58,6 +57,15 @@ def test_a_width_nobody_runs_does_not_drift_away() -> None:
         curve.observe(width, 100, float(seconds))
     assert 0.5 < curve.seconds(1) / BASE[0] < 2.0
     assert 0.5 < curve.seconds(16) / BASE[4] < 2.0
+
+
+def test_slow_steps_now_and_then_leave_the_shape_of_the_curve() -> None:
+    """Found on a real machine: every tenth step stalls, and in the end 16 rows looked no dearer than one."""
+    curve = CostCurve(WIDTHS, BASE)
+    rng = np.random.default_rng(0)
+    for _ in range(5_000):
+        curve.observe(1, 100, float(BASE[0] * (3.0 if rng.random() < 0.1 else rng.lognormal(0.0, 0.02))))
+    assert curve.seconds(16) / curve.seconds(1) == pytest.approx(4.0, rel=0.15)
 
 
 def test_one_hiccup_moves_little() -> None:
@@ -111,26 +119,20 @@ def test_facts_survive_json_and_damaged_ones_are_refused() -> None:
     facts = json.loads(json.dumps(curve.to_facts()))
     again = CostCurve.from_facts(facts)
     again.n_entries = curve.n_entries
-    assert np.ptp(again.seconds_of(WIDTHS) / curve.seconds_of(WIDTHS)) < 1e-9
+    assert again.seconds_of(WIDTHS) == pytest.approx(BASE)
     for damage in (
         {"widths": []},
         {"widths": [1, 1, 2, 3, 4]},
-        {"base": [1.0]},
-        {"base": [0.0] * 5},
-        {"base": [float("nan")] * 5},
-        {"base": [1e12] * 5},
+        {"measured": [1.0]},
+        {"measured": [0.0] * 5},
+        {"measured": [float("nan")] * 5},
+        {"measured": [1e12] * 5},
         {"widths": "x"},
         {"entry_s": [-1.0]},
         {"entry_s": []},
     ):
         with pytest.raises((KeyError, TypeError, ValueError)):
             CostCurve.from_facts({**facts, **damage})
-
-
-def test_a_curve_bent_by_long_contexts_is_not_kept() -> None:
-    curve = CostCurve(WIDTHS, BASE)
-    curve.observe(2, 5000, 30e-3)
-    assert curve.to_facts() is None
 
 
 def test_calibration_finds_the_classes_and_leaves_the_session_empty() -> None:
@@ -225,10 +227,20 @@ def test_a_change_of_width_is_learned_apart_from_the_widths() -> None:
         curve.observe(8, 100, 27e-3)
     assert abs(curve.switch * curve.speed - 7e-3) < 2e-3
     assert abs(curve.seconds(2) - 11e-3) < 2e-3 and abs(curve.seconds(8) - 20e-3) < 3e-3
-    again = CostCurve.from_facts(curve.to_facts() or {})
-    assert again.switch == curve.switch
+    assert CostCurve.from_facts(curve.to_facts()).switch == curve.switch
     with pytest.raises((KeyError, ValueError)):
-        CostCurve.from_facts({"widths": [1.0], "base": [1e-3], "switch": [-1.0]})
+        CostCurve.from_facts({"widths": [1.0], "measured": [1e-3], "switch": [-1.0]})
+
+
+def test_a_width_that_always_follows_another_is_learned() -> None:
+    """Rare drafts among plain steps, on an engine whose steps take longer after a change of width."""
+    curve = CostCurve(np.array([1, 2, 8]), np.array([10e-3, 11e-3, 5e-3]), switch=3e-3)
+    for _ in range(30):
+        curve.observe(8, 100, 43e-3)
+        for after in range(20):
+            curve.observe(2, 100, 14e-3 if after == 0 else 11e-3)
+    assert curve.seconds(8) == pytest.approx(40e-3, rel=0.1)
+    assert curve.switch * curve.speed == pytest.approx(3e-3, rel=0.2)
 
 
 def test_drafts_pay_for_the_changes_of_width_that_they_bring() -> None:

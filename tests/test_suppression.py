@@ -110,6 +110,8 @@ def test_what_settings_for_generating_say() -> None:
     facts = pair_facts(config, said)  # type: ignore[arg-type]
     assert facts.suppress_tokens == (3, 7, 49) and facts.begin_suppress_tokens == (0,)
     assert pair_facts(config, {}).suppress_tokens == ()  # type: ignore[arg-type]
+    with pytest.raises(ModelFileError, match="suppress_tokens is 3"):
+        pair_facts(config, {"suppress_tokens": 3})  # type: ignore[arg-type]
 
 
 def test_a_manifest_may_leave_them_out() -> None:
