@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..runtime.cache_policies import CachePolicy, policy_by_name
+from ..runtime.cache_policies import CachePolicy, TokenSelect, policy_by_name
 from ..runtime.errors import OptionError
 from ..runtime.interfaces import Indices, Tokens
 from ..runtime.tokenizer import Tokenizer
@@ -95,11 +95,14 @@ def read_share(text: str) -> Fraction:
 
 
 def sized_policy(name: str, limit: int) -> CachePolicy:
-    """The policy with a cache of at most so many entries, a quarter of which it fills between two selections."""
+    """The policy with a cache of at most so many entries, a quarter of which it fills between two selections; one that
+    evicts nothing shows a step at most so many."""
+    base, _, more = name.partition(":")
+    if base == TokenSelect.name:
+        return policy_by_name(f"{base}:budget={limit - TokenSelect().every}" + (f",{more}" if more else ""))
     every = max(limit // 4, 1)
     window = max(min(32, every, (limit - every) // 2), 1)
     sized = f"budget={limit - every},every={every},window={window}"
-    base, _, more = name.partition(":")
     return policy_by_name(f"{base}:{sized}" + (f",{more}" if more else ""))
 
 

@@ -123,14 +123,16 @@ class Bench:
         """Raises AbilityError where the engine cannot carry the policy out."""
         length = self._settings.length
         with self._sized(name, int(length * share)) as sequence:
-            assert sequence.compression is not None
+            chooser = sequence.compression or sequence.selection
+            assert chooser is not None
             self._tell("reading the text")
             prompt_s = self._read(sequence)
-            select_s, limit = sequence.compression.seconds, sequence.compression.limit
+            select_s, limit = chooser.seconds, chooser.limit
             law = self._law(sequence)
-            selecting_ms = 1e3 * sequence.compression.seconds / length
+            chosen_over = length if sequence.compression else self._settings.predicted  # prompts are seen whole there
+            selecting_ms = 1e3 * chooser.seconds / chosen_over
             sizes = sequence.session.nbytes, self._full.session.nbytes  # before another session takes part in a pool
-            step_ms, full_ms, ceiling_ms = self._steps([sequence, self._full], sequence.n_entries)
+            step_ms, full_ms, ceiling_ms = self._steps([sequence, self._full], sequence.n_seen)
         found = self._needles(lambda n: self._sized(name, int(n * share)))
         return Row(
             kv_dtype, name, str(share), limit, *law, *found, *sizes, step_ms, full_ms, ceiling_ms,

@@ -43,11 +43,16 @@ class Selection:
         self.at: int | None = None  # tokens covered when it was chosen what is seen; None: everything is
         self.n_unseen = 0
 
+    @property
+    def limit(self) -> int:
+        """Entries that are seen at most once something was chosen."""
+        return self.policy.budget + self.policy.every
+
     def next(self, n_covered: int) -> int:
         """Number of covered tokens at which is chosen next."""
         if self.at is not None:
             return self.at + self.policy.every
-        return max(n_covered, self.policy.budget + self.policy.every)
+        return max(n_covered, self.limit)
 
     def choose(self, session: Session, context: Tokens, queries: Floats) -> None:
         """Let later steps see what the policy names. queries: (n_layers, n_heads, rows, head_dim) of the last rows."""

@@ -57,3 +57,16 @@ def test_bench_long(tiny: Path, tmp_path: Path, pilotfish: Run) -> None:
     assert (tmp_path / "long.png").read_bytes()[1:4] == b"PNG"
     refused(pilotfish("bench", "long", tiny, "--times", "1"), "--times '1'")
     refused(pilotfish("bench", "long", tiny, "--policy", "sink"), "no cache policy 'sink'")
+
+
+@pytest.mark.slow
+def test_bench_cache_measures_a_policy_that_evicts_nothing(tiny: Path, tmp_path: Path, pilotfish: Run) -> None:
+    text = tmp_path / "text"
+    text.write_text(" ".join(f"the {n} and the hello {n * n % 97} cat" for n in range(400)))
+    sizes = ("--length", 700, "--predicted", 32, "--needle-lengths", 700, "--depths", 2, "--keys", 0, "--share", "1/2")
+    shown = pilotfish(
+        "bench", "cache", tiny, *sizes, "--text", text, "--engine", "onnx", "--policy", "select", "--json"
+    )
+    full, row = json.loads(shown.out)["rows"]
+    assert row["kl"] > 0 and row["kv_bytes"] >= full["kv_bytes"] and row["entries"] == 350 and row["select_s"] == 0
+    assert len(row["needles"]) == 2 and row["step_ms_ceiling"] > 0
