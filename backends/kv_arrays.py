@@ -1,8 +1,7 @@
-"""Keys and values of all layers in arrays that grow, (1, heads, capacity, head_dim), the entries at their beginning."""
+"""Keys and values of all layers in one array that grows, each layer's entries at the beginning of its part."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 
 import numpy as np
@@ -12,64 +11,74 @@ from ..runtime.errors import EngineError
 from ..runtime.interfaces import Floats, Indices, ModelInfo
 from .kv_rows import take_rows
 
-_FIRST = 64  # entries that arrays begin with; they grow by doubling
+_FIRST = 64  # entries that there is room for at first; room grows by doubling
 
 
 class KvArrays:
     """f32, finite everywhere: what is masked is multiplied by zero. Which entries there are is for Rows to know.
 
-    generation: counts how often the arrays were replaced.
+    array: (2 * n_layers, heads, capacity, head_dim), key and value of each layer in turn.
     """
 
     def __init__(self, info: ModelInfo) -> None:
-        self._info = info
-        self.arrays: list[Floats] = []  # key and value of each layer in turn
-        self.capacity = 0
-        self.generation = 0
+        self._heads = info.kv_heads
+        self.array: Floats = np.zeros((2 * info.n_layers, self._heads, 0, info.head_dim), dtype=np.float32)
+        self.reserve(1, 0)
+
+    @property
+    def capacity(self) -> int:
+        return self.array.shape[2]
 
     @property
     def nbytes(self) -> int:
-        return sum(x.nbytes for x in self.arrays)
+        return self.array.nbytes
 
     def reserve(self, n_entries: int, held: int) -> None:
-        """Room for so many entries; the first `held` stay as they are. Raises EngineError without memory for them."""
+        """Room for so many entries; the first `held` stay as they are. Raises EngineError without memory for them.
+
+        Where there was too little room, `array` is another one afterwards.
+        """
         capacity = max(self.capacity, _FIRST)
         while capacity < n_entries:
             capacity *= 2
         if capacity == self.capacity:
             return
-        shape = (1, self._info.kv_heads, capacity, self._info.head_dim)
+        parts, heads, _, width = self.array.shape
         try:
-            grown = [np.zeros(shape, dtype=np.float32) for _ in range(2 * self._info.n_layers)]
+            grown = np.zeros((parts, heads, capacity, width), dtype=np.float32)
         except (MemoryError, ValueError):  # numpy's, for sizes beyond any address
             raise EngineError(
-                f"there is no memory for a cache of {capacity} entries ({8 * self._info.n_layers * math.prod(shape)} "
-                "bytes). Close other programs, or open the session with a smaller max_context."
+                f"there is no memory for a cache of {capacity} entries ({4 * parts * heads * capacity * width} bytes). "
+                "Close other programs, or open the session with a smaller max_context."
             ) from None
-        for old, new in zip(self.arrays, grown, strict=False):
-            new[:, :, :held] = old[:, :, :held]
-        self.arrays, self.capacity = grown, capacity
-        self.generation += 1
+        grown[:, :, :held] = self.array[:, :, :held]
+        self.array = grown
+
+    def write(self, rows: Floats, at: int) -> None:
+        """Hold these rows (2 * n_layers, heads, n, head_dim) from entry `at` on."""
+        self.array[:, :, at : at + rows.shape[2]] = rows
 
     def entries(self, n: int) -> list[Floats]:
-        """The first n of every array, (heads, n, head_dim); views."""
-        return [x[0, :, :n] for x in self.arrays]
+        """The first n of every layer's keys and values, (heads, n, head_dim); views."""
+        return list(self.array[:, :, :n])
 
     def selected(self, entries: Indices) -> list[Floats]:
-        """These of every array, (heads, n, head_dim); copies."""
-        return [take_rows(x[0], entries) for x in self.arrays]
+        """These of every layer's keys and values, (heads, n, head_dim); copies."""
+        return list(self._taken(entries))
 
     def fill(self, entries: Iterable[npt.NDArray[np.generic]], n: int) -> None:
         """Hold these n entries instead."""
         self.reserve(n, 0)
-        for x, held in zip(self.arrays, entries, strict=True):
-            x[0, :, :n] = held
+        for part, held in zip(self.array, entries, strict=True):
+            part[:, :n] = held
 
     def gather(self, entries: Indices, unchanged: int) -> None:
         """Move the kept entries together, in place; those before `unchanged` stay where they are."""
-        moved = entries[unchanged:]
-        for x in self.arrays:
-            x[0, :, unchanged : len(entries)] = take_rows(x[0], moved)
+        self.write(self._taken(entries[unchanged:]), unchanged)
 
     def close(self) -> None:
-        self.arrays, self.capacity = [], 0
+        self.array = self.array[:, :, :0].copy()
+
+    def _taken(self, entries: Indices) -> Floats:
+        parts, heads, capacity, width = self.array.shape
+        return take_rows(self.array.reshape(-1, capacity, width), entries).reshape(parts, heads, -1, width)

@@ -50,7 +50,8 @@ class OvEncoder:
         with self._turn:
             try:
                 self._request.set_tensor(self._input, Tensor(np.ascontiguousarray(source[None]), shared_memory=False))
-                self._request.infer()
+                self._request.start_async()
+                self._request.wait()
             except RuntimeError as error:
                 raise EngineError(f"OpenVINO failed at the encoder: {reason(error)}.") from error
             crossed = {name: i for name, i in self._outputs.items() if name.startswith("cross_")}
@@ -144,7 +145,7 @@ def _sizes(decoder: Model, path: Path) -> dict[str, tuple[int, ...]]:
     ports = (*decoder.inputs, *decoder.outputs)
     shapes = {name: port.get_partial_shape() for port in ports for name in port.names}
     found = {name: tuple(0 if d.is_dynamic else d.get_length() for d in dims) for name, dims in shapes.items()}
-    missing = {*_STEP, "past_key_0", "past_value_0", "cross_key_0", "logits", "hidden"} - set(found)
+    missing = {*_STEP, "past_key_0", "past_value_0", "cross_key_0", "logits", "hidden", "new_key_0"} - set(found)
     if missing:
         raise UnsupportedModelError(
             f"{path} is no decoder of an encoder-decoder model as Pilotfish writes it: it has no "

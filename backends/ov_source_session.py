@@ -1,8 +1,8 @@
 """One cache of an encoder-decoder on OpenVINO, and the keys and values of the source that it answers about.
 
-The decoder writes new entries into the arrays that it reads the old ones from: what goes in and what comes out are the
-same memory. A row sees all of an array but for what its bias hides, the room behind the entries included; so shapes
-change with the number of rows only, and when the arrays grow.
+The decoder reads the cache and gives out the rows to append, in memory of their own. A row sees all of the cache but for
+what its bias hides, the room behind the entries included; so shapes change with the number of rows only, and when the
+cache grows.
 """
 
 from __future__ import annotations
@@ -39,7 +39,6 @@ class OvSourceSession:
         self.max_context = max_context
         self._rows = Rows(max_context, self.info.context_length)
         self._cache = KvArrays(self.info)
-        self._cache.reserve(1, 0)
         self._source: Tokens | Floats | None = None
         self._crossed: dict[str, Floats] = {}  # shared with forks, and never written
         self._decoders: dict[bool, Decoder] = {}  # by whether queries are observed
@@ -80,6 +79,7 @@ class OvSourceSession:
         self._cache.reserve(n + len(tokens), n)
         seen = np.concatenate([self._rows.positions, positions]) if self._weights.relative else None
         logits = decoder.run(tokens, positions, n_logits, n, self._cache, parents, seen)
+        self._cache.write(decoder.rows, n)
         self._rows.append(positions, parents)
         hidden = decoder.output("hidden") if "hidden" in observe else None
         if "queries" not in observe:
@@ -173,10 +173,11 @@ class Decoder:
         self._tensor, self._request = Tensor, compiled.create_infer_request()
         self._inputs = {name: i for i, port in enumerate(compiled.inputs) for name in port.names}
         self._outputs = {name: i for i, port in enumerate(compiled.outputs) for name in port.names}
-        self._bound: dict[str, Array] = {}  # memory that the request reads, kept alive
-        self._generation = 0  # of the cache that is bound
+        self._bound: dict[str, Array] = {}  # the request keeps no array alive that it reads or writes
+        self._cache: Array | None = None  # the one that is bound
         self._logits: Floats = np.empty((0, vocab_size), dtype=np.float32)
         self._shape: tuple[int, int, int] | None = None  # rows, logits and capacity that are bound
+        self.rows: Floats = np.empty((0, 0, 0, 0), dtype=np.float32)  # that the last step appends to the cache
 
     def bind_source(self, crossed: dict[str, Floats]) -> None:
         """Keys and values of the source, by the names of inputs."""
@@ -220,14 +221,10 @@ class Decoder:
         return found
 
     def _bind(self, width: int, n_logits: int, cache: KvArrays) -> None:
-        if self._generation != cache.generation:
-            for i, array in enumerate(cache.arrays):
-                name = f"{'value' if i % 2 else 'key'}_{i // 2}"
-                self._give(f"past_{name}", array)
-                self._request.set_output_tensor(
-                    self._outputs[f"present_{name}"], self._tensor(array, shared_memory=True)
-                )
-            self._generation = cache.generation
+        if self._cache is not cache.array:
+            for i, part in enumerate(cache.array):
+                self._give(f"past_{_part(i)}", part[None])
+            self._cache = cache.array
         if self._shape == (width, n_logits, cache.capacity):
             return
         self._shape = width, n_logits, cache.capacity
@@ -240,10 +237,23 @@ class Decoder:
             self._give("entry_positions", np.zeros(cache.capacity, dtype=np.int64))
         if n_logits > len(self._logits):
             self._logits = np.empty((n_logits, self._logits.shape[1]), dtype=np.float32)
-        rows = self._logits[:n_logits]
-        self._request.set_output_tensor(self._outputs["logits"], self._tensor(rows, shared_memory=True))
+        self._take("logits", self._logits[:n_logits])
+        parts, heads, _, head_dim = cache.array.shape
+        self.rows = np.empty((parts, heads, width, head_dim), dtype=np.float32)
+        for i, part in enumerate(self.rows):
+            self._take(f"new_{_part(i)}", part[None])
 
     def _give(self, name: str, array: Array) -> None:
         """The array is an input, which the engine reads in place from now on."""
         self._bound[name] = array
         self._request.set_input_tensor(self._inputs[name], self._tensor(array, shared_memory=True))
+
+    def _take(self, name: str, array: Array) -> None:
+        """The array is an output, which the engine writes in place from now on."""
+        self._bound[name] = array
+        self._request.set_output_tensor(self._outputs[name], self._tensor(array, shared_memory=True))
+
+
+def _part(i: int) -> str:
+    """What the names of inputs and outputs end with, by the order in the cache."""
+    return f"{'value' if i % 2 else 'key'}_{i // 2}"

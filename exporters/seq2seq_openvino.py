@@ -22,7 +22,7 @@ from .seq2seq_families import ENCODER_DECODERS
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-BUILDER = 1  # raise it when a graph changes
+BUILDER = 2  # raise it when a graph changes
 ENCODER, DECODER = "encoder.xml", "decoder.xml"
 _TRACED = {"traced_encoder.xml": ENCODER, "traced_decoder.xml": DECODER}
 _TOTAL = 19  # entries that the traced step sees: its room and its own three
@@ -109,26 +109,26 @@ def _encoder(state: Any) -> Model:
 
 
 def _decoder(state: Any) -> Model:
-    """The decoder, which writes new keys and values at the places `entries` of the cache."""
+    """The decoder, which sees new keys and values at the places `entries` of the cache and gives out these rows alone."""
     from openvino import PartialShape, Type
     from openvino import opset13 as op
 
     from .seq2seq_graph import Decode, decoder_inputs, decoder_outputs
 
-    model = _converted(Decode(state), decoder_inputs(state, _TOTAL), decoder_outputs(state))
+    names = decoder_outputs(state)
+    model = _converted(Decode(state), decoder_inputs(state, _TOTAL), names)
     entries = op.parameter(PartialShape([-1]), Type.i64, "entries")
     entries.output(0).set_names({"entries"})
     model.add_parameters([entries])
-    for result in model.get_results():
-        grown = result.input_value(0).get_node()
-        if grown.get_type_name() != "Concat":
+    for result, name in zip(model.get_results(), names, strict=True):
+        if not name.startswith("present_"):
             continue
+        grown = result.input_value(0).get_node()
         past, new = grown.input_value(0), grown.input_value(1)
         written = op.scatter_update(past, entries, new, op.constant(2, Type.i64)).output(0)
-        names = grown.output(0).get_names()
         for port in grown.output(0).get_target_inputs():
-            port.replace_source_output(written)
-        written.set_names(names)
+            port.replace_source_output(new if port.get_node() == result else written)
+        result.output(0).set_names({name.replace("present", "new")})
     model.validate_nodes_and_infer_types()
     return model
 
