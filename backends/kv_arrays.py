@@ -27,7 +27,7 @@ class KvArrays:
 
     @property
     def capacity(self) -> int:
-        return self.array.shape[2]
+        return int(self.array.shape[2])
 
     @property
     def nbytes(self) -> int:

@@ -1,4 +1,4 @@
-"""Encoder-decoder models on OpenVINO: two graphs, the decoder writing into arrays of our own: docs/openvino.md."""
+"""Encoder-decoder models on OpenVINO: two graphs over a cache in an array of our own: docs/openvino.md."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def check_source_options(kv_dtype: str | None, precision: str) -> None:
         )
     if precision != "f32":
         raise OptionError(
-            f"the openvino engine computes encoder-decoder models in f32 only, not in {precision}: its decoder writes "
-            "into a cache that it reads in f32."
+            f"the openvino engine computes encoder-decoder models in f32 only, not in {precision}: their cache is "
+            "stored in f32."
         )
 
 

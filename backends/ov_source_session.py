@@ -1,8 +1,8 @@
 """One cache of an encoder-decoder on OpenVINO, and the keys and values of the source that it answers about.
 
-The decoder reads the cache and gives out the rows to append, in memory of their own. A row sees all of the cache but for
-what its bias hides, the room behind the entries included; so shapes change with the number of rows only, and when the
-cache grows.
+The decoder reads the cache and gives out the rows to append, in memory of their own. A row sees all of the cache but
+for what its bias hides, the room behind the entries included; so shapes change with the number of rows only, and when
+the cache grows.
 """
 
 from __future__ import annotations

@@ -109,7 +109,7 @@ def _encoder(state: Any) -> Model:
 
 
 def _decoder(state: Any) -> Model:
-    """The decoder, which sees new keys and values at the places `entries` of the cache and gives out these rows alone."""
+    """The decoder, which sees new keys and values at the places `entries` of the cache, and gives out them alone."""
     from openvino import PartialShape, Type
     from openvino import opset13 as op
 
