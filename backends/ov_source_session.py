@@ -102,8 +102,8 @@ class OvSourceSession:
 
     def attend(self, entries: Indices | None) -> None:
         raise AbilityError(
-            "steps of an encoder-decoder model see the whole cache here; the openvino engine can leave parts out of a "
-            "decoder's."
+            "steps of an encoder-decoder model see the whole cache here; of decoder models the onnx engine, the "
+            "openvino engine and the reference engine can leave parts out."
         )
 
     def keys_values(self, layer: int) -> tuple[Floats, Floats]:

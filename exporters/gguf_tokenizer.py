@@ -15,7 +15,7 @@ from typing import Any
 
 from ..runtime.decoding import steps
 from ..runtime.errors import EngineError, UnsupportedModelError
-from ..runtime.gguf_vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
+from ..runtime.gguf_vocabulary import BYTE, CONTROL, NO_MERGE, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
 from ..runtime.tokenizer import Tokenizer
 from ..runtime.tokenizer_gguf import pre_tokenizer_name, tokenizer_from_gguf
 from .gguf_unigram import unigram_rules
@@ -89,12 +89,14 @@ def _rules(described: Mapping[str, Any], tokens: list[str], types: list[int]) ->
     merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
     if [step["type"] for step in steps(described["decoder"], "decoders")] == ["ByteLevel"]:
         name = pre_tokenizer_name(described)
+        if not merges and not described["normalizer"]:
+            name = name or "gpt-2"  # where every byte is a token, words do not matter
         if name is None:
             raise UnsupportedModelError(
                 "this tokenizer cannot be written as GGUF: llama.cpp has no name for how it cuts texts into words "
                 f"({described['pre_tokenizer']!s:.200})."
             )
-        return {"model": "gpt2", "pre": name, "merges": [" ".join(pair) for pair in merges]}
+        return {"model": "gpt2", "pre": name, "merges": [" ".join(pair) for pair in merges] or [NO_MERGE]}
     rank: dict[str, int] = {}
     for i, (left, right) in enumerate(merges):
         rank.setdefault(left + right, i)

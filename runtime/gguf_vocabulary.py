@@ -13,6 +13,7 @@ from .errors import ModelFileError
 
 # Token types of the GGUF specification.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+NO_MERGE = "\t \t"  # stands where a tokenizer merges nothing, since llama.cpp wants one: the byte alphabet has no tab
 
 
 def strings(metadata: Mapping[str, object], key: str) -> Sequence[str]:

@@ -15,7 +15,7 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 
 from .decoding import steps
 from .errors import ModelFileError, UnsupportedModelError
-from .gguf_vocabulary import add_tokens, strings, token_types
+from .gguf_vocabulary import NO_MERGE, add_tokens, strings, token_types
 from .sentencepiece_bpe import sentencepiece_bpe
 from .sentencepiece_unigram import sentencepiece_unigram
 from .tokenizer import Tokenizer
@@ -150,6 +150,8 @@ def _byte_level(metadata: Mapping[str, object]) -> tuple[tokenizers.Tokenizer, b
 def _bpe(tokens: Sequence[str], merges: Sequence[str], rule: _Rule) -> models.BPE:
     pairs = []
     for merge in merges:
+        if merge == NO_MERGE:
+            continue
         left, space, right = merge.partition(" ")
         if not (left and space and right):
             raise ModelFileError(f"the GGUF file's merge {merge!r} is not two tokens with a space between them.")

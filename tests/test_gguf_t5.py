@@ -37,6 +37,7 @@ from pilotfish.runtime.errors import UnsupportedModelError  # noqa: E402
 from pilotfish.runtime.gguf_file import read_gguf  # noqa: E402
 from pilotfish.runtime.tokenizer_gguf import tokenizer_from_gguf  # noqa: E402
 from pilotfish.testing.subject import run  # noqa: E402
+from pilotfish.testing.toy_model import END, byte_tokenizer  # noqa: E402
 from pilotfish.verifying import verify  # noqa: E402
 
 Floats = npt.NDArray[np.float32]
@@ -248,6 +249,17 @@ def test_a_unigram_tokenizer_is_written(tmp_path: Path) -> None:
         assert again.encode(text).tolist() == source.tokenizer.encode(text).tolist()
     ids = source.tokenizer.encode("the origin of species - and a variety")
     assert again.decode(ids.tolist()) == "the origin of species - and a variety"
+
+
+@needs_llama_cpp
+def test_a_tokenizer_of_bytes_is_written(tmp_path: Path) -> None:
+    save_pair("flan", tmp_path, eos_token_id=END, **FITTING)
+    byte_tokenizer().save(tmp_path / "tokenizer.json")
+    source = open_source(tmp_path)
+    write_gguf(source, source.torch_model(), tmp_path / "m.gguf")  # compares with llama.cpp
+    again = tokenizer_from_gguf(read_gguf(tmp_path / "m.gguf").metadata)
+    text = "teh  quikc\nbrwon 狐 🙂"
+    assert again.encode(text, bos=False).tolist() == list(text.encode())
 
 
 def test_a_unigram_tokenizer_that_llama_cpp_has_not_is_refused(tmp_path: Path) -> None:
