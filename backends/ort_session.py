@@ -225,32 +225,31 @@ class OrtSession(DecoderOnly):
         bias[0, 0, :, total - width :][~ancestors(parents)] = _HIDDEN_BIAS
         return bias
 
-    def _biases(self, positions: Indices, total: int, parents: Indices | None) -> dict[str, Any]:
-        """Bound inputs: what every layer adds to its scores, and what layers with a window add."""
+    def _biases(self, positions: Indices, total: int, parents: Indices | None) -> dict[str, Array]:
+        """Inputs whose shape is new in every step: what all layers add to their scores, and those with a window."""
         width, window = len(positions), self._weights.window
         full = self._bias(width, total, parents)
-        value = self._ort.OrtValue.ortvalue_from_numpy(full)
         if window is None:
-            return {"bias": value}
+            return {"bias": full}
         seen = np.concatenate([self._rows.positions, positions])
         if int(positions.max()) - int(seen.min()) < window:
-            return {"bias": value, "sliding_bias": value}
+            return {"bias": full, "sliding_bias": full}
         near = np.where(positions[:, None] - seen < window, full[0, 0], np.float32(_HIDDEN_BIAS))
-        return {"bias": value, "sliding_bias": self._ort.OrtValue.ortvalue_from_numpy(near[None, None])}
+        return {"bias": full, "sliding_bias": near[None, None]}
 
     def _run(
-        self, step: _Step, biases: dict[str, Any], observe: frozenset[Observation]
+        self, step: _Step, biases: dict[str, Array], observe: frozenset[Observation]
     ) -> dict[str, npt.NDArray[np.float32]]:
         if not observe:
             binding = self._binding(step)
-            for name, value in biases.items():
-                binding.bind_ortvalue_input(name, value)
+            for name, array in biases.items():
+                binding.bind_cpu_input(name, array)
             self._execute(self._weights.runner(False), binding)
             return {}
         runner = self._weights.runner("queries" in observe)
         binding = self._bind(runner, step)
-        for name, value in biases.items():
-            binding.bind_ortvalue_input(name, value)
+        for name, array in biases.items():
+            binding.bind_cpu_input(name, array)
         names = ["hidden"] if "hidden" in observe else []
         names += [f"query_{i}" for i in range(self.info.n_layers)] if "queries" in observe else []
         for name in names:

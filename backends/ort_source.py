@@ -12,7 +12,7 @@ from ..runtime.errors import EngineError, ModelFileError, OptionError
 from ..runtime.interfaces import EncoderInfo, Floats, Indices, Tokens
 from ..runtime.manifest import Manifest
 from ..runtime.source import checked_source
-from .cache_state import Layout, pack, unpack
+from .cache_state import Array, Layout, pack, unpack
 from .ort_devices import shapes_of
 from .ort_session import OrtSession
 
@@ -114,7 +114,8 @@ class OrtSourceSession(OrtSession):
 
     def _see(self, source: Tokens | Floats, crossed: list[tuple[str, Any]]) -> None:
         self._source, self._crossed = source, crossed
-        self._bindings.clear()  # they point to the source before
+        for binding in self._bindings.values():  # to make them anew takes longer than a step of a small model
+            self._bind_source(binding)
 
     def _plan(self, tokens: Tokens, n_logits: int, parents: Indices | None) -> Indices:
         positions = super()._plan(tokens, n_logits, parents)
@@ -122,15 +123,17 @@ class OrtSourceSession(OrtSession):
             raise OptionError("nothing was encoded yet: give the session a source first, with encode().")
         return positions
 
-    def _biases(self, positions: Indices, total: int, parents: Indices | None) -> dict[str, Any]:
+    def _biases(self, positions: Indices, total: int, parents: Indices | None) -> dict[str, Array]:
         inputs = super()._biases(positions, total, parents)
         if self._weights.relative:
-            seen = np.concatenate([self._rows.positions, positions])
-            inputs[_POSITIONS] = self._ort.OrtValue.ortvalue_from_numpy(seen)
+            inputs[_POSITIONS] = np.concatenate([self._rows.positions, positions])
         return inputs
 
     def _bind(self, runner: Any, step: Any) -> Any:
         binding = super()._bind(runner, step)
+        self._bind_source(binding)
+        return binding
+
+    def _bind_source(self, binding: Any) -> None:
         for name, value in self._crossed:
             binding.bind_ortvalue_input(name, value)
-        return binding

@@ -32,21 +32,22 @@ class Acceptance:
 
     def __init__(self) -> None:
         n = len(_EDGES) + 1
-        self._accepted = np.zeros(n)
-        self._seen = np.zeros(n)
+        self._accepted, self._seen = [0.0] * n, [0.0] * n  # one number at a time, lists are faster than arrays
         self._shift, self._information = 0.0, _SHIFT_PRIOR  # one-dimensional logistic regression, step by step
-        self._typical = np.full(_MAX_DEPTH, 0.7)  # calibrated confidence by depth, moving average
+        self._typical = [0.7] * _MAX_DEPTH  # calibrated confidence by depth, moving average
 
     def calibrate(self, stated: Probs) -> Probs:
         """Chance of acceptance for tokens stated with these conditional confidences, (k,) to (k,)."""
         bins = np.searchsorted(_EDGE_ARRAY, stated, side="right")
-        shifted = self._shifted(np.clip(stated, _UNSURE, 1.0 - _UNSURE))
-        chance: Probs = (self._accepted[bins] + _PRIOR * shifted) / (self._seen[bins] + _PRIOR)
+        shifted = self._shifted(np.minimum(np.maximum(stated, _UNSURE), 1.0 - _UNSURE))
+        accepted, seen = np.array(self._accepted), np.array(self._seen)
+        chance: Probs = (accepted[bins] + _PRIOR * shifted) / (seen[bins] + _PRIOR)
         return chance
 
     def typical(self, k: int) -> Probs:
         """Expected conditional chances of a draft not yet made, (k,)."""
-        return self._typical[np.minimum(np.arange(k), _MAX_DEPTH - 1)]
+        known = self._typical[:k]
+        return np.array(known + known[-1:] * (k - len(known)))
 
     def observe(self, draft: Draft, rows: tuple[int, ...]) -> None:
         """Learn from a verified draft. rows: the accepted rows; children of any other row were never judged."""
@@ -91,7 +92,7 @@ class Acceptance:
         self._shift += (hit - shifted) / self._information - (1.0 - _MEMORY) * self._shift
         self._seen[b] = self._seen[b] * _MEMORY + 1.0
         self._accepted[b] = self._accepted[b] * _MEMORY + hit
-        return float((self._accepted[b] + _PRIOR * shifted) / (self._seen[b] + _PRIOR))
+        return (self._accepted[b] + _PRIOR * shifted) / (self._seen[b] + _PRIOR)
 
 
 def conditional(draft: Draft) -> Probs:

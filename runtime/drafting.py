@@ -98,7 +98,8 @@ class _Record:
             self.idle += 1
             return
         self.idle = 0
-        self.probes = 0 if forecast.rates[k] > forecast.rates[0] else self.probes + 1
+        pays = (1.0 + float(forecast.accepted[k])) * float(forecast.seconds[0]) > float(forecast.seconds[k])
+        self.probes = 0 if pays else self.probes + 1
 
     def usual(self, seconds: float, plain_s: float) -> float:
         """So much of a call's time as can be its own: a first call, or another program's turn, proves little."""

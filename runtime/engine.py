@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -214,7 +214,7 @@ def _verify(
     sequence.flags.writeable = False  # processors look at it
     asked: list[Law] = []
 
-    def law_at(row: int, path: tuple[int, ...]) -> Law:
+    def law_at(row: int, path: Sequence[int]) -> Law:
         end = n + len(path)
         if path:
             context[end - 1] = path[-1]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from .interfaces import Draft, Law
 
-LawAt: TypeAlias = Callable[[int, tuple[int, ...]], Law]
+LawAt: TypeAlias = Callable[[int, Sequence[int]], Law]
 """(row, tokens drafted on the path down to that row) -> p after them. Asked only along the accepted path."""
 
 
@@ -32,6 +32,8 @@ def verify(draft: Draft, law_at: LawAt, rng: np.random.Generator) -> Verdict:
 
     Source: Leviathan et al. 2023, algorithm 1; recursive rejection: Jeon et al. 2024 (RSD), Chen et al. 2024 (Sequoia).
     """
+    if draft.parents is None and draft.laws is None:
+        return _verify_chain(draft.tokens.tolist(), law_at, rng)
     children = _children(draft)
     row, rows, path = 0, [], ()  # type: int, list[int], tuple[int, ...]
     while True:
@@ -47,6 +49,16 @@ def verify(draft: Draft, law_at: LawAt, rng: np.random.Generator) -> Verdict:
         row = child
         rows.append(row)
         path += (int(draft.tokens[row - 1]),)
+
+
+def _verify_chain(tokens: list[int], law_at: LawAt, rng: np.random.Generator) -> Verdict:
+    """verify() for a one-hot chain: the usual case, in which a step may be as short as the bookkeeping for trees."""
+    path: list[int] = []
+    while True:
+        token = law_at(len(path), path).pick(rng.random())
+        if len(path) == len(tokens) or token != tokens[len(path)]:
+            return Verdict(tuple(range(1, len(path) + 1)), token)
+        path.append(token)
 
 
 def _children(draft: Draft) -> dict[int, tuple[int, ...]]:
