@@ -48,7 +48,7 @@ class _Copying:
     def __init__(self, name: str, source: Tokens, start: int) -> None:
         self.name = name
         self._source = source
-        self._numbers = np.arange(len(source))
+        self._numbers: Probs = np.arange(len(source), dtype=np.float64)
         self._alignment = Alignment(source.tolist())
         self._seen = start  # length of the context that is aligned
         self._counts = [list(row) for row in _PRIOR]
@@ -64,7 +64,8 @@ class _Copying:
         if k < 1 or first < _SILENT:
             return EMPTY_DRAFT
         k = min(k, 1 + int(math.log(_FLOOR / first) / math.log(then)))
-        expected: Probs = first * then ** self._numbers[:k]
+        expected: Probs = np.power(then, self._numbers[:k])
+        expected *= first
         return Draft(self._source[at : at + k], expected=expected)
 
     def _chance(self, copied: bool) -> float:
