@@ -149,7 +149,9 @@ class Trials:
             self._busy_now()
             head = (place.backend.name, version, device, place.threads)
             try:
-                trial = replace(self._measure(place, head, report), busy=self._busy_now())
+                others = busy.Others()
+                trial = self._measure(place, head, report)
+                trial = replace(trial, busy=max(self._busy_now(), others.share()))
             except PilotfishError as error:
                 trial = Trial(*head, step_s={}, problem=str(error))
                 if not isinstance(error, _LASTING):

@@ -37,13 +37,18 @@ def calibration(weights: Weights, report: Progress) -> Calibration:
         return known
     share = busy.busy_share() if share is None else share
     report("measuring this machine", 0.0)
-    session = weights.session(min(weights.info.context_length, 256))
+    session, others = weights.session(min(weights.info.context_length, 256)), busy.Others()
     try:
-        measured = replace(calibrate(session), busy=share)
+        measured = calibrate(session)
+        measured = replace(measured, busy=max(share, others.share()))
     finally:
         session.close()
     report("measuring this machine", 1.0)
-    about = {"classes": [list(c) for c in measured.rows.classes], "busy": share, "measured_on": time.strftime("%F")}
+    about = {
+        "classes": [list(c) for c in measured.rows.classes],
+        "busy": measured.busy,
+        "measured_on": time.strftime("%F"),
+    }
     write_json_atomically(_facts_path(weights), {**measured.curve.to_facts(), **about})
     return measured
 
@@ -60,7 +65,7 @@ def token_seconds(weights: Weights, report: Progress) -> float:
             return float(facts["token_s"])
     share = busy.busy_share() if share is None else share
     report("timing the draft", 0.0)
-    session = weights.session(min(weights.info.context_length, 64))
+    session, others = weights.session(min(weights.info.context_length, 64)), busy.Others()
     try:
         prepare(session)
         times = []
@@ -72,7 +77,7 @@ def token_seconds(weights: Weights, report: Progress) -> float:
     finally:
         session.close()
     report("timing the draft", 1.0)
-    write_json_atomically(kept, {"token_s": seconds, "busy": share})
+    write_json_atomically(kept, {"token_s": seconds, "busy": max(share, others.share())})
     return seconds
 
 

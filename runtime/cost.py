@@ -29,7 +29,6 @@ _SWITCH_RATE = 0.05
 _STALE_RATE = 0.5  # and when it was seen long ago
 _WORTH_CORRECTING = 0.005  # smaller corrections are put together first: arrays take time
 _SWITCHES = 4  # times that the probe goes from a narrow step to a wide one and back
-_MOSTLY_SWITCH = 0.25  # of these changes takes less than what is taken for their price: a stall is no price
 _WORTH_A_SWITCH = 0.05  # of a narrow step; what a switch costs less is noise
 _MOST_CORRECTION = 8.0  # a curve that is further off than this belongs to another machine
 _RECENT = 8  # steps since a width was run behind one of its own, so that more time means a switch
@@ -218,7 +217,8 @@ def _switch_s(session: Session, tokens: Tokens, narrow: int, seconds: dict[int, 
         session.forward(tokens[_N_CONTEXT : _N_CONTEXT + width], n_logits=width)
         more.append(time.perf_counter() - began - seconds[width])
         session.truncate(_N_CONTEXT)
-    switch = float(np.quantile(more, _MOSTLY_SWITCH))
+    # The least of each direction, as other programs only ever add; what came before the first step is not known.
+    switch = max((min(more[2::2]) + min(more[1::2])) / 2, 0.0)
     return switch if switch > _WORTH_A_SWITCH * seconds[narrow] else 0.0
 
 

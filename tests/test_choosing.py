@@ -92,6 +92,7 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("PILOTFISH_ENGINE")
     monkeypatch.delenv("PILOTFISH_THREADS")
     monkeypatch.setattr("pilotfish.busy.busy_share", lambda: 0.0)
+    monkeypatch.setattr("pilotfish.busy.Others.share", lambda self: 0.0)
     monkeypatch.setattr(backends, "_BUILT_IN", {"reference": "reference"})
     return tiny_gguf(tmp_path / "m.gguf", seed=10)
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pilotfish
-from pilotfish import Model, Sampling, load, measuring
+from pilotfish import Model, Sampling, busy, load, measuring
 from pilotfish.runtime.draft_length import Fixed
 from pilotfish.runtime.errors import ChatTemplateError, ContextFullError, OptionError
 from pilotfish.runtime.interfaces import Budget, Draft, Round
@@ -242,6 +246,7 @@ def test_what_was_measured_on_a_busy_machine_is_measured_again_once_it_is_quiet(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PILOTFISH_CACHE", str(tmp_path))
+    monkeypatch.setattr("pilotfish.busy.Others.share", lambda self: 0.0)
     measured = []
     original = measuring.calibrate
     monkeypatch.setattr(measuring, "calibrate", lambda session: measured.append(1) or original(session))
@@ -251,6 +256,16 @@ def test_what_was_measured_on_a_busy_machine_is_measured_again_once_it_is_quiet(
         load(path).close()
         counts.append(len(measured))
     assert counts == [1, 1, 1, 2, 2, 2]
+
+
+def test_what_other_programs_do_meanwhile_is_seen() -> None:
+    others = busy.Others()
+    assert others.share() == 0.0  # too soon to tell
+    code = "import time\nt = time.process_time() + 0.5\nwhile time.process_time() < t: pass"
+    with subprocess.Popen([sys.executable, "-c", code]) as program:
+        time.sleep(0.3)
+        assert others.share() > 0.2 / (os.cpu_count() or 1)
+        program.wait()
 
 
 def test_options_that_do_not_exist_yet_are_refused_and_none_is_ignored(path: Path) -> None:
