@@ -22,7 +22,9 @@ _STAKE_RATE = 0.01  # and so many more with every token
 _STALE = 64  # rounds after which a proposer that lost to another is heard again
 _HOPE = 4.0  # plain steps that asking a proposer is taken to be worth before it was asked,
 _WORTH_RATE = 0.1  # and how fast the truth is followed,
-_PROMISE_RATE = 0.5  # and how fast where it is better than was thought
+_GAIN_RATE = 0.5  # and how fast where it is better than was thought
+_DEAR_ASKING = 0.05  # plain steps: where asking takes more, a new answer
+_TRUST = 1.5  # times what asking takes is what it is believed to be worth at most
 _PONDER = 0.02  # of a plain step: thinking longer than that about a proposer that is not asked is no small matter
 _REST_SHARE = 0.01  # of the time: what asking one that brings less than it takes may cost,
 _REST = (4, 64)  # so it is asked in every so many rounds, at the least and at the most
@@ -82,15 +84,26 @@ class _Record:
         """It took so long to find that it should not be asked; where steps are short, too long for every round."""
         self.pondered = seconds > _PONDER * plain_s
         if self.pondered:
-            self.observe_worth(0.0, seconds, plain_s)
+            self.observe_asking(0.0, seconds, plain_s)
 
-    def observe_worth(self, saved_s: float, seconds: float, plain_s: float) -> None:
-        """It was asked, and its draft promises to save so much against plain decoding. A promise is followed faster
-        than a disappointment: a text that can be copied at last is too short to be looked at once in a while."""
+    def begin(self, plain_s: float) -> None:
+        """A new answer, whose first round is no time to rest; what the last one was worth says little about it."""
+        self.rested = _REST[1]
+        if self.asked_s > _DEAR_ASKING * plain_s:
+            self.worth_s = min(self.worth_s, _TRUST * self.asked_s)
+
+    def observe_asking(self, promised_s: float, seconds: float, plain_s: float) -> None:
+        """It was asked, and its draft promises to save so much against plain decoding. What is promised can only
+        disappoint; what it is worth is seen when it was verified."""
         self.worth_s = min(self.worth_s, _HOPE * plain_s)
-        rate = _PROMISE_RATE if saved_s > self.worth_s else _WORTH_RATE
-        self.worth_s += rate * (saved_s - self.worth_s)
+        self.worth_s -= _WORTH_RATE * max(self.worth_s - promised_s, 0.0)
         self.asked_s += _WORTH_RATE * (min(seconds, 2.0 * self.asked_s + _STALL * plain_s) - self.asked_s)
+
+    def observe_saved(self, saved_s: float) -> None:
+        """Its draft was verified, and the round took so much less than plain decoding. A gain is followed faster than a
+        disappointment: a text that can be copied at last is too short to be looked at once in a while."""
+        rate = _GAIN_RATE if saved_s > self.worth_s else _WORTH_RATE
+        self.worth_s += rate * (saved_s - self.worth_s)
 
     def asked(self, forecast: Forecast, k: int) -> None:
         """k tokens of its draft are verified this round."""
@@ -162,8 +175,9 @@ class Drafting:
         """A new answer, to a prompt of so many entries: what was gained in the last one is no longer at stake."""
         self._gained, self._answered, self._asleep = 0.0, 0, 0
         self.costs.n_entries = n_entries
+        plain_s = self.costs.seconds(self.rows.minimum)
         for record in self._records.values():
-            record.rested = _REST[1]  # the first round of an answer is no time to rest
+            record.begin(plain_s)
 
     def propose(self, proposers: tuple[Proposer, ...], context: Tokens, max_tokens: int) -> Proposal:
         """The draft of this round: the best of the cheap proposers' drafts, or a dearer proposer's where that
@@ -245,8 +259,11 @@ class Drafting:
             spent += self.costs.speed * self.costs.switch
         if width > self.rows.minimum:
             spent = min(max(verify_s, spent / _HICCUP), spent * _HICCUP)
-            if proposal.proposer is not None:
-                spent += self._record(proposal.proposer).usual(proposal.draft_s, plain_s)
+        if proposal.proposer is not None:
+            record = self._record(proposal.proposer)
+            record.observe_saved(max(n_tokens * plain_s - spent, 0.0))
+            if width > self.rows.minimum:
+                spent += record.usual(proposal.draft_s, plain_s)
         self._gained += n_tokens * plain_s - spent
         self._answered += n_tokens
 
@@ -303,7 +320,7 @@ class Drafting:
         draft = proposer.propose(context, budget)
         record.observe_time(len(draft), time.perf_counter() - began, plain_s)
         offer = self._cut(draft, record) if len(draft) else _NOTHING
-        record.observe_worth(max(offer.saved_s, 0.0), time.perf_counter() - began, plain_s)
+        record.observe_asking(max(offer.saved_s, 0.0), time.perf_counter() - began, plain_s)
         return offer
 
     def _record(self, name: str) -> _Record:
