@@ -38,7 +38,11 @@ SOURCE = "one two three four five six"
 @pytest.mark.parametrize(
     ("output", "goes_on"),
     [
-        ("", "one t"),
+        ("", ""),  # nothing is known yet
+        ("o", ""),
+        ("on", "e two"),
+        ("zqone", " two "),
+        ("zqxjvk", ""),  # has copied nothing
         ("one t", "wo th"),
         ("one X", "wo th"),  # replaced
         ("one tXwo", " thre"),  # put in
@@ -46,7 +50,7 @@ SOURCE = "one two three four five six"
         ("one three", " four"),  # a word left out
         ("one two and three", " four"),
         ("One two threE", " four"),
-        ("four fi", "ve si"),  # begun in the middle
+        ("four fiv", "e six"),  # begun in the middle
         ("five six, and one two", " thre"),  # moved
         ("one two three four five six", "\0"),
     ],
@@ -90,7 +94,7 @@ def test_rounds_of_any_length_align_alike_after_a_copy() -> None:
 def test_both_lookups_read_sources() -> None:
     for proposer in (SourceCopy(), Suffix()):
         assert isinstance(proposer, SourceReader)
-        again = proposer.reading(as_tokens([5, 6, 7, 8]), 1).propose(as_tokens([9, 6]), Allowance(2))
+        again = proposer.reading(as_tokens([5, 6, 7, 8]), 1).propose(as_tokens([9, 5, 6]), Allowance(2))
         assert again.tokens.tolist() == [7, 8]
     assert Suffix().propose(as_tokens([9, 6]), Allowance(2)).tokens.tolist() == []
 

@@ -20,6 +20,7 @@ _JUMP = 4  # edits that going on anywhere else in the source is worth
 _LATEST = 12  # tokens that are followed to the end where nothing was asked for a while; before them, only a copy
 _FLOOR = 0.02  # a path less likely than this is not followed,
 _SILENT = 0.1  # and with a next token less likely than this nothing is said: by chance letters agree that often
+_EVIDENCE = 2  # copies in a row, before which nothing is said: where steps are short one wrong draft costs several
 _MEMORY = 0.98  # what an old copy is worth after one more token
 _PRIOR = ((1.0, 1.0), (0.5, 4.5))  # tokens that were no copies, and that were: after one that was none, after a copy
 
@@ -53,11 +54,14 @@ class _Copying:
         self._seen = start  # length of the context that is aligned
         self._counts = [list(row) for row in _PRIOR]
         self._copied = True  # whether the last token was what stood at its place
+        self._copies = False  # whether this answer is known to copy
 
     def propose(self, context: Tokens, budget: Budget) -> Draft:
         """The source from the place that the output has reached."""
         self._follow(context[self._seen :].tolist())
         self._seen = len(context)
+        if not self._copies:
+            return EMPTY_DRAFT
         first, then = self._chance(self._copied), self._chance(True)
         at = self._alignment.at
         k = min(budget.max_tokens, len(self._source) - at)
@@ -80,6 +84,7 @@ class _Copying:
             if run:
                 self._count(run)
                 self._alignment.copy(tokens[i : i + run])
+                self._copies = self._copies or self._alignment.straight >= _EVIDENCE
             i += run
             if i < len(tokens):
                 self._learn(False)
@@ -117,7 +122,8 @@ class Alignment:
         for i, token in enumerate(source):
             self._places[token] = self._places.get(token, 0) | 1 << i
         self.at = 0
-        self._straight = _JUMP  # copies in a row; after so many there is no doubt where they come from
+        self.straight = 0  # copies in a row
+        self._in_doubt = False  # whether it is unclear where they come from
         self._within = [0] * _JUMP  # bit p of number c: place p costs c at most; stale while there is no doubt
 
     def run(self, tokens: list[int], start: int) -> int:
@@ -131,22 +137,23 @@ class Alignment:
 
     def copy(self, tokens: list[int]) -> None:
         """The output went on with these tokens of the source."""
-        if self._straight + len(tokens) >= _JUMP:
-            self.at += len(tokens)
-        else:
+        self.straight += len(tokens)
+        self._in_doubt = self._in_doubt and self.straight < _JUMP
+        if self._in_doubt:
             for token in tokens:
                 self._step(token)
-        self._straight += len(tokens)
+        else:
+            self.at += len(tokens)
 
     def edit(self, token: int) -> None:
         """The output went on with something else."""
-        if self._straight >= _JUMP:
+        if not self._in_doubt:
             first = max(self.at - _JUMP + 1, 0)
             for cost in range(_JUMP):
                 low = max(self.at - cost, first)
                 self._within[cost] = (1 << self.at + cost + 1) - (1 << low) & self._every
         self._step(token)
-        self._straight = 0
+        self.straight, self._in_doubt = 0, True
 
     def _step(self, token: int) -> None:
         """One token more: the next costs, and the place that explains it best."""
