@@ -8,6 +8,7 @@ plain and speculative decoding the same computation, so that their equality is a
 from __future__ import annotations
 
 import itertools
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,14 +36,15 @@ class RowRule:
 
     def fit(self, n_rows: int) -> int:
         """The smallest allowed width of at least n_rows."""
-        for width in self.widths:
-            if width >= n_rows:
-                return width
-        raise ValueError(f"no allowed width holds {n_rows} rows; the widest is {self.maximum}")
+        at = bisect_left(self.widths, n_rows)
+        if at == len(self.widths):
+            raise ValueError(f"no allowed width holds {n_rows} rows; the widest is {self.maximum}")
+        return self.widths[at]
 
     def floor(self, n_rows: int) -> int | None:
         """The largest allowed width of at most n_rows, or None."""
-        return max((w for w in self.widths if w <= n_rows), default=None)
+        at = bisect_right(self.widths, n_rows)
+        return self.widths[at - 1] if at else None
 
 
 ANY_WIDTH = RowRule(tuple(range(1, MAX_WIDTH + 1)))

@@ -241,14 +241,31 @@ def test_what_was_gained_may_be_lost_again() -> None:
     assert len(drafting.propose((guesser,), context, 32).draft) <= 3
 
 
+class Counted(Guesser):
+    asked = 0
+
+    def propose(self, context: Tokens, budget: Budget) -> Draft:
+        self.asked += 1
+        return super().propose(context, budget)
+
+
+def test_where_asking_takes_half_a_step_promises_of_a_new_answer_are_believed_for_a_few_rounds() -> None:
+    curve = 1.5e-4 + 5e-6 * WIDTHS  # a tiny model
+    drafting = Drafting(RenewalReward(), CostCurve(WIDTHS.copy(), curve.copy()), ANY_WIDTH)
+    guesser, context = Counted(0.0, 0.9), np.zeros(500, dtype=np.int64)
+    for right in (True, False):
+        drafting.begin(0)
+        guesser.asked = 0
+        for _ in range(60):
+            proposal = drafting.propose((guesser,), context, 32)
+            k = len(proposal.draft)
+            finish(drafting, proposal, k if right else 0, k + 1, float(curve[k]))
+        if right:
+            assert guesser.asked == 60
+    assert guesser.asked <= 12, guesser.asked
+
+
 def test_a_lookup_that_brings_nothing_rests_and_one_that_pays_again_is_asked_every_round() -> None:
-    class Counted(Guesser):
-        asked = 0
-
-        def propose(self, context: Tokens, budget: Budget) -> Draft:
-            self.asked += 1
-            return super().propose(context, budget)
-
     steep = CURVES["compute-bound"]
     drafting = Drafting(RenewalReward(), CostCurve(WIDTHS.copy(), steep.copy()), ANY_WIDTH)
     guesser, context = Counted(0.0, 0.2), np.zeros(500, dtype=np.int64)
