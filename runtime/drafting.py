@@ -24,10 +24,11 @@ _HOPE = 4.0  # plain steps that asking a proposer is taken to be worth before it
 _WORTH_RATE = 0.1  # and how fast the truth is followed,
 _GAIN_RATE = 0.5  # and how fast where it is better than was thought
 _DEAR_ASKING = 0.05  # plain steps: where asking takes more, a new answer
-_TRUST = 1.5  # times what asking takes is what it is believed to be worth at most
+_TRUST = 1.5  # times what asking takes is what it is believed to be worth
 _PONDER = 0.02  # of a plain step: thinking longer than that about a proposer that is not asked is no small matter
 _REST_SHARE = 0.01  # of the time: what asking one that brings less than it takes may cost,
-_REST = (4, 64)  # so it is asked in every so many rounds, at the least and at the most
+_REST = (4, 64)  # so it is asked in every so many rounds, at the least and at the most,
+_DOUBLINGS = 4  # and rests twice as long each time up to there
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +67,19 @@ class _Record:
     worth_s: float = math.inf  # what asking it is expected to save, on average,
     asked_s: float = 0.0  # and takes, with all that is thought about the answer
     rested: int = 0  # rounds in a row it was not asked because of that
+    rests_in_a_row: int = 0  # each twice as long as the one before it
     pondered: bool = False  # whether not asking it took long
 
     def rests(self, plain_s: float) -> int:
         """In how many rounds, from this one on, to leave it out: a lookup in every round is not free either."""
+        if self.worth_s >= self.asked_s:
+            self.rested = self.rests_in_a_row = 0
+            return 0
         every = min(max(int(self.asked_s / (_REST_SHARE * plain_s)), _REST[0]), _REST[1])
-        left = 0 if self.worth_s >= self.asked_s else max(every - 1 - self.rested, 0)
-        self.rested = self.rested if left else 0
+        every = min(every, _REST[0] << self.rests_in_a_row)
+        left = max(every - 1 - self.rested, 0)
+        if not left:
+            self.rested, self.rests_in_a_row = 0, min(self.rests_in_a_row + 1, _DOUBLINGS)
         return left
 
     def rest(self, n_rounds: int) -> None:
@@ -88,9 +95,9 @@ class _Record:
 
     def begin(self, plain_s: float) -> None:
         """A new answer, whose first round is no time to rest; what the last one was worth says little about it."""
-        self.rested = _REST[1]
+        self.rested, self.rests_in_a_row = _REST[1], 0
         if self.asked_s > _DEAR_ASKING * plain_s:
-            self.worth_s = min(self.worth_s, _TRUST * self.asked_s)
+            self.worth_s = _TRUST * self.asked_s
 
     def observe_asking(self, promised_s: float, seconds: float, plain_s: float) -> None:
         """It was asked, and its draft promises to save so much against plain decoding. What is promised can only
