@@ -42,6 +42,12 @@ MUTANTS = (
         "p = law_at(max(row - 1, 0), path)",
     ),
     Mutant(
+        "a chain reuses the row before",
+        "runtime/verify.py",
+        "token = law_at(len(path), path)",
+        "token = law_at(max(len(path) - 1, 0), path)",
+    ),
+    Mutant(
         "penalties do not see the drafted path",
         "runtime/engine.py",
         "sampling.law(logits[row], sequence[:end], n_prompt)",
@@ -111,8 +117,14 @@ MUTANTS = (
     Mutant(
         "a proposer that brings nothing never rests",
         "runtime/drafting.py",
-        "        left = 0 if self.worth_s >= self.asked_s else max(every - 1 - self.rested, 0)\n",
+        "        left = max(every - 1 - self.rested, 0)\n",
         "        left = 0\n",
+    ),
+    Mutant(
+        "a promise counts for what it said",
+        "runtime/drafting.py",
+        "            record.observe_saved(max(n_tokens * plain_s - spent, 0.0))\n",
+        "            record.observe_saved(4.0 * plain_s)\n",
     ),
     Mutant(
         "the rejected tail counts as rejected",

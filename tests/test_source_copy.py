@@ -47,7 +47,7 @@ SOURCE = "one two three four five six"
         ("one X", "wo th"),  # replaced
         ("one tXwo", " thre"),  # put in
         ("one wo", " thre"),  # left out
-        ("one three", " four"),  # a word left out
+        ("one three f", "our f"),  # a word left out
         ("one two and three", " four"),
         ("One two threE", " four"),
         ("four fiv", "e six"),  # begun in the middle
@@ -74,7 +74,7 @@ def test_chances_follow_what_was_copied() -> None:
     copied = (SOURCE * 4).encode()
     assert chance(copied[:80]) > chance(copied[:10]) > 0.8
     other = np.random.default_rng(0).integers(128, 250, 60).astype(np.uint8).tobytes()
-    assert chance(copied[:4] + other) == 0.0 < chance(copied[:4] + other[:4]) < 0.4  # silent in the end
+    assert chance(copied[:4] + other) == 0.0 < chance(copied[:4] + other[:2]) < 0.4  # silent in the end
     assert chance(other + copied[:60]) > 0.8  # and found again
     draft = reader(SOURCE).propose(as_tokens([START, *copied[:10]]), Allowance(5))
     assert draft.expected is not None and (np.diff(draft.expected) < 0).all() and draft.laws is None
