@@ -19,6 +19,7 @@ from pilotfish.runtime.draft_length import Fixed
 from pilotfish.runtime.errors import ContextFullError, ModelFileError, OptionError
 from pilotfish.runtime.interfaces import Weights
 from pilotfish.runtime.manifest import MANIFEST_NAME
+from pilotfish.runtime.proposers import SourceCopy, Suffix
 from pilotfish.runtime.storage import cache_dir
 from pilotfish.testing import CHECKS, Subject
 from pilotfish.testing.tiny_models import tiny_gguf
@@ -104,7 +105,7 @@ def test_a_bundle_answers_and_drafts_change_nothing(bundle: Path, model: Model) 
         expected = [plain.generate(t, max_new_tokens=48, **a).token_ids for t in TEXTS for a in asks]  # type: ignore[arg-type]
     assert len(set(expected)) >= 5
     for policy in (True, Fixed(4)):
-        with load(bundle, threads=2, speculate=policy) as drafting:
+        with load(bundle, threads=2, speculate=policy, proposers=(SourceCopy(), Suffix())) as drafting:
             found = [drafting.generate(t, max_new_tokens=48, **a) for t in TEXTS for a in asks]  # type: ignore[arg-type]
             assert [r.token_ids for r in found] == expected
     assert sum(r.stats.drafted for r in found) > 50  # of Fixed(4)

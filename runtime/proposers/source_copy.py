@@ -17,7 +17,7 @@ import numpy as np
 from ..interfaces import EMPTY_DRAFT, Budget, Draft, Probs, Proposer, Tokens
 
 _JUMP = 4  # edits that going on anywhere else in the source is worth
-_LATEST = 12  # tokens that are followed to the end where nothing was asked for a while; before them, only a copy
+_LATEST = 8  # tokens that are followed to the end where nothing was asked for a while; before them, only a copy
 _FLOOR = 0.02  # a path less likely than this is not followed,
 _SILENT = 0.2  # and with a next token less likely than this nothing is said: by chance letters agree nearly that often
 _EVIDENCE = 2  # copies in a row, before which nothing is said: where steps are short one wrong draft costs several
