@@ -30,6 +30,7 @@ from pilotfish.runtime.draft_length import Fixed  # noqa: E402
 from pilotfish.runtime.errors import ContextFullError, ModelFileError, OptionError, UnsupportedModelError  # noqa: E402
 from pilotfish.runtime.gguf_file import read_gguf  # noqa: E402
 from pilotfish.runtime.interfaces import EncoderInfo, Weights  # noqa: E402
+from pilotfish.runtime.proposers import SourceCopy, Suffix  # noqa: E402
 from pilotfish.testing import CHECKS, Subject, answer_contract  # noqa: E402
 from pilotfish.testing.subject import run  # noqa: E402
 from pilotfish.testing.tiny_models import tiny_gguf  # noqa: E402
@@ -183,7 +184,8 @@ def test_drafts_change_nothing(bundle: Path) -> None:
         expected = [plain.generate(t, max_new_tokens=48, **a).token_ids for t in TEXTS for a in asks]
     assert len(set(expected)) >= 5
     for policy in (True, Fixed(4)):
-        with load(bundle, engine="llamacpp", threads=1, speculate=policy) as drafting:
+        lookups = (SourceCopy(), Suffix())
+        with load(bundle, engine="llamacpp", threads=1, speculate=policy, proposers=lookups) as drafting:
             found = [drafting.generate(t, max_new_tokens=48, **a) for t in TEXTS for a in asks]
             assert [r.token_ids for r in found] == expected
     assert sum(r.stats.drafted for r in found) > 50  # of Fixed(4)
