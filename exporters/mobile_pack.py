@@ -101,12 +101,13 @@ class Pack:
     def compare(self, target: str, found: Floats, limit: float | None = None) -> dict[str, float]:
         """How far logits after the first tokens of the probe are from the source's.
 
-        limit: of the relative difference; None: what weights of this form are allowed. Raises ParityError beyond it.
+        limit: of the relative difference; None: what weights of this form are allowed, and of a GGUF file's own blocks
+        what rounded activations are. Raises ParityError beyond it.
         """
         wanted = self.probe()[1][: len(found)]
         report = distance(found, wanted)
         if limit is None:
-            limit = _LIMITS["int8" if self.form is None else self.form.layers]
+            limit = _LIMITS["int8" if self.form is None or self.as_is else self.form.layers]
         if not report["relative_difference"] <= limit:
             raise ParityError(
                 f"the {target} model is too far from its source and was not kept: its logits differ by "

@@ -56,8 +56,8 @@ def write(pack: Pack, folder: Path, progress: Share) -> Written:
 
 
 def _form(pack: Pack) -> WeightForm:
-    """A GGUF file's own blocks have no place here; 8 bits keep what they hold."""
-    return WeightForm("int8") if pack.form is None else pack.form
+    """A GGUF file's own blocks have no place here; 8 bits keep what they hold, and 4 on another grid would not."""
+    return WeightForm("int8") if pack.form is None or pack.as_is else pack.form
 
 
 def _lowered(pack: Pack, form: WeightForm, progress: Share) -> bytes:
