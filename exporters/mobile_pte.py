@@ -21,6 +21,7 @@ _INSTALL = "pip install executorch==1.5.1 torch==2.13.0"
 PACKAGES = {"executorch": _INSTALL, "torch": _INSTALL}
 FILE = "model.pte"
 LEAST, MOST = 2, 64  # tokens a step; one alone would be traced as a graph of its own
+_SAMPLES = 2  # texts, of 256 tokens, that are read for the ranges of activations
 LARGEST = (1 << 31) - (1 << 20)  # bytes of a flatbuffer
 
 
@@ -60,6 +61,13 @@ def _form(pack: Pack) -> WeightForm:
     return WeightForm("int8") if pack.form is None or pack.as_is else pack.form
 
 
+def _samples(pack: Pack) -> list[Tokens]:
+    """Text that ranges of activations are taken from."""
+    from .calibration_text import calibration_samples
+
+    return [tokens[: pack.context] for tokens in calibration_samples(pack.source.tokenizer, None)[:_SAMPLES]]
+
+
 def _lowered(pack: Pack, form: WeightForm, progress: Share) -> bytes:
     import torch
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import (
@@ -68,10 +76,12 @@ def _lowered(pack: Pack, form: WeightForm, progress: Share) -> bytes:
     )
     from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 
-    from .mobile_torch import CachedDecoder, own_copy
+    from .mobile_torch import CachedDecoder, own_copy, smooth
 
     quantized = form.layers in ("int8", "int4")
     model: Any = own_copy(pack.torch_model()) if quantized else pack.torch_model()
+    if form.layers == "int8":  # factors on columns would widen the blocks that int4 has
+        smooth(model, _samples(pack))
     if quantized:
         _quantize(model, form)
     decoder = CachedDecoder(model, pack.context).eval()
@@ -123,7 +133,7 @@ def _quantize(model: PreTrainedModel, form: WeightForm) -> None:
     )
     output = Int8DynamicActivationIntxWeightConfig(weight_dtype=torch.int8, weight_granularity=PerAxis(0))
     quantize_(model.base_model, layers)
-    quantize_(model, output, filter_fn=lambda module, name: name == "lm_head")
+    quantize_(model, output, filter_fn=lambda module, name: isinstance(module, torch.nn.Linear) and "lm_head" in name)
 
 
 def _run(path: Path, tokens: Tokens) -> Floats:

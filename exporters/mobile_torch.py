@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from ..runtime.interfaces import Tokens
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _HIDDEN = -3e4  # added to a score: nothing is left of it, and half precision still holds it
+_SMALLEST = 1e-5  # of what is seen of a channel
 
 
 class CachedDecoder(torch.nn.Module):
@@ -100,3 +104,50 @@ def own_copy(model: PreTrainedModel) -> PreTrainedModel:
         made.config.tie_word_embeddings = False
     result: PreTrainedModel = made
     return result
+
+
+class Smoothed(torch.nn.Module):
+    """A linear layer that gets the channels of its input in sizes alike, for roundings with one scale a row.
+
+    Its weights have the factors the other way round: the product is the same.
+    Source: Xiao et al. 2022 (SmoothQuant), equation 4, alpha 0.5.
+    """
+
+    def __init__(self, linear: torch.nn.Linear, largest: Tensor) -> None:
+        super().__init__()
+        columns = linear.weight.detach().abs().amax(dim=0).clamp(min=_SMALLEST)
+        scale = (largest.clamp(min=_SMALLEST) / columns).sqrt()
+        self.register_buffer("inverse", 1 / scale, persistent=False)
+        self.linear = linear
+        self.linear.weight = torch.nn.Parameter(linear.weight.detach() * scale, requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What the layer gave before."""
+        made: Tensor = self.linear(x * self.get_buffer("inverse"))
+        return made
+
+
+def smooth(model: PreTrainedModel, samples: Sequence[Tokens]) -> None:
+    """Put Smoothed in the place of every linear layer, as fits what they see when the model reads the samples."""
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    seen: dict[str, Tensor] = {}
+
+    def look(name: str) -> Any:
+        def hook(module: Any, inputs: tuple[Tensor, ...]) -> None:
+            found = inputs[0].detach().abs().flatten(0, -2).amax(dim=0)
+            seen[name] = torch.maximum(seen[name], found) if name in seen else found
+
+        return hook
+
+    hooks = [module.register_forward_pre_hook(look(name)) for name, module in layers.items()]
+    whole: Any = model
+    try:
+        with torch.inference_mode():
+            for tokens in samples:
+                whole(input_ids=torch.from_numpy(tokens)[None], use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for name in seen:
+        parent, _, last = name.rpartition(".")
+        setattr(model.get_submodule(parent), last, Smoothed(layers[name], seen[name].clone()))
