@@ -7,17 +7,21 @@ import sys
 import time
 from pathlib import Path
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column, Table
 
+from ..exporters.parity import Parity
 from ..exporting import Job, RefusedExportError, run
-from ..verify_report import FormatReport, Report
+from ..verify_report import Report
 from ..verifying import verify
 
 _LEGEND = """\
-top-1: the same best token; agree: the same, or one that the source finds all but as good;
-first other: where the first greedy answer leaves the source's, and in how many of all."""
+top-1: the same best token; agree: the same, or one that the source finds all but as good; other from:
+where the first greedy answer leaves the source's, and in how many of all"""
+_ROUNDING = """;
+rounded: the source with rounded weights; what formats add to that is mostly the rounding of activations."""
 
 
 class StepProgress:
@@ -105,18 +109,30 @@ def show(report: Report, as_json: bool) -> None:
     for name, reason in report.failed.items():
         out.print(f"{name} FAILED: {reason}", soft_wrap=True)
     if report.formats:
-        out.print(_LEGEND)
+        out.print(_LEGEND + ("." if report.rounding is None else _ROUNDING), soft_wrap=True)
 
 
 def _comparison(report: Report) -> Table:
     """Every format that an engine was asked about."""
     compared = "the source itself" if report.with_source else "the source's stored answers"
+    heads = ("format", "MB", "time", "max, mean\n|dlogit|", "KL", "top-1", "agree", "perpl.", "other\nfrom", "")
     table = Table(
-        *("format", "MB", "time", "max/mean |dlogit|", "KL", "top-1", "agree", "perplexity", "first other", "verdict"),
+        *(Column(head, no_wrap=True) for head in heads),
         title=f"{report.folder}, compared with {compared}",
+        box=SIMPLE_HEAD,
+        collapse_padding=True,
+        pad_edge=False,
     )
     for one in report.formats:
-        table.add_row(*_cells(one, report))
+        times = (report.seconds.get(one.form), one.seconds)
+        seconds = "+".join(f"{t:.0f}" for t in times if t is not None) + " s"
+        verdict = "ok" if one.ok else "NO"
+        table.add_row(one.form, f"{one.n_bytes / 1e6:.0f}", seconds, *_parity_cells(one.parity), verdict)
+    if report.rounding is not None:
+        table.add_row("rounded", "", "", *_parity_cells(report.rounding), "")
+    source = next((one.parity.perplexity_source for one in report.formats), None)
+    if source is not None:
+        table.add_row("source", *[""] * 6, f"{source:.2f}", "", "")
     return table
 
 
@@ -132,23 +148,16 @@ def _mobile_table(report: Report) -> Table:
     return table
 
 
-def _cells(one: FormatReport, report: Report) -> tuple[str, ...]:
-    p = one.parity
-    differences = "" if p.max_difference is None else f"{p.max_difference:.2g}/{p.mean_difference:.2g}"
-    seconds = report.seconds.get(one.form)
-    times = f"{one.seconds:.0f} s" if seconds is None else f"{seconds:.0f}+{one.seconds:.0f} s"
+def _parity_cells(p: Parity) -> tuple[str, ...]:
+    """What is the same for a format and for rounded weights."""
     left = p.greedy_prompts - p.greedy_equal
     return (
-        one.form,
-        f"{one.n_bytes / 1e6:.0f}",
-        times,
-        differences,
-        f"{p.kl:.2g}",
+        "" if p.max_difference is None else f"{p.max_difference:.2g}, {p.mean_difference:.2g}",
+        f"{p.kl:.4f}",
         f"{p.top1:.3f}",
         f"{p.agreement:.3f}",
-        f"{p.perplexity_source:.2f} > {p.perplexity:.2f}",
-        "-" if p.greedy_first is None else f"{p.greedy_first} ({left}/{p.greedy_prompts})",
-        "ok" if one.ok else "REFUSED",
+        f"{p.perplexity:.2f}",
+        "" if p.greedy_first is None else f"{p.greedy_first} ({left}/{p.greedy_prompts})",
     )
 
 
@@ -176,6 +185,7 @@ def as_object(report: Report) -> dict[str, object]:
             }
             for one in report.formats
         },
+        **({} if report.rounding is None else {"rounded": report.rounding.facts()}),
     }
 
 

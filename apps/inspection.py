@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -56,26 +57,38 @@ def _show_bundle(bundle: Bundle, out: Console) -> None:
         "canary": _canary_words(bundle),
     }
     facts |= {f"cache for {engine}": kind for engine, kind in manifest.kv_hints.items()}
-    facts |= {f"report: {name}": f"{value:g}" for name, value in manifest.report.items()}
+    facts |= {name: f"{value:g}" for name, value in manifest.report.items()}
     out.print(_plain_table(facts))
+    if manifest.reports:
+        out.print(_reports_table(manifest))
     for form in manifest.formats:
         out.print(_plain_table(_format_facts(bundle, form), title=form))
 
 
+def _reports_table(manifest: Manifest) -> Table:
+    """What was measured of each format, side by side."""
+    forms = [form for form in manifest.formats if form in manifest.reports]
+    found = [manifest.reports[form] for form in forms]
+    limits = [manifest.thresholds.get(form, {}) for form in forms]
+    table = Table("measured", *forms, title="compared with the source", title_justify="left", box=SIMPLE_HEAD)
+    for name in dict.fromkeys(name for report in found for name in report):
+        label = name.replace("_", " ")
+        for row, values in ((label, found), (f"  {label} allowed", limits)):
+            if any(name in numbers for numbers in values):
+                table.add_row(row, *(f"{numbers[name]:.4g}" if name in numbers else "" for numbers in values))
+    return table
+
+
 def _format_facts(bundle: Bundle, form: str) -> dict[str, object]:
-    """What is known of one format: its file, how it was made, how it compares."""
+    """What is known of one format: its file, and how it was made."""
     manifest = bundle.manifest
-    report, limits = manifest.reports.get(form, {}), manifest.thresholds.get(form, {})
     facts: dict[str, object] = {"file": manifest.formats[form], **manifest.recipe_of(form)}
     if form in manifest.encoders:
         facts["encoder"] = manifest.encoders[form]
     if form in manifest.unverified:
         facts["compared with its source"] = "no: it could not be run where it was made"
-    elif not report:
+    elif form not in manifest.reports:
         facts["compared with its source"] = "no"
-    for name, value in report.items():
-        limit = f", allowed {limits[name]:g}" if name in limits else ""
-        facts[name.replace("_", " ")] = f"{value:.4g}{limit}"
     return facts
 
 

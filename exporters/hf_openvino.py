@@ -19,7 +19,7 @@ from ..runtime.errors import EngineMissingError, UnsupportedModelError
 from ..runtime.telemetry import without_telemetry
 from .families import SUPPORTED
 from .model_source import EXPORT_EXTRA
-from .openvino_compress import Compression, Share, compress
+from .openvino_compress import ON_OWN_GRID, Compression, Share, compress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -177,6 +177,8 @@ def _recipe(wanted: Compression, counts: dict[str, int]) -> dict[str, str]:
         "output": form.output_form,
         "matrices": ", ".join(f"{n} {what}" for what, n in counts.items()),
     }
+    if counts.get(ON_OWN_GRID) == sum(n for what, n in counts.items() if what.endswith("int4")):
+        recipe["own_grid"] = "all"  # in four bits as they came: nothing was rounded
     if {"int4", "int8"} & set(wanted.forms.values()):
         recipe["block"] = str(form.block)
         recipe["zero_points"] = "none" if form.symmetric else "integer"

@@ -23,6 +23,7 @@ from .model_source import EXPORT_EXTRA
 from .openvino_graph import Model, matrices, separate, store_as_bytes, store_as_half, store_on_own_grid
 from .weight_form import WeightForm
 
+ON_OWN_GRID = "of them on a grid of their own"  # what compress() counts beside the forms
 DataAware: TypeAlias = Literal["awq", "scale", "gptq"]
 Share: TypeAlias = Callable[[float], None]
 
@@ -115,7 +116,7 @@ def compress(model: Model, wanted: Compression, progress: Share) -> dict[str, in
                 "for. Choose another form of the weights, or install nncf 3.4."
             )
     progress(1.0)
-    own = {"of them on a grid of their own": kept} if kept else {}
+    own = {ON_OWN_GRID: kept} if kept else {}
     return {f"{part} {kind}": n for (part, kind), n in sorted(found.items())} | own
 
 

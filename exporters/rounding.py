@@ -55,13 +55,13 @@ def _round_while_used(module: Any, stored: Stored, form: WeightForm) -> list[Any
 
 
 def nearest(weight: torch.Tensor, stored: Stored, form: WeightForm) -> torch.Tensor:
-    """The matrix as it can be stored: int4 in blocks of columns, int8 with one scale a row, the coarsest of engines."""
+    """The matrix as it can be stored, in blocks of columns; with one scale a row where they do not divide it."""
     if stored == "fp32":
         return weight
     if stored == "fp16":
         return weight.half().float()
     rows, columns = weight.shape
-    block = form.block if stored == "int4" and columns % form.block == 0 else columns
+    block = form.block if columns % form.block == 0 else columns
     found = torch.empty_like(weight)
     step = max(1, _CHUNK // columns)
     for at in range(0, rows, step):

@@ -40,6 +40,10 @@ class Format(Protocol):
         """Raise what writing would raise, before any long work."""
         ...
 
+    def keeps(self, source: ModelSource, order: Order, recipe: Mapping[str, str]) -> bool:
+        """Whether a GGUF file's own weights were taken over, so that none was rounded. recipe: what was written."""
+        ...
+
     def bytes_needed(self, source: ModelSource, order: Order) -> int:
         """Bytes on disk at the worst moment, roughly."""
         ...
@@ -65,13 +69,16 @@ class OnnxFormat:
     def refuse(self, source: ModelSource, order: Order) -> None:
         return
 
+    def keeps(self, source: ModelSource, order: Order, recipe: Mapping[str, str]) -> bool:
+        return order.form is None or is_stored_so(source, order.form)
+
     def bytes_needed(self, source: ModelSource, order: Order) -> int:
         return stored_bytes(source, order)
 
     def write(
         self, source: ModelSource, order: Order, model: PreTrainedModel | None, folder: Path, progress: Share
     ) -> dict[str, str]:
-        if order.form is None or model is None or is_stored_so(source, order.form):
+        if order.form is None or model is None or self.keeps(source, order, {}):
             return _import_as_is(source, order, folder, progress)
         from .hf_onnx import export_onnx
         from .seq2seq_onnx import export_seq2seq_onnx
@@ -151,6 +158,9 @@ class OpenVinoFormat:
                 part = "embedding" if "embed_tokens" in name else "output" if "lm_head" in name else "layers"
                 wanted.check_columns(part, shape[1], name)
 
+    def keeps(self, source: ModelSource, order: Order, recipe: Mapping[str, str]) -> bool:
+        return order.form is not None and is_stored_so(source, order.form) and recipe.get("own_grid") == "all"
+
     def bytes_needed(self, source: ModelSource, order: Order) -> int:
         return stored_bytes(source, order) + 4 * sum(sizes(source))  # what is traced is in f32
 
@@ -193,6 +203,9 @@ class GgufFormat:
             if self._kind(source, order) not in KINDS:
                 raise OptionError(f"there is no kind {order.gguf_kind!r} of GGUF file; there are {', '.join(KINDS)}.")
 
+    def keeps(self, source: ModelSource, order: Order, recipe: Mapping[str, str]) -> bool:
+        return order.form is None or (order.gguf_kind is None and is_stored_so(source, order.form))
+
     def bytes_needed(self, source: ModelSource, order: Order) -> int:
         if order.form is None:
             return source.path.stat().st_size
@@ -201,7 +214,7 @@ class GgufFormat:
     def write(
         self, source: ModelSource, order: Order, model: PreTrainedModel | None, folder: Path, progress: Share
     ) -> dict[str, str]:
-        if order.form is None or model is None or self._is_copied(source, order):
+        if order.form is None or model is None or self.keeps(source, order, {}):
             shutil.copyfile(source.path, folder / "model.gguf")
             return {"weights": "source"}
         from .gguf_writer import write_gguf
@@ -211,7 +224,7 @@ class GgufFormat:
         return {"kind": self._kind(source, order)}
 
     def finish(self, source: ModelSource, order: Order, folder: Path, progress: Share) -> dict[str, str]:
-        if order.form is None or self._is_copied(source, order):
+        if order.form is None or self.keeps(source, order, {}):
             return {}
         from .gguf_quantize import quantize_gguf, table_types
 
@@ -230,10 +243,6 @@ class GgufFormat:
         )
         whole.unlink()
         return {"types": ", ".join(types)}
-
-    @staticmethod
-    def _is_copied(source: ModelSource, order: Order) -> bool:
-        return order.form is None or (order.gguf_kind is None and is_stored_so(source, order.form))
 
     def _kind(self, source: ModelSource, order: Order) -> str:
         """The kind asked for, or the one that stands for the form."""

@@ -66,10 +66,14 @@ class Job:
     draft: str | os.PathLike[str] | None = None
     context: int | None = None
 
-    def thresholds(self, form: str, rounding: Parity | None = None) -> Thresholds:
-        """What a format has to keep to, given what rounding its weights costs by itself. Raises OptionError."""
+    def thresholds(self, form: str, rounding: Parity | None = None, *, kept: bool = False) -> Thresholds:
+        """What a format has to keep to, given what rounding its weights costs by itself.
+
+        kept: it has the source's own quantized weights, so that none was rounded. Raises OptionError.
+        """
         activations = self.activations if form == "onnx" else "int8"  # the other engines round them as they like
-        return Thresholds.for_weights(self.form, activations, rounding, self.min_agreement)
+        stored, rounding = (None, None) if kept else (self.form, rounding)
+        return Thresholds.for_weights(stored, activations, rounding, self.min_agreement)
 
 
 @dataclass(frozen=True, slots=True)

@@ -123,6 +123,7 @@ class Steps:
             seconds=self.seconds,
             targets=targets,
             failed={name: self._why(error) for name, error in self.failed.items()},
+            rounding=self._rounding if self._rounds() else None,
         )
         return manifest, report
 
@@ -167,11 +168,22 @@ class Steps:
 
     def _compose(self) -> Manifest:
         """The manifest before anything was compared, and what all formats share, written."""
-        limits = {name: self._job.thresholds(name, self._rounding) for name in self._plan.engines if name in self.made}
+        limits = {
+            name: self._job.thresholds(name, self._rounding, kept=self._keeps(name, made.recipe))
+            for name, made in self._ledger.finished(self._plan.engines).items()
+        }
         known = Known(*self._canary, self._rounding_facts())
         manifest = compose(self._source, self._folder, self.made, limits, known, self._plan.kept)
         write_manifest(self._folder, manifest)
         return manifest
+
+    def _rounds(self) -> bool:
+        """Whether weights of some format were rounded."""
+        finished = self._ledger.finished(self._plan.engines)
+        return any(not self._keeps(name, made.recipe) for name, made in finished.items())
+
+    def _keeps(self, name: str, recipe: Mapping[str, str]) -> bool:
+        return FORMATS[name].keeps(self._source, self._order, recipe)
 
     def _cache_hint(self) -> dict[str, str]:
         """The smallest KV cache of the OpenVINO format that costs next to nothing."""
@@ -186,7 +198,7 @@ class Steps:
     def _rounding_facts(self) -> dict[str, float]:
         """What rounding the weights costs by itself, for comparison."""
         found, form = self._rounding, self._order.form
-        if found is None or form is None or form.layers == "fp32":
+        if found is None or form is None or not self._rounds():
             return {}
         names = ("top1", "agreement", "kl", "relative_difference", "perplexity")
         return {f"{form.layers} rounding alone: {name}": float(getattr(found, name)) for name in names}

@@ -50,7 +50,7 @@ class Report:
     """All formats of a bundle that could be run here.
 
     left_out: why others were not. Of an export: seconds that each format took to write; targets of the mobile pack;
-    failed: why a format that was asked for could not be made.
+    failed: why a format that was asked for could not be made; rounding: the source itself with rounded weights.
     """
 
     folder: Path
@@ -60,6 +60,7 @@ class Report:
     seconds: Mapping[str, float] = field(default_factory=dict)
     targets: tuple[TargetReport, ...] = ()
     failed: Mapping[str, str] = field(default_factory=dict)
+    rounding: Parity | None = None
 
     @property
     def ok(self) -> bool:

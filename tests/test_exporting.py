@@ -28,6 +28,7 @@ import pilotfish
 from pilotfish import backends, export_job, exporting, verifying
 from pilotfish.apps import cli
 from pilotfish.export_job import Job
+from pilotfish.exporters.thresholds import Thresholds
 from pilotfish.exporters.weight_form import Stored, WeightForm
 from pilotfish.exporters.writers import FORMATS
 from pilotfish.exporting import RefusedExportError, run
@@ -377,6 +378,19 @@ def test_a_ggufs_own_quantization_is_kept(tmp_path: Path) -> None:
     need("openvino")
     with pytest.raises(UnsupportedModelError, match="opens the file itself"):
         run(Job(file, tmp_path / "other", ("openvino",), None))
+
+
+def test_weights_that_are_taken_over_are_no_excuse_for_the_loss_of_rounding(tmp_path: Path) -> None:
+    need("onnx")
+    file = tiny_gguf(tmp_path / "tiny.gguf", quant="Q4_0", seed=10)
+    kept, rounded = (
+        run(Job(file, tmp_path / name, ("onnx",), WeightForm("int4", "int4", "int4", block), min_agreement=0.0))
+        for name, block in (("kept", 32), ("rounded", 16))
+    )
+    assert kept.rounding is None and rounded.rounding is not None
+    assert kept.formats[0].thresholds == Thresholds.for_weights(None, "int8", min_agreement=0.0)
+    assert "int4 rounding alone: kl" in open_bundle(tmp_path / "rounded").manifest.report
+    assert not open_bundle(tmp_path / "kept").manifest.report
 
 
 def test_the_command_line_says_the_same(

@@ -19,7 +19,7 @@ from real_weights import smollm2  # noqa: E402
 from tiny_families import save_tiny  # noqa: E402
 
 from pilotfish import backends  # noqa: E402
-from pilotfish.exporters import mobile, mobile_coreml, mobile_ort, mobile_pack  # noqa: E402
+from pilotfish.exporters import mobile, mobile_coreml, mobile_ort, mobile_pack, mobile_torch  # noqa: E402
 from pilotfish.exporters.mobile import DEFAULT_TARGETS, TARGETS, export_mobile  # noqa: E402
 from pilotfish.exporters.mobile_static import BUILDER  # noqa: E402
 from pilotfish.exporters.model_source import ModelSource  # noqa: E402
@@ -227,6 +227,26 @@ def test_core_ml_beside_a_numpy_that_it_cannot_use_is_refused_before_any_work(
     monkeypatch.setattr(type(of), "torch_model", lambda *_, **__: pytest.fail("the long work began"))
     with pytest.raises(EngineMissingError, match=r"numpy below 2\.4, and this is 2\.4\.1.*'numpy<2\.4'"):
         export_mobile(of, tmp_path, targets=("coreml",))
+
+
+def test_smoothing_levels_channels_and_changes_no_answer(tmp_path: Path) -> None:
+    model: Any = mobile_torch.own_copy(source("qwen2", tmp_path).torch_model())
+    tokens = as_tokens(range(3, 43))
+    ids = torch.from_numpy(tokens)[None]
+    with torch.inference_mode():
+        before = model(input_ids=ids).logits[0].numpy()
+        mobile_torch.smooth(model, [tokens])
+        after = model(input_ids=ids).logits[0].numpy()
+    assert mobile_pack.distance(after, before)["relative_difference"] < 1e-5
+    layers = [module for module in model.modules() if isinstance(module, mobile_torch.Smoothed)]
+    assert len(layers) == 7 * model.config.num_hidden_layers + 1
+    for layer in layers:  # as large as the weights that they meet
+        layer.linear.register_forward_pre_hook(lambda module, x: seen.append((module.weight, x[0])))
+    seen = list[tuple[Any, Any]]()
+    with torch.inference_mode():
+        model(input_ids=ids)
+    for weight, x in seen:
+        torch.testing.assert_close(x[0].abs().amax(0), weight.abs().amax(0), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.slow
