@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import tokenizers
-from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors
 
 from .decoding import steps
 from .errors import ModelFileError, UnsupportedModelError
@@ -90,12 +90,16 @@ def tokenizer_from_gguf(metadata: Mapping[str, object]) -> Tokenizer:
             "(SentencePiece's BPE) and 't5' (SentencePiece's unigram model)."
         )
     ends = [_id(metadata, f"tokenizer.ggml.{kind}_token_id") for kind in ("eos", "eot", "eom")]
-    return Tokenizer(
+    found = Tokenizer(
         inner,
         bos_id=_id(metadata, "tokenizer.ggml.bos_token_id"),
         eos_ids=[end for end in ends if end is not None],
         add_bos=bool(metadata.get("tokenizer.ggml.add_bos_token", add_bos)),
     )
+    if metadata.get("tokenizer.ggml.add_eos_token") and found.eos_id is not None:  # what an encoder reads ends with it
+        end = (str(found.token(found.eos_id)), found.eos_id)
+        inner.post_processor = processors.TemplateProcessing(single=["$A", end[0]], special_tokens=[end])
+    return found
 
 
 def pre_tokenizer_name(described: Mapping[str, Any]) -> str | None:

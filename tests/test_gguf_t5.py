@@ -247,6 +247,7 @@ def test_a_unigram_tokenizer_is_written(tmp_path: Path) -> None:
     again = tokenizer_from_gguf(metadata)
     for text in ("The  origin of\n species, </s> <extra_id_0>", " ~naïve~ \x01<unk> 🙂 ", "", "\n"):
         assert again.encode(text).tolist() == source.tokenizer.encode(text).tolist()
+        assert again.encode_source(text).tolist() == source.tokenizer.encode_source(text).tolist()
     ids = source.tokenizer.encode("the origin of species - and a variety")
     assert again.decode(ids.tolist()) == "the origin of species - and a variety"
 
@@ -260,6 +261,7 @@ def test_a_tokenizer_of_bytes_is_written(tmp_path: Path) -> None:
     again = tokenizer_from_gguf(read_gguf(tmp_path / "m.gguf").metadata)
     text = "teh  quikc\nbrwon 狐 🙂"
     assert again.encode(text, bos=False).tolist() == list(text.encode())
+    assert again.encode_source(text).tolist() == source.tokenizer.encode_source(text).tolist() == [*text.encode(), END]
 
 
 def test_a_unigram_tokenizer_that_llama_cpp_has_not_is_refused(tmp_path: Path) -> None:
