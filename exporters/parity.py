@@ -18,6 +18,7 @@ from ..runtime.interfaces import Floats, Tokens
 
 _TOP = 16  # tokens a row of which are stored
 _NEAR_TIE = 0.1  # nats between two tokens that rounding may put either way
+_LEAST_ROWS = 2  # of a text: a token, and the one that it goes on with
 _BLOCK = 16  # rows at once: 16 rows of 262,144 tokens in f64 are 34 MB
 
 
@@ -47,6 +48,25 @@ class Answers:
     texts: Mapping[str, TextAnswers]
     runs: tuple[GreedyRun, ...]
     spread: float  # root mean square of the source's logits around the mean of their row
+
+    def within(self, limit: int) -> Answers:
+        """Those to texts and prompts of so many tokens at most; longer ones are cut, or left out with nothing left."""
+        texts, runs = {}, []
+        for name, text in self.texts.items():
+            cut = max(len(text.tokens) - limit, 0)
+            left = len(text.top_ids) - cut
+            if left >= _LEAST_ROWS:
+                texts[name] = TextAnswers(
+                    text.tokens[: len(text.tokens) - cut],
+                    text.top_ids[:left],
+                    text.top_logprobs[:left],
+                    text.next_logprobs[: left - 1],
+                )
+        for run in self.runs:
+            room = limit - len(run.prompt)
+            if room > 0:
+                runs.append(GreedyRun(run.prompt, run.ids[:room], run.gaps[:room]))
+        return Answers(texts, tuple(runs), self.spread)
 
     def save(self, path: Path) -> None:
         """Write them, about 0.1 kB a token."""

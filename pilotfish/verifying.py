@@ -90,6 +90,8 @@ def verify_format(
     weights, _ = open_weights(bundle.folder, place, tell)
     try:
         device, version = weights.info.device, weights.info.engine_version
+        if weights.info.encoder is None:  # a format may hold less than the source: llama.cpp knows few windows
+            answers = answers.within(weights.info.context_length)
         session = weights.session(min(weights.info.context_length, _room(answers) + n_started(weights.info)))
         parity = _compare(session, answers, logits, lambda share: tell(what, share))
         error = None if manifest.canary is None else canary_error(session, manifest.canary)
@@ -172,7 +174,7 @@ def ask_source(source: ModelSource, tell: Progress) -> tuple[Answers, Mapping[st
 
 def _room(answers: Answers) -> int:
     longest = max(len(text.tokens) for text in answers.texts.values())
-    return max(longest, *(len(run.prompt) + len(run.ids) for run in answers.runs))
+    return max([longest, *(len(run.prompt) + len(run.ids) for run in answers.runs)])
 
 
 def _compare(
@@ -181,7 +183,7 @@ def _compare(
     tally, done, steps = Tally(answers), 0, len(answers.texts) + len(answers.runs)
     for name, text in answers.texts.items():
         rows = read_text(session, text.tokens, len(text.top_ids))
-        tally.add_text(name, rows, None if logits is None else logits[name])
+        tally.add_text(name, rows, None if logits is None else logits[name][: len(rows)])
         done += 1
         tell(done / steps)
     for number, run in enumerate(answers.runs):

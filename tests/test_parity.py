@@ -104,6 +104,20 @@ def test_stored_answers_say_the_same_without_the_source(rng: np.random.Generator
     assert "max_difference" not in stored.facts() and "max_difference" in whole.facts()
 
 
+def test_answers_are_cut_to_what_a_format_can_hold(rng: np.random.Generator) -> None:
+    answers, logits = make(rng)
+    for limit, left in ((33, {"short": 9, "long": 20}), (16, {"short": 9, "long": 3}), (6, {"short": 6})):
+        within = answers.within(limit)
+        assert {name: len(text.top_ids) for name, text in within.texts.items()} == left
+        assert all(len(run.prompt) + len(run.ids) <= limit for run in within.runs)
+        cut = {name: logits[name][:n] for name, n in left.items()}
+        parity = judged(within, cut, cut)
+        assert parity.top1 == 1 and parity.n_tokens == sum(left.values()) and parity.kl < 1e-9
+        texts = {name: within.texts[name].tokens for name in left}
+        assert parity.perplexity == pytest.approx(perplexity(texts, cut), rel=1e-6)
+    assert answers.within(6).runs[0].ids.tolist() == [7, 8] and not answers.within(4).runs
+
+
 def test_damaged_answers(rng: np.random.Generator, tmp_path: Path) -> None:
     answers, _ = make(rng)
     answers.save(path := tmp_path / "answers.npz")
