@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -17,6 +18,7 @@ from ..choosing import Wish, choose
 from ..loading import resolve
 from ..runtime.bundle import cache_dir, read_json
 from ..runtime.choice import Choice, Job
+from ..runtime.cost import CostCurve
 from ..runtime.errors import EngineMissingError
 from . import machine
 from .terminal import LoadProgress
@@ -78,10 +80,13 @@ def _measured() -> list[dict[str, Any]]:
     """Cost curves and row classes found on this machine so far."""
     found = []
     for path in sorted((cache_dir() / "costs").glob("*.json")):
-        curve = read_json(path)
-        if isinstance(curve, dict) and isinstance(curve.get("widths"), list) and isinstance(curve.get("base"), list):
-            step_ms = {str(int(w)): round(1e3 * s, 2) for w, s in zip(curve["widths"], curve["base"], strict=False)}
-            found.append({"key": path.stem, "step_ms": step_ms, "row_classes": curve.get("classes")})
+        facts = read_json(path)
+        if not isinstance(facts, dict):
+            continue
+        with contextlib.suppress(KeyError, TypeError, ValueError):  # of an older version, or of a draft
+            curve = CostCurve.from_facts(facts)
+            step_ms = {str(w): round(1e3 * curve.seconds(w), 2) for w in curve.widths.tolist()}
+            found.append({"key": path.stem, "step_ms": step_ms, "row_classes": facts["classes"]})
     return found
 
 
