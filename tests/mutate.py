@@ -115,6 +115,18 @@ MUTANTS = (
         "            pass\n",
     ),
     Mutant(
+        "small errors of one width are left out",
+        "runtime/cost.py",
+        "self._pending[width] += rate * error",
+        "self._pending[width] += rate * error * (abs(error) > 0.1)",
+    ),
+    Mutant(
+        "a width that always follows another is never corrected",
+        "runtime/cost.py",
+        "if switched and (self._well_known(width) or not self._well_known(before)):",
+        "if switched:",
+    ),
+    Mutant(
         "a proposer that brings nothing never rests",
         "runtime/drafting.py",
         "        left = max(every - 1 - self.rested, 0)\n",
