@@ -10,21 +10,21 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from typing import TypeVar
+from collections.abc import Sequence
+from itertools import accumulate
+from operator import mul
 
 import numpy as np
 
-from .interfaces import Draft, Probs
+from .interfaces import Draft
 
 _EDGES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.87, 0.92, 0.95, 0.975, 0.99)  # of the bins of confidence
-_EDGE_ARRAY = np.array(_EDGES)
 _PRIOR = 8.0  # weight of the stated confidence, shifted, in observations of its bin
 _SHIFT_PRIOR = 2.0  # how firmly no shift at all is believed in, as the information (sum of p (1 - p)) of observations
 _UNSURE = 1e-3  # nobody is surer than this: a certainty could not be shifted
+_SAME = 1e-9  # confidences that differ by less are one: quotients of powers
 _MEMORY = 0.98  # what an old observation is worth after one more: a window of 50
 _MAX_DEPTH = 64
-
-F = TypeVar("F", float, Probs)
 
 
 class Acceptance:
@@ -36,18 +36,21 @@ class Acceptance:
         self._shift, self._information = 0.0, _SHIFT_PRIOR  # one-dimensional logistic regression, step by step
         self._typical = [0.7] * _MAX_DEPTH  # calibrated confidence by depth, moving average
 
-    def calibrate(self, stated: Probs) -> Probs:
-        """Chance of acceptance for tokens stated with these conditional confidences, (k,) to (k,)."""
-        bins = np.searchsorted(_EDGE_ARRAY, stated, side="right")
-        shifted = self._shifted(np.minimum(np.maximum(stated, _UNSURE), 1.0 - _UNSURE))
-        accepted, seen = np.array(self._accepted), np.array(self._seen)
-        chance: Probs = (accepted[bins] + _PRIOR * shifted) / (seen[bins] + _PRIOR)
-        return chance
+    def calibrate(self, stated: Sequence[float]) -> list[float]:
+        """Chance of acceptance for tokens stated with these conditional confidences."""
+        chances, last, chance = list[float](), -1.0, 0.0
+        for confidence in stated:
+            if abs(confidence - last) > _SAME:
+                last = confidence
+                bin_, shifted = bisect_right(_EDGES, last), self._shifted(last)
+                chance = (self._accepted[bin_] + _PRIOR * shifted) / (self._seen[bin_] + _PRIOR)
+            chances.append(chance)
+        return chances
 
-    def typical(self, k: int) -> Probs:
-        """Expected conditional chances of a draft not yet made, (k,)."""
+    def typical(self, k: int) -> list[float]:
+        """Expected conditional chances of a draft not yet made."""
         known = self._typical[:k]
-        return np.array(known + known[-1:] * (k - len(known)))
+        return known + known[-1:] * (k - len(known))
 
     def observe(self, draft: Draft, rows: tuple[int, ...]) -> None:
         """Learn from a verified draft. rows: the accepted rows; children of any other row were never judged."""
@@ -60,9 +63,10 @@ class Acceptance:
             self._learn_chain(draft.expected[: len(rows) + 1].tolist(), len(rows))
         else:
             judged = np.isin(draft.parents, (0, *rows))
-            accepted = np.isin(np.arange(1, len(draft) + 1), rows)[judged]
-            for stated, hit in zip(conditional(draft)[judged].tolist(), accepted.tolist(), strict=True):
-                self._learn(stated, hit)
+            accepted = np.isin(np.arange(1, len(draft) + 1), rows)
+            for stated, was_judged, hit in zip(conditional(draft), judged, accepted, strict=True):
+                if was_judged:
+                    self._learn(stated, bool(hit))
 
     def _learn_chain(self, paths: list[float], n_accepted: int) -> None:
         """paths: stated chance of every judged prefix. Plain floats: of a handful they are faster than arrays."""
@@ -80,14 +84,15 @@ class Acceptance:
         for depth in range(min(judged, len(draft), _MAX_DEPTH)):
             self._typical[depth] += 0.1 * (float(depth < len(rows)) - self._typical[depth])
 
-    def _shifted(self, stated: F) -> F:
+    def _shifted(self, stated: float) -> float:
+        stated = min(max(stated, _UNSURE), 1.0 - _UNSURE)
         odds = math.exp(self._shift) * stated
         return odds / (odds + 1.0 - stated)
 
     def _learn(self, stated: float, hit: bool) -> float:
         """Count one judged token in the bin of its stated confidence, and return what that is worth now."""
         b = bisect_right(_EDGES, stated)
-        shifted = self._shifted(min(max(stated, _UNSURE), 1.0 - _UNSURE))
+        shifted = self._shifted(stated)
         self._information += shifted * (1.0 - shifted) - (1.0 - _MEMORY) * (self._information - _SHIFT_PRIOR)
         self._shift += (hit - shifted) / self._information - (1.0 - _MEMORY) * self._shift
         self._seen[b] = self._seen[b] * _MEMORY + 1.0
@@ -95,30 +100,26 @@ class Acceptance:
         return (self._accepted[b] + _PRIOR * shifted) / (self._seen[b] + _PRIOR)
 
 
-def conditional(draft: Draft) -> Probs:
-    """Stated confidence of each token given its parent, (k,)."""
+def conditional(draft: Draft) -> list[float]:
+    """Stated confidence of each token given its parent."""
     assert draft.expected is not None
-    above = np.empty(len(draft) + 1)
-    above[0], above[1:] = 1.0, draft.expected
-    above = above[:-1] if draft.parents is None else above[draft.parents]
-    stated = np.empty(len(draft))
-    np.divide(draft.expected, np.maximum(above, 1e-12), out=stated)
-    np.minimum(stated, 1.0, out=stated)
-    return stated
+    paths = draft.expected.tolist()
+    above = [1.0, *paths]
+    if draft.parents is not None:
+        above = [above[parent] for parent in draft.parents.tolist()]
+    return [path / before if path < before else 1.0 for path, before in zip(paths, above, strict=False)]
 
 
-def path_chances(draft: Draft, chances: Probs) -> Probs:
-    """Chance that the whole path down to each token is accepted, from conditional chances, (k,)."""
+def path_chances(draft: Draft, chances: Sequence[float]) -> list[float]:
+    """Chance that the whole path down to each token is accepted, from conditional chances."""
     if draft.parents is None:
         return chain_chances(chances)
-    path = np.ones(len(draft) + 1)
-    for i, parent in enumerate(draft.parents):
-        path[i + 1] = path[int(parent)] * chances[i]
+    path = [1.0]
+    for parent, chance in zip(draft.parents.tolist(), chances, strict=True):
+        path.append(path[parent] * chance)
     return path[1:]
 
 
-def chain_chances(chances: Probs) -> Probs:
+def chain_chances(chances: Sequence[float]) -> list[float]:
     """The same for a chain."""
-    paths = np.empty(len(chances))
-    np.cumprod(chances, out=paths)
-    return paths
+    return list(accumulate(chances, mul))

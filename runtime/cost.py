@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,7 +58,7 @@ class CostCurve:
         self._measured = base
         self._base: Probs = np.interp(np.arange(int(widths[-1]) + 1), widths, base)
         self._correction = np.ones(len(self._base))
-        self._grid: Probs = self._base  # correction * base
+        self._grid: list[float] = self._base.tolist()  # correction * base
         self._step = 0
         self._pending = [0.0] * len(self._base)  # of the logarithm of each correction
         self._seen = [0] * len(self._base)  # step at which a width was run last,
@@ -69,22 +70,19 @@ class CostCurve:
 
     def seconds(self, width: int) -> float:
         """Expected seconds of one step."""
-        if width < len(self._grid):
-            return self.speed * (float(self._grid[width]) + width * self._row_s)
-        return float(self.seconds_of(np.array([width]))[0])
-
-    def seconds_of(self, widths: Indices) -> Probs:
-        """Expected seconds of a step of each of these ascending widths, (m,) to (m,).
-
-        Beyond the widest that was measured, the slope of the whole curve goes on.
-        """
         last = len(self._grid) - 1
-        if int(widths[-1]) <= last:
-            inside: Probs = self.speed * (self._grid[widths] + widths * self._row_s)
-            return inside
-        beyond = np.maximum(widths - last, 0) * self._tail * self._correction[last]
-        seconds: Probs = self.speed * (self._grid[np.minimum(widths, last)] + beyond + widths * self._row_s)
-        return seconds
+        if width <= last:
+            return self.speed * (self._grid[width] + width * self._row_s)
+        # Beyond the widest that was measured, the slope of the whole curve goes on.
+        beyond = (width - last) * self._tail * float(self._correction[last])
+        return self.speed * (self._grid[last] + beyond + width * self._row_s)
+
+    def seconds_of(self, widths: Sequence[int]) -> list[float]:
+        """The same of each of these ascending widths."""
+        if widths[-1] >= len(self._grid):
+            return [self.seconds(width) for width in widths]
+        speed, grid, row_s = self.speed, self._grid, self._row_s
+        return [speed * (grid[width] + width * row_s) for width in widths]
 
     @property
     def _row_s(self) -> float:
@@ -130,7 +128,7 @@ class CostCurve:
             # Neighbours move with this width, never further, so that a width nobody runs cannot drift away alone.
             self._correction *= np.exp(self._pending[width] * self._near[width])
             np.clip(self._correction, 1 / _MOST_CORRECTION, _MOST_CORRECTION, out=self._correction)
-            self._grid = self._correction * self._base
+            self._grid = (self._correction * self._base).tolist()
             self._pending[width] = 0.0
 
     def to_facts(self) -> dict[str, list[float]]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-
-import numpy as np
 
 from .errors import OptionError
 from .interfaces import Forecast
@@ -48,8 +47,8 @@ class Confidence:
             raise OptionError(f"a confidence threshold of {self.threshold} is impossible; use 0 to 1.")
 
     def choose(self, forecast: Forecast) -> int:
-        doubtful = np.flatnonzero(forecast.confidence[1:] < self.threshold)
-        return int(doubtful[0]) + 1 if len(doubtful) else len(forecast.accepted) - 1
+        last = len(forecast.confidence) - 1
+        return next((k for k in range(1, last) if forecast.confidence[k] < self.threshold), last)
 
     def value(self, forecast: Forecast, k: int) -> float:
         return float(forecast.rates[k])
@@ -76,20 +75,21 @@ class RenewalReward:
         self._tokens = self._seconds = 0.0  # moving sums; their ratio is the rate
 
     def choose(self, forecast: Forecast) -> int:
-        rates = forecast.rates
-        paying = rates > rates[0] * _MARGIN
-        affordable = forecast.seconds - forecast.seconds[0] <= forecast.stake  # even if every draft is wrong
-        paying &= affordable
-        paying[0] = False
-        if paying.any():
-            worth = forecast.accepted - self._rate(forecast) * forecast.seconds
-            worth[~paying] = -np.inf
-            return int(worth.argmax())
+        plain_s, rate = forecast.seconds[0], self._rate(forecast)
+        affordable = plain_s + forecast.stake  # even if every draft is wrong
+        best, best_worth, least = 0, -math.inf, _MARGIN / plain_s
+        for k, (accepted, seconds) in enumerate(zip(forecast.accepted, forecast.seconds, strict=True)):
+            worth = accepted - rate * seconds
+            if worth > best_worth and 1.0 + accepted > least * seconds and seconds <= affordable:
+                best, best_worth = k, worth
+        if best:
+            return best
         wait = min(_FIRST_PROBE << min(forecast.probes, 8), _LAST_PROBE)
-        return 1 if len(rates) > 1 and affordable[1] and forecast.idle >= wait else 0
+        probing = forecast.idle >= wait and len(forecast.seconds) > 1
+        return 1 if probing and forecast.seconds[1] <= affordable else 0
 
     def value(self, forecast: Forecast, k: int) -> float:
-        return 1.0 + float(forecast.accepted[k]) - self._rate(forecast) * float(forecast.seconds[k])
+        return 1.0 + forecast.accepted[k] - self._rate(forecast) * forecast.seconds[k]
 
     def observe(self, n_tokens: int, seconds: float) -> None:
         self._tokens += _RATE_STEP * (n_tokens - self._tokens)
@@ -98,4 +98,4 @@ class RenewalReward:
     def _rate(self, forecast: Forecast) -> float:
         """Tokens per second: the running rate, but never less than what a plain step brings."""
         running = self._tokens / self._seconds if self._seconds else 0.0
-        return max(running, 1.0 / float(forecast.seconds[0]))
+        return max(running, 1.0 / forecast.seconds[0])

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 import time
+from bisect import bisect_right
 from dataclasses import dataclass
-
-import numpy as np
+from itertools import accumulate
 
 from .acceptance import Acceptance, chain_chances, conditional, path_chances
 from .cost import CostCurve
-from .interfaces import EMPTY_DRAFT, Budget, Draft, DraftLengthPolicy, Forecast, Probs, Proposer, Tokens
+from .interfaces import EMPTY_DRAFT, Budget, Draft, DraftLengthPolicy, Forecast, Proposer, Tokens
 from .rows import RowRule
 
-_CHEAP_LOOKUP = 1.0  # plain steps: one whose whole call takes less is asked first and judged by its draft,
+_CHEAP_LOOKUP = 1.0  # plain steps: a lookup whose whole call takes less is asked first and judged by its draft,
 _CHEAP_MODEL = 0.1  # and so is a model that drafts token by token
 _STALL = 0.2  # of a plain step: a call counts as so much longer than twice its usual time, and no more
 _HICCUP = 3.0  # a step counts as at most so many times longer or shorter than expected
@@ -23,12 +23,10 @@ _STALE = 64  # rounds after which a proposer that lost to another is heard again
 _HOPE = 4.0  # plain steps that asking a proposer is taken to be worth before it was asked,
 _WORTH_RATE = 0.1  # and how fast the truth is followed,
 _GAIN_RATE = 0.5  # and how fast where it is better than was thought
-_DEAR_ASKING = 0.05  # plain steps: where asking takes more, a new answer
-_TRUST = 1.5  # times what asking takes is what it is believed to be worth
+_CONSIDERABLE = 0.05  # plain steps: where asking takes more, every answer has to show that it is worth it
 _PONDER = 0.02  # of a plain step: thinking longer than that about a proposer that is not asked is no small matter
-_REST_SHARE = 0.01  # of the time: what asking one that brings less than it takes may cost,
-_REST = (4, 64)  # so it is asked in every so many rounds, at the least and at the most,
-_DOUBLINGS = 4  # and rests twice as long each time up to there
+_REST_SHARE = 0.005  # of the time: what asking one that brings less than it takes may cost,
+_REST = (3, 63)  # so it rests so many rounds at a time, at the least and at the most, having begun with one
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,43 +59,43 @@ class _Record:
 
     call_s: float  # a whole call
     token_s: float  # a drafted token
+    cheap: float  # plain steps: one whose whole call takes less is asked first and judged by its draft
     acceptance: Acceptance
     idle: int = 0  # rounds since it was last asked for a draft
     probes: int = 0  # drafts in a row that were not expected to pay
     worth_s: float = math.inf  # what asking it is expected to save, on average,
     asked_s: float = 0.0  # and takes, with all that is thought about the answer
-    rested: int = 0  # rounds in a row it was not asked because of that
-    rests_in_a_row: int = 0  # each twice as long as the one before it
-    pondered: bool = False  # whether not asking it took long
+    rest: int = 0  # rounds it rested the last time,
+    wakes: int = 0  # and the round in which that ends
 
-    def rests(self, plain_s: float) -> int:
-        """In how many rounds, from this one on, to leave it out: a lookup in every round is not free either."""
-        if self.worth_s >= self.asked_s:
-            self.rested = self.rests_in_a_row = 0
-            return 0
-        every = min(max(int(self.asked_s / (_REST_SHARE * plain_s)), _REST[0]), _REST[1])
-        every = min(every, _REST[0] << self.rests_in_a_row)
-        left = max(every - 1 - self.rested, 0)
-        if not left:
-            self.rested, self.rests_in_a_row = 0, min(self.rests_in_a_row + 1, _DOUBLINGS)
-        return left
+    def dear(self, plain_s: float) -> bool:
+        """Whether it is judged by its record, before any time is spent on it."""
+        return self.call_s > self.cheap * plain_s
 
-    def rest(self, n_rounds: int) -> None:
-        """It is left out in so many rounds."""
-        self.rested += n_rounds
-        self.idle += n_rounds
+    def tire(self, round_: int, plain_s: float) -> None:
+        """Leave it out for a while if it brings less than asking takes: a lookup in every round is not free either.
 
-    def ponder(self, seconds: float, plain_s: float) -> None:
+        Each rest is twice as long as the one before, so an answer in which nothing can be drafted asks few times.
+        """
+        if self.worth_s < self.asked_s:
+            longest = min(max(int(self.asked_s / (_REST_SHARE * plain_s)), _REST[0]), _REST[1])
+            self.rest = min(2 * self.rest + 1, longest)
+            self.wakes = round_ + 1 + self.rest
+            self.idle += self.rest
+
+    def ponder(self, seconds: float, round_: int, plain_s: float) -> None:
         """It took so long to find that it should not be asked; where steps are short, too long for every round."""
-        self.pondered = seconds > _PONDER * plain_s
-        if self.pondered:
+        self.idle += 1
+        if seconds > _PONDER * plain_s:
             self.observe_asking(0.0, seconds, plain_s)
+            self.tire(round_, plain_s)
 
     def begin(self, plain_s: float) -> None:
-        """A new answer, whose first round is no time to rest; what the last one was worth says little about it."""
-        self.rested, self.rests_in_a_row = _REST[1], 0
-        if self.asked_s > _DEAR_ASKING * plain_s:
-            self.worth_s = _TRUST * self.asked_s
+        """A new answer: what the last one was worth says little about it. Where asking takes a good part of a step the
+        first two rounds are left out, which tell a lookup next to nothing, and it has to show what it is worth."""
+        self.rest = self.wakes = 0
+        if self.asked_s > _CONSIDERABLE * plain_s and not self.dear(plain_s):
+            self.worth_s, self.rest, self.wakes = 0.0, 1, 3
 
     def observe_asking(self, promised_s: float, seconds: float, plain_s: float) -> None:
         """It was asked, and its draft promises to save so much against plain decoding. What is promised can only
@@ -111,6 +109,8 @@ class _Record:
         disappointment: a text that can be copied at last is too short to be looked at once in a while."""
         rate = _GAIN_RATE if saved_s > self.worth_s else _WORTH_RATE
         self.worth_s += rate * (saved_s - self.worth_s)
+        if saved_s > self.asked_s:
+            self.rest = 0
 
     def asked(self, forecast: Forecast, k: int) -> None:
         """k tokens of its draft are verified this round."""
@@ -118,7 +118,7 @@ class _Record:
             self.idle += 1
             return
         self.idle = 0
-        pays = (1.0 + float(forecast.accepted[k])) * float(forecast.seconds[0]) > float(forecast.seconds[k])
+        pays = (1.0 + forecast.accepted[k]) * forecast.seconds[0] > forecast.seconds[k]
         self.probes = 0 if pays else self.probes + 1
 
     def usual(self, seconds: float, plain_s: float) -> float:
@@ -144,8 +144,8 @@ class _RoundBudget:
 
     def more(self, n_drafted: int, confidence: float) -> bool:
         self._stated.append(confidence)
-        known = self.record.acceptance.calibrate(np.array(self._stated))
-        chances = np.concatenate([known, self.record.acceptance.typical(self.max_tokens)[n_drafted:]])
+        acceptance = self.record.acceptance
+        chances = acceptance.calibrate(self._stated) + acceptance.typical(self.max_tokens)[n_drafted:]
         forecast = self.drafting.forecast(chain_chances(chances), chances, self.record.token_s)
         return self.drafting.policy.choose(forecast) > n_drafted
 
@@ -168,9 +168,10 @@ class Drafting:
         self.rows = rows
         self._token_s = token_s or {}
         self._records: dict[str, _Record] = {}
-        self._fitted = np.array([rows.fit(k + 1) for k in range(rows.maximum)])  # width of a step with k drafts
-        self._wide = self._fitted > rows.minimum
-        self._asleep = 0  # rounds in which nobody is to be asked
+        self._fitted = [rows.fit(k + 1) for k in range(rows.maximum)]  # width of a step with k drafts
+        self._narrow = bisect_right(self._fitted, rows.minimum)  # numbers of drafts that fit the narrowest step
+        self._round = 0  # of the answer
+        self._wakes = 0  # the first round in which somebody is to be asked
         self._since_plain = 0  # rounds since a step of minimal width
         self._last_width = rows.minimum
         self._gained = 0.0  # seconds, since the answer began, against plain decoding
@@ -180,7 +181,7 @@ class Drafting:
 
     def begin(self, n_entries: int) -> None:
         """A new answer, to a prompt of so many entries: what was gained in the last one is no longer at stake."""
-        self._gained, self._answered, self._asleep = 0.0, 0, 0
+        self._gained, self._answered, self._round, self._wakes = 0.0, 0, 0, 0
         self.costs.n_entries = n_entries
         plain_s = self.costs.seconds(self.rows.minimum)
         for record in self._records.values():
@@ -193,28 +194,24 @@ class Drafting:
         k_max = min(max_tokens, self.rows.maximum - 1)
         if self.policy.plain_every is not None and self._since_plain >= self.policy.plain_every:
             k_max = min(k_max, self.rows.minimum - 1)  # an undrafted step, to know what it costs now
-        if self._asleep or k_max < 1 or not proposers:
-            self._asleep = max(self._asleep - 1, 0)
+        self._round += 1
+        if self._round < self._wakes or k_max < 1 or not proposers:
             return _NO_DRAFT
         best, best_value, proposed_by = EMPTY_DRAFT, -math.inf, None
-        plain_s, naps = self.costs.seconds(self.rows.minimum), list[int]()
+        plain_s = self.costs.seconds(self.rows.minimum)
         if len(proposers) > 1:
             proposers = tuple(sorted(proposers, key=lambda proposer: self._record(proposer.name).call_s))
         for proposer in proposers:
             record = self._record(proposer.name)
-            cheap = _CHEAP_MODEL if proposer.name in self._token_s else _CHEAP_LOOKUP
-            k, dear = k_max, record.call_s > cheap * plain_s
-            left = record.rests(plain_s) if record.pondered or not dear else 0
-            naps.append(left)
-            if left:
+            if self._round < record.wakes:
                 continue
-            if dear:  # judged by its record before any time is spent on it
+            k = k_max
+            if record.dear(plain_s):
                 thought = time.perf_counter()
                 forecast = self._forecast_record(record, k_max)
                 k = self.policy.choose(forecast)
-                record.ponder(time.perf_counter() - thought if k == 0 else 0.0, plain_s)
                 if k == 0 or (self.policy.value(forecast, k) <= best_value and forecast.idle < _STALE):
-                    record.idle += 1
+                    record.ponder(time.perf_counter() - thought, self._round, plain_s)
                     continue
             offer = self._ask(proposer, record, context, k)
             if not len(offer.draft):
@@ -224,10 +221,7 @@ class Drafting:
                 best, best_value, proposed_by = offer.draft, offer.value, proposer.name
                 if drawn:  # a sampled draft must be submitted
                     break
-        self._asleep = max(min(naps) - 1, 0)
-        for proposer, left in zip(proposers, naps, strict=False):
-            if left:
-                self._record(proposer.name).rest(1 + self._asleep)
+        self._wakes = min(self._record(proposer.name).wakes for proposer in proposers)
         return Proposal(best, proposed_by, time.perf_counter() - began)
 
     def observe(
@@ -269,6 +263,8 @@ class Drafting:
         if proposal.proposer is not None:
             record = self._record(proposal.proposer)
             record.observe_saved(max(n_tokens * plain_s - spent, 0.0))
+            if not record.dear(plain_s):
+                record.tire(self._round, plain_s)
             if width > self.rows.minimum:
                 spent += record.usual(proposal.draft_s, plain_s)
         self._gained += n_tokens * plain_s - spent
@@ -281,24 +277,25 @@ class Drafting:
             self._switches_per_draft += 0.1 * (self._switches - self._switches_per_draft)
             self._switches = 0
 
-    def forecast(self, paths: Probs, chances: Probs, token_s: float, record: _Record | None = None) -> Forecast:
+    def forecast(
+        self, paths: list[float], chances: list[float], token_s: float, record: _Record | None = None
+    ) -> Forecast:
         """What k = 0..len(paths) drafted tokens bring and cost.
 
         paths: chance that each token's path is accepted; chances: that of each token given its parent.
         token_s: seconds that drafting a token would still take; record: of the proposer.
         """
         n = len(paths) + 1
-        accepted, confidence = np.zeros(n), np.ones(n)
-        np.cumsum(paths, out=accepted[1:])
-        confidence[1:] = chances
+        accepted = list(accumulate(paths, initial=0.0))
         seconds = self.costs.seconds_of(self._fitted[:n])
         if self.costs.switch:  # without drafts there would be none
-            seconds = seconds + self._wide[:n] * (self.costs.speed * self.costs.switch * self._switches_per_draft)
+            switch_s = self.costs.speed * self.costs.switch * self._switches_per_draft
+            seconds = [s if k < self._narrow else s + switch_s for k, s in enumerate(seconds)]
         if token_s:
-            seconds = seconds + token_s * np.arange(n)
+            seconds = [s + k * token_s for k, s in enumerate(seconds)]
         idle, probes = (0, 0) if record is None else (record.idle, record.probes)
         allowed = (_STAKE + _STAKE_RATE * self._answered) * self.costs.seconds(self.rows.minimum)
-        return Forecast(accepted, seconds, confidence, idle, probes, self._gained + allowed)
+        return Forecast(accepted, seconds, [1.0, *chances], idle, probes, self._gained + allowed)
 
     def _forecast_record(self, record: _Record, k: int) -> Forecast:
         chances = record.acceptance.typical(k)
@@ -309,7 +306,6 @@ class Drafting:
 
         A sampled draft is submitted whole: to drop a token because of its own probability would bias the output.
         """
-        chances: Probs
         if draft.expected is None:  # a proposer that states nothing is taken at its record
             chances = record.acceptance.typical(len(draft))
         else:
@@ -318,7 +314,7 @@ class Drafting:
         k = self.policy.choose(forecast) if draft.laws is None else len(draft)
         record.asked(forecast, k)
         kept = draft.head(self.rows.fit(k + 1) - 1) if draft.laws is None else draft
-        saved = (1.0 + float(forecast.accepted[k])) * float(forecast.seconds[0]) - float(forecast.seconds[k])
+        saved = (1.0 + forecast.accepted[k]) * forecast.seconds[0] - forecast.seconds[k]
         return _Offer(kept, self.policy.value(forecast, k), saved)
 
     def _ask(self, proposer: Proposer, record: _Record, context: Tokens, k: int) -> _Offer:
@@ -328,10 +324,13 @@ class Drafting:
         record.observe_time(len(draft), time.perf_counter() - began, plain_s)
         offer = self._cut(draft, record) if len(draft) else _NOTHING
         record.observe_asking(max(offer.saved_s, 0.0), time.perf_counter() - began, plain_s)
+        if not len(offer.draft) and not record.dear(plain_s):
+            record.tire(self._round, plain_s)
         return offer
 
     def _record(self, name: str) -> _Record:
         if name not in self._records:
             token_s = self._token_s.get(name, 0.0)
-            self._records[name] = _Record(token_s, token_s, Acceptance())
+            cheap = _CHEAP_MODEL if name in self._token_s else _CHEAP_LOOKUP
+            self._records[name] = _Record(token_s, token_s, cheap, Acceptance())
         return self._records[name]

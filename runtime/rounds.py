@@ -97,7 +97,8 @@ class Round:
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """What a round would bring and cost for every number k of draft tokens.
+    """What a round would bring and cost for every number k of draft tokens. Lists, as of a handful of numbers they are
+    faster than arrays: beside a small model's step pricing takes long.
 
     accepted[k]: expected number of accepted drafts, accepted[0] == 0, ascending.
     seconds[k]: expected duration of the round, drafting included.
@@ -106,17 +107,18 @@ class Forecast:
     stake: seconds that this answer may still lose against plain decoding.
     """
 
-    accepted: Probs  # (max_tokens + 1,)
-    seconds: Probs  # (max_tokens + 1,)
-    confidence: Probs  # (max_tokens + 1,)
+    accepted: list[float]  # max_tokens + 1 numbers
+    seconds: list[float]
+    confidence: list[float]
     idle: int = 0
     probes: int = 0
     stake: float = math.inf
 
     @property
     def rates(self) -> Probs:
-        """Tokens per second for every k."""
-        return (1.0 + self.accepted) / self.seconds
+        """Tokens per second for every k, (max_tokens + 1,)."""
+        rates: Probs = (1.0 + np.array(self.accepted)) / np.array(self.seconds)
+        return rates
 
 
 class DraftLengthPolicy(Protocol):

@@ -129,8 +129,8 @@ MUTANTS = (
     Mutant(
         "a proposer that brings nothing never rests",
         "runtime/drafting.py",
-        "        left = max(every - 1 - self.rested, 0)\n",
-        "        left = 0\n",
+        "            self.wakes = round_ + 1 + self.rest\n",
+        "            self.wakes = 0\n",
     ),
     Mutant(
         "a promise counts for what it said",

@@ -79,8 +79,8 @@ def test_whatever_is_observed_every_cost_stays_a_positive_number(steps: list[tup
     curve = CostCurve(WIDTHS, BASE)
     for width, seconds in steps:
         curve.observe(width, 10, seconds)
-    costs = curve.seconds_of(np.arange(1, 50))
-    assert (costs > 0).all() and np.isfinite(costs).all()
+    costs = curve.seconds_of(range(1, 50))
+    assert min(costs) > 0 and np.isfinite(costs).all()
 
 
 def test_a_step_behind_many_entries_costs_what_its_rows_see() -> None:
@@ -93,7 +93,7 @@ def test_a_step_behind_many_entries_costs_what_its_rows_see() -> None:
         for width in (1, 16):
             truth = base[width] + entry_s * width * curve.n_entries
             assert curve.seconds(width) == pytest.approx(truth, rel=0.02)
-            assert curve.seconds_of(np.array([width]))[0] == pytest.approx(curve.seconds(width))
+            assert curve.seconds_of([width])[0] == pytest.approx(curve.seconds(width))
 
 
 def test_calibration_finds_what_an_entry_costs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,7 +187,7 @@ def test_the_rejected_tail_is_not_counted() -> None:
         misses = np.flatnonzero(rng.random(10) >= 0.75)
         n = int(misses[0]) if len(misses) else 10
         record.observe(draft, tuple(range(1, n + 1)))
-    assert record.calibrate(np.array([0.75]))[0] == pytest.approx(0.75, abs=0.08)
+    assert record.calibrate([0.75])[0] == pytest.approx(0.75, abs=0.08)
 
 
 def test_wrong_confidence_is_corrected_and_changes_are_followed() -> None:
@@ -195,10 +195,10 @@ def test_wrong_confidence_is_corrected_and_changes_are_followed() -> None:
     draft = chain(0.9)
     for _ in range(200):
         record.observe(draft, ())
-    assert record.calibrate(np.array([0.9]))[0] < 0.1
+    assert record.calibrate([0.9])[0] < 0.1
     for _ in range(200):
         record.observe(draft, (1,))
-    assert record.calibrate(np.array([0.9]))[0] > 0.9
+    assert record.calibrate([0.9])[0] > 0.9
 
 
 def test_siblings_of_an_accepted_child_were_judged_and_cousins_were_not() -> None:
@@ -206,7 +206,7 @@ def test_siblings_of_an_accepted_child_were_judged_and_cousins_were_not() -> Non
     record = Acceptance()
     for _ in range(100):
         record.observe(tree, (1,))  # token 5 accepted, its child 7 rejected; 8, below 6, never reached
-    accepted, refused, rejected, unjudged = record.calibrate(np.array([0.65, 0.25, 0.93, 0.82]))
+    accepted, refused, rejected, unjudged = record.calibrate([0.65, 0.25, 0.93, 0.82])
     assert accepted > 0.9 and refused < 0.1 and rejected < 0.15
     assert abs(unjudged - 0.82) < 0.15  # its own record is empty; a little is learned from the others'
 
@@ -266,10 +266,10 @@ def test_a_proposer_that_is_too_sure_is_found_out_at_once() -> None:
     record = Acceptance()
     for stated in (0.5, 0.75, 0.85, 0.9, 0.6, 0.8):
         record.observe(chain(stated), ())
-    unseen = record.calibrate(np.array([0.965]))[0]
+    unseen = record.calibrate([0.965])[0]
     assert unseen < 0.9
     for _ in range(30):
         for stated in (0.5, 0.75, 0.85, 0.9):
             record.observe(chain(stated), (1,))
-    assert record.calibrate(np.array([0.65]))[0] > 0.65
-    assert 0.0 < record.calibrate(np.array([1.0]))[0] <= 1.0 and record.calibrate(np.array([0.0]))[0] < 0.1
+    assert record.calibrate([0.65])[0] > 0.65
+    assert 0.0 < record.calibrate([1.0])[0] <= 1.0 and record.calibrate([0.0])[0] < 0.1

@@ -33,9 +33,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def forecast(paths: list[float], seconds: list[float], **more: int) -> Forecast:
     chances = np.array(paths) / np.array([1.0, *paths[:-1]])
-    return Forecast(
-        np.concatenate([[0.0], np.cumsum(paths)]), np.array(seconds), np.concatenate([[1.0], chances]), **more
-    )
+    return Forecast([0.0, *np.cumsum(paths).tolist()], seconds, [1.0, *chances.tolist()], **more)
 
 
 class Guesser:

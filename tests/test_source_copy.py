@@ -41,7 +41,8 @@ SOURCE = "one two three four five six"
         ("", ""),  # nothing is known yet
         ("o", ""),
         ("on", "e two"),
-        ("zqone", " two "),
+        ("zqone", ""),  # it is not clear whether it copies
+        ("zqone t", "wo th"),
         ("zqxjvk", ""),  # has copied nothing
         ("one t", "wo th"),
         ("one X", "wo th"),  # replaced

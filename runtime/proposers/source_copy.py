@@ -5,6 +5,7 @@ to three tokens of the output stand in the source, once they stand there only on
 time: the output is aligned with the source by edit distance, token by token, so that copying goes on in the round after
 an edit. On texts with random misspellings that is worth 1.5 to 1.7 times as many tokens a round. Sets of places are the
 bits of whole numbers, so a token takes a few operations on numbers, however long the source is (Wu and Manber 1992).
+An answer that stays in doubt is not followed any longer: its last few tokens are looked up, as there.
 """
 
 from __future__ import annotations
@@ -17,10 +18,13 @@ import numpy as np
 from ..interfaces import EMPTY_DRAFT, Budget, Draft, Probs, Proposer, Tokens
 
 _JUMP = 4  # edits that going on anywhere else in the source is worth
-_LATEST = 8  # tokens that are followed to the end where nothing was asked for a while; before them, only a copy
+_LOST = (2, 10)  # tokens in doubt after which the place is not known any more: before the first copies, and after them,
+_FOUND = 5  # and so many in a row that stand in the source tell it again
 _FLOOR = 0.02  # a path less likely than this is not followed,
 _SILENT = 0.2  # and with a next token less likely than this nothing is said: by chance letters agree nearly that often
-_EVIDENCE = 2  # copies in a row, before which nothing is said: where steps are short one wrong draft costs several
+_EVIDENCE = (
+    2  # copies in a row, at a place without doubt, before which nothing is said: a wrong draft costs several steps
+)
 _MEMORY = 0.98  # what an old copy is worth after one more token
 _PRIOR = ((1.0, 1.0), (0.5, 4.5))  # tokens that were no copies, and that were: after one that was none, after a copy
 
@@ -51,16 +55,21 @@ class _Copying:
         self._source = source
         self._numbers: Probs = np.arange(len(source), dtype=np.float64)
         self._alignment = Alignment(source.tolist())
+        self._text = _text(source.tolist())
         self._seen = start  # length of the context that is aligned
         self._counts = [list(row) for row in _PRIOR]
         self._copied = True  # whether the last token was what stood at its place
         self._copies = False  # whether this answer is known to copy
+        self._lost = False  # whether its place is not known any more
 
     def propose(self, context: Tokens, budget: Budget) -> Draft:
         """The source from the place that the output has reached."""
-        self._follow(context[self._seen :].tolist())
+        if not self._lost:
+            self._follow(context[self._seen :].tolist())
+        if self._lost:
+            self._find(context)
         self._seen = len(context)
-        if not self._copies:
+        if self._lost or not self._copies:
             return EMPTY_DRAFT
         first, then = self._chance(self._copied), self._chance(True)
         at = self._alignment.at
@@ -72,25 +81,37 @@ class _Copying:
         expected *= first
         return Draft(self._source[at : at + k], expected=expected)
 
+    def _find(self, context: Tokens) -> None:
+        """Look for the last few tokens alone, however many came before them: while nothing is copied that has to be
+        quick, and exact enough that a place found by chance is rare."""
+        tail = context[-_FOUND:].tolist()
+        at = self._text.find(_text(tail))
+        if at >= 0:
+            self._alignment.place(at + len(tail), len(tail))
+            self._copied = self._copies = True
+            self._lost = False
+
     def _chance(self, copied: bool) -> float:
         no, yes = self._counts[copied]
         return yes / (no + yes)
 
     def _follow(self, tokens: list[int]) -> None:
         """Align tokens that were committed."""
-        i = 0
+        alignment, i = self._alignment, 0
         while i < len(tokens):
-            run = self._alignment.run(tokens, i)
+            run = alignment.run(tokens, i)
             if run:
                 self._count(run)
-                self._alignment.copy(tokens[i : i + run])
-                self._copies = self._copies or self._alignment.straight >= _EVIDENCE
+                alignment.copy(tokens[i : i + run])
+                self._copies = self._copies or (alignment.straight >= _EVIDENCE and not alignment.doubtful)
             i += run
             if i < len(tokens):
                 self._learn(False)
                 self._copied = False
-                i = max(i, len(tokens) - _LATEST)
-                self._alignment.edit(tokens[i])
+                self._lost = alignment.doubtful >= _LOST[self._copies]
+                if self._lost:
+                    return
+                alignment.edit(tokens[i])
                 i += 1
 
     def _count(self, run: int) -> None:
@@ -123,7 +144,7 @@ class Alignment:
             self._places[token] = self._places.get(token, 0) | 1 << i
         self.at = 0
         self.straight = 0  # copies in a row
-        self._in_doubt = False  # whether it is unclear where they come from
+        self.doubtful = 0  # tokens since it was clear where they come from
         self._within = [0] * _JUMP  # bit p of number c: place p costs c at most; stale while there is no doubt
 
     def run(self, tokens: list[int], start: int) -> int:
@@ -138,25 +159,29 @@ class Alignment:
     def copy(self, tokens: list[int]) -> None:
         """The output went on with these tokens of the source."""
         self.straight += len(tokens)
-        self._in_doubt = self._in_doubt and self.straight < _JUMP
-        if self._in_doubt:
+        if self.doubtful and self.straight < _JUMP:
             for token in tokens:
                 self._step(token)
         else:
-            self.at += len(tokens)
+            self.place(self.at + len(tokens), self.straight)
+
+    def place(self, at: int, straight: int) -> None:
+        """The output has got to this place for certain, after so many copies."""
+        self.at, self.straight, self.doubtful = at, straight, 0
 
     def edit(self, token: int) -> None:
         """The output went on with something else."""
-        if not self._in_doubt:
+        if not self.doubtful:
             first = max(self.at - _JUMP + 1, 0)
             for cost in range(_JUMP):
                 low = max(self.at - cost, first)
                 self._within[cost] = (1 << self.at + cost + 1) - (1 << low) & self._every
         self._step(token)
-        self.straight, self._in_doubt = 0, True
+        self.straight = 0
 
     def _step(self, token: int) -> None:
         """One token more: the next costs, and the place that explains it best."""
+        self.doubtful += 1
         stands, before = self._places.get(token, 0), self._within
         copies = stands << 1
         after = [(before[0] & stands) << 1]  # the token is the source's,
@@ -170,6 +195,11 @@ class Alignment:
         self._within = [places & self._every for places in after]
         best = self._within[0]
         self.at = _nearest(best & copies or best, self.at + 1)
+
+
+def _text(tokens: list[int]) -> str:
+    """One character for each token: strings are searched faster than lists."""
+    return "".join(map(chr, tokens))
 
 
 def _nearest(places: int, to: int) -> int:
