@@ -19,7 +19,7 @@ from ..runtime.errors import AbilityError, OptionError
 from ..runtime.interfaces import ModelInfo
 from ..runtime.storage import write_atomically
 from . import machine
-from .bench_cache_inputs import Settings, read_share, read_text
+from .bench_cache_inputs import Settings, names_budget, read_share, read_text
 from .bench_cache_report import line, show, write_report
 from .bench_cache_rows import FULL, Bench, ExactLaw, Row
 from .plotting import require_plots
@@ -31,11 +31,11 @@ _KEPT = "rows.jsonl"  # in the folder of the report: rows as they are made
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What one row measures. kv_dtype: None is the engine's exact type."""
+    """What one row measures. kv_dtype: None is the engine's exact type; share: None where the policy has a budget."""
 
     kv_dtype: str | None
     policy: str
-    share: str
+    share: str | None
 
     def described(self) -> str:
         return " ".join(x for x in (self.policy, "" if self.policy == FULL else self.share, self.kv_dtype) if x)
@@ -56,6 +56,7 @@ def bench_cache(
 ) -> None:
     """Measure and show a table, each row as it is made; with `out`, go on with the rows that are kept there, and draw.
 
+    policies: one that names a budget is measured once, as it is; the others at every share.
     kv_dtypes: types to store the cache in, each compared with the engine's exact one, which comes first.
     """
     require_plots(out)
@@ -64,13 +65,15 @@ def bench_cache(
         if name != FULL:
             policy_by_name(name)  # refuses before anything is loaded
     names = [n for n in policies if n != FULL] if policies else [*POLICIES, "chunk-snapkv"]
+    sizes = [(n, str(s)) for s in parts for n in names if not names_budget(n)]
+    wanted: list[tuple[str, str | None]] = [*sizes, *((n, None) for n in names if names_budget(n))]
     measured = _Measured(out)
     types: list[str | None] = [None, *kv_dtypes]
     run = _Run(model, settings, text, threads, measured)
     try:
         for kv_dtype in types:
-            here = names if kv_dtype is not None or not kv_dtypes else []
-            run.measure(engine, kv_dtype, [Job(kv_dtype, n, str(s)) for s in parts for n in here])
+            here = wanted if kv_dtype is not None or not kv_dtypes else []
+            run.measure(engine, kv_dtype, [Job(kv_dtype, *each) for each in here])
     finally:  # Ctrl-C, too: what was measured is shown
         if run.info is not None:
             report = run.report(run.info)
@@ -165,7 +168,8 @@ class _Run:
             return self._measured.add(row) if kept is None else kept
         if kept is not None:
             return kept
-        return self._measured.add(bench.row(job.kv_dtype, job.policy, Fraction(job.share), command, made_by))
+        share = None if job.share is None else Fraction(job.share)
+        return self._measured.add(bench.row(job.kv_dtype, job.policy, share, command, made_by))
 
     def _command(self, job: Job, engine: str) -> str:
         """What measures this row alone."""
@@ -176,7 +180,9 @@ class _Run:
         ]
         optional = {"--text": self._text, "--kv-dtype": job.kv_dtype, "--threads": self._threads}
         parts += [f"{name} {value}" for name, value in optional.items() if value is not None]
-        parts.append(f"--policy {job.policy}" + ("" if job.policy == FULL else f" --share {job.share}"))
+        parts.append(
+            f"--policy {job.policy}" + ("" if job.policy == FULL or not job.share else f" --share {job.share}")
+        )
         return " ".join(parts)
 
     def report(self, info: ModelInfo) -> dict[str, Any]:

@@ -94,9 +94,16 @@ def read_share(text: str) -> Fraction:
     return share
 
 
-def sized_policy(name: str, limit: int) -> CachePolicy:
+def names_budget(policy: str) -> bool:
+    """Whether the policy is given with a budget of its own."""
+    return any(setting.startswith("budget=") for setting in policy.partition(":")[2].split(","))
+
+
+def sized_policy(name: str, limit: int | None) -> CachePolicy:
     """The policy with a cache of at most so many entries, a quarter of which it fills between two selections; one that
-    evicts nothing shows a step at most so many."""
+    evicts nothing shows a step at most so many. None: as it is named."""
+    if limit is None:
+        return policy_by_name(name)
     base, _, more = name.partition(":")
     if base == TokenSelect.name:
         return policy_by_name(f"{base}:budget={limit - TokenSelect().every}" + (f",{more}" if more else ""))

@@ -56,13 +56,18 @@ def title(row: Report) -> str:
     return f"{row['policy']} {row['kv_dtype']}" if row["kv_dtype"] else str(row["policy"])
 
 
+def _size(row: Report) -> str:
+    """What a row's cache was given: a share of the text, or the entries of a policy that names its budget."""
+    return row["share"] or f"{row['entries']} entries"
+
+
 def _cells(row: Report) -> tuple[str, ...]:
     full = row["policy"] == FULL
     exact = full and row["kv_dtype"] is None
     more = row["perplexity"] / row["perplexity_exact"] - 1
     return (
         title(row),
-        row["share"],
+        _size(row),
         f"{row['perplexity']:.2f}" if exact else f"{more:+.2%}" if abs(more) < 0.01 else f"{more:+.1%}",
         "" if exact else f"{row['kl']:.2g}",
         "" if exact else f"{row['agreement']:.1%}",
@@ -107,7 +112,7 @@ def _plot_loss(report: Report, path: Path) -> None:
 
 def _plot_needles(report: Report, path: Path) -> None:
     """Depth by length, one field for every row."""
-    fields = [(f"{title(row)} {row['share']}", row["needles"]) for row in report["rows"]]
+    fields = [(f"{title(row)} {_size(row)}", row["needles"]) for row in report["rows"]]
     n_columns = min(len(fields), 6)
     n_rows = -(-len(fields) // n_columns)
     size = (1.9 * n_columns, 1.7 * n_rows + 0.5)

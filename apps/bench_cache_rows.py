@@ -39,7 +39,7 @@ class Row:
 
     kv_dtype: str | None  # None: the engine's exact type
     policy: str
-    share: str
+    share: str | None  # of the text's entries; None: the policy names its budget
     entries: int  # at most
     perplexity: float
     perplexity_exact: float
@@ -119,10 +119,10 @@ class Bench:
             self._full_prompt_s, self._full_prompt_s, 0.0, 1e3 / step_ms, command, made_by,
         )  # fmt: skip
 
-    def row(self, kv_dtype: str | None, name: str, share: Fraction, command: str, made_by: str) -> Row:
-        """Raises AbilityError where the engine cannot carry the policy out."""
+    def row(self, kv_dtype: str | None, name: str, share: Fraction | None, command: str, made_by: str) -> Row:
+        """share: None where the policy is run as it is named. Raises AbilityError where the engine cannot run it."""
         length = self._settings.length
-        with self._sized(name, int(length * share)) as sequence:
+        with self._sized(name, length, share) as sequence:
             chooser = sequence.compression or sequence.selection
             assert chooser is not None
             self._tell("reading the text")
@@ -133,10 +133,11 @@ class Bench:
             selecting_ms = 1e3 * chooser.seconds / chosen_over
             sizes = sequence.session.nbytes, self._full.session.nbytes  # before another session takes part in a pool
             step_ms, full_ms, ceiling_ms = self._steps([sequence, self._full], sequence.n_seen)
-        found = self._needles(lambda n: self._sized(name, int(n * share)))
+        found = self._needles(lambda n: self._sized(name, n, share))
         return Row(
-            kv_dtype, name, str(share), limit, *law, *found, *sizes, step_ms, full_ms, ceiling_ms,
-            prompt_s, self._full_prompt_s, select_s, 1e3 / (step_ms + selecting_ms), command, made_by,
+            kv_dtype, name, None if share is None else str(share), limit, *law, *found, *sizes,
+            step_ms, full_ms, ceiling_ms, prompt_s, self._full_prompt_s, select_s,
+            1e3 / (step_ms + selecting_ms), command, made_by,
         )  # fmt: skip
 
     def close(self) -> None:
@@ -216,9 +217,9 @@ class Bench:
         return tuple(reversed(single)), tuple(several)
 
     @contextlib.contextmanager
-    def _sized(self, name: str, limit: int) -> Iterator[CachedSequence]:
-        """An empty cache of at most so many entries. Raises AbilityError where the engine cannot carry it out."""
-        policy = sized_policy(name, limit)
+    def _sized(self, name: str, length: int, share: Fraction | None) -> Iterator[CachedSequence]:
+        """An empty cache of at most that share of the entries. Raises AbilityError where the engine cannot run it."""
+        policy = sized_policy(name, None if share is None else int(length * share))
         session = self._weights.session(entries_for(policy, self._rows, self._weights.info))
         try:
             yield CachedSequence(session, self._rows, policy)

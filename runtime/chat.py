@@ -100,6 +100,6 @@ def _maker(model: Model) -> dict[str, str]:
         "version": info.engine_version,
         "device": info.device,
         "settings": info.settings,
-        "cache policy": repr(model.cache),
+        "cache policy": repr(model.cache) + (f" at quality {model.quality}" if model.cache and model.quality else ""),
         "exact": str(model.exact),
     }

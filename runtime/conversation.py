@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from .compression import SavedCompression
 from .errors import OptionError
 from .sequence import SavedSequence
 from .storage import replace_file
+from .twin import SavedTrial
 
 _MAGIC = b"PFCHAT1\n"
 _DIGEST = hashlib.sha256().digest_size
@@ -48,6 +49,7 @@ def write_conversation(path: Path, conversation: Conversation) -> None:
         "arrays": [(x.dtype.str, x.shape) for x in arrays],
         "entries": len(sequence.entries),
         "compressed": None if compressed is None else _header_of(compressed),
+        "trial": None if sequence.trial is None else asdict(sequence.trial),
     }
     head = json.dumps(header).encode()
     parts = [len(head).to_bytes(8, "little"), head, *(x.tobytes() for x in arrays), sequence.entries]
@@ -97,7 +99,9 @@ def _parse(data: memoryview) -> Conversation:
         compressed = SavedCompression(
             at, n_evicted, next(floats).copy() if carried else None, next(floats).copy() if logits else None
         )
-    saved = SavedSequence(arrays[0].astype(np.int64), entries, compressed)
+    known = header.get("trial")  # older files have none
+    trial = None if known is None else SavedTrial(**known)
+    saved = SavedSequence(arrays[0].astype(np.int64), entries, compressed, trial)
     return Conversation(header["messages"], header["seed"], dict(header["made_by"]), saved)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,6 +15,9 @@ from .interfaces import Floats, Indices, Law, Session, Step, Tokens
 from .rows import ANY_WIDTH, RowRule
 from .sampling import Sampling
 from .selection import Selection, selects
+
+if TYPE_CHECKING:
+    from .twin import SavedTrial
 
 ENDLESS = 1 << 40  # tokens that a cache can cover which goes on whatever the model's context is
 PREFILL_CHUNK = 256  # rows of a prefill step: the bound on how long a cancel waits
@@ -30,6 +34,7 @@ class SavedSequence:
     tokens: Tokens
     entries: bytes  # of Session.save()
     compressed: SavedCompression | None
+    trial: SavedTrial | None = None
 
 
 class CachedSequence:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from .cache_policies.policy import CachePolicy
-from .compression import entries_for
+from .compression import Compression, entries_for
 from .errors import OptionError
 from .interfaces import Floats, Law, Session, Tokens, Weights
 from .rows import RowRule
 from .sampling import Sampling
 from .selection import selects
 from .sequence import CachedSequence, SavedSequence
-from .twin import TrialReport, Twin
+from .twin import TrialReport, Twin, resized
 
 AUTO = 0.98  # quality="auto"
 
@@ -44,7 +45,9 @@ def open_sequence(
                 f"the {policy.name} policy keeps the whole cache, so there is none to drop; give quality= a policy "
                 "that evicts, or drop it."
             )
-        return TrialSequence(lambda: target.session(max_context), rows, policy, quality, drops=cache is not None)
+        return TrialSequence(
+            lambda entries: target.session(entries or max_context), rows, policy, quality, drops=cache is not None
+        )
     entries = max_context if cache is None else entries_for(cache, rows, target.info, max_context)
     return CachedSequence(target.session(entries), rows, cache)
 
@@ -55,12 +58,13 @@ class TrialSequence(CachedSequence):
     drops: once the twin is known to hold the quality, the full cache is closed and the twin goes on in its place, from
         the next token on. That happens at counted tokens, where drafts end, and by what was committed alone: at the
         same token with drafts and without. False: the full cache stays, and the twin drafts.
-    open_session: makes the full cache, and makes it again where another text begins.
+    open_session: makes the full cache (None), and makes it again where another text begins; or one of so many entries,
+        for a conversation that goes on with a small one.
     """
 
     def __init__(
         self,
-        open_session: Callable[[], Session],
+        open_session: Callable[[int | None], Session],
         rows: RowRule,
         policy: CachePolicy,
         quality: float,
@@ -71,7 +75,7 @@ class TrialSequence(CachedSequence):
         self._open_session, self.drops = open_session, drops
         self._dropped_at: int | None = None  # tokens covered then
         self._answer_from = 0
-        super().__init__(open_session(), rows)
+        super().__init__(open_session(None), rows)
         self._longest = self.session.max_context
         if drops:  # a compressed cache's rows need positions for a while
             self._longest = min(self._longest, self.session.info.context_length - max(rows.maximum, policy.spare))
@@ -145,10 +149,32 @@ class TrialSequence(CachedSequence):
         super().encode(source)
 
     def save(self) -> SavedSequence:
-        raise OptionError(
-            "a conversation cannot be kept in a file while the size of its cache depends on what was measured in it; "
-            "load the model without quality=."
-        )
+        """The cache that is there, and what is known; a twin that drafts decides nothing, so nothing of it is kept."""
+        saved = super().save()
+        return replace(saved, trial=self.twin.saved(self._dropped_at)) if self.drops else saved
+
+    def restore(self, saved: SavedSequence) -> None:
+        trial, before = saved.trial, (self.session, self.compression)
+        policy = self.twin.policy if trial is None else resized(self.twin.policy, trial.budget)
+        small = saved.compressed is not None
+        if small:
+            session = self._open_session(entries_for(policy, self.rows, self.session.info))
+            self.session, self.compression = session, Compression(policy, session, self.rows)
+        elif self.compression is not None:
+            self.session, self.compression = self._open_session(None), None
+        try:
+            super().restore(saved)
+        except BaseException:
+            if self.session is not before[0]:
+                self.session.close()
+                self.session, self.compression = before
+            raise
+        if self.session is not before[0]:
+            before[0].close()
+        self.twin.forget()
+        if trial is not None:
+            self.twin.restore(trial)
+        self._dropped_at = None if trial is None else trial.dropped_at
 
     def close(self) -> None:
         self.twin.close()
@@ -158,5 +184,5 @@ class TrialSequence(CachedSequence):
         self.twin.forget()
         if self.compression is not None:
             self.session.close()
-            self.session, self.compression, self._dropped_at = self._open_session(), None, None
+            self.session, self.compression, self._dropped_at = self._open_session(None), None, None
             self._n, self._source, self.shift = 0, None, 0

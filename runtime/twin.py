@@ -36,6 +36,18 @@ class TrialReport:
     kv_bytes: int  # of the caches that are there now
 
 
+@dataclass(frozen=True, slots=True)
+class SavedTrial:
+    """What a trial remembers between two answers, when there is no twin: each answer makes its own."""
+
+    budget: int
+    total: float  # of the agreement, and the tokens it is about
+    n: int
+    since: int | None
+    too_small: int
+    dropped_at: int | None  # tokens covered when the full cache was dropped
+
+
 class Twin:
     """What a policy keeps of the target's cache, and how often it says the same.
 
@@ -70,6 +82,17 @@ class Twin:
         self.agreement = Agreement()
         self.since: int | None = None  # tokens covered when the first comparison began
         self._too_small = 0
+
+    def saved(self, dropped_at: int | None) -> SavedTrial:
+        """What restore() takes."""
+        known = self.agreement
+        return SavedTrial(self.policy.budget, known.total, known.n, self.since, self._too_small, dropped_at)
+
+    def restore(self, saved: SavedTrial) -> None:
+        """Know what was saved, of the text that was."""
+        self.close()
+        self.policy, self.agreement = resized(self._first, saved.budget), Agreement(saved.total, saved.n)
+        self.since, self._too_small = saved.since, saved.too_small
 
     def close(self) -> None:
         """Free the twin; what is known stays."""

@@ -228,6 +228,12 @@ def test_bench_cache(tiny: Path, tmp_path: Path, pilotfish: Run) -> None:
         assert 0 < row["select_s"] < row["prompt_s"] and row["tokens_per_s"] < 1e3 / row["step_ms"]
     smaller, larger = rows[2], rows[0]
     assert smaller["kv_bytes"] < larger["kv_bytes"] < larger["kv_bytes_full"] and smaller["kl"] > larger["kl"]
+    named = pilotfish("bench", "cache", tiny, *options[:-1], "knorm:budget=40,every=8", *shares, "--json")
+    runs = [(row["policy"], row["share"], row["entries"], row["command"]) for row in json.loads(named.out)["rows"]]
+    assert [run[:3] for run in runs[1:]] == [
+        ("sinks", "1/2", 64), ("sinks", "1/4", 32), ("knorm:budget=40,every=8", None, 48),
+    ]  # fmt: skip
+    assert "knorm:budget=40,every=8 48 entries: ppl" in named.err and "--share" not in runs[-1][-1]
     again = pilotfish(*smaller["command"].split()[1:], "--json", "--threads", 1)
     _, row = json.loads(again.out)["rows"]
     for name in ("kl", "agreement", "perplexity"):

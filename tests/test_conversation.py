@@ -122,6 +122,10 @@ def test_another_model_engine_or_setting_is_refused_with_the_way_out(path: Path,
         ({"path": path, "engine": "reference"}, "engine 'onnx', here 'reference'"),
         ({"path": path, "engine": "onnx", "exact": False}, "exact 'True', here 'False'"),
         ({"path": path, "engine": "onnx", "cache": "sinks:budget=64,every=32"}, "cache policy 'None', here"),
+        (
+            {"path": path, "engine": "onnx", "cache": "sinks:budget=64,every=32", "quality": 0.5},
+            "cache policy 'None', here .* at quality 0.5",
+        ),
     )
     for given, words in cases:
         with pilotfish.load(**given, threads=1) as model:  # type: ignore[arg-type]

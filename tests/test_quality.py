@@ -19,8 +19,9 @@ from typer.testing import CliRunner
 from pilotfish.apps.cli import app
 from pilotfish.runtime.agreement import ERROR, Agreement, overlap
 from pilotfish.runtime.cache_policies import ChunkKV, KeyDiff, SinksAndWindow, SirLLM, SnapKV
+from pilotfish.runtime.conversation import Conversation, read_conversation, write_conversation
 from pilotfish.runtime.draft_length import Fixed
-from pilotfish.runtime.errors import AbilityError, EngineError, OptionError
+from pilotfish.runtime.errors import AbilityError, ContextFullError, EngineError, OptionError
 from pilotfish.runtime.interfaces import Indices, Law, Weights
 from pilotfish.runtime.proposers import SelfDraft
 from pilotfish.runtime.sampling import Sampling
@@ -73,7 +74,7 @@ def test_bounds_are_of_use() -> None:
 
 
 def trial(weights: Weights, policy: Any, quality: float, drops: bool = True) -> TrialSequence:
-    return TrialSequence(lambda: weights.session(None), WIDTHS, policy, quality, drops=drops)
+    return TrialSequence(weights.session, WIDTHS, policy, quality, drops=drops)
 
 
 def states(done: Run) -> Iterator[Any]:
@@ -149,8 +150,8 @@ def test_another_text_brings_the_full_cache_back(opened: Callable[[str], Weights
     weights = opened("toy")
     policy, opened_sessions = SinksAndWindow(**SMALL), []
 
-    def open_session() -> Any:
-        opened_sessions.append(weights.session(None))
+    def open_session(entries: int | None) -> Any:
+        opened_sessions.append(weights.session(entries))
         return opened_sessions[-1]
 
     sequence = TrialSequence(open_session, WIDTHS, policy, 0.002, drops=True)
@@ -247,11 +248,52 @@ def test_what_cannot_be_done_is_refused(opened: Callable[[str], Weights]) -> Non
         with pytest.raises(error, match=words):
             trial(where, which, quality)
     with pytest.raises(OptionError, match="max_context=65 or more, or a smaller budget"):
-        TrialSequence(lambda: weights.session(64), WIDTHS, policy, 0.9, drops=True)
+        TrialSequence(lambda entries: weights.session(entries or 64), WIDTHS, policy, 0.9, drops=True)
     sequence = trial(weights, policy, 0.9)
-    with pytest.raises(OptionError, match="without quality="):
-        sequence.save()
     assert isinstance(sequence.twin, Twin) and sequence.nbytes == sequence.session.nbytes
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+@pytest.mark.parametrize("engine", quick(["toy", "reference", "onnx"], "toy"))
+@pytest.mark.parametrize(
+    ("quality", "drops"), [(0.00002, True), (0.9, True), (0.3, False)], ids=["dropped", "on trial", "drafting"]
+)
+def test_a_saved_trial_goes_on(
+    quality: float, drops: bool, engine: str, sampling: str, tmp_path: Path, opened: Callable[[str], Weights]
+) -> None:
+    weights, rule, policy = opened(engine), SAMPLINGS[sampling], small("sinks", engine)
+    begun = trial(weights, policy, quality, drops)
+    first = run(weights, policy, prompt_for(weights), sampling=rule, n_new=100, sequence=begun)
+    known = begun.report()
+    assert known.compared and (known.dropped_at is not None) == (quality < 0.3)
+    write_conversation(tmp_path / "talk", Conversation([], None, {}, first.sequence.save()))
+    longer = np.concatenate([first.tokens, prompt_for(weights, 30, seed=4)])
+    expected = run(weights, policy, longer, sampling=rule, n_new=100, sequence=first.sequence)
+    for before in (0, 150):  # what was there before: the full cache, empty, or a small one
+        other = trial(weights, policy, quality, drops)
+        if before:
+            run(weights, policy, prompt_for(weights, 60, seed=8), sampling=rule, n_new=before, sequence=other)
+        other.restore(read_conversation(tmp_path / "talk").sequence)
+        resumed = run(weights, policy, longer, sampling=rule, n_new=100, sequence=other)
+        assert resumed.tokens.tolist() == expected.tokens.tolist()
+        ours, theirs = (x.sequence.report() for x in (resumed, expected))  # type: ignore[attr-defined]
+        if drops:  # a twin that drafts decides nothing, and begins anew
+            assert replace(ours, kv_bytes=0) == replace(theirs, kv_bytes=0)
+            assert resumed.sequence.session.positions.tolist() == expected.sequence.session.positions.tolist()
+        other.close()
+
+
+def test_a_trial_that_does_not_fit_changes_nothing(opened: Callable[[str], Weights]) -> None:
+    weights, policy = opened("toy"), small("sinks", "toy")
+    full = run(weights, policy, prompt_for(weights, 200), n_new=20, sequence=trial(weights, policy, 0.9)).sequence
+    narrow = TrialSequence(lambda entries: weights.session(entries or 128), WIDTHS, policy, 0.00002, drops=True)
+    run(weights, policy, prompt_for(weights, 40), n_new=70, sequence=narrow)
+    held, known = narrow.session, narrow.report()
+    assert narrow.compression is not None
+    with pytest.raises(ContextFullError):
+        narrow.restore(full.save())
+    assert narrow.session is held and narrow.compression is not None and narrow.report() == known
+    assert run(weights, policy, narrow.tokens.copy(), n_new=20, sequence=narrow).tokens.size
 
 
 @pytest.fixture(scope="module")
