@@ -72,7 +72,7 @@ class OrtBackend:
             return OrtWeights(bundle, device, threads)
         exact = OrtWeights(bundle, device, threads)
         session = exact.session()
-        scales = channel_scales(session, exact.info.digest)
+        scales = channel_scales(session, bundle)
         session.close()
         exact.close()
         return OrtWeights(bundle, device, threads, scales)

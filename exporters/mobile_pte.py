@@ -63,7 +63,7 @@ def _form(pack: Pack) -> WeightForm:
 
 def _samples(pack: Pack) -> list[Tokens]:
     """Text that ranges of activations are taken from."""
-    from .calibration_text import calibration_samples
+    from ..runtime.calibration_text import calibration_samples
 
     return [tokens[: pack.context] for tokens in calibration_samples(pack.source.tokenizer, None)[:_SAMPLES]]
 

@@ -102,7 +102,7 @@ def _fixed_graph(decoder: Any, folder: Path) -> Path:
 
 def _calibration(pack: Pack, steps: StaticSteps, plain: Path) -> Iterator[Values]:
     """Inputs of successive steps over the calibration texts."""
-    from .calibration_text import calibration_samples
+    from ..runtime.calibration_text import calibration_samples
 
     session = open_fixed(plain, {})
     names = [x.name for x in session.get_outputs()]

@@ -217,7 +217,7 @@ def _samples(job: Job, source: ModelSource) -> tuple[Tokens, ...]:
     """What data-aware methods look at: the user's text, or ours."""
     if not job.data_aware:
         return ()
-    from .exporters.calibration_text import calibration_samples
+    from .runtime.calibration_text import calibration_samples
 
     return tuple(calibration_samples(source.tokenizer, job.calibration))
 

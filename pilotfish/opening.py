@@ -115,16 +115,7 @@ def read_tokenizer(location: Path) -> tuple[Tokenizer, str | None]:
     """The tokenizer and the chat template, if there is one, of a .gguf file or a bundle folder."""
     if location.is_dir():
         bundle = open_bundle(location)
-        manifest = bundle.manifest
-        if manifest.tokenizer is None:
-            raise ModelFileError(f"{location} holds no tokenizer; build the bundle again from its source.")
-        tokenizer = Tokenizer.from_file(
-            bundle.file(manifest.tokenizer),
-            eos_ids=manifest.eos_ids,
-            bos_id=manifest.bos_id,
-            add_bos=manifest.add_bos,
-        )
-        return tokenizer, manifest.chat_template
+        return bundle.tokenizer(), bundle.manifest.chat_template
     from .runtime.gguf_file import read_gguf
     from .runtime.tokenizer_gguf import tokenizer_from_gguf
 

@@ -19,6 +19,7 @@ from .storage import (
     write_atomically,
     write_json_atomically,
 )
+from .tokenizer import Tokenizer
 
 __all__ = [
     "MANIFEST_NAME",
@@ -52,6 +53,15 @@ class Bundle:
         if name not in self.manifest.files:
             raise ModelFileError(f"{self.folder} holds no {name}; it holds {', '.join(self.manifest.files)}.")
         return self.folder / name
+
+    def tokenizer(self) -> Tokenizer:
+        """Raises ModelFileError where there is none."""
+        manifest = self.manifest
+        if manifest.tokenizer is None:
+            raise ModelFileError(f"{self.folder} holds no tokenizer; build the bundle again from its source.")
+        return Tokenizer.from_file(
+            self.file(manifest.tokenizer), eos_ids=manifest.eos_ids, bos_id=manifest.bos_id, add_bos=manifest.add_bos
+        )
 
 
 def open_bundle(folder: Path) -> Bundle:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from pydoc_data.topics import topics
 
 import numpy as np
 import pytest
@@ -13,10 +14,13 @@ import pilotfish
 from pilotfish.backends import get
 from pilotfish.exporters.import_gguf import import_gguf
 from pilotfish.opening import read_tokenizer
+from pilotfish.runtime.calibration_text import TEXT
 from pilotfish.runtime.draft_length import Fixed
 from pilotfish.runtime.errors import OptionError
-from pilotfish.runtime.interfaces import Session, Tokens
+from pilotfish.runtime.interfaces import Tokens
+from pilotfish.runtime.sequence import CachedSequence
 from pilotfish.runtime.storage import cache_dir
+from pilotfish.runtime.surprisal import surprisal
 from pilotfish.testing.tiny_models import Sizes, tiny_gguf
 
 pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
@@ -84,6 +88,22 @@ def test_its_scales_are_measured_once_and_damage_is_mended(path: Path, monkeypat
         assert measured and np.array_equal(first, mended)
 
 
+def test_its_scales_hold_what_text_brings(path: Path) -> None:
+    """And what tokens without order bring: neither spreads as far as the other in every channel."""
+    folder = import_gguf(path, activations="f32")
+    full, small = (get("onnx").open(folder, device=None, threads=1, kv_dtype=kind) for kind in ("f32", "int8"))
+    session, held = full.session(1024), 127 * small.scales  # type: ignore[attr-defined]
+    text = read_tokenizer(folder)[0].encode(TEXT)[:1024]
+    for tokens in (text, np.random.default_rng(0).integers(0, full.info.vocab_size, 512)):
+        session.truncate(0)
+        session.forward(tokens, n_logits=0)
+        for layer in range(full.info.n_layers):
+            for largest, x in zip(held[2 * layer :], session.keys_values(layer), strict=False):
+                assert (np.abs(x).max(axis=1) < 0.9 * largest).all()
+    for weights in (full, small):
+        weights.close()
+
+
 @pytest.mark.parametrize(
     ("kv_dtype", "words"), [("int4", "38 %"), ("f16", "slower than in f32"), ("u8", "f32, or in int8")]
 )
@@ -106,26 +126,17 @@ def test_drafts_change_nothing(settings: dict[str, str], path: Path) -> None:
         assert ours.token_ids == theirs.token_ids and ours.stats.drafted > 0
 
 
-def perplexity(session: Session, tokens: Tokens) -> float:
-    total, n = 0.0, len(tokens) - 1
-    for start in range(0, n, 256):
-        chunk = tokens[start : min(start + 256, n)]
-        logits = session.forward(chunk, n_logits=len(chunk)).logits.astype(np.float64)
-        after = tokens[start + 1 : start + 1 + len(chunk)]
-        top = logits.max(axis=1)
-        total += (top + np.log(np.exp(logits - top[:, None]).sum(axis=1)) - logits[np.arange(len(chunk)), after]).sum()
-    return float(np.exp(total / n))
-
-
 @pytest.mark.real
 @pytest.mark.slow
 def test_real_weights_lose_next_to_nothing() -> None:
+    """On a text that the scales have not seen."""
     folder = import_gguf(smollm2())
-    tokens = read_tokenizer(folder)[0].encode(PROSE.read_text(encoding="utf-8"))[:1200]
+    tokens = read_tokenizer(folder)[0].encode("\n".join(topics.values()))[:2048]
     found = {}
     for kind in ("f32", "int8"):
         weights = get("onnx").open(folder, device=None, threads=2, kv_dtype=kind)
-        found[kind] = perplexity(weights.session(1280), tokens)
+        losses, _ = surprisal(CachedSequence(weights.session(2112)), tokens, 1024)
+        found[kind] = float(np.exp(losses.mean()))
         weights.close()
     assert found["int8"] / found["f32"] < 1.005, found
 

@@ -20,12 +20,12 @@ from torch_answers import WINDOWS, distance, logits_in_torch, seal, text
 
 from pilotfish.backends import get
 from pilotfish.cache_types import CacheLoss, cache_hint, measure_cache_types
-from pilotfish.exporters.calibration_text import TEXT, calibration_samples
 from pilotfish.exporters.evaluation import TEXTS
 from pilotfish.exporters.hf_openvino import compress_openvino, trace_openvino
 from pilotfish.exporters.openvino_compress import Compression
 from pilotfish.exporters.openvino_graph import Matrix, matrices, own_grid, quantize_rows
 from pilotfish.exporters.weight_form import WeightForm
+from pilotfish.runtime.calibration_text import TEXT, calibration_samples
 from pilotfish.runtime.errors import AbilityError, EngineError, OptionError, UnsupportedModelError
 from pilotfish.runtime.gguf_file import read_gguf
 from pilotfish.runtime.interfaces import Floats, Tokens, Weights

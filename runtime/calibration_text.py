@@ -1,4 +1,4 @@
-"""What data-aware compression looks at where the user gives no text of their own: prose, code, talk, tables.
+"""What weights and caches are rounded to fit where the user gives no text of their own: prose, code, talk, tables.
 
 The prose is in the public domain: the openings of *Pride and Prejudice* (Jane Austen, 1813), *Moby-Dick* (Herman
 Melville, 1851), *A Tale of Two Cities* (Charles Dickens, 1859) and *Alice's Adventures in Wonderland* (Lewis Carroll,
@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..runtime.errors import OptionError
-from ..runtime.interfaces import Tokens
-from ..runtime.tokenizer import Tokenizer
+from .errors import OptionError
+from .interfaces import Tokens
+from .tokenizer import Tokenizer
 
 PROSE = (
     """\
