@@ -12,7 +12,7 @@ class DecoderOnly:
     def encode(self, source: Tokens | Floats) -> None:
         raise AbilityError(
             "this session has no encoder: it continues a prompt. Give the text as the prompt, or open an "
-            "encoder-decoder bundle with the onnx engine."
+            "encoder-decoder bundle with the onnx or the openvino engine."
         )
 
     def attend(self, entries: Indices | None) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ..runtime.bundle import open_bundle
+from ..runtime.bundle import Bundle, open_bundle
 from ..runtime.decoder_shape import decoder_shape
 from ..runtime.errors import EngineError, EngineMissingError, ModelFileError, OptionError, UnsupportedModelError
 from ..runtime.gguf_file import read_gguf
@@ -22,6 +22,7 @@ from .ov_graph import add_queries, attentions, read_ir, reason, sliding_windows,
 from .ov_pool import BlockPool, BlockShape
 from .ov_request import Request
 from .ov_session import OvSession
+from .ov_source import OvSourceWeights, check_source_options
 from .ov_static import NOTES, open_static, static_devices
 from .static_shapes import FORMAT
 
@@ -96,6 +97,8 @@ class OvBackend:
         chosen = _options(options)
         if device not in (None, "cpu"):
             raise OptionError(f"the openvino engine runs models on cpu so far, not on {device!r}.")
+        if path.is_dir() and "openvino" in (bundle := open_bundle(path)).manifest.encoders:
+            return _open_pair(bundle, chosen, threads, kv_dtype, str(self.version()))
         cache = _cache_types(kv_dtype, chosen.precision)
         read, facts = _bundle(path) if path.is_dir() else _gguf(path, chosen.q4_k_minima)
         return OvWeights(read, facts, chosen, cache, threads, str(self.version()))
@@ -143,16 +146,54 @@ def _bundle(folder: Path) -> tuple[Callable[[], Any], _Facts]:
     manifest = bundle.manifest
     if "openvino" not in manifest.formats:
         raise ModelFileError(f"{folder} holds no OpenVINO model; it holds {', '.join(manifest.formats)}.")
-    digests = (fact.sha256 for _, fact in sorted(manifest.files.items()))
     facts = _Facts(
         name=str(folder),
         architecture=manifest.architecture,
         context_length=manifest.context_length,
-        digest=hashlib.sha256("".join(digests).encode()).hexdigest(),
+        digest=_digest(bundle),
         exact_activations=manifest.recipe_of("openvino").get("activations") == "f32",
     )
     path = bundle.file(manifest.formats["openvino"])
     return lambda: read_ir(path), facts
+
+
+def _digest(bundle: Bundle) -> str:
+    digests = (fact.sha256 for _, fact in sorted(bundle.manifest.files.items()))
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def _open_pair(
+    bundle: Bundle, options: OpenVinoOptions, threads: int, kv_dtype: str | None, version: str
+) -> OvSourceWeights:
+    check_source_options(kv_dtype, options.precision)
+
+    def compiled(model: Any, group: int) -> Any:
+        return _compiled(model, str(bundle.folder), _settings(options.precision, threads, group))
+
+    asked = options.dynamic_quantization
+    return OvSourceWeights(bundle, compiled, asked, digest=_digest(bundle), threads=threads, version=version)
+
+
+def _settings(precision: str, threads: int, group: int) -> dict[str, object]:
+    return {
+        "INFERENCE_PRECISION_HINT": precision,
+        "INFERENCE_NUM_THREADS": threads,
+        "NUM_STREAMS": 1,
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": group,
+        "SNIPPETS_MODE": "DISABLE",  # attention fused by it is kept in a cache without a lock: docs/openvino.md
+    }
+
+
+def _compiled(model: Any, name: str, settings: Mapping[str, object]) -> Any:
+    """A graph made ready to run. Raises UnsupportedModelError."""
+    import openvino
+
+    try:
+        return openvino.Core().compile_model(model, "CPU", dict(settings))
+    except RuntimeError as error:
+        raise UnsupportedModelError(
+            f"OpenVINO cannot run {name} with these settings: {reason(error)}. Open it with another engine."
+        ) from error
 
 
 def _gguf(path: Path, q4_k_minima: str) -> tuple[Callable[[], Any], _Facts]:
@@ -238,25 +279,12 @@ class OvWeights:
             raise EngineError("these weights are closed; load the model again.")
 
     def _compile(self, model: Any) -> Any:
-        import openvino
-
         keys, values = self._cache
-        settings: dict[str, object] = {
-            "INFERENCE_PRECISION_HINT": self._options.precision,
-            "INFERENCE_NUM_THREADS": self._threads,
-            "NUM_STREAMS": 1,
-            "DYNAMIC_QUANTIZATION_GROUP_SIZE": self._activation_group,
-            "KEY_CACHE_PRECISION": keys,
-            "VALUE_CACHE_PRECISION": values,
-        }
+        settings = _settings(self._options.precision, self._threads, self._activation_group)
+        settings |= {"KEY_CACHE_PRECISION": keys, "VALUE_CACHE_PRECISION": values}
         if keys in _QUANTIZED:  # by channel a block's scales would depend on how its tokens arrived
             settings["KEY_CACHE_QUANT_MODE"] = "BY_TOKEN"
-        try:
-            return openvino.Core().compile_model(model, "CPU", settings)
-        except RuntimeError as error:
-            raise UnsupportedModelError(
-                f"OpenVINO cannot run {self._name} with these settings: {reason(error)}. Open it with another engine."
-            ) from error
+        return _compiled(model, self._name, settings)
 
     def _block(self, layer: int, kind: str) -> BlockShape:
         port = self._compiled.input(f"{kind}_cache.{layer}")

@@ -20,6 +20,7 @@ from ..runtime.telemetry import without_telemetry
 from .families import SUPPORTED
 from .model_source import EXPORT_EXTRA
 from .openvino_compress import ON_OWN_GRID, Compression, Share, compress
+from .openvino_graph import Model, matrices
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -41,7 +42,7 @@ def trace_openvino(model: PreTrainedModel, folder: Path, wanted: Compression) ->
         with _offline():
             _trace(model, folder / _TRACED)
     except BaseException:
-        _remove_traced(folder)
+        remove_ir(folder / _TRACED)
         raise
     recipe = {"n_heads": str(model.config.num_attention_heads)}
     if getattr(model.config, "sliding_window", None):
@@ -60,9 +61,9 @@ def compress_openvino(folder: Path, wanted: Compression, progress: Share | None 
         with _offline():
             counts = _compress(folder, wanted, tell)
     finally:
-        _remove_traced(folder)
+        remove_ir(folder / _TRACED)
     tell(1.0)
-    return _recipe(wanted, counts)
+    return recipe_of(wanted, counts, f"optimum-intel {metadata.version('optimum-intel')}")
 
 
 def _compress(folder: Path, wanted: Compression, tell: Share) -> dict[str, int]:
@@ -70,19 +71,27 @@ def _compress(folder: Path, wanted: Compression, tell: Share) -> dict[str, int]:
 
     tell(0.0)
     graph = openvino.Core().read_model(folder / _TRACED)
-    counts = compress(graph, wanted, lambda share: tell(0.9 * share))
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".openvino-", ignore_cleanup_errors=True) as building:
-        made = Path(building) / MODEL
-        openvino.save_model(graph, made, compress_to_fp16=False)
-        for name in (made.with_suffix(".bin"), made):
-            name.replace(folder / name.name)
+    counts = compress(graph, matrices, wanted, lambda share: tell(0.9 * share))
+    save_ir(graph, folder / MODEL)
     return counts
 
 
-def _remove_traced(folder: Path) -> None:
+def save_ir(graph: Model, path: Path) -> None:
+    """Write an IR, weights as they are stored, and then give it its name."""
+    import openvino
+
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".openvino-", ignore_cleanup_errors=True) as building:
+        made = Path(building) / path.name
+        openvino.save_model(graph, made, compress_to_fp16=False)
+        for name in (made.with_suffix(".bin"), made):
+            name.replace(path.parent / name.name)
+
+
+def remove_ir(path: Path) -> None:
+    """Remove an IR, if it is there."""
     for suffix in (".xml", ".bin"):
         with contextlib.suppress(OSError):  # Windows keeps what is still mapped; the folder is not kept either then
-            (folder / _TRACED).with_suffix(suffix).unlink(missing_ok=True)
+            path.with_suffix(suffix).unlink(missing_ok=True)
 
 
 def _check(model: PreTrainedModel, wanted: Compression) -> None:
@@ -168,10 +177,11 @@ def _offline() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _recipe(wanted: Compression, counts: dict[str, int]) -> dict[str, str]:
+def recipe_of(wanted: Compression, counts: dict[str, int], builder: str) -> dict[str, str]:
+    """What a manifest says of compressed weights. builder: what traced the model."""
     form = wanted.form
     recipe = {
-        "builder": f"optimum-intel {metadata.version('optimum-intel')}, nncf {metadata.version('nncf')}",
+        "builder": f"{builder}, nncf {metadata.version('nncf')}",
         "weights": form.layers,
         "embedding": form.embedding_form,
         "output": form.output_form,

@@ -20,12 +20,15 @@ from ..runtime.errors import EngineError, EngineMissingError, OptionError
 from ..runtime.interfaces import Tokens
 from ..runtime.telemetry import without_telemetry
 from .model_source import EXPORT_EXTRA
-from .openvino_graph import Model, matrices, separate, store_as_bytes, store_as_half, store_on_own_grid
+from .openvino_graph import Matrices, Model, separate, store_as_bytes, store_as_half, store_on_own_grid
 from .weight_form import WeightForm
 
 ON_OWN_GRID = "of them on a grid of their own"  # what compress() counts beside the forms
 DataAware: TypeAlias = Literal["awq", "scale", "gptq"]
 Share: TypeAlias = Callable[[float], None]
+Find: TypeAlias = Callable[[Model], Matrices]
+
+_WEIGHTED = {"MatMul", "Gather", "Convolution"}  # what NNCF would compress
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,16 +86,18 @@ class Compression:
         return {"embedding": self.form.embedding_form, "output": self.form.output_form, "layers": self.form.layers}
 
 
-def compress(model: Model, wanted: Compression, progress: Share) -> dict[str, int]:
+def compress(model: Model, find: Find, wanted: Compression, progress: Share) -> dict[str, int]:
     """Compress a model in place; how many matrices there are in each form, {"layers int4": 210}.
+
+    find: where the matrices of such a model are.
 
     Raises EngineError where a matrix is not what was asked for: NNCF may skip one without a word.
     """
     form = wanted.form
-    if matrices(model).tied and form.embedding_form != form.output_form:
-        separate(matrices(model))
+    if find(model).tied and form.embedding_form != form.output_form:
+        separate(find(model))
     forms, kept = wanted.forms, 0
-    parts = matrices(model).parts  # the layers last: what data-aware methods look at then holds the others' error
+    parts = find(model).parts  # the layers last: what data-aware methods look at then holds the others' error
     for part, group in parts.items():
         if forms[part] == "fp16":
             store_as_half(group)
@@ -103,11 +108,10 @@ def compress(model: Model, wanted: Compression, progress: Share) -> dict[str, in
             kept += len(group) - len(left)
             if left:
                 names = {matrix.name for matrix in left}
-                others = [m.name for matrices in parts.values() for m in matrices if m.name not in names]
+                others = [n.get_friendly_name() for n in model.get_ops() if n.get_type_name() in _WEIGHTED]
+                others = [name for name in others if name not in names]
                 _compress_with_nncf(model, wanted, part, others, progress)
-    stored = {
-        (part, m.constant.get_friendly_name()): m.stored for part, ms in matrices(model).parts.items() for m in ms
-    }
+    stored = {(part, m.constant.get_friendly_name()): m.stored for part, ms in find(model).parts.items() for m in ms}
     found = Counter((part, kind) for (part, _), kind in stored.items())
     for part, kind in found:
         if kind != forms[part] and not (part == "layers" and kind == "int8" and wanted.ratio < 1.0):

@@ -16,7 +16,7 @@ Model: TypeAlias = Any  # openvino.Model
 
 _STORED = {"f32": "fp32", "f16": "fp16", "i8": "int8", "u8": "int8", "i4": "int4", "u4": "int4"}
 _BETWEEN = {"Convert", "Multiply", "Subtract", "Reshape"}  # a stored matrix and the product it is for
-_AFTER_THE_HEAD = {"Convert", "Multiply", "Divide", "Tanh", "Reshape"}
+_AFTER_THE_HEAD = {"Convert", "Multiply", "Divide", "Tanh", "Reshape", "Add"}
 _ROWS = 4096  # quantized at once: 25 MB of a matrix of 1536 columns
 _SMALLEST = 6e-8  # an f16
 _BLOCKS = 1 << 16
@@ -51,34 +51,32 @@ class Matrix:
 
 @dataclass(frozen=True, slots=True)
 class Matrices:
-    """Where the weights of a decoder are. tied: embedding and output are one matrix."""
+    """Where the weights of a decoder are, or of an encoder, which has no output. tied: embedding and output are one
+    matrix."""
 
     layers: tuple[Matrix, ...]
-    embedding: Matrix
-    output: Matrix
+    embedding: Matrix | None
+    output: Matrix | None
 
     @property
     def tied(self) -> bool:
-        return bool(self.embedding.constant.get_friendly_name() == self.output.constant.get_friendly_name())
+        table, output = self.embedding, self.output
+        if table is None or output is None:
+            return False
+        return bool(table.constant.get_friendly_name() == output.constant.get_friendly_name())
 
     @property
     def parts(self) -> dict[str, list[Matrix]]:
         """What is stored apart, under the names that WeightForm uses; a tied matrix is the output."""
-        layers = list(self.layers)
-        if self.tied:
-            return {"output": [self.embedding, self.output], "layers": layers}
-        return {"embedding": [self.embedding], "output": [self.output], "layers": layers}
+        embedding, output = ([] if matrix is None else [matrix] for matrix in (self.embedding, self.output))
+        ends = {"output": [*embedding, *output]} if self.tied else {"embedding": embedding, "output": output}
+        return {**{part: found for part, found in ends.items() if found}, "layers": list(self.layers)}
 
 
 def matrices(model: Model) -> Matrices:
     """The weight matrices of a decoder. Raises UnsupportedModelError for a graph of another kind."""
-    nodes = list(model.get_ordered_ops())
-    products = [Matrix(node, 1) for node in nodes if node.get_type_name() == "MatMul" and _is_matrix(node, 1)]
-    tables = [Matrix(node, 0) for node in nodes if node.get_type_name() == "Gather" and _is_matrix(node, 0)]
-    head = model.output("logits").get_node().input_value(0).get_node()
-    while head.get_type_name() in _AFTER_THE_HEAD:
-        head = head.input_value(0).get_node()
-    output = [m for m in products if m.name == head.get_friendly_name()]
+    products, tables = _products(model), _tables(model)
+    output = [m for m in products if m.name == _head(model)]
     if len(tables) != 1 or len(output) != 1:
         raise UnsupportedModelError(
             f"the graph has {len(tables)} token tables and {len(output)} last projections instead of one each: it is "
@@ -87,10 +85,45 @@ def matrices(model: Model) -> Matrices:
     return Matrices(tuple(m for m in products if m.name != output[0].name), tables[0], output[0])
 
 
+def pair_matrices(model: Model) -> Matrices:
+    """The weight matrices of one half of an encoder-decoder; tables of positions and of distances are none."""
+    products, ids = _products(model), {"input_ids", "source_ids"}
+    tables = [table for table in _tables(model) if _index_of(table.node) in ids]
+    head = _head(model) if any("logits" in port.names for port in model.outputs) else None
+    output = next((m for m in products if m.name == head), None)
+    layers = tuple(m for m in products if m.name != head)
+    return Matrices(layers, tables[0] if tables else None, output)
+
+
+def _products(model: Model) -> list[Matrix]:
+    return [Matrix(n, 1) for n in model.get_ordered_ops() if n.get_type_name() == "MatMul" and _is_matrix(n, 1)]
+
+
+def _tables(model: Model) -> list[Matrix]:
+    return [Matrix(n, 0) for n in model.get_ordered_ops() if n.get_type_name() == "Gather" and _is_matrix(n, 0)]
+
+
+def _head(model: Model) -> str:
+    """The name of the last projection."""
+    head = model.output("logits").get_node().input_value(0).get_node()
+    while head.get_type_name() in _AFTER_THE_HEAD:
+        head = head.input_value(0).get_node()
+    return str(head.get_friendly_name())
+
+
+def _index_of(gather: Node) -> str | None:
+    """The name of the input that a table is looked up by, if it is one as it came."""
+    found = gather.input_value(1)
+    while found.get_node().get_type_name() in ("Convert", "Reshape"):
+        found = found.get_node().input_value(0)
+    return str(found.any_name) if found.get_node().get_type_name() == "Parameter" else None
+
+
 def separate(found: Matrices) -> None:
     """Give a tied token table a copy of its own, so that it can be stored in another form than the output."""
     from openvino import opset13 as op
 
+    assert found.embedding is not None
     copy = op.constant(found.embedding.constant.data)
     found.embedding.node.input(0).replace_source_output(copy.output(0))
 

@@ -11,12 +11,21 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..runtime.building import new_bundle
 from ..runtime.bundle import describe_files, write_manifest
 from ..runtime.manifest import Manifest, Source
+from .openvino_compress import Compression
 from .seq2seq_families import pair_facts
 from .seq2seq_onnx import DECODER, ENCODER, export_seq2seq_onnx
+from .seq2seq_openvino import DECODER as OV_DECODER
+from .seq2seq_openvino import ENCODER as OV_ENCODER
+from .seq2seq_openvino import compress_seq2seq_openvino, trace_seq2seq_openvino
 from .weight_form import WeightForm
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+_FILES = {
+    "onnx": (f"onnx/{DECODER}", f"onnx/{ENCODER}"),
+    "openvino": (f"openvino/{OV_DECODER}", f"openvino/{OV_ENCODER}"),
+}
 
 
 def export_seq2seq(
@@ -25,24 +34,32 @@ def export_seq2seq(
     form: WeightForm | None = None,
     *,
     model_id: str,
+    to: tuple[Literal["onnx", "openvino"], ...] = ("onnx",),
     tokenizer: Path | None = None,
     activations: Literal["int8", "f32"] = "int8",
     license: str | None = None,
     progress: Callable[[float, str], None] | None = None,
 ) -> Manifest:
-    """Write a bundle for the onnx engine; its manifest.
+    """Write a bundle for the engines named; its manifest.
 
     model: a T5, BART, mBART, Pegasus, Marian or Whisper model of transformers, in f32 on the CPU. form: None is int8.
     tokenizer: a tokenizer.json. Not compared with the model: `pilotfish export` does that, from a folder.
     Raises UnsupportedModelError, EngineMissingError, OptionError and CacheWriteError; the folder is as it was then.
     """
     generation: Any = getattr(model, "generation_config", None)
+    form = form or WeightForm("int8")
     facts = pair_facts(model.config, generation.to_dict() if generation is not None else {})
     with new_bundle(folder) as building:
-        (building / "onnx").mkdir()
-        recipe = export_seq2seq_onnx(
-            model, building / "onnx", form or WeightForm("int8"), activations=activations, progress=progress
-        )
+        recipe: dict[str, str] = {}
+        for name in to:
+            (building / name).mkdir()
+        if "onnx" in to:
+            recipe |= export_seq2seq_onnx(model, building / "onnx", form, activations=activations, progress=progress)
+        if "openvino" in to:
+            wanted = Compression(form)
+            made = trace_seq2seq_openvino(model, building / "openvino", wanted)
+            made |= compress_seq2seq_openvino(building / "openvino", wanted) | {"activations": activations}
+            recipe |= {f"openvino.{key}": value for key, value in made.items()}
         if tokenizer is not None:
             shutil.copyfile(tokenizer, building / "tokenizer.json")
         manifest = Manifest(
@@ -52,8 +69,8 @@ def export_seq2seq(
             context_length=facts.context_length,
             source=Source(name=model_id, sha256=_digest(model), format="huggingface"),
             files=describe_files(building),
-            formats={"onnx": f"onnx/{DECODER}"},
-            encoders={"onnx": f"onnx/{ENCODER}"},
+            formats={name: _FILES[name][0] for name in to},
+            encoders={name: _FILES[name][1] for name in to},
             decoder_start=facts.decoder_start,
             source_limit=facts.source_limit,
             source_kind=facts.source_kind,

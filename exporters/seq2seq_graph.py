@@ -16,7 +16,7 @@ from .seq2seq_swap import SwappedPair
 _N, _ROWS, _TOTAL, _ROOM, _SOURCE = 3, 2, 7, 16, 5  # sizes of the traced step: all different, none of them special
 
 
-class _Encode(nn.Module):
+class Encode(nn.Module):
     """The encoder, and the keys and values that the decoder's layers make of its result."""
 
     def __init__(self, state: SwappedPair) -> None:
@@ -28,14 +28,16 @@ class _Encode(nn.Module):
         trace = EncoderDecoderTrace(source, source, None, [])
         if self.state.encoder_bias is not None:
             places = torch.arange(source.shape[1])
-            trace.encoder_bias = self.state.encoder_bias.between(places, places, self.get_buffer("distances"))
+            trace.encoder_bias = self.state.encoder_bias.between(
+                places, places, self.get_buffer("distances"), self.state.operators.gather
+            )
         self.state.pair = trace
         hidden = self.model.get_encoder()(source).last_hidden_state
         kept = (attention.heads(i, hidden) for attention in self.state.cross for i in (1, 2))
         return (*kept, hidden[0])
 
 
-class _Decode(nn.Module):
+class Decode(nn.Module):
     """One step of the decoder."""
 
     def __init__(self, state: SwappedPair) -> None:
@@ -47,7 +49,8 @@ class _Decode(nn.Module):
         state, bias = self.state, rest[0]
         if state.decoder_bias is not None:
             places, rest = rest[1], rest[1:]
-            bias = bias + state.decoder_bias.between(position_ids[0], places, self.get_buffer("distances"))
+            table = self.get_buffer("distances")
+            bias = bias + state.decoder_bias.between(position_ids[0], places, table, state.operators.gather)
         layers = range(len(state.cross))
         pairs = list(zip(rest[1::2], rest[2::2], strict=True))
         past, cross = pairs[: len(layers)], pairs[len(layers) :]
@@ -68,35 +71,49 @@ def _hold_bias(step: nn.Module, bias: RelativeBias | None) -> None:
 
 def trace_encoder(state: SwappedPair) -> ir.Model:
     """The encoder's graph, named as the contract says, weights placeholders named after their modules."""
-    config: Any = state.model.config
-    if hasattr(config, "num_mel_bins"):
-        features = torch.zeros(1, config.num_mel_bins, 2 * config.max_source_positions)
-        inputs: Inputs = {"source_features": (features, {})}
-    else:
-        inputs = {"source_ids": (torch.ones(1, _SOURCE, dtype=torch.int64), {1: "S"})}
-    return traced(_Encode(state), inputs, [*_crossed(state), "encoder_hidden"], n_named=1)
+    return traced(Encode(state), encoder_inputs(state), encoder_outputs(state), n_named=1)
 
 
 def trace_decoder(state: SwappedPair) -> ir.Model:
     """The decoder's observing graph, named as the contract says, weights placeholders named after their modules."""
+    return traced(Decode(state), decoder_inputs(state, _TOTAL), decoder_outputs(state), n_named=3)
+
+
+def encoder_inputs(state: SwappedPair) -> Inputs:
+    """What an encoder takes."""
+    config: Any = state.model.config
+    if hasattr(config, "num_mel_bins"):
+        return {"source_features": (torch.zeros(1, config.num_mel_bins, 2 * config.max_source_positions), {})}
+    return {"source_ids": (torch.ones(1, _SOURCE, dtype=torch.int64), {1: "S"})}
+
+
+def encoder_outputs(state: SwappedPair) -> list[str]:
+    """What Encode gives, by name."""
+    return [*_layers("cross", state), "encoder_hidden"]
+
+
+def decoder_inputs(state: SwappedPair, total: int) -> Inputs:
+    """What a decoder takes. total: entries that the traced step sees."""
     inputs: Inputs = {
         "input_ids": (torch.ones(1, _N, dtype=torch.int64), {1: "n"}),
         "position_ids": (torch.arange(_N)[None], {1: "n"}),
         "logit_rows": (torch.arange(_ROWS), {0: "m"}),
-        "bias": (torch.zeros(1, 1, _N, _TOTAL), {2: "n", 3: "T"}),
+        "bias": (torch.zeros(1, 1, _N, total), {2: "n", 3: "T"}),
     }
     if state.decoder_bias is not None:
-        inputs["entry_positions"] = (torch.arange(_TOTAL), {0: "T"})
-    layers = range(len(state.cross))
+        inputs["entry_positions"] = (torch.arange(total), {0: "T"})
     first = state.cross[0]
-    for name in (f"past_{kind}_{i}" for i in layers for kind in ("key", "value")):
+    for name in _layers("past", state):
         inputs[name] = (torch.zeros(1, first.n_heads, _ROOM, first.head_dim), {2: "MAX"})
-    for name in _crossed(state):
+    for name in _layers("cross", state):
         inputs[name] = (torch.zeros(1, first.n_heads, _SOURCE, first.head_dim), {2: "S"})
-    presents = [f"present_{kind}_{i}" for i in layers for kind in ("key", "value")]
-    outputs = ["logits", "hidden", *presents, *(f"query_{i}" for i in layers)]
-    return traced(_Decode(state), inputs, outputs, n_named=3)
+    return inputs
 
 
-def _crossed(state: SwappedPair) -> list[str]:
-    return [f"cross_{kind}_{i}" for i in range(len(state.cross)) for kind in ("key", "value")]
+def decoder_outputs(state: SwappedPair) -> list[str]:
+    """What Decode gives, by name."""
+    return ["logits", "hidden", *_layers("present", state), *(f"query_{i}" for i in range(len(state.cross)))]
+
+
+def _layers(what: str, state: SwappedPair) -> list[str]:
+    return [f"{what}_{kind}_{i}" for i in range(len(state.cross)) for kind in ("key", "value")]

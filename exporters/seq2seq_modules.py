@@ -1,4 +1,7 @@
-"""Attention and positions of a Hugging Face encoder-decoder, as ONNX operators are traced out of them."""
+"""Attention and positions of a Hugging Face encoder-decoder, as ONNX operators are traced out of them.
+
+The same in torch's own operators: seq2seq_plain.py.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from torch import Tensor, nn
 from .hf_modules import CONTRIB, Attributes, Trace, attend
 
 Role: TypeAlias = Literal["encoder", "decoder", "cross"]
+Gather: TypeAlias = Callable[[Tensor, Tensor], Tensor]  # rows of a table, by indices of any shape
 
 
 @dataclass(slots=True)
@@ -59,16 +63,19 @@ class Attention:
 class TracedPositions(nn.Module):
     """Rows of a table of positions, gathered by the step's own positions."""
 
-    def __init__(self, table: Tensor, step: Callable[[], Trace]) -> None:
+    def __init__(self, table: Tensor, step: Callable[[], Trace], gather: Gather) -> None:
         super().__init__()
         self.register_buffer("table", table)
-        self.step = step
+        self.step, self.gather = step, gather
 
     def forward(self, *_: Any, **__: Any) -> Tensor:
-        places = self.step().position_ids
-        table = self.get_buffer("table")
-        shape = [*places.shape, table.shape[1]]
-        return torch.onnx.ops.symbolic("Gather", (table, places), {"axis": 0}, dtype=torch.float32, shape=shape)
+        return self.gather(self.get_buffer("table"), self.step().position_ids)
+
+
+def gather(table: Tensor, indices: Tensor) -> Tensor:
+    """Rows of a table by indices of any shape: (*indices, columns)."""
+    shape = [*indices.shape, table.shape[1]]
+    return torch.onnx.ops.symbolic("Gather", (table, indices), {"axis": 0}, dtype=torch.float32, shape=shape)
 
 
 def attend_past(trace: EncoderDecoderTrace, attention: Attention, x: Tensor) -> Tensor:
@@ -141,13 +148,10 @@ class RelativeBias:
         table = module.relative_attention_bias.weight.detach().float()[buckets[0]]
         return RelativeBias(table.contiguous(), both_ways)
 
-    def between(self, queries: Tensor, keys: Tensor, table: Tensor) -> Tensor:
+    def between(self, queries: Tensor, keys: Tensor, table: Tensor, gather: Gather) -> Tensor:
         """(1, heads, queries, keys) for two lists of positions. table: this one's, as the traced step holds it."""
-        n_distances, n_heads = self.table.shape
+        n_distances = self.table.shape[0]
         distance = queries[:, None] - keys[None, :]
         if self.both_ways:
             distance = distance + n_distances // 2
-        distance = distance.clamp(0, n_distances - 1)
-        shape = [*distance.shape, n_heads]
-        found = torch.onnx.ops.symbolic("Gather", (table, distance), {"axis": 0}, dtype=torch.float32, shape=shape)
-        return found.permute(2, 0, 1)[None]
+        return gather(table, distance.clamp(0, n_distances - 1)).permute(2, 0, 1)[None]

@@ -47,11 +47,12 @@ def export_seq2seq_onnx(
         from .onnx_files import Data, data_file, fill, save, save_both
         from .onnx_passes import fuse, merge_siblings, parts_of, remove_transposes, store_halves
         from .seq2seq_graph import trace_decoder, trace_encoder
-        from .seq2seq_swap import swapped_pair
+        from .seq2seq_swap import onnx_operators, swapped_pair
     except ImportError as error:
         raise EngineMissingError(f"exporting needs the package {error.name}. {EXPORT_EXTRA}") from error
     tell(0.0, "tracing")
-    with swapped_pair(model, form, ACCURACY_LEVEL[activations]) as state, warnings.catch_warnings():
+    operators = onnx_operators(form, ACCURACY_LEVEL[activations])
+    with swapped_pair(model, operators) as state, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about torch's own future
         graphs = [trace_encoder(state), trace_decoder(state)]
         n_heads = state.cross[0].n_heads

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,11 +16,14 @@ from .hf_swap import Swapped, close, put, stand_in
 from .seq2seq_modules import (
     Attention,
     EncoderDecoderTrace,
+    Gather,
     RelativeBias,
+    Role,
     TracedPositions,
     attend_encoder,
     attend_past,
     attend_source,
+    gather,
 )
 from .weight_form import WeightForm
 
@@ -28,11 +31,31 @@ _NO_MASKS = "pilotfish_traced"  # a kind of attention that no model knows, so th
 _PROJECTIONS = (("q", "k", "v", "o"), ("q_proj", "k_proj", "v_proj", "out_proj"))
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
+class Operators:
+    """What a model is traced into. attend: of every role, before its last projection; stand_in: of a module, None where
+    it stays."""
+
+    attend: Mapping[Role, Callable[[EncoderDecoderTrace, Attention, Tensor], Tensor]]
+    gather: Gather
+    stand_in: Callable[[SwappedPair, str, nn.Module], nn.Module | None]
+
+
+def onnx_operators(form: WeightForm, accuracy_level: int) -> Operators:
+    """Those of ONNX Runtime, with weights in this form."""
+    return Operators(
+        {"encoder": attend_encoder, "decoder": attend_past, "cross": attend_source},
+        gather,
+        lambda state, name, module: stand_in(state, name, module, form, accuracy_level),
+    )
+
+
+@dataclass(slots=True, kw_only=True)
 class SwappedPair(Swapped):
     """The model while it is traced. encoder_bias, decoder_bias: of models with relative positions. cross: by
     layer."""
 
+    operators: Operators
     cross: list[Attention] = field(default_factory=list)
     encoder_bias: RelativeBias | None = None
     decoder_bias: RelativeBias | None = None
@@ -45,19 +68,19 @@ class SwappedPair(Swapped):
 
 
 @contextlib.contextmanager
-def swapped_pair(model: PreTrainedModel, form: WeightForm, accuracy_level: int) -> Iterator[SwappedPair]:
-    """The model with every module exchanged that ONNX Runtime has an operator for; afterwards it is as it was.
+def swapped_pair(model: PreTrainedModel, operators: Operators) -> Iterator[SwappedPair]:
+    """The model with every module exchanged that these operators stand for; afterwards it is as it was.
 
     Each stand-in is compared on random input with what it stands for: a family that computes otherwise is an
     UnsupportedModelError.
     """
-    state = SwappedPair(model)
+    state = SwappedPair(model=model, operators=operators)
     attentions = {name: Attention.of(name, *found) for name, found in _attentions(model)}
     for attention in attentions.values():
         _check_attention(attention)
     state.encoder_bias = _relative_bias(attentions, "encoder")
     state.decoder_bias = _relative_bias(attentions, "decoder")
-    new = dict(_stand_ins(state, form, accuracy_level))
+    new = dict(_stand_ins(state))
     before = {name: model.get_submodule(name) for name in new}
     with contextlib.ExitStack() as undo:
         for name, module in new.items():
@@ -84,7 +107,7 @@ def _attentions(model: Any) -> Iterator[tuple[str, tuple[Any, str, tuple[str, ..
                 yield name, (module, "cross" if crossed else side, names)
 
 
-def _stand_ins(state: SwappedPair, form: WeightForm, level: int) -> Iterator[tuple[str, nn.Module]]:
+def _stand_ins(state: SwappedPair) -> Iterator[tuple[str, nn.Module]]:
     model = state.model
     for name, module in model.named_modules(remove_duplicate=False):
         leaf = name.rpartition(".")[2]
@@ -95,7 +118,7 @@ def _stand_ins(state: SwappedPair, form: WeightForm, level: int) -> Iterator[tup
             continue
         elif type(module).__name__ == "NewGELUActivation":
             yield name, nn.GELU(approximate="tanh")
-        elif (new := stand_in(state, name, module, form, level)) is not None:
+        elif (new := state.operators.stand_in(state, name, module)) is not None:
             yield name, new
 
 
@@ -106,7 +129,7 @@ def _positions(state: SwappedPair, name: str, module: Any) -> TracedPositions:
     places = torch.tensor([2, 0, 5])
     if not close(table[places], module(torch.zeros(1, 3), 0, position_ids=places).reshape(3, -1)):
         raise UnsupportedModelError(f"{name} is a {type(module).__name__} that is not a table of positions: not yet.")
-    return TracedPositions(table.contiguous(), state.step)
+    return TracedPositions(table.contiguous(), state.step, state.operators.gather)
 
 
 @torch.no_grad()
@@ -135,7 +158,7 @@ def _relative_bias(attentions: dict[str, Attention], role: str) -> RelativeBias 
 
 def _forward(state: SwappedPair, attention: Attention) -> Callable[..., tuple[Tensor, None]]:
     """What an attention module does while it is traced."""
-    step = {"encoder": attend_encoder, "decoder": attend_past, "cross": attend_source}[attention.role]
+    step = state.operators.attend[attention.role]
 
     def forward(hidden_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:
         return attention.projection(3)(step(state.step(), attention, hidden_states)), None

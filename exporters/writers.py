@@ -139,7 +139,7 @@ def _import_as_is(source: ModelSource, order: Order, folder: Path, progress: Sha
 
 
 class OpenVinoFormat:
-    """A decoder IR with its past as state."""
+    """A decoder IR with its past as state; of an encoder-decoder the two of docs/openvino.md."""
 
     engine: ClassVar[str] = "openvino"
     packages: ClassVar[tuple[str, ...]] = ("openvino", "optimum.intel", "nncf")
@@ -153,6 +153,11 @@ class OpenVinoFormat:
                 "engine opens the file itself: export to gguf instead, or choose the weights int8 or int4."
             )
         wanted = self._compression(order)
+        if source.pair is not None:
+            from .seq2seq_openvino import check_pair_columns
+
+            check_pair_columns(dict(source.weights.shapes()), wanted)
+            return
         for name, shape in source.weights.shapes().items():
             if len(shape) == 2:
                 part = "embedding" if "embed_tokens" in name else "output" if "lm_head" in name else "layers"
@@ -168,14 +173,18 @@ class OpenVinoFormat:
         self, source: ModelSource, order: Order, model: PreTrainedModel | None, folder: Path, progress: Share
     ) -> dict[str, str]:
         from .hf_openvino import trace_openvino
+        from .seq2seq_openvino import trace_seq2seq_openvino
 
         assert model is not None  # refuse() has seen to it
-        return trace_openvino(model, folder, self._compression(order)) | {"activations": order.activations}
+        trace = trace_openvino if source.pair is None else trace_seq2seq_openvino
+        return trace(model, folder, self._compression(order)) | {"activations": order.activations}
 
     def finish(self, source: ModelSource, order: Order, folder: Path, progress: Share) -> dict[str, str]:
         from .hf_openvino import compress_openvino
+        from .seq2seq_openvino import compress_seq2seq_openvino
 
-        return compress_openvino(folder, self._compression(order), progress)
+        made = compress_openvino if source.pair is None else compress_seq2seq_openvino
+        return made(folder, self._compression(order), progress)
 
     @staticmethod
     def _compression(order: Order) -> Compression:
@@ -277,7 +286,11 @@ def refuse_pair(source: ModelSource, names: tuple[str, ...], data_aware: tuple[D
         )
 
 
-_PAIRS = {"onnx": ("onnx/decoder.onnx", "onnx/encoder.onnx"), "gguf": (GgufFormat.file, GgufFormat.file)}
+_PAIRS = {
+    "onnx": ("onnx/decoder.onnx", "onnx/encoder.onnx"),
+    "openvino": ("openvino/decoder.xml", "openvino/encoder.xml"),
+    "gguf": (GgufFormat.file, GgufFormat.file),
+}
 FORMATS: Mapping[str, Format] = {"onnx": OnnxFormat(), "openvino": OpenVinoFormat(), "gguf": GgufFormat()}
 
 

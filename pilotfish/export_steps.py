@@ -132,7 +132,7 @@ class Steps:
         facts = {r.form: r.facts() | {"export_s": round(self.seconds[r.form], 1)} for r in report.formats if r.ok}
         unverified = tuple(name for name in manifest.unverified if name not in facts)
         hints = manifest.kv_hints
-        if "openvino" in facts:
+        if "openvino" in facts and self._source.pair is None:
             hints = {k: v for k, v in hints.items() if k != "openvino"} | self._cache_hint()
         return {"unverified": unverified, "reports": {**manifest.reports, **facts}, "kv_hints": hints}
 

@@ -231,7 +231,7 @@ def test_a_compressed_cache_keeps_the_source() -> None:
 
 def test_decoders_refuse_a_source() -> None:
     session = ToyWeights().session()
-    with pytest.raises(AbilityError, match="onnx engine"):
+    with pytest.raises(AbilityError, match="onnx or the openvino engine"):
         CachedSequence(session).encode(SOURCE)
 
 

@@ -20,7 +20,6 @@ from pilotfish.backends import get
 from pilotfish.exporters.sources import open_source
 from pilotfish.exporting import export
 from pilotfish.runtime.draft_length import Fixed
-from pilotfish.runtime.errors import UnsupportedModelError
 from pilotfish.runtime.manifest import MANIFEST_NAME
 from pilotfish.runtime.sound import log_mel, read_wav
 
@@ -114,10 +113,7 @@ def test_a_recording_is_told_as_by_the_reference(engine: str, weights: Literal["
     source = open_source(whisper())
     if get(engine).version() is None:
         pytest.skip(f"the {engine} engine is not installed")
-    try:
-        export(whisper(), tmp_path / "bundle", to=(engine,), weights=weights)
-    except UnsupportedModelError as error:
-        pytest.skip(str(error))
+    export(whisper(), tmp_path / "bundle", to=(engine,), weights=weights)
     sound, results = read_wav(SAMPLE), []
     for policy in (False, True, Fixed(5)):
         with load(tmp_path / "bundle", engine=engine, device="cpu", threads=2, speculate=policy) as loaded:
