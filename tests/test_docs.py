@@ -95,7 +95,7 @@ def commands(text: str) -> Iterator[list[str]]:
     lexer.whitespace_split, lexer.commenters = True, "#"
     words: list[str] = []
     for word in [*lexer, ";"]:
-        if set(word) <= set("();<>|&"):
+        if word and set(word) <= set("();<>|&"):
             if "pilotfish" in words[:1]:
                 yield words[1:]
             words = [] if set(word) <= set("();|&") else ["(file)"]
@@ -147,8 +147,8 @@ def test_the_parser_refuses_what_does_not_exist() -> None:
 
 
 def test_shell_lines_are_taken_apart() -> None:
-    line = "$ PILOTFISH_CACHE=big cat a.txt | pilotfish run m 'two words' > out.txt && pilotfish doctor  # why"
-    assert list(commands(line)) == [["run", "m", "two words"], ["doctor"]]
+    line = "$ PILOTFISH_CACHE=big cat a.txt | pilotfish run m 'two words' '' > out.txt && pilotfish doctor  # why"
+    assert list(commands(line)) == [["run", "m", "two words", ""], ["doctor"]]
 
 
 def all_options() -> set[str]:
