@@ -16,7 +16,7 @@ from ..runtime.interfaces import Floats, ModelInfo, Weights
 from . import NO_OPTIONS, refuse_options
 from .ort_attending import OrtAttendingSession
 from .ort_devices import DEVICES, create_session, find, present, shapes_of
-from .ort_kv import channel_scales, check_kv_dtype, eight_bit_graph
+from .ort_kv import channel_scales, check_kv_dtype, eight_bit_graph, stored_as
 from .ort_session import OrtSession
 from .ort_source import OrtEncoder, OrtSourceSession
 from .ort_static import open_static
@@ -135,7 +135,7 @@ class OrtWeights:
             device=device,
             threads=threads,
             digest=_digest(bundle),
-            settings=" ".join(x for x in (recipe.get("activations", ""), "" if scales is None else "kv-int8") if x),
+            settings=" ".join(x for x in (recipe.get("activations", ""), stored_as(scales)) if x),
             encoder=None if self._encoder is None else self._encoder.info,
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,11 @@ def channel_scales(session: Session, bundle: Bundle) -> Floats:
     scales = _rounded_up(largest * margins / np.float32(_LEVELS))
     write_json_atomically(path, {"shape": list(shape), "scales": [float(x) for x in scales.ravel()]})
     return scales
+
+
+def stored_as(scales: Floats | None) -> str:
+    """What entries are stored as, for the settings: integers mean something only with the scales they were made by."""
+    return "" if scales is None else f"kv-int8-{zlib.crc32(scales.tobytes()):08x}"
 
 
 def _largest(session: Session, tokens: Tokens) -> Floats:

@@ -12,8 +12,10 @@ from real_weights import smollm2
 
 import pilotfish
 from pilotfish.backends import get
+from pilotfish.backends.ort import OrtWeights
 from pilotfish.exporters.import_gguf import import_gguf
 from pilotfish.opening import read_tokenizer
+from pilotfish.runtime.bundle import open_bundle
 from pilotfish.runtime.calibration_text import TEXT
 from pilotfish.runtime.draft_length import Fixed
 from pilotfish.runtime.errors import OptionError
@@ -58,6 +60,10 @@ def test_it_is_a_quarter_of_the_memory_and_holds_the_same_keys(path: Path) -> No
     assert "kv-int8" in small.info.settings and "kv-int8" not in full.info.settings
     with pytest.raises(OptionError, match="saved by another"):
         other.restore(one.save())
+    scaled = OrtWeights(open_bundle(folder), "cpu", 1, 2 * small.scales)  # type: ignore[attr-defined]
+    with pytest.raises(OptionError, match="saved by another"):
+        scaled.session(600).restore(other.save())
+    scaled.close()
     for weights in (full, small):
         weights.close()
 

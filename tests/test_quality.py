@@ -266,7 +266,8 @@ def test_a_saved_trial_goes_on(
     first = run(weights, policy, prompt_for(weights), sampling=rule, n_new=100, sequence=begun)
     known = begun.report()
     assert known.compared or known.budget > policy.budget, "nothing is known yet: this proves nothing"
-    assert (known.dropped_at is not None) == (quality < 0.3)
+    agrees = engine == "toy" or sampling != "greedy"  # the most probable token of random weights is never the same
+    assert (known.dropped_at is not None) == (quality < 0.3 and agrees)
     write_conversation(tmp_path / "talk", Conversation([], None, {}, first.sequence.save()))
     longer = np.concatenate([first.tokens, prompt_for(weights, 30, seed=4)])
     expected = run(weights, policy, longer, sampling=rule, n_new=100, sequence=first.sequence)
