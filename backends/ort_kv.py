@@ -65,8 +65,9 @@ def channel_scales(session: Session, bundle: Bundle) -> Floats:
     text = bundle.tokenizer().encode(TEXT)
     unordered = np.random.default_rng(0).integers(0, info.vocab_size, _UNORDERED)
     largest = np.maximum(_largest(session, text), _largest(session, unordered))
-    margins = np.resize(np.float32(_MARGINS), (len(largest), 1, 1))
-    scales = _rounded_up(largest * margins / np.float32(_LEVELS))
+    for i, margin in enumerate(_MARGINS):
+        largest[i::2] *= np.float32(margin / _LEVELS)
+    scales = _rounded_up(largest)
     write_json_atomically(path, {"shape": list(shape), "scales": [float(x) for x in scales.ravel()]})
     return scales
 
