@@ -61,6 +61,12 @@ class Rows:
         self._check_positions(start + int(depth.max()) + 1)
         return start + depth
 
+    def with_new(self, positions: Indices) -> Indices:
+        """Positions of all entries and, behind them, of these new rows, which do not belong to them yet; a view."""
+        end = self.n + len(positions)
+        self._positions[self.n : end] = positions
+        return self._positions[:end]
+
     def append(self, positions: Indices, parents: Indices | None) -> None:
         """The rows of a forward pass that succeeded."""
         self._positions[self.n : self.n + len(positions)] = positions
@@ -75,7 +81,7 @@ class Rows:
         if n_tokens < 0:
             raise OptionError(f"a cache cannot be truncated to {n_tokens} tokens.")
         if self._parents is None:
-            n = int(np.searchsorted(self.positions, n_tokens))
+            n = int(self.positions.searchsorted(n_tokens))
         else:
             n = int(np.count_nonzero(self.positions < n_tokens))
         if self._parents is not None:

@@ -231,7 +231,7 @@ class OrtSession(DecoderOnly):
         full = self._bias(width, total, parents)
         if window is None:
             return {"bias": full}
-        seen = np.concatenate([self._rows.positions, positions])
+        seen = self._rows.with_new(positions)
         if int(positions.max()) - int(seen.min()) < window:
             return {"bias": full, "sliding_bias": full}
         near = np.where(positions[:, None] - seen < window, full[0, 0], np.float32(_HIDDEN_BIAS))

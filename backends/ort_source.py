@@ -126,7 +126,7 @@ class OrtSourceSession(OrtSession):
     def _biases(self, positions: Indices, total: int, parents: Indices | None) -> dict[str, Array]:
         inputs = super()._biases(positions, total, parents)
         if self._weights.relative:
-            inputs[_POSITIONS] = np.concatenate([self._rows.positions, positions])
+            inputs[_POSITIONS] = self._rows.with_new(positions)
         return inputs
 
     def _bind(self, runner: Any, step: Any) -> Any:

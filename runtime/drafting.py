@@ -38,7 +38,7 @@ class Proposal:
     draft_s: float
 
 
-_NO_DRAFT = Proposal(EMPTY_DRAFT, None, 0.0)
+NO_DRAFT = Proposal(EMPTY_DRAFT, None, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ class _Record:
         first two rounds are left out, which tell a lookup next to nothing, and it has to show what it is worth."""
         self.rest = self.wakes = 0
         if self.asked_s > _CONSIDERABLE * plain_s and not self.dear(plain_s):
-            self.worth_s, self.rest, self.wakes = 0.0, 1, 3
+            self.worth_s, self.rest, self.wakes = 0.0, 1, 2
 
     def observe_asking(self, promised_s: float, seconds: float, plain_s: float) -> None:
         """It was asked, and its draft promises to save so much against plain decoding. What is promised can only
@@ -170,7 +170,7 @@ class Drafting:
         self._records: dict[str, _Record] = {}
         self._fitted = [rows.fit(k + 1) for k in range(rows.maximum)]  # width of a step with k drafts
         self._narrow = bisect_right(self._fitted, rows.minimum)  # numbers of drafts that fit the narrowest step
-        self._round = 0  # of the answer
+        self._round = 0  # of the answer, from 0
         self._wakes = 0  # the first round in which somebody is to be asked
         self._since_plain = 0  # rounds since a step of minimal width
         self._last_width = rows.minimum
@@ -187,6 +187,11 @@ class Drafting:
         for record in self._records.values():
             record.begin(plain_s)
 
+    @property
+    def rests(self) -> bool:
+        """Whether nobody is to be asked in this round."""
+        return self._round < self._wakes
+
     def propose(self, proposers: tuple[Proposer, ...], context: Tokens, max_tokens: int) -> Proposal:
         """The draft of this round: the best of the cheap proposers' drafts, or a dearer proposer's where that
         promises more, cut to the length that pays. Tokens beyond it only fill rows that the row class costs anyway."""
@@ -194,9 +199,8 @@ class Drafting:
         k_max = min(max_tokens, self.rows.maximum - 1)
         if self.policy.plain_every is not None and self._since_plain >= self.policy.plain_every:
             k_max = min(k_max, self.rows.minimum - 1)  # an undrafted step, to know what it costs now
-        self._round += 1
-        if self._round < self._wakes or k_max < 1 or not proposers:
-            return _NO_DRAFT
+        if self.rests or k_max < 1 or not proposers:
+            return NO_DRAFT
         best, best_value, proposed_by = EMPTY_DRAFT, -math.inf, None
         plain_s = self.costs.seconds(self.rows.minimum)
         if len(proposers) > 1:
@@ -248,6 +252,7 @@ class Drafting:
         self._since_plain = self._since_plain + 1 if width > self.rows.minimum else 0
         if proposal.proposer is not None:
             self._record(proposal.proposer).acceptance.observe(proposal.draft, rows)
+        self._round += 1
 
     def _account(self, proposal: Proposal, width: int, n_tokens: int, verify_s: float) -> None:
         """What the round gained or lost. A wider step counts as it went, within reason, since the curve may be wrong; a

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .drafting import Drafting
+from .drafting import NO_DRAFT, Drafting
 from .errors import AbilityError, ContextFullError, OptionError
 from .interfaces import Draft, FinishReason, Floats, Indices, Law, Proposer, Round, Tokens
 from .sampling import Sampling
@@ -69,10 +69,12 @@ def generate(
             return
         compress_s = _compress(target)
         began = time.perf_counter()
-        proposal = drafting.propose(proposers, committed[:n], _room(target, n, end))
+        proposal = NO_DRAFT
+        if proposers and not drafting.rests:
+            proposal = drafting.propose(proposers, committed[:n], _room(target, n, end))
         step, width, verify_s = _forward(target, context[n - 1], proposal.draft)
         try:
-            verdict, laws = _verify(proposal.draft, step, sampling, context, n, len(prompt), rng)
+            verdict, laws = _verify(proposal.draft, step, sampling, context, committed, n, len(prompt), rng)
             if proposal.draft.parents is not None:
                 target.accept(np.array([0, *verdict.rows], dtype=np.int64), width)
         except BaseException:  # a processor that raises, Ctrl-C: the cache must not keep what was not judged
@@ -178,7 +180,7 @@ def _forward(target: CachedSequence, last: int, draft: Draft) -> tuple[Floats, i
     """
     n_rows = len(draft) + 1
     width = target.rows.fit(n_rows)
-    tokens = np.full(width, last, dtype=np.int64)
+    tokens = np.array([last] * width, dtype=np.int64)
     tokens[1:n_rows] = draft.tokens
     parents: Indices | None = None
     if draft.parents is not None:
@@ -202,23 +204,23 @@ def _verify(
     logits: Floats,
     sampling: Sampling,
     context: Tokens,
+    committed: Tokens,
     n: int,
     n_prompt: int,
     rng: np.random.Generator,
 ) -> tuple[Verdict, list[Law]]:
     """The verdict, and the laws that it asked for: one for each of its tokens.
 
-    context: the first n tokens are committed; the accepted path is written behind them as it grows.
+    context: the first n tokens are committed; the accepted path is written behind them as it grows. committed: the
+    same memory, for processors to look at.
     """
-    sequence = context.view()
-    sequence.flags.writeable = False  # processors look at it
     asked: list[Law] = []
 
     def law_at(row: int, path: Sequence[int]) -> Law:
         end = n + len(path)
         if path:
             context[end - 1] = path[-1]
-        asked.append(sampling.law(logits[row], sequence[:end], n_prompt))
+        asked.append(sampling.law(logits[row], committed[:end], n_prompt))
         return asked[-1]
 
     return verify(draft, law_at, rng), asked

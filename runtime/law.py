@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,10 +30,11 @@ class Law:
     probs: Probs  # (m,) sums to 1
     ids: Indices | None = None  # (m,) ascending; None: probs cover the whole vocabulary
 
-    @classmethod
-    def point(cls, token: int) -> Law:
+    @staticmethod
+    @functools.lru_cache(maxsize=4096)  # in greedy decoding every token has such a law, and the same tokens come again
+    def point(token: int) -> Law:
         """The law of a certain token."""
-        return cls(_CERTAIN, np.array([token], dtype=np.int64))
+        return Law(_CERTAIN, np.array([token], dtype=np.int64))
 
     def prob(self, token: int) -> float:
         """Probability of one token."""

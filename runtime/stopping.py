@@ -34,6 +34,12 @@ class TextAssembler:
 
     def push(self, done: Round) -> tuple[str, Round]:
         """Text that is now certain, and the round, cut where a stop string was completed."""
+        if not self._stop:  # nothing is ever held back, and a stop id is the last token of its round
+            self._ids += done.tokens
+            ends = len(done.tokens) > 0 and done.tokens[-1] in self._stop_ids
+            piece = self._stream.push(done.tokens[:-1] if ends else done.tokens)
+            self._shown.append(piece)
+            return piece, done
         pieces: list[str] = []
         for i, token in enumerate(done.tokens):
             self._ids.append(token)

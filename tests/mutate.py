@@ -50,8 +50,8 @@ MUTANTS = (
     Mutant(
         "penalties do not see the drafted path",
         "runtime/engine.py",
-        "sampling.law(logits[row], sequence[:end], n_prompt)",
-        "sampling.law(logits[row], sequence[:n], n_prompt)",
+        "sampling.law(logits[row], committed[:end], n_prompt)",
+        "sampling.law(logits[row], committed[:n], n_prompt)",
     ),
     Mutant(
         "a rejected draft stays in the cache",
