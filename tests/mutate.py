@@ -144,8 +144,10 @@ MUTANTS = (
         "self._learn_chain(draft.expected[: len(rows) + 1].tolist(), len(rows))",
         "self._learn_chain(draft.expected.tolist(), len(rows))",
     ),
-    Mutant("no draft is no choice", "runtime/draft_length.py", "if paying.any():", "if len(rates) > 1:"),
-    Mutant("drafts are allowed whatever they may lose", "runtime/draft_length.py", "paying &= affordable", "pass"),
+    Mutant(
+        "no draft is no choice", "runtime/draft_length.py", "least = 0, -math.inf, _MARGIN", "least = 0, -math.inf, 0.0"
+    ),
+    Mutant("drafts are allowed whatever they may lose", "runtime/draft_length.py", " and seconds <= affordable:", ":"),
     Mutant(
         "plain steps are never measured again",
         "runtime/draft_length.py",
