@@ -22,9 +22,7 @@ _LOST = (2, 10)  # tokens in doubt after which the place is not known any more: 
 _FOUND = 5  # and so many in a row that stand in the source tell it again
 _FLOOR = 0.02  # a path less likely than this is not followed,
 _SILENT = 0.2  # and with a next token less likely than this nothing is said: by chance letters agree nearly that often
-_EVIDENCE = (
-    2  # copies in a row, at a place without doubt, before which nothing is said: a wrong draft costs several steps
-)
+_EVIDENCE = 2  # copies in a row, at a place without doubt, before which nothing is said: a wrong draft takes long
 _MEMORY = 0.98  # what an old copy is worth after one more token
 _PRIOR = ((1.0, 1.0), (0.5, 4.5))  # tokens that were no copies, and that were: after one that was none, after a copy
 
