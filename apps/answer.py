@@ -40,6 +40,8 @@ def answer(
     if model.info.encoder is not None and model.info.encoder.source_kind == "audio":
         if system is not None:
             raise OptionError("this model listens, and takes no system message; drop --system.")
+        if raw:
+            raise OptionError("this model listens, and has no template to leave out; drop --raw.")
         prompt = read_wav(text.strip())
     elif system is not None:
         prompt = [{"role": "system", "content": system}, {"role": "user", "content": text}]

@@ -97,7 +97,8 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         value = json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise ModelNotFoundError(f"{folder} is not a bundle: it has no {MANIFEST_NAME}.") from None
+        why = f"is not a bundle: it has no {MANIFEST_NAME}" if folder.exists() else "is not there"
+        raise ModelNotFoundError(f"{folder} {why}.") from None
     except (OSError, ValueError, RecursionError) as error:
         raise ModelFileError(f"{path} cannot be read as JSON: {error}.") from error
     version = value.get("schema_version") if isinstance(value, dict) else None

@@ -83,6 +83,8 @@ def test_what_was_written_is_read(bundle: Path) -> None:
 def test_no_manifest(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFoundError, match=MANIFEST_NAME):
         open_bundle(tmp_path)
+    with pytest.raises(ModelNotFoundError, match="is not there"):
+        open_bundle(tmp_path / "no")
 
 
 @pytest.mark.parametrize(

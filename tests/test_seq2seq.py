@@ -194,6 +194,8 @@ def test_a_model_that_listens() -> None:
                 model.generate("a text")
             with pytest.raises(OptionError, match="bins by frames"):
                 model.generate(np.zeros((8, 31), dtype=np.float32))
+            with pytest.raises(OptionError, match="sound has no template"):
+                model.generate(sounds[0], raw=True)
     assert found[0] == found[1] and found[0][0] != found[0][1]
 
 

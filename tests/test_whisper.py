@@ -88,7 +88,8 @@ def test_the_command_line_listens(tiny: tuple[Any, Path, Path]) -> None:
     assert "at first 4 7 10" in CliRunner().invoke(app, ["inspect", str(bundle)]).stdout
     for more, says in (
         ([str(bundle), "none.wav"], "there is no sound file"),
-        ([*line[1:3], "--system", "x"], "--system"),
+        ([*line[1:3], "--system", "x"], "drop --system"),
+        ([*line[1:3], "--raw"], "drop --raw"),
     ):
         refused = CliRunner().invoke(app, ["run", *more, "--threads", "2"])
         assert refused.exit_code != 0 and says in str(refused.exception or refused.output)
