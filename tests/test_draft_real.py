@@ -49,5 +49,5 @@ def test_a_draft_with_another_vocabulary_changes_no_token_of_smollm2(tmp_path: P
         assert model.draft.pairing.kind == "mapped" and 200 < model.draft.pairing.n_shared < 300
         for prompt in (*PROMPTS, "Répète : naïve, 東京, 🐟."):
             result = model.generate(prompt, max_new_tokens=32)
-            assert result.stats.drafted > 20
+            assert result.stats.drafted >= 9  # never right, so it soon rests
             assert result.token_ids == plain.generate(prompt, max_new_tokens=32).token_ids
