@@ -11,22 +11,15 @@ from itertools import accumulate
 from .acceptance import Acceptance, chain_chances, conditional, path_chances
 from .cost import CostCurve
 from .interfaces import EMPTY_DRAFT, Budget, Draft, DraftLengthPolicy, Forecast, Proposer, Tokens
+from .proposer_record import ProposerRecord
 from .rows import RowRule
 
 _CHEAP_LOOKUP = 1.0  # plain steps: a lookup whose whole call takes less is asked first and judged by its draft,
 _CHEAP_MODEL = 0.1  # and so is a model that drafts token by token
-_STALL = 0.2  # of a plain step: a call counts as so much longer than twice its usual time, and no more
 _HICCUP = 3.0  # a step counts as at most so many times longer or shorter than expected
 _STAKE = 2.0  # plain steps that drafts may lose in an answer before they have gained any,
 _STAKE_RATE = 0.01  # and so many more with every token
 _STALE = 64  # rounds after which a proposer that lost to another is heard again
-_HOPE = 4.0  # plain steps that asking a proposer is taken to be worth before it was asked,
-_WORTH_RATE = 0.1  # and how fast the truth is followed,
-_GAIN_RATE = 0.5  # and how fast where it is better than was thought
-_CONSIDERABLE = 0.05  # plain steps: where asking takes more, every answer has to show that it is worth it
-_PONDER = 0.02  # of a plain step: thinking longer than that about a proposer that is not asked is no small matter
-_REST_SHARE = 0.005  # of the time: what asking one that brings less than it takes may cost,
-_REST = (3, 63)  # so it rests so many rounds at a time, at the least and at the most, having begun with one
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,93 +46,13 @@ class _Offer:
 _NOTHING = _Offer(EMPTY_DRAFT, -math.inf, 0.0)
 
 
-@dataclass(slots=True)
-class _Record:
-    """What is known about one proposer: how long a token takes, and how far its confidence can be trusted."""
-
-    call_s: float  # a whole call
-    token_s: float  # a drafted token
-    cheap: float  # plain steps: one whose whole call takes less is asked first and judged by its draft
-    acceptance: Acceptance
-    idle: int = 0  # rounds since it was last asked for a draft
-    probes: int = 0  # drafts in a row that were not expected to pay
-    worth_s: float = math.inf  # what asking it is expected to save, on average,
-    asked_s: float = 0.0  # and takes, with all that is thought about the answer
-    rest: int = 0  # rounds it rested the last time,
-    wakes: int = 0  # and the round in which that ends
-
-    def dear(self, plain_s: float) -> bool:
-        """Whether it is judged by its record, before any time is spent on it."""
-        return self.call_s > self.cheap * plain_s
-
-    def tire(self, round_: int, plain_s: float) -> None:
-        """Leave it out for a while if it brings less than asking takes: a lookup in every round is not free either.
-
-        Each rest is twice as long as the one before, so an answer in which nothing can be drafted asks few times.
-        """
-        if self.worth_s < self.asked_s:
-            longest = min(max(int(self.asked_s / (_REST_SHARE * plain_s)), _REST[0]), _REST[1])
-            self.rest = min(2 * self.rest + 1, longest)
-            self.wakes = round_ + 1 + self.rest
-            self.idle += self.rest
-
-    def ponder(self, seconds: float, round_: int, plain_s: float) -> None:
-        """It took so long to find that it should not be asked; where steps are short, too long for every round."""
-        self.idle += 1
-        if seconds > _PONDER * plain_s:
-            self.observe_asking(0.0, seconds, plain_s)
-            self.tire(round_, plain_s)
-
-    def begin(self, plain_s: float) -> None:
-        """A new answer: what the last one was worth says little about it. Where asking takes a good part of a step the
-        first two rounds are left out, which tell a lookup next to nothing, and it has to show what it is worth."""
-        self.rest = self.wakes = 0
-        if self.asked_s > _CONSIDERABLE * plain_s and not self.dear(plain_s):
-            self.worth_s, self.rest, self.wakes = 0.0, 1, 2
-
-    def observe_asking(self, promised_s: float, seconds: float, plain_s: float) -> None:
-        """It was asked, and its draft promises to save so much against plain decoding. What is promised can only
-        disappoint; what it is worth is seen when it was verified."""
-        self.worth_s = min(self.worth_s, _HOPE * plain_s)
-        self.worth_s -= _WORTH_RATE * max(self.worth_s - promised_s, 0.0)
-        self.asked_s += _WORTH_RATE * (min(seconds, 2.0 * self.asked_s + _STALL * plain_s) - self.asked_s)
-
-    def observe_saved(self, saved_s: float) -> None:
-        """Its draft was verified, and the round took so much less than plain decoding. A gain is followed faster than a
-        disappointment: a text that can be copied at last is too short to be looked at once in a while."""
-        rate = _GAIN_RATE if saved_s > self.worth_s else _WORTH_RATE
-        self.worth_s += rate * (saved_s - self.worth_s)
-        if saved_s > self.asked_s:
-            self.rest = 0
-
-    def asked(self, forecast: Forecast, k: int) -> None:
-        """k tokens of its draft are verified this round."""
-        if k == 0:
-            self.idle += 1
-            return
-        self.idle = 0
-        pays = (1.0 + forecast.accepted[k]) * forecast.seconds[0] > forecast.seconds[k]
-        self.probes = 0 if pays else self.probes + 1
-
-    def usual(self, seconds: float, plain_s: float) -> float:
-        """So much of a call's time as can be its own: a first call, or another program's turn, proves little."""
-        return min(seconds, 2.0 * self.call_s + _STALL * plain_s)
-
-    def observe_time(self, n_tokens: int, seconds: float, plain_s: float) -> None:
-        if not n_tokens and seconds < self.call_s:
-            return  # what is refused at once says nothing of what a draft would take
-        seconds = self.usual(seconds, plain_s)
-        self.call_s += 0.1 * (seconds - self.call_s)
-        self.token_s += 0.1 * (seconds / max(n_tokens, 1) - self.token_s)
-
-
 @dataclass(frozen=True, slots=True)
 class _RoundBudget:
     """The length policy's price, in the form a proposer asks for it."""
 
     max_tokens: int
     drafting: Drafting
-    record: _Record
+    record: ProposerRecord
     _stated: list[float]
 
     def more(self, n_drafted: int, confidence: float) -> bool:
@@ -167,7 +80,7 @@ class Drafting:
         self.costs = costs
         self.rows = rows
         self._token_s = token_s or {}
-        self._records: dict[str, _Record] = {}
+        self._records: dict[str, ProposerRecord] = {}
         self._fitted = [rows.fit(k + 1) for k in range(rows.maximum)]  # width of a step with k drafts
         self._narrow = bisect_right(self._fitted, rows.minimum)  # numbers of drafts that fit the narrowest step
         self._round = 0  # of the answer, from 0
@@ -283,7 +196,7 @@ class Drafting:
             self._switches = 0
 
     def forecast(
-        self, paths: list[float], chances: list[float], token_s: float, record: _Record | None = None
+        self, paths: list[float], chances: list[float], token_s: float, record: ProposerRecord | None = None
     ) -> Forecast:
         """What k = 0..len(paths) drafted tokens bring and cost.
 
@@ -302,11 +215,11 @@ class Drafting:
         allowed = (_STAKE + _STAKE_RATE * self._answered) * self.costs.seconds(self.rows.minimum)
         return Forecast(accepted, seconds, [1.0, *chances], idle, probes, self._gained + allowed)
 
-    def _forecast_record(self, record: _Record, k: int) -> Forecast:
+    def _forecast_record(self, record: ProposerRecord, k: int) -> Forecast:
         chances = record.acceptance.typical(k)
         return self.forecast(chain_chances(chances), chances, record.token_s, record)
 
-    def _cut(self, draft: Draft, record: _Record) -> _Offer:
+    def _cut(self, draft: Draft, record: ProposerRecord) -> _Offer:
         """The part of a draft that pays.
 
         A sampled draft is submitted whole: to drop a token because of its own probability would bias the output.
@@ -322,7 +235,7 @@ class Drafting:
         saved = (1.0 + forecast.accepted[k]) * forecast.seconds[0] - forecast.seconds[k]
         return _Offer(kept, self.policy.value(forecast, k), saved)
 
-    def _ask(self, proposer: Proposer, record: _Record, context: Tokens, k: int) -> _Offer:
+    def _ask(self, proposer: Proposer, record: ProposerRecord, context: Tokens, k: int) -> _Offer:
         began, plain_s = time.perf_counter(), self.costs.seconds(self.rows.minimum)
         budget: Budget = _RoundBudget(k, self, record, [])
         draft = proposer.propose(context, budget)
@@ -333,9 +246,9 @@ class Drafting:
             record.tire(self._round, plain_s)
         return offer
 
-    def _record(self, name: str) -> _Record:
+    def _record(self, name: str) -> ProposerRecord:
         if name not in self._records:
             token_s = self._token_s.get(name, 0.0)
             cheap = _CHEAP_MODEL if name in self._token_s else _CHEAP_LOOKUP
-            self._records[name] = _Record(token_s, token_s, cheap, Acceptance())
+            self._records[name] = ProposerRecord(token_s, token_s, cheap, Acceptance())
         return self._records[name]

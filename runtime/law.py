@@ -17,6 +17,7 @@ Floats: TypeAlias = npt.NDArray[np.float32]  # logits, hidden states, attention
 Probs: TypeAlias = npt.NDArray[np.float64]  # laws and chances
 
 _CERTAIN: Probs = np.ones(1)
+_CERTAIN.flags.writeable = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +34,10 @@ class Law:
     @staticmethod
     @functools.lru_cache(maxsize=4096)  # in greedy decoding every token has such a law, and the same tokens come again
     def point(token: int) -> Law:
-        """The law of a certain token."""
-        return Law(_CERTAIN, np.array([token], dtype=np.int64))
+        """The law of a certain token: one object for all who ask, so nobody may write into it."""
+        ids = np.array([token], dtype=np.int64)
+        ids.flags.writeable = False
+        return Law(_CERTAIN, ids)
 
     def prob(self, token: int) -> float:
         """Probability of one token."""

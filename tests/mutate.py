@@ -128,7 +128,7 @@ MUTANTS = (
     ),
     Mutant(
         "a proposer that brings nothing never rests",
-        "runtime/drafting.py",
+        "runtime/proposer_record.py",
         "            self.wakes = round_ + 1 + self.rest\n",
         "            self.wakes = 0\n",
     ),
