@@ -26,6 +26,7 @@ from .plotting import require_plots
 from .terminal import LoadProgress, console
 
 _OWN = 64  # entries of the model's own cache, which is not used
+_SHARES = ("1/2", "1/4", "1/8")
 _KEPT = "rows.jsonl"  # in the folder of the report: rows as they are made
 
 
@@ -56,16 +57,18 @@ def bench_cache(
 ) -> None:
     """Measure and show a table, each row as it is made; with `out`, go on with the rows that are kept there, and draw.
 
-    policies: one that names a budget is measured once, as it is; the others at every share.
+    policies: one that names a budget is measured once, as it is; the others at every share (1/2, 1/4, 1/8).
     kv_dtypes: types to store the cache in, each compared with the engine's exact one, which comes first.
     """
     require_plots(out)
-    parts = [read_share(s) for s in shares]
+    parts = [read_share(s) for s in shares or _SHARES]
     for name in policies:
         if name != FULL:
             policy_by_name(name)  # refuses before anything is loaded
     names = [n for n in policies if n != FULL] if policies else [*POLICIES, "chunk-snapkv"]
     sizes = [(n, str(s)) for s in parts for n in names if not names_budget(n)]
+    if shares and not sizes:
+        raise OptionError("--share sizes policies without a budget of their own, and none is given; leave it out.")
     wanted: list[tuple[str, str | None]] = [*sizes, *((n, None) for n in names if names_budget(n))]
     measured = _Measured(out)
     types: list[str | None] = [None, *kv_dtypes]

@@ -137,7 +137,7 @@ def bench_cache_command(
     bench_cache(
         model,
         policies=policy or [],
-        shares=share or ["1/2", "1/4", "1/8"],
+        shares=share or [],
         settings=Settings(length, n_predicted, tuple(map(int, lengths)), depths, keys),
         text=text,
         engine=engine,

@@ -248,6 +248,8 @@ def test_bench_cache(tiny: Path, tmp_path: Path, pilotfish: Run) -> None:
         assert refused.code == 2 and words in refused.err, (bad, refused.err)
     for bad, words in (
         (("--share", "2"), "part of the text"),
+        (("--share", "1/2", "--policy", "sinks:budget=48"), "--share sizes policies"),
+        (("--share", "1/2", "--policy", "full"), "--share sizes policies"),
         (("--length", 100_000), "--text takes a longer one"),
         (("--policy", "nonsense"), "no cache policy"),
         (("--text", tmp_path / "absent"), "cannot be read"),
