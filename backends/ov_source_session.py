@@ -77,7 +77,7 @@ class OvSourceSession:
         decoder = self._decoder("queries" in observe)
         n = self._rows.n
         self._cache.reserve(n + len(tokens), n)
-        seen = np.concatenate([self._rows.positions, positions]) if self._weights.relative else None
+        seen = self._rows.with_new(positions) if self._weights.relative else None
         logits = decoder.run(tokens, positions, n_logits, n, self._cache, parents, seen)
         self._cache.write(decoder.rows, n)
         self._rows.append(positions, parents)
