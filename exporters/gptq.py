@@ -51,14 +51,14 @@ def fit_layers(
         hooks += _fit_when_used(name, modules[name], matrix, seen, found, lambda: report(len(found) / len(matrices)))
     try:
         with torch.inference_mode():
-            model.base_model(input_ids=_rows(samples), use_cache=False)
+            model.base_model(input_ids=text_rows(samples), use_cache=False)
     finally:
         for hook in hooks:
             hook.remove()
     return found
 
 
-def _rows(samples: Sequence[Tokens]) -> Tensor:
+def text_rows(samples: Sequence[Tokens]) -> Tensor:
     """The text in rows of equal length; what is left at its end is not read."""
     tokens = np.concatenate(list(samples)).astype(np.int64)
     width = min(_WIDTH, len(samples[0]))

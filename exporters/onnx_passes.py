@@ -54,7 +54,7 @@ def _merge(graph: ir.Graph, nodes: list[ir.Node], name: str, parts: Parts) -> No
     inputs: list[ir.Value | None] = [nodes[0].inputs[0]]
     for part, (shape, dtype) in matrix.parts().items():
         kind = np.dtype(str(dtype).removeprefix("torch."))
-        inputs.append(_constant(graph, f"{name}.{part}", np.broadcast_to(np.zeros((), kind), shape)))
+        inputs.append(constant(graph, f"{name}.{part}", np.broadcast_to(np.zeros((), kind), shape)))
         parts[f"{name}.{part}"] = matrix, part
     sizes = [m.shape[0] for m in each]
     attributes = dict(nodes[0].attributes)
@@ -67,11 +67,11 @@ def _merge(graph: ir.Graph, nodes: list[ir.Node], name: str, parts: Parts) -> No
                 for bias, n in zip(biases, sizes, strict=True)
             ]
             inputs += [None] * (5 - len(inputs))
-            inputs.append(_constant(graph, f"{name}.bias", np.concatenate(values)))
+            inputs.append(constant(graph, f"{name}.bias", np.concatenate(values)))
     first = nodes[0]
     product = ir.Node(first.domain, first.op_type, inputs, attributes=list(attributes.values()), version=first.version)
     product.outputs[0].name = name
-    lengths = _constant(graph, f"{name}.sizes", np.array(sizes, dtype=np.int64))
+    lengths = constant(graph, f"{name}.sizes", np.array(sizes, dtype=np.int64))
     split = ir.Node(
         "", "Split", [product.outputs[0], lengths], attributes=[ir.AttrInt64("axis", -1)], num_outputs=len(nodes)
     )
@@ -198,7 +198,7 @@ def remove_dead(graph: ir.Graph) -> None:
             del graph.initializers[name]
 
 
-def _constant(graph: ir.Graph, name: str, values: Any) -> ir.Value:
+def constant(graph: ir.Graph, name: str, values: Any) -> ir.Value:
     tensor = ir.Tensor(values, name=name)
     value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
     graph.register_initializer(value)

@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 
 from ..runtime.interfaces import Tokens
 from .model_source import ModelSource
-from .weight_form import Stored, WeightForm
+from .weight_form import Activations, Stored, WeightForm
 
 DataAware: TypeAlias = Literal["awq", "scale", "gptq"]
 
@@ -19,12 +19,12 @@ _ROUGH = 1.1  # graph, alignment, observing graph
 class Order:
     """What is to be written of a model, and how.
 
-    form: None keeps a GGUF file's own quantization. samples: what data-aware methods look at. context: tokens that
-    targets of the mobile pack hold where their cache has a fixed size.
+    form: None keeps a GGUF file's own quantization. samples: what data-aware methods and static activations look at.
+    context: tokens that targets of the mobile pack hold where their cache has a fixed size.
     """
 
     form: WeightForm | None = field(default_factory=WeightForm)
-    activations: Literal["int8", "f32"] = "int8"
+    activations: Activations = "int8"
     data_aware: tuple[DataAware, ...] = ()
     samples: tuple[Tokens, ...] = ()
     ratio: float = 1.0

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..runtime.building import new_bundle
 from ..runtime.bundle import describe_files, write_manifest
+from ..runtime.interfaces import Tokens
 from ..runtime.manifest import Manifest, Source
 from .openvino_compress import Compression
 from .seq2seq_families import pair_facts
@@ -17,7 +18,7 @@ from .seq2seq_onnx import DECODER, ENCODER, export_seq2seq_onnx
 from .seq2seq_openvino import DECODER as OV_DECODER
 from .seq2seq_openvino import ENCODER as OV_ENCODER
 from .seq2seq_openvino import compress_seq2seq_openvino, trace_seq2seq_openvino
-from .weight_form import WeightForm
+from .weight_form import Activations, WeightForm, as_they_come
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -36,14 +37,16 @@ def export_seq2seq(
     model_id: str,
     to: tuple[Literal["onnx", "openvino"], ...] = ("onnx",),
     tokenizer: Path | None = None,
-    activations: Literal["int8", "f32"] = "int8",
+    activations: Activations = "int8",
+    samples: Sequence[Tokens] = (),
     license: str | None = None,
     progress: Callable[[float, str], None] | None = None,
 ) -> Manifest:
     """Write a bundle for the engines named; its manifest.
 
     model: a T5, BART, mBART, Pegasus, Marian or Whisper model of transformers, in f32 on the CPU. form: None is int8.
-    tokenizer: a tokenizer.json. Not compared with the model: `pilotfish export` does that, from a folder.
+    tokenizer: a tokenizer.json. samples: as in export_seq2seq_onnx.
+    Not compared with the model: `pilotfish export` does that, from a folder.
     Raises UnsupportedModelError, EngineMissingError, OptionError and CacheWriteError; the folder is as it was then.
     """
     generation: Any = getattr(model, "generation_config", None)
@@ -54,11 +57,13 @@ def export_seq2seq(
         for name in to:
             (building / name).mkdir()
         if "onnx" in to:
-            recipe |= export_seq2seq_onnx(model, building / "onnx", form, activations=activations, progress=progress)
+            recipe |= export_seq2seq_onnx(
+                model, building / "onnx", form, activations=activations, samples=samples, progress=progress
+            )
         if "openvino" in to:
             wanted = Compression(form)
             made = trace_seq2seq_openvino(model, building / "openvino", wanted)
-            made |= compress_seq2seq_openvino(building / "openvino", wanted) | {"activations": activations}
+            made |= compress_seq2seq_openvino(building / "openvino", wanted) | {"activations": as_they_come(activations)}
             recipe |= {f"openvino.{key}": value for key, value in made.items()}
         if tokenizer is not None:
             shutil.copyfile(tokenizer, building / "tokenizer.json")

@@ -30,7 +30,7 @@ class Encode(nn.Module):
             places = torch.arange(source.shape[1])
             trace.encoder_bias = self.state.encoder_bias.between(
                 places, places, self.get_buffer("distances"), self.state.operators.gather
-            )
+            )[None]
         self.state.pair = trace
         hidden = self.model.get_encoder()(source).last_hidden_state
         kept = (attention.heads(i, hidden) for attention in self.state.cross for i in (1, 2))
@@ -50,7 +50,7 @@ class Decode(nn.Module):
         if state.decoder_bias is not None:
             places, rest = rest[1], rest[1:]
             table = self.get_buffer("distances")
-            bias = bias + state.decoder_bias.between(position_ids[0], places, table, state.operators.gather)
+            bias = bias + state.decoder_bias.between(position_ids, places, table, state.operators.gather)
         layers = range(len(state.cross))
         pairs = list(zip(rest[1::2], rest[2::2], strict=True))
         past, cross = pairs[: len(layers)], pairs[len(layers) :]

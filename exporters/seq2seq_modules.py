@@ -149,9 +149,9 @@ class RelativeBias:
         return RelativeBias(table.contiguous(), both_ways)
 
     def between(self, queries: Tensor, keys: Tensor, table: Tensor, gather: Gather) -> Tensor:
-        """(1, heads, queries, keys) for two lists of positions. table: this one's, as the traced step holds it."""
+        """(heads, queries, keys) for positions one after the other. table: this one's, as the traced step holds it."""
         n_distances = self.table.shape[0]
-        distance = queries[:, None] - keys[None, :]
+        distance = queries.reshape(-1, 1) - keys
         if self.both_ways:
             distance = distance + n_distances // 2
-        return gather(table, distance.clamp(0, n_distances - 1)).permute(2, 0, 1)[None]
+        return gather(table, distance.clamp(0, n_distances - 1)).permute(2, 0, 1)

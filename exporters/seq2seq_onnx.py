@@ -7,21 +7,24 @@ once.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any
 
 from ..runtime.errors import EngineMissingError, UnsupportedModelError
+from ..runtime.interfaces import Tokens
 from .hf_onnx import ACCURACY_LEVEL, described
 from .model_source import EXPORT_EXTRA
-from .seq2seq_families import ENCODER_DECODERS
-from .weight_form import WeightForm
+from .seq2seq_families import ENCODER_DECODERS, pair_facts
+from .weight_form import Activations, WeightForm, check_activations
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 BUILDER = 2  # raise it when a graph changes
 ENCODER, DECODER = "encoder.onnx", "decoder.onnx"
+UNHEARD = "static activations are fitted to text, and this model hears; choose --activations int8 or f32."
 
 
 def export_seq2seq_onnx(
@@ -29,13 +32,16 @@ def export_seq2seq_onnx(
     folder: Path,
     form: WeightForm,
     *,
-    activations: Literal["int8", "f32"] = "int8",
+    activations: Activations = "int8",
+    samples: Sequence[Tokens] = (),
     progress: Callable[[float, str], None] | None = None,
 ) -> dict[str, str]:
     """Write encoder.onnx, decoder.onnx, observing.onnx and model.onnx.data; what a manifest's recipe says of them.
 
-    model: in f32 on the CPU; it is the same afterwards. activations: as in export_onnx.
-    Raises UnsupportedModelError before anything is written, and EngineMissingError without the export packages.
+    model: in f32 on the CPU; it is the same afterwards. activations: as in export_onnx; "static" needs samples, which
+        are read by the encoder and, as the answer to themselves, by the decoder.
+    Raises UnsupportedModelError and OptionError before anything is written, and EngineMissingError without the export
+    packages.
     """
     tell = progress or (lambda share, what: None)
     if model.config.model_type not in ENCODER_DECODERS:
@@ -43,14 +49,20 @@ def export_seq2seq_onnx(
             f"the family {model.config.model_type!r} cannot be exported as an encoder-decoder yet; those that can: "
             f"{', '.join(ENCODER_DECODERS)}."
         )
+    check_activations(activations, form, samples)
+    if activations == "static" and hasattr(model.config, "num_mel_bins"):
+        raise UnsupportedModelError(UNHEARD)
     try:
+        from .gptq import text_rows
         from .onnx_files import Data, data_file, fill, save, save_both
+        from .onnx_integers import fit_inputs, multiply_integers
         from .onnx_passes import fuse, merge_siblings, parts_of, remove_transposes, store_halves
         from .seq2seq_graph import trace_decoder, trace_encoder
         from .seq2seq_swap import onnx_operators, swapped_pair
     except ImportError as error:
         raise EngineMissingError(f"exporting needs the package {error.name}. {EXPORT_EXTRA}") from error
     tell(0.0, "tracing")
+    grids = fit_inputs(model, lambda: _copy_out(model, text_rows(samples))) if activations == "static" else None
     operators = onnx_operators(form, ACCURACY_LEVEL[activations])
     with swapped_pair(model, operators) as state, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about torch's own future
@@ -63,6 +75,7 @@ def export_seq2seq_onnx(
         fuse(traced.graph)
         parts = merge_siblings(traced.graph, parts_of(traced.graph, state.matrices))
         store_halves(traced.graph, parts)
+        parts = parts if grids is None else multiply_integers(traced.graph, parts, grids)
         each.append(parts)
     losses: dict[str, float] = {}
     with data_file(folder) as file:
@@ -78,9 +91,21 @@ def export_seq2seq_onnx(
         "activations": activations,
         "builder": f"seq2seq-{BUILDER}",
     }
+    if samples:
+        recipe["calibration_tokens"] = str(sum(len(sample) for sample in samples))
     if losses:
         recipe["largest_relative_loss"] = f"{max(losses.values()):.4f}"
     return recipe
+
+
+def _copy_out(model: PreTrainedModel, rows: Tensor) -> object:
+    """The model as it reads texts, and answers each with itself."""
+    from torch import cat
+
+    generation: Any = getattr(model, "generation_config", None)
+    facts = pair_facts(model.config, generation.to_dict() if generation is not None else {})
+    start = rows.new_tensor([facts.decoder_start]).expand(len(rows), -1)
+    return model(input_ids=rows, decoder_input_ids=cat([start, rows], dim=1), use_cache=False)
 
 
 def _second_half(tell: Callable[[float, str], None], i: int) -> Callable[[float], None]:

@@ -34,7 +34,7 @@ class Thresholds:
         """What an export of this form must keep to.
 
         form: None is a GGUF file's own quantization, which adds nothing of its own.
-        activations: "int8" where the engine rounds them, which is worth a few per cent in the logits.
+        activations: "f32" where they are not rounded, which is worth a few per cent in the logits.
         rounding: what rounding the weights costs by itself: an export twice as far off has another fault. None: such
             a measure is not to be had, and the defaults hold.
         min_agreement: instead of the default. Raises OptionError where it is no share.
@@ -42,11 +42,11 @@ class Thresholds:
         if min_agreement is not None and not 0.0 <= min_agreement <= 1.0:
             raise OptionError(f"min_agreement is {min_agreement}, but is a share: between 0 and 1.")
         stored = "fp32" if form is None else max(form.layers, form.embedding_form, form.output_form, key=_ORDER.index)
-        if activations == "int8" and (form is None or stored in ("int8", "int4")):
+        if activations != "f32" and (form is None or stored in ("int8", "int4")):
             stored = max(stored, "int8", key=_ORDER.index)
         found = _DEFAULTS[stored]
         if rounding is not None and rounding.relative_difference is not None and stored in ("int8", "int4"):
-            noise = _DEFAULTS["int8"] if activations == "int8" else _DEFAULTS["fp16"]
+            noise = _DEFAULTS["int8"] if activations != "f32" else _DEFAULTS["fp16"]
             drift = max(rounding.kl, abs(math.log(rounding.perplexity_ratio)))  # either way: its sign is luck
             found = cls(
                 agreement=found.agreement,

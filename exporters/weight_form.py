@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
 from ..runtime.errors import OptionError
+from ..runtime.interfaces import Tokens
 
 Stored: TypeAlias = Literal["fp32", "fp16", "int8", "int4"]
+Activations: TypeAlias = Literal["int8", "static", "f32"]
+"""What quantized weights are multiplied with: rows rounded as they come, rounded to scales of a text, or floats."""
 _BLOCK = 32  # weights that share a scale
 
 
@@ -46,6 +50,33 @@ class WeightForm:
 
 def _at_least_int8(stored: Stored) -> Stored:
     return "int8" if stored == "int4" else stored
+
+
+def check_activations(activations: Activations, form: WeightForm | None, samples: Sequence[Tokens]) -> None:
+    """Raise OptionError where static scales of activations cannot be: for weights that are not int8, or without text.
+
+    Scales that are left to the engine, and floats, always can.
+    """
+    if activations not in get_args(Activations):
+        raise OptionError(f"activations cannot be {activations!r}; choose one of {', '.join(get_args(Activations))}.")
+    if activations != "static":
+        return
+    if form is None or form.layers != "int8":
+        stored = "the source's own" if form is None else form.layers
+        raise OptionError(
+            f"static activations are multiplied with int8 weights, and these are {stored}; choose --weights int8, or "
+            "--activations int8."
+        )
+    if not samples:
+        raise OptionError(
+            "static activations need text to be fitted to, and none was given; give samples, for example "
+            "calibration_samples(tokenizer)."
+        )
+
+
+def as_they_come(activations: Activations) -> Literal["int8", "f32"]:
+    """What formats without static scales do instead."""
+    return "f32" if activations == "f32" else "int8"
 
 
 def weight_form(

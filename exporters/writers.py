@@ -11,8 +11,9 @@ from ..runtime.decoder_shape import ARCHITECTURES
 from ..runtime.errors import OptionError, UnsupportedModelError
 from .gguf_t5 import FAMILIES, check_t5
 from .model_source import ModelSource, Share
+from .seq2seq_onnx import UNHEARD
 from .order import DataAware, Order, sizes, stored_bytes
-from .weight_form import Stored, WeightForm
+from .weight_form import Stored, WeightForm, as_they_come, check_activations
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -67,10 +68,12 @@ class OnnxFormat:
     file: ClassVar[str] = "onnx/model.onnx"
 
     def refuse(self, source: ModelSource, order: Order) -> None:
-        return
+        check_activations(order.activations, order.form, order.samples)
+        if order.activations == "static" and source.pair is not None and source.pair.source_kind == "audio":
+            raise UnsupportedModelError(UNHEARD)
 
     def keeps(self, source: ModelSource, order: Order, recipe: Mapping[str, str]) -> bool:
-        return order.form is None or is_stored_so(source, order.form)
+        return order.form is None or (is_stored_so(source, order.form) and order.activations != "static")
 
     def bytes_needed(self, source: ModelSource, order: Order) -> int:
         return stored_bytes(source, order)
@@ -87,13 +90,15 @@ class OnnxFormat:
             progress(share)
 
         if source.pair is not None:
-            return export_seq2seq_onnx(model, folder, order.form, activations=order.activations, progress=tell)
+            return export_seq2seq_onnx(
+                model, folder, order.form, activations=order.activations, samples=order.samples, progress=tell
+            )
         return export_onnx(
             model,
             folder,
             order.form,
             activations=order.activations,
-            samples=order.samples if "gptq" in order.data_aware else (),
+            samples=order.samples if "gptq" in order.data_aware or order.activations == "static" else (),
             progress=tell,
         )
 
@@ -129,7 +134,7 @@ def _import_as_is(source: ModelSource, order: Order, folder: Path, progress: Sha
     from .import_gguf import import_gguf
 
     made = open_bundle(
-        import_gguf(source.path, activations=order.activations, progress=lambda share, _: progress(share))
+        import_gguf(source.path, activations=as_they_come(order.activations), progress=lambda share, _: progress(share))
     )
     for name in made.manifest.files:
         if name.startswith(("model.", "observing.")):
@@ -177,7 +182,7 @@ class OpenVinoFormat:
 
         assert model is not None  # refuse() has seen to it
         trace = trace_openvino if source.pair is None else trace_seq2seq_openvino
-        return trace(model, folder, self._compression(order)) | {"activations": order.activations}
+        return trace(model, folder, self._compression(order)) | {"activations": as_they_come(order.activations)}
 
     def finish(self, source: ModelSource, order: Order, folder: Path, progress: Share) -> dict[str, str]:
         from .hf_openvino import compress_openvino

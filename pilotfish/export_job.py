@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from . import backends
 from .export_options import refuse_unused
@@ -16,7 +16,7 @@ from .exporters.mobile import DEFAULT_TARGETS, TARGETS
 from .exporters.order import DataAware, Order
 from .exporters.parity import Parity
 from .exporters.thresholds import Thresholds
-from .exporters.weight_form import WeightForm
+from .exporters.weight_form import Activations, WeightForm
 from .exporters.writers import FORMATS, pack_bytes_needed, refuse_pair
 from .opening import resolve
 from .runtime.building import refuse_foreign
@@ -47,16 +47,16 @@ class Job:
 
     to: formats, targets of the mobile pack, or "mobile": the pack's usual targets, as far as they can be made here.
     form: None keeps the quantization of a .gguf source. min_agreement: instead of the default for such weights.
-    calibration: text that data-aware methods look at. force: a bundle of another source may be replaced.
-    draft: source of the smaller model that drafts. context: tokens that mobile programs with a cache of fixed size
-    hold; None is 1024, or what the model holds.
+    calibration: text that data-aware methods and static activations look at. force: a bundle of another source may be
+    replaced. draft: source of the smaller model that drafts. context: tokens that mobile programs with a cache of
+    fixed size hold; None is 1024, or what the model holds.
     """
 
     source: str | os.PathLike[str]
     out: Path
     to: tuple[str, ...]
     form: WeightForm | None = field(default_factory=WeightForm)
-    activations: Literal["int8", "f32"] = "int8"
+    activations: Activations = "int8"
     data_aware: tuple[DataAware, ...] = ()
     calibration: Path | None = None
     ratio: float = 1.0
@@ -214,8 +214,8 @@ def _need_engine(name: str) -> None:
 
 
 def _samples(job: Job, source: ModelSource) -> tuple[Tokens, ...]:
-    """What data-aware methods look at: the user's text, or ours."""
-    if not job.data_aware:
+    """What data-aware methods and static activations look at: the user's text, or ours."""
+    if not job.data_aware and job.activations != "static":
         return ()
     from .runtime.calibration_text import calibration_samples
 

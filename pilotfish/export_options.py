@@ -34,8 +34,12 @@ def refuse_unused(job: Job, formats: tuple[str, ...]) -> None:
     formats: all that were asked for, targets of the mobile pack by name.
     """
     _refuse_unread(job, formats)
-    if job.calibration is not None and not job.data_aware:
-        raise OptionError("--calibration is a text for --data-aware methods; name some, or leave it out.")
+    if job.calibration is not None and not job.data_aware and job.activations != "static":
+        raise OptionError(
+            "--calibration is a text for --data-aware methods and --activations static; choose one, or leave it out."
+        )
+    if job.activations == "static" and "onnx" not in formats:
+        raise OptionError("--activations static is of the format onnx; add it to --to, or choose int8 or f32.")
     if job.data_aware and not _read_methods(job, formats):
         raise OptionError(
             f"--data-aware {','.join(job.data_aware)} is for openvino, and of the methods onnx has gptq; choose that, "
@@ -70,7 +74,8 @@ def only_for(job: Job, formats: tuple[str, ...]) -> Job:
         plain = WeightForm(form.layers)
         form = replace(form, **{name: getattr(plain, name) for name in _unread(job, formats) if name in _FORM_READERS})
     changes["data_aware"] = _read_methods(job, formats)
-    calibration = job.calibration if changes["data_aware"] else None
+    read = changes["data_aware"] or changes.get("activations", job.activations) == "static"
+    calibration = job.calibration if read else None
     return replace(job, to=formats, form=form, calibration=calibration, **changes)
 
 

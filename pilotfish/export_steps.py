@@ -16,6 +16,7 @@ from .export_job import Job, Plan
 from .export_ledger import Ledger
 from .export_manifest import ANSWERS, TOKENIZER, Known, Made, compose
 from .exporters.parity import Answers, Parity
+from .exporters.weight_form import as_they_come
 from .exporters.writers import FORMATS, files_of_format
 from .opening import Place, Progress
 from .runtime.bundle import Bundle, write_manifest
@@ -258,7 +259,7 @@ class Steps:
             model=model,
             onnx=graph if "onnx" in self.made else None,  # one that a kept bundle left is of other options
             targets=(name,),
-            activations=self._order.activations,
+            activations=as_they_come(self._order.activations),
             context=self._order.context,
             progress=lambda share, _: self._tell(what, share),
         )

@@ -15,7 +15,7 @@ from .export_ledger import is_of
 from .export_manifest import files_of
 from .export_steps import Steps
 from .exporters.order import DataAware
-from .exporters.weight_form import Stored, weight_form
+from .exporters.weight_form import Activations, Stored, weight_form
 from .opening import Progress
 from .runtime.building import new_bundle
 from .runtime.bundle import Manifest, write_manifest
@@ -36,7 +36,7 @@ def export(
     head: Stored | None = None,
     block: int = 32,
     symmetric: bool = False,
-    activations: Literal["int8", "f32"] = "int8",
+    activations: Activations = "int8",
     data_aware: Sequence[DataAware] = (),
     calibration: str | os.PathLike[str] | None = None,
     ratio: float = 1.0,
@@ -55,6 +55,8 @@ def export(
         keeps its other formats.
     weights, embeddings, head, block, symmetric: see WeightForm; "source" keeps the quantization of a .gguf file.
     activations: "f32" keeps those of ONNX graphs and OpenVINO models from being rounded to int8: closer, and slower.
+        "static", of ONNX graphs with int8 weights: rounded to scales fitted to `calibration`; faster for several rows
+        at once where matrices are narrow.
     data_aware: "awq", "scale", "gptq" for the int4 layers of OpenVINO, "gptq" for those of ONNX; they look at
         `calibration`, a text file, or at a text of our own.
     ratio: share of OpenVINO's int4 layers that become int4; the rest, the most sensitive, int8.
