@@ -86,7 +86,7 @@ def export_onnx(
         parts = multiply_integers(traced.graph, parts, grids)
     losses = write_graph(traced, parts, folder, lambda share: tell(1 - 0.65 * rest * (1 - share), "writing"))
     recipe: dict[str, Any] = {
-        "weights": described(form, state.matrices.values()),
+        "weights": described(form, state.matrices.values(), activations),
         "n_heads": model.config.num_attention_heads,
         "activations": activations,
         "builder": f"hf-{BUILDER}",
@@ -111,7 +111,7 @@ def sliding_window(model: PreTrainedModel) -> int | None:
     return int(window) if kinds is None or "sliding_attention" in kinds else None
 
 
-def described(form: WeightForm, matrices: Iterable[Matrix]) -> str:
+def described(form: WeightForm, matrices: Iterable[Matrix], activations: Activations) -> str:
     """How weights are stored, for people: in the blocks that were taken, where the one asked for does not divide the
     columns, too."""
     rounded = [matrix for matrix in matrices if matrix.stored in ("int8", "int4")]
@@ -119,5 +119,7 @@ def described(form: WeightForm, matrices: Iterable[Matrix]) -> str:
     text = f"{form.layers}, embedding {form.embedding_form}, output {form.output_form}"
     if blocks:
         text += f", block {' and '.join(map(str, blocks))}{' symmetric' if form.symmetric else ''}"
+    if activations == "static":
+        text += ", layers and output with one scale a row"
     whole = sum(matrix.bits is None for matrix in rounded)
     return f"{text}, {whole} matrices without blocks in fp32" if whole else text

@@ -21,16 +21,19 @@ from ..runtime.interfaces import Floats
 from .hf_weights import Matrix
 from .onnx_passes import Parts, constant, remove_dead
 
-WEIGHT_LEVELS = 64  # on either side of zero: two products with inputs up to 255 fit 16 bits, as processors without
-# instructions for such dot products (VNNI) add them up there, and cut off what is more
-_INPUT_LEVELS = 255
+# Processors without instructions for such dot products (VNNI) add two products up in 16 bits, and cut off what is more:
+# 2 * 90 * 181 fits. Only inputs beyond what the text showed have codes above, and those are cut off in any case.
+WEIGHT_LEVELS = 90  # on either side of zero
+INPUT_LEVELS = 181
+_HIGHEST_CODE = 255
 _SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)  # of the range of an input that are tried
 _CONTRIB = "com.microsoft"
 
 
 @dataclass(frozen=True, slots=True)
 class InputGrid:
-    """What the inputs of a product are rounded to: scale * (code - zero_point), codes 0 to 255."""
+    """What the inputs of a product are rounded to: scale * (code - zero_point), codes 0 to 255, above 181 for what is
+    larger than all that was seen."""
 
     scale: float
     zero_point: int
@@ -40,16 +43,16 @@ class InputGrid:
         """The grid over a share of what was seen on which x is off by the least squares; beyond it values are cut."""
         low, high = min(0.0, float(x.min())), max(0.0, float(x.max()))
         grids = [cls._over(share * low, share * high) for share in _SHARES]
-        return min(grids, key=lambda grid: float((grid.rounded(x) - x).square().mean()))
+        return min(grids, key=lambda grid: float((grid.rounded(x, INPUT_LEVELS) - x).square().mean()))
 
     @classmethod
     def _over(cls, low: float, high: float) -> InputGrid:
-        scale = (high - low) / _INPUT_LEVELS or 1.0
+        scale = (high - low) / INPUT_LEVELS or 1.0
         return cls(scale, round(-low / scale))
 
-    def rounded(self, x: Tensor) -> Tensor:
+    def rounded(self, x: Tensor, highest: int = _HIGHEST_CODE) -> Tensor:
         """The values of this grid that are nearest to x."""
-        codes = (x / self.scale).round_().add_(self.zero_point).clamp_(0, _INPUT_LEVELS)
+        codes = (x / self.scale).round_().add_(self.zero_point).clamp_(0, highest)
         return codes.sub_(self.zero_point).mul_(self.scale)
 
 
