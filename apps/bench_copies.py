@@ -79,8 +79,7 @@ class Forced:
     def __call__(self, logits: Floats, context: Tokens) -> Floats:
         at = len(context) - self.start
         if at < len(self.answer):
-            logits = logits.copy()
-            logits[int(self.answer[at])] = _CERTAIN
+            logits[self.answer[at]] = _CERTAIN
         return logits
 
 

@@ -94,6 +94,8 @@ class OrtSession(DecoderOnly):
         step.ids[0], step.positions[0] = tokens, positions
         observed = self._run(step, self._biases(positions, total, parents), observe)
         self._rows.append(positions, parents)
+        if not observed:
+            return Step(step.logits)
         return Step(step.logits, hidden=observed.get("hidden"), queries=observed.get("queries"))
 
     def truncate(self, n_tokens: int) -> None:

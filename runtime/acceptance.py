@@ -12,7 +12,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
-from operator import mul
+from operator import mul, truediv
 
 import numpy as np
 
@@ -38,13 +38,10 @@ class Acceptance:
 
     def calibrate(self, stated: Sequence[float]) -> list[float]:
         """Chance of acceptance for tokens stated with these conditional confidences."""
-        chances, last, chance = list[float](), -1.0, 0.0
-        for confidence in stated:
-            if abs(confidence - last) > _SAME:
-                last = confidence
-                bin_, shifted = bisect_right(_EDGES, last), self._shifted(last)
-                chance = (self._accepted[bin_] + _PRIOR * shifted) / (self._seen[bin_] + _PRIOR)
-            chances.append(chance)
+        chances: list[float] = []
+        for confidence, n in _runs(stated):
+            bin_, shifted = bisect_right(_EDGES, confidence), self._shifted(confidence)
+            chances += [(self._accepted[bin_] + _PRIOR * shifted) / (self._seen[bin_] + _PRIOR)] * n
         return chances
 
     def typical(self, k: int) -> list[float]:
@@ -69,14 +66,18 @@ class Acceptance:
                     self._learn(stated, bool(hit))
 
     def _learn_chain(self, paths: list[float], n_accepted: int) -> None:
-        """paths: stated chance of every judged prefix. Plain floats: of a handful they are faster than arrays."""
-        above = 1.0
-        for depth, path in enumerate(paths):
-            stated = min(path / max(above, 1e-12), 1.0)
-            chance = self._learn(stated, depth < n_accepted)
-            if depth < _MAX_DEPTH:
-                self._typical[depth] += 0.1 * (chance - self._typical[depth])
-            above = path
+        """paths: stated chance of every judged prefix. A run of tokens stated alike and accepted is learned in one
+        step, as long drafts mostly are one, and a small model's step is as short as a few dozen operations on floats.
+        """
+        stated, depth = _quotients(paths, [1.0, *paths]), 0
+        outcomes = [(run, True) for run in _runs(stated[:n_accepted])]
+        outcomes += [(run, False) for run in _runs(stated[n_accepted:])]
+        for (confidence, n), hit in outcomes:
+            chance = self._learn(confidence, hit, n)
+            self._typical[depth : depth + n] = [
+                known + 0.1 * (chance - known) for known in self._typical[depth : depth + n]
+            ]
+            depth += n
 
     def _learn_by_depth(self, draft: Draft, rows: tuple[int, ...]) -> None:
         """A proposer that states no confidence has a record by depth instead; a tree counts as its first level."""
@@ -89,14 +90,15 @@ class Acceptance:
         odds = math.exp(self._shift) * stated
         return odds / (odds + 1.0 - stated)
 
-    def _learn(self, stated: float, hit: bool) -> float:
-        """Count one judged token in the bin of its stated confidence, and return what that is worth now."""
-        b = bisect_right(_EDGES, stated)
+    def _learn(self, stated: float, hit: bool, n: int = 1) -> float:
+        """Count n tokens judged alike in the bin of their stated confidence, and return what that is worth now."""
+        b, kept = bisect_right(_EDGES, stated), _MEMORY**n
+        weight = (1.0 - kept) / (1.0 - _MEMORY)  # of the n, the older ones counting less
         shifted = self._shifted(stated)
-        self._information += shifted * (1.0 - shifted) - (1.0 - _MEMORY) * (self._information - _SHIFT_PRIOR)
-        self._shift += (hit - shifted) / self._information - (1.0 - _MEMORY) * self._shift
-        self._seen[b] = self._seen[b] * _MEMORY + 1.0
-        self._accepted[b] = self._accepted[b] * _MEMORY + hit
+        self._information += n * shifted * (1.0 - shifted) - (1.0 - kept) * (self._information - _SHIFT_PRIOR)
+        self._shift += n * (hit - shifted) / self._information - (1.0 - kept) * self._shift
+        self._seen[b] = self._seen[b] * kept + weight
+        self._accepted[b] = self._accepted[b] * kept + hit * weight
         return (self._accepted[b] + _PRIOR * shifted) / (self._seen[b] + _PRIOR)
 
 
@@ -107,7 +109,28 @@ def conditional(draft: Draft) -> list[float]:
     above = [1.0, *paths]
     if draft.parents is not None:
         above = [above[parent] for parent in draft.parents.tolist()]
-    return [path / before if path < before else 1.0 for path, before in zip(paths, above, strict=False)]
+    return _quotients(paths, above)
+
+
+def _quotients(paths: list[float], above: list[float]) -> list[float]:
+    """Confidence of the last token of each path. above: of the paths that they go on from, perhaps more than those."""
+    if 0.0 in above:
+        return [path / before if path < before else 1.0 for path, before in zip(paths, above, strict=False)]
+    return list(map(truediv, paths, above))
+
+
+def _runs(stated: Sequence[float]) -> list[tuple[float, int]]:
+    """Neighbours stated alike, as (confidence, how many)."""
+    rest = stated[1:]
+    if rest and max(rest) - min(rest) <= _SAME:  # a copied text: mostly so, and found faster than one by one
+        return [(stated[0], 1), (rest[0], len(rest))]
+    runs: list[tuple[float, int]] = []
+    for confidence in stated:
+        if runs and abs(runs[-1][0] - confidence) <= _SAME:
+            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
+        else:
+            runs.append((confidence, 1))
+    return runs
 
 
 def path_chances(draft: Draft, chances: Sequence[float]) -> list[float]:

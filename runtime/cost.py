@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import mul
 
 import numpy as np
 
@@ -28,9 +29,10 @@ _SPEED_RATE = 0.1  # how fast the machine's present speed is followed
 _WIDTH_RATE = 0.03  # and how fast one width's own error is followed, when it was seen a step ago
 _SWITCH_RATE = 0.05
 _STALE_RATE = 0.5  # and when it was seen long ago
-_WORTH_CORRECTING = 0.005  # smaller corrections are put together first: arrays take time
+_WORTH_CORRECTING = 0.005  # smaller corrections are put together first: a dozen widths are moved at a time
 _SWITCHES = 4  # times that the probe goes from a narrow step to a wide one and back
 _WORTH_A_SWITCH = 0.05  # of a narrow step; what a switch costs less is noise
+_REACH = 8  # widths apart at which one's error says next to nothing about another's
 _MOST_CORRECTION = 8.0  # a curve that is further off than this belongs to another machine
 _RECENT = 8  # steps since a width was run behind one of its own, so that more time means a switch
 
@@ -45,28 +47,28 @@ class CostCurve:
     them are interpolated. switch: seconds that a step takes longer when the one before it had another width; engines
     that plan a graph for each shape have such steps. entry_s: seconds for each row and entry it sees; only
     a probe at two lengths tells it from the rest, so steps do not change it.
-    n_entries: what the next step sees, to be set before the curve is asked about it.
+    n_entries: what the next step sees, to be set before the curve is asked about it. Lists and floats: of a few dozen
+    numbers they are faster than arrays, and all this happens in every round.
     """
 
     def __init__(self, widths: Indices, base: Probs, switch: float = 0.0, entry_s: float = 0.0) -> None:
         self.widths = widths
         self.switch = switch
         self.entry_s = entry_s
-        self.n_entries = _N_CONTEXT
         self.speed = 1.0
+        self.n_entries = _N_CONTEXT
         self._last_width = 0
         self._measured = base
-        self._base: Probs = np.interp(np.arange(int(widths[-1]) + 1), widths, base)
-        self._correction = np.ones(len(self._base))
-        self._grid: list[float] = self._base.tolist()  # correction * base
+        self._base: list[float] = np.interp(np.arange(int(widths[-1]) + 1), widths, base).tolist()
+        self._correction = [1.0] * len(self._base)
+        self._grid = self._base.copy()  # correction * base
         self._step = 0
         self._pending = [0.0] * len(self._base)  # of the logarithm of each correction
         self._seen = [0] * len(self._base)  # step at which a width was run last,
         self._steady = [-_RECENT] * len(self._base)  # and behind one of its own
         run = int(widths[-1] - widths[0])
         self._tail = max(float((base[-1] - base[0]) / run), 0.0) if run else float(base[0])
-        apart = np.abs(np.arange(len(self._base))[:, None] - np.arange(len(self._base)))
-        self._near = np.exp(-apart / 2.0)  # how much one width's error says about another's
+        self._near = [math.exp(-abs(apart) / 2.0) for apart in range(-_REACH, _REACH + 1)]
 
     def seconds(self, width: int) -> float:
         """Expected seconds of one step."""
@@ -74,20 +76,26 @@ class CostCurve:
         if width <= last:
             return self.speed * (self._grid[width] + width * self._row_s)
         # Beyond the widest that was measured, the slope of the whole curve goes on.
-        beyond = (width - last) * self._tail * float(self._correction[last])
+        beyond = (width - last) * self._tail * self._correction[last]
         return self.speed * (self._grid[last] + beyond + width * self._row_s)
 
     def seconds_of(self, widths: Sequence[int]) -> list[float]:
         """The same of each of these ascending widths."""
         if widths[-1] >= len(self._grid):
             return [self.seconds(width) for width in widths]
-        speed, grid, row_s = self.speed, self._grid, self._row_s
-        return [speed * (grid[width] + width * row_s) for width in widths]
+        speed, row_s, steps = self.speed, self._row_s, map(self._grid.__getitem__, widths)
+        if not row_s:
+            return [speed * seconds for seconds in steps]
+        return [speed * (seconds + width * row_s) for seconds, width in zip(steps, widths, strict=True)]
 
     @property
-    def _row_s(self) -> float:
-        """Seconds that a row takes for the entries beyond those of the probe."""
-        return self.entry_s * max(self.n_entries - _N_CONTEXT, 0)
+    def n_entries(self) -> int:
+        return self._n_entries
+
+    @n_entries.setter
+    def n_entries(self, n: int) -> None:
+        self._n_entries = n
+        self._row_s = self.entry_s * max(n - _N_CONTEXT, 0)  # that a row takes for the entries beyond the probe's
 
     def observe(self, width: int, n_entries: int, seconds: float) -> None:
         """Learn from a step. One slow step moves little: other programs use the machine too. What has not been seen
@@ -126,9 +134,14 @@ class CostCurve:
         self._pending[width] += rate * error
         if abs(self._pending[width]) > _WORTH_CORRECTING:
             # Neighbours move with this width, never further, so that a width nobody runs cannot drift away alone.
-            self._correction *= np.exp(self._pending[width] * self._near[width])
-            np.clip(self._correction, 1 / _MOST_CORRECTION, _MOST_CORRECTION, out=self._correction)
-            self._grid = (self._correction * self._base).tolist()
+            first, end = max(width - _REACH, 0), min(width + _REACH + 1, len(self._base))
+            near = self._near[first - width + _REACH :]
+            moves = [math.exp(self._pending[width] * share) for share in near]
+            moved = list(map(mul, self._correction[first:end], moves))
+            if max(moved) > _MOST_CORRECTION or min(moved) < 1 / _MOST_CORRECTION:
+                moved = [min(max(x, 1 / _MOST_CORRECTION), _MOST_CORRECTION) for x in moved]
+            self._correction[first:end] = moved
+            self._grid[first:end] = map(mul, moved, self._base[first:end])
             self._pending[width] = 0.0
 
     def to_facts(self) -> dict[str, list[float]]:

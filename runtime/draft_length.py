@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from .errors import OptionError
@@ -77,11 +76,15 @@ class RenewalReward:
     def choose(self, forecast: Forecast) -> int:
         plain_s, rate = forecast.seconds[0], self._rate(forecast)
         affordable = plain_s + forecast.stake  # even if every draft is wrong
-        best, best_worth, least = 0, -math.inf, _MARGIN / plain_s
-        for k, (accepted, seconds) in enumerate(zip(forecast.accepted, forecast.seconds, strict=True)):
-            worth = accepted - rate * seconds
-            if worth > best_worth and 1.0 + accepted > least * seconds and seconds <= affordable:
-                best, best_worth = k, worth
+        accepted, seconds, least = forecast.accepted, forecast.seconds, _MARGIN / plain_s
+
+        def allowed(k: int) -> bool:
+            return 1.0 + accepted[k] > least * seconds[k] and seconds[k] <= affordable
+
+        worth = [a - rate * s for a, s in zip(accepted, seconds, strict=True)]
+        best = worth.index(max(worth))
+        if not allowed(best):  # mostly it is, and to ask of each k would take longer than all the rest
+            best = max(filter(allowed, range(len(worth))), key=worth.__getitem__, default=0)
         if best:
             return best
         wait = min(_FIRST_PROBE << min(forecast.probes, 8), _LAST_PROBE)

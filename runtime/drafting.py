@@ -34,19 +34,7 @@ class Proposal:
 NO_DRAFT = Proposal(EMPTY_DRAFT, None, 0.0)
 
 
-@dataclass(frozen=True, slots=True)
-class _Offer:
-    """The part of a proposer's draft that pays, what a round with it is worth, and the seconds it saves."""
-
-    draft: Draft
-    value: float
-    saved_s: float
-
-
-_NOTHING = _Offer(EMPTY_DRAFT, -math.inf, 0.0)
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _RoundBudget:
     """The length policy's price, in the form a proposer asks for it."""
 
@@ -81,12 +69,13 @@ class Drafting:
         self.rows = rows
         self._token_s = token_s or {}
         self._records: dict[str, ProposerRecord] = {}
+        self._minimum = rows.minimum
         self._fitted = [rows.fit(k + 1) for k in range(rows.maximum)]  # width of a step with k drafts
-        self._narrow = bisect_right(self._fitted, rows.minimum)  # numbers of drafts that fit the narrowest step
+        self._narrow = bisect_right(self._fitted, self._minimum)  # numbers of drafts that fit the narrowest step
         self._round = 0  # of the answer, from 0
         self._wakes = 0  # the first round in which somebody is to be asked
         self._since_plain = 0  # rounds since a step of minimal width
-        self._last_width = rows.minimum
+        self._last_width = self._minimum
         self._gained = 0.0  # seconds, since the answer began, against plain decoding
         self._answered = 0  # tokens of the answer
         self._switches = 0  # changes of width since the last drafted round,
@@ -96,7 +85,7 @@ class Drafting:
         """A new answer, to a prompt of so many entries: what was gained in the last one is no longer at stake."""
         self._gained, self._answered, self._round, self._wakes = 0.0, 0, 0, 0
         self.costs.n_entries = n_entries
-        plain_s = self.costs.seconds(self.rows.minimum)
+        plain_s = self.costs.seconds(self._minimum)
         for record in self._records.values():
             record.begin(plain_s)
 
@@ -111,11 +100,11 @@ class Drafting:
         began = time.perf_counter()
         k_max = min(max_tokens, self.rows.maximum - 1)
         if self.policy.plain_every is not None and self._since_plain >= self.policy.plain_every:
-            k_max = min(k_max, self.rows.minimum - 1)  # an undrafted step, to know what it costs now
+            k_max = min(k_max, self._minimum - 1)  # an undrafted step, to know what it costs now
         if self.rests or k_max < 1 or not proposers:
             return NO_DRAFT
         best, best_value, proposed_by = EMPTY_DRAFT, -math.inf, None
-        plain_s = self.costs.seconds(self.rows.minimum)
+        plain_s = self.costs.seconds(self._minimum)
         if len(proposers) > 1:
             proposers = tuple(sorted(proposers, key=lambda proposer: self._record(proposer.name).call_s))
         for proposer in proposers:
@@ -130,15 +119,15 @@ class Drafting:
                 if k == 0 or (self.policy.value(forecast, k) <= best_value and forecast.idle < _STALE):
                     record.ponder(time.perf_counter() - thought, self._round, plain_s)
                     continue
-            offer = self._ask(proposer, record, context, k)
-            if not len(offer.draft):
+            draft, value = self._ask(proposer, record, context, k, plain_s)
+            if not len(draft):
                 continue
-            drawn = offer.draft.laws is not None
-            if offer.value > best_value or drawn:
-                best, best_value, proposed_by = offer.draft, offer.value, proposer.name
+            drawn = draft.laws is not None
+            if value > best_value or drawn:
+                best, best_value, proposed_by = draft, value, proposer.name
                 if drawn:  # a sampled draft must be submitted
                     break
-        self._wakes = min(self._record(proposer.name).wakes for proposer in proposers)
+        self._wakes = min([self._records[proposer.name].wakes for proposer in proposers])
         return Proposal(best, proposed_by, time.perf_counter() - began)
 
     def observe(
@@ -162,7 +151,7 @@ class Drafting:
         self.costs.observe(width, n_context, verify_s)
         self.policy.observe(n_tokens, seconds)
         self._count_switches(width)
-        self._since_plain = self._since_plain + 1 if width > self.rows.minimum else 0
+        self._since_plain = self._since_plain + 1 if width > self._minimum else 0
         if proposal.proposer is not None:
             self._record(proposal.proposer).acceptance.observe(proposal.draft, rows)
         self._round += 1
@@ -173,17 +162,17 @@ class Drafting:
 
         Looking something up that is not verified is no bet that was lost: it happens in every round.
         """
-        spent, plain_s = self.costs.seconds(width), self.costs.seconds(self.rows.minimum)
+        spent, plain_s = self.costs.seconds(width), self.costs.seconds(self._minimum)
         if width != self._last_width:
             spent += self.costs.speed * self.costs.switch
-        if width > self.rows.minimum:
+        if width > self._minimum:
             spent = min(max(verify_s, spent / _HICCUP), spent * _HICCUP)
         if proposal.proposer is not None:
             record = self._record(proposal.proposer)
             record.observe_saved(max(n_tokens * plain_s - spent, 0.0))
             if not record.dear(plain_s):
                 record.tire(self._round, plain_s)
-            if width > self.rows.minimum:
+            if width > self._minimum:
                 spent += record.usual(proposal.draft_s, plain_s)
         self._gained += n_tokens * plain_s - spent
         self._answered += n_tokens
@@ -191,7 +180,7 @@ class Drafting:
     def _count_switches(self, width: int) -> None:
         self._switches += width != self._last_width
         self._last_width = width
-        if width > self.rows.minimum:
+        if width > self._minimum:
             self._switches_per_draft += 0.1 * (self._switches - self._switches_per_draft)
             self._switches = 0
 
@@ -212,15 +201,15 @@ class Drafting:
         if token_s:
             seconds = [s + k * token_s for k, s in enumerate(seconds)]
         idle, probes = (0, 0) if record is None else (record.idle, record.probes)
-        allowed = (_STAKE + _STAKE_RATE * self._answered) * self.costs.seconds(self.rows.minimum)
-        return Forecast(accepted, seconds, [1.0, *chances], idle, probes, self._gained + allowed)
+        stake = self._gained + (_STAKE + _STAKE_RATE * self._answered) * seconds[0]
+        return Forecast(accepted, seconds, [1.0, *chances], idle, probes, stake)
 
     def _forecast_record(self, record: ProposerRecord, k: int) -> Forecast:
         chances = record.acceptance.typical(k)
         return self.forecast(chain_chances(chances), chances, record.token_s, record)
 
-    def _cut(self, draft: Draft, record: ProposerRecord) -> _Offer:
-        """The part of a draft that pays.
+    def _cut(self, draft: Draft, record: ProposerRecord) -> tuple[Draft, float, float]:
+        """The part of a draft that pays, what a round with it is worth, and the seconds it saves.
 
         A sampled draft is submitted whole: to drop a token because of its own probability would bias the output.
         """
@@ -233,18 +222,21 @@ class Drafting:
         record.asked(forecast, k)
         kept = draft.head(self.rows.fit(k + 1) - 1) if draft.laws is None else draft
         saved = (1.0 + forecast.accepted[k]) * forecast.seconds[0] - forecast.seconds[k]
-        return _Offer(kept, self.policy.value(forecast, k), saved)
+        return kept, self.policy.value(forecast, k), saved
 
-    def _ask(self, proposer: Proposer, record: ProposerRecord, context: Tokens, k: int) -> _Offer:
-        began, plain_s = time.perf_counter(), self.costs.seconds(self.rows.minimum)
+    def _ask(
+        self, proposer: Proposer, record: ProposerRecord, context: Tokens, k: int, plain_s: float
+    ) -> tuple[Draft, float]:
+        """The part of its draft of up to k tokens that pays, and what a round with it is worth."""
+        began = time.perf_counter()
         budget: Budget = _RoundBudget(k, self, record, [])
         draft = proposer.propose(context, budget)
         record.observe_time(len(draft), time.perf_counter() - began, plain_s)
-        offer = self._cut(draft, record) if len(draft) else _NOTHING
-        record.observe_asking(max(offer.saved_s, 0.0), time.perf_counter() - began, plain_s)
-        if not len(offer.draft) and not record.dear(plain_s):
+        kept, value, saved_s = self._cut(draft, record) if len(draft) else (EMPTY_DRAFT, -math.inf, 0.0)
+        record.observe_asking(max(saved_s, 0.0), time.perf_counter() - began, plain_s)
+        if not len(kept) and not record.dear(plain_s):
             record.tire(self._round, plain_s)
-        return offer
+        return kept, value
 
     def _record(self, name: str) -> ProposerRecord:
         if name not in self._records:

@@ -13,7 +13,7 @@ from .errors import AbilityError, ContextFullError, OptionError
 from .interfaces import Draft, FinishReason, Floats, Indices, Law, Proposer, Round, Tokens
 from .sampling import Sampling
 from .sequence import ENDLESS, CachedSequence, Cancelled
-from .verify import Verdict, verify
+from .verify import Verdict, verify, verify_greedy
 
 
 class UpTo(int):
@@ -83,7 +83,8 @@ def generate(
         tokens, reason = _commit(proposal.draft, verdict, limits.stop_ids, end - n)
         context[n : n + len(tokens)] = tokens
         n += len(tokens)
-        target.committed(laws[: len(tokens)])
+        if target.compares:
+            target.committed([Law.point(token) for token in tokens] if laws is None else laws[: len(tokens)])
         target.truncate(n - 1)  # forgets rejected drafts, spare rows and what lies behind a stop id
         drafting.observe(
             proposal,
@@ -208,20 +209,26 @@ def _verify(
     n: int,
     n_prompt: int,
     rng: np.random.Generator,
-) -> tuple[Verdict, list[Law]]:
-    """The verdict, and the laws that it asked for: one for each of its tokens.
+) -> tuple[Verdict, list[Law] | None]:
+    """The verdict, and the laws that it asked for: one for each of its tokens, or None where all are certain.
 
     context: the first n tokens are committed; the accepted path is written behind them as it grows. committed: the
     same memory, for processors to look at.
     """
+    if sampling.greedy and draft.parents is None and draft.laws is None:
+        context[n : n + len(draft)] = draft.tokens
+        return verify_greedy(
+            draft.tokens.tolist(), lambda row: sampling.best(logits[row], committed[: n + row], n_prompt)
+        ), None
     asked: list[Law] = []
 
     def law_at(row: int, path: Sequence[int]) -> Law:
         end = n + len(path)
         if path:
             context[end - 1] = path[-1]
-        asked.append(sampling.law(logits[row], committed[:end], n_prompt))
-        return asked[-1]
+        law = sampling.law(logits[row], committed[:end], n_prompt)
+        asked.append(law)
+        return law
 
     return verify(draft, law_at, rng), asked
 
@@ -230,8 +237,10 @@ def _commit(
     draft: Draft, verdict: Verdict, stop_ids: frozenset[int], room: int
 ) -> tuple[tuple[int, ...], FinishReason | None]:
     """The tokens of this round, cut behind the first stop id or at the limit."""
-    tokens = (*(int(draft.tokens[row - 1]) for row in verdict.rows), verdict.token)
-    for i, token in enumerate(tokens[:room]):
-        if token in stop_ids:
-            return tokens[: i + 1], "stop"
-    return tokens[:room], "length" if len(tokens) >= room else None
+    rows = verdict.rows
+    accepted = draft.tokens[: len(rows)] if draft.parents is None else draft.tokens[np.array(rows, dtype=np.int64) - 1]
+    tokens = (*accepted.tolist(), verdict.token)[:room]
+    if not stop_ids.isdisjoint(tokens):
+        end = 1 + next(i for i, token in enumerate(tokens) if token in stop_ids)
+        return tokens[:end], "stop"
+    return tokens, "length" if len(tokens) == room else None

@@ -49,7 +49,7 @@ class Law:
     def pick(self, u: float) -> int:
         """The token at quantile u in [0, 1): inverse transform sampling, one uniform number a token."""
         if len(self.probs) == 1:
-            return int(self.ids[0]) if self.ids is not None else 0
+            return int(self.ids.item()) if self.ids is not None else 0
         cumulative = np.cumsum(self.probs)
         i = bisect_right(cumulative, u * cumulative[-1])  # never a token without mass, but
         if i == len(cumulative):  # where u * total was rounded up to the total

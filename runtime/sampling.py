@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import NoReturn, TypeAlias
 
 import numpy as np
 
@@ -35,6 +35,7 @@ class Sampling:
     frequency_penalty: float = 0.0  # subtracted once per occurrence in the generated text
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     processors: tuple[LogitsProcessor, ...] = ()
+    _as_they_are: bool = field(init=False, repr=False, compare=False)  # whether logits are not adjusted
 
     def __post_init__(self) -> None:
         def need(ok: bool, name: str, limit: str) -> None:
@@ -48,6 +49,9 @@ class Sampling:
         need(self.repetition_penalty > 0, "repetition_penalty", "above 0 (1 is off)")
         need(np.isfinite(self.presence_penalty), "presence_penalty", "a number")
         need(np.isfinite(self.frequency_penalty), "frequency_penalty", "a number")
+        counted = self.presence_penalty or self.frequency_penalty
+        adjusted = counted or self.repetition_penalty != 1.0 or self.logit_bias or self.processors
+        object.__setattr__(self, "_as_they_are", not adjusted)  # asked for every token
 
     @property
     def greedy(self) -> bool:
@@ -60,28 +64,30 @@ class Sampling:
         logits: (vocab_size,) after the context's last token; not modified.
         context: prompt, output and drafted path; the first n_prompt tokens are the prompt.
         """
-        adjusted = self._adjust(logits, context, n_prompt)
         if self.greedy:
-            best = int(adjusted.argmax())
-            _check_finite(float(adjusted[best]))
-            return Law.point(best)
-        return self._truncate(adjusted)
+            return Law.point(self.best(logits, context, n_prompt))
+        return self._truncate(logits if self._as_they_are else self._adjust(logits, context, n_prompt))
+
+    def best(self, logits: Floats, context: Tokens, n_prompt: int) -> int:
+        """The most probable token to follow: what greedy decoding is certain of. Arguments as for law()."""
+        adjusted = logits if self._as_they_are else self._adjust(logits, context, n_prompt)
+        token = int(adjusted.argmax())
+        top = adjusted.item(token)
+        if not math.isfinite(top):
+            _refuse(top)
+        return token
 
     def _adjust(self, logits: Floats, context: Tokens, n_prompt: int) -> Floats:
-        penalised = self.repetition_penalty != 1.0
-        counted = bool(self.presence_penalty or self.frequency_penalty)
-        if not (penalised or counted or self.logit_bias or self.processors):
-            return logits
         logits = logits.copy()
         for token, bias in self.logit_bias.items():
             if not 0 <= token < len(logits):
                 raise OptionError(f"logit_bias names token {token}, but the vocabulary has {len(logits)} tokens.")
             logits[token] += bias
-        if penalised:
+        if self.repetition_penalty != 1.0:
             seen = np.unique(context)
             x = logits[seen]
             logits[seen] = np.where(x > 0, x / self.repetition_penalty, x * self.repetition_penalty)
-        if counted and len(context) > n_prompt:
+        if (self.presence_penalty or self.frequency_penalty) and len(context) > n_prompt:
             seen, counts = np.unique(context[n_prompt:], return_counts=True)
             logits[seen] -= (self.presence_penalty + self.frequency_penalty * counts).astype(logits.dtype)
         for processor in self.processors:
@@ -90,7 +96,8 @@ class Sampling:
 
     def _truncate(self, logits: Floats) -> Law:
         top = float(logits.max())
-        _check_finite(top)
+        if not math.isfinite(top):
+            _refuse(top)
         ids = None
         if self.top_k is not None and self.top_k < len(logits):
             kth = np.partition(logits, -self.top_k)[-self.top_k]
@@ -119,9 +126,8 @@ def _nucleus(probs: np.ndarray, mass: float) -> np.ndarray:
     return np.sort(order[:n])
 
 
-def _check_finite(top: float) -> None:
-    if math.isfinite(top):
-        return
+def _refuse(top: float) -> NoReturn:
+    """There is no most probable token: its logit is this one."""
     if top == -math.inf:
         raise OptionError("the logit processors left no token to choose from; loosen the bias, grammar or processor.")
     raise EngineError("the engine returned logits that are not numbers; try another engine or device.")

@@ -41,9 +41,12 @@ class CachedSequence:
     """Keeps `tokens`, what the session's cache covers, equal to what the session really holds.
 
     policy: compresses the cache whenever it is full; it covers more tokens than it holds entries then.
+    compares: whether committed() is to be told the laws.
     covered: what the session covers already, though it may hold entries of only some, those that the policy has just
         selected; None: what it holds is forgotten.
     """
+
+    compares = False
 
     def __init__(
         self,
@@ -120,7 +123,8 @@ class CachedSequence:
     @property
     def until_compression(self) -> int | None:
         """How many tokens can be committed before the cache is compressed; None: it never is."""
-        return None if self.next_compression is None else self.next_compression - self._n
+        due = self.next_compression
+        return None if due is None else due - self._n
 
     @property
     def next_compression(self) -> int | None:

@@ -62,6 +62,8 @@ class TrialSequence(CachedSequence):
         for a conversation that goes on with a small one.
     """
 
+    compares = True
+
     def __init__(
         self,
         open_session: Callable[[int | None], Session],

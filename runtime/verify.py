@@ -53,12 +53,23 @@ def verify(draft: Draft, law_at: LawAt, rng: np.random.Generator) -> Verdict:
 
 def _verify_chain(tokens: list[int], law_at: LawAt, rng: np.random.Generator) -> Verdict:
     """verify() for a one-hot chain: the usual case, in which a step may be as short as the bookkeeping for trees."""
-    path: list[int] = []
-    while True:
-        token = law_at(len(path), path).pick(rng.random())
-        if len(path) == len(tokens) or token != tokens[len(path)]:
-            return Verdict(tuple(range(1, len(path) + 1)), token)
-        path.append(token)
+    for accepted, drafted in enumerate(tokens):
+        token = law_at(accepted, tokens[:accepted]).pick(rng.random())
+        if token != drafted:
+            return Verdict(tuple(range(1, accepted + 1)), token)
+    return Verdict(tuple(range(1, len(tokens) + 1)), law_at(len(tokens), tokens).pick(rng.random()))
+
+
+def verify_greedy(tokens: list[int], best_at: Callable[[int], int]) -> Verdict:
+    """verify() for a one-hot chain where every law is one certain token: there is nothing to draw, and no law to make.
+
+    best_at: row -> the certain token after it. Asked only along the accepted path.
+    """
+    for accepted, drafted in enumerate(tokens):
+        token = best_at(accepted)
+        if token != drafted:
+            return Verdict(tuple(range(1, accepted + 1)), token)
+    return Verdict(tuple(range(1, len(tokens) + 1)), best_at(len(tokens)))
 
 
 def _children(draft: Draft) -> dict[int, tuple[int, ...]]:

@@ -44,8 +44,26 @@ MUTANTS = (
     Mutant(
         "a chain reuses the row before",
         "runtime/verify.py",
-        "token = law_at(len(path), path)",
-        "token = law_at(max(len(path) - 1, 0), path)",
+        "token = law_at(accepted, tokens[:accepted])",
+        "token = law_at(max(accepted - 1, 0), tokens[:accepted])",
+    ),
+    Mutant(
+        "a greedy chain reuses the row before",
+        "runtime/verify.py",
+        "token = best_at(accepted)",
+        "token = best_at(max(accepted - 1, 0))",
+    ),
+    Mutant(
+        "greedy penalties do not see the drafted path",
+        "runtime/engine.py",
+        "committed[: n + row], n_prompt)",
+        "committed[:n], n_prompt)",
+    ),
+    Mutant(
+        "a run of accepted tokens counts as one",
+        "runtime/acceptance.py",
+        "chance = self._learn(confidence, hit, n)",
+        "chance = self._learn(confidence, hit, 1)",
     ),
     Mutant(
         "penalties do not see the drafted path",
@@ -59,9 +77,7 @@ MUTANTS = (
         "target.truncate(n - 1)  # forgets",
         "target.truncate(n)  # forgets",
     ),
-    Mutant(
-        "tokens behind a stop id stay", "runtime/engine.py", 'return tokens[: i + 1], "stop"', 'return tokens, "stop"'
-    ),
+    Mutant("tokens behind a stop id stay", "runtime/engine.py", 'return tokens[:end], "stop"', 'return tokens, "stop"'),
     Mutant(
         "a path in a tree keeps the wrong entries",
         "runtime/engine.py",
@@ -145,9 +161,12 @@ MUTANTS = (
         "self._learn_chain(draft.expected.tolist(), len(rows))",
     ),
     Mutant(
-        "no draft is no choice", "runtime/draft_length.py", "least = 0, -math.inf, _MARGIN", "least = 0, -math.inf, 0.0"
+        "no draft is no choice",
+        "runtime/draft_length.py",
+        "seconds, least = forecast.accepted, forecast.seconds, _MARGIN",
+        "seconds, least = forecast.accepted, forecast.seconds, 0.0",
     ),
-    Mutant("drafts are allowed whatever they may lose", "runtime/draft_length.py", " and seconds <= affordable:", ":"),
+    Mutant("drafts are allowed whatever they may lose", "runtime/draft_length.py", " and seconds[k] <= affordable", ""),
     Mutant(
         "plain steps are never measured again",
         "runtime/draft_length.py",

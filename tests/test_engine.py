@@ -75,6 +75,7 @@ def tokens(rounds: Iterator[Round]) -> list[int]:
     n=st.integers(1, 40),
     stop=st.integers(0, V + 3),
     temperature=st.sampled_from([0.0, 0.9]),
+    penalty=st.sampled_from([0.0, 2.0]),
     seed=st.integers(0, 1000),
 )
 def test_any_draft_any_limit_any_stop_gives_the_plain_answer(
@@ -85,10 +86,11 @@ def test_any_draft_any_limit_any_stop_gives_the_plain_answer(
     n: int,
     stop: int,
     temperature: float,
+    penalty: float,
     seed: int,
 ) -> None:
     limits = Limits(max_new_tokens=n, stop_ids=frozenset({stop}))
-    sampling = Sampling(temperature=temperature)
+    sampling = Sampling(temperature=temperature, frequency_penalty=penalty)
     plain = list(run(prompt, sampling=sampling, limits=limits, seed=seed))
     sequence = CachedSequence(ToyWeights(V).session(), rows)
     rounds = list(

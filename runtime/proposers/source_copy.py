@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import accumulate, repeat
+from operator import eq, mul
 
 import numpy as np
 
@@ -20,7 +22,7 @@ from ..interfaces import EMPTY_DRAFT, Budget, Draft, Probs, Proposer, Tokens
 _JUMP = 4  # edits that going on anywhere else in the source is worth
 _LOST = (2, 10)  # tokens in doubt after which the place is not known any more: before the first copies, and after them,
 _FOUND = 5  # and so many in a row that stand in the source tell it again
-_FLOOR = 0.02  # a path less likely than this is not followed,
+_FLOOR = 0.1  # a path less likely than this is not followed,
 _SILENT = 0.2  # and with a next token less likely than this nothing is said: by chance letters agree nearly that often
 _EVIDENCE = 2  # copies in a row, at a place without doubt, before which nothing is said: a wrong draft takes long
 _MEMORY = 0.98  # what an old copy is worth after one more token
@@ -51,7 +53,6 @@ class _Copying:
     def __init__(self, name: str, source: Tokens, start: int) -> None:
         self.name = name
         self._source = source
-        self._numbers: Probs = np.arange(len(source), dtype=np.float64)
         self._alignment = Alignment(source.tolist())
         self._text = _text(source.tolist())
         self._seen = start  # length of the context that is aligned
@@ -75,8 +76,7 @@ class _Copying:
         if k < 1 or first < _SILENT:
             return EMPTY_DRAFT
         k = min(k, 1 + int(math.log(_FLOOR / first) / math.log(then)))
-        expected: Probs = np.power(then, self._numbers[:k])
-        expected *= first
+        expected: Probs = np.fromiter(accumulate(repeat(then, k - 1), mul, initial=first), np.float64, k)
         return Draft(self._source[at : at + k], expected=expected)
 
     def _find(self, context: Tokens) -> None:
@@ -147,12 +147,9 @@ class Alignment:
 
     def run(self, tokens: list[int], start: int) -> int:
         """How many of the tokens from `start` on are copies from here on."""
-        source, here = self._source, self.at - start
-        end = min(len(tokens), len(source) - here)
-        i = start
-        while i < end and source[here + i] == tokens[i]:
-            i += 1
-        return i - start
+        goes_on = self._source[self.at : self.at + len(tokens) - start]
+        same = list(map(eq, tokens[start:], goes_on))
+        return len(same) if all(same) else same.index(False)
 
     def copy(self, tokens: list[int]) -> None:
         """The output went on with these tokens of the source."""
