@@ -214,7 +214,7 @@ def calibrate(session: Session, widths: tuple[int, ...] = PROBED_WIDTHS) -> Cali
     session.truncate(0)
     ordered = np.array(sorted(seconds))
     curve = CostCurve(ordered, np.array([seconds[w] for w in ordered]), switch, entry_s)
-    return Calibration(curve, classify(logits, session.info.widths))
+    return Calibration(curve, classify(logits, session.info.widths, session.info.alike_from))
 
 
 def _switch_s(session: Session, tokens: Tokens, narrow: int, seconds: dict[int, float]) -> float:

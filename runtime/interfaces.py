@@ -80,6 +80,7 @@ class ModelInfo:
     settings: str = ""  # whatever else changes bits or speed: cache type, activation type
     widths: tuple[int, ...] = ()  # ascending: the only ones of decode steps, others are padded to them; (): any
     encoder: EncoderInfo | None = None  # None: a decoder-only model
+    alike_from: int = 1  # rows: narrower steps have bits of their own, though rounding may hide it in most tokens
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,14 +84,17 @@ class RowClasses:
         return RowRule(tuple(sorted(widths)), trees=False)
 
 
-def classify(logits_by_width: dict[int, Floats], ladder: tuple[int, ...] = ()) -> RowClasses:
+def classify(
+    logits_by_width: dict[int, Floats], ladder: tuple[int, ...] = (), alike_from: int = 1
+) -> RowClasses:
     """Classes of widths whose logits agree bitwise on the rows they share.
 
     logits_by_width: for each width, logits (n, vocab_size) of the same tokens, run in steps of that width.
+    alike_from: ModelInfo.alike_from: a narrower width is a class of its own, whatever was seen.
     """
     classes: list[list[int]] = []
     for width, logits in sorted(logits_by_width.items()):
-        for members in classes:
+        for members in (members for members in classes if members[0] >= alike_from):
             other = max((logits_by_width[m] for m in members), key=len)
             n = min(len(logits), len(other))
             if np.array_equal(logits[:n], other[:n]):

@@ -17,8 +17,10 @@ from tiny_seq2seq import VOCAB_SIZE, save_pair, tiny_pair
 from pilotfish.exporters.weight_form import WeightForm, check_activations
 from pilotfish.exporting import export
 from pilotfish.runtime.bundle import Manifest, open_bundle
+from pilotfish.runtime.cost import calibrate
 from pilotfish.runtime.errors import OptionError, UnsupportedModelError
 from pilotfish.runtime.interfaces import Floats
+from pilotfish.runtime.rows import classify
 
 torch = pytest.importorskip("torch", reason="exporting needs torch")
 pytest.importorskip("onnxscript", reason="exporting to ONNX needs onnxscript")
@@ -127,6 +129,15 @@ def test_rows_do_not_see_how_many_they_are_and_sums_fit(static: Any) -> None:
         session.close()
     weights.close()
     assert all(np.array_equal(rows, by_width[33][:width]) for width, rows in by_width.items())
+
+
+def test_one_row_is_apart_even_where_it_looks_alike(static: Any) -> None:
+    weights = get("onnx").open(static("flan")[2], device=None, threads=1, kv_dtype=None)
+    measured = calibrate(weights.session(256))
+    weights.close()
+    assert weights.info.alike_from == 2 and measured.rows.classes[0] == (1,) and measured.rows.rule().minimum == 2
+    alike = dict.fromkeys((1, 2, 3, 8), np.zeros((8, 4), np.float32))
+    assert classify(alike).classes == ((1, 2, 3, 8),) and classify(alike, (), 2).classes == ((1,), (2, 3, 8))
 
 
 @pytest.mark.slow
