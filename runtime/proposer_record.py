@@ -32,6 +32,7 @@ class ProposerRecord:
     asked_s: float = 0.0  # and takes, with all that is thought about the answer
     rest: int = 0  # rounds it rested the last time,
     wakes: int = 0  # and the round in which that ends
+    paid: bool = False  # whether a draft of it was worth asking for in this answer
 
     def dear(self, plain_s: float) -> bool:
         """Whether it is judged by its record, before any time is spent on it."""
@@ -56,11 +57,14 @@ class ProposerRecord:
             self.tire(round_, plain_s)
 
     def begin(self, plain_s: float) -> None:
-        """A new answer: what the last one was worth says little about it. Where asking takes a good part of a step the
-        first two rounds are left out, which tell a lookup next to nothing, and it has to show what it is worth."""
+        """A new answer. Where asking takes a good part of a step it has to show again what it is worth, and unless it
+        was worth that in the last answer the first two rounds are left out, which tell a lookup next to nothing."""
         self.rest = self.wakes = 0
         if self.asked_s > _CONSIDERABLE * plain_s and not self.dear(plain_s):
-            self.worth_s, self.rest, self.wakes = 0.0, 1, 2
+            self.worth_s = 0.0
+            if not self.paid:
+                self.rest, self.wakes = 1, 2
+        self.paid = False
 
     def observe_asking(self, promised_s: float, seconds: float, plain_s: float) -> None:
         """It was asked, and its draft promises to save so much against plain decoding. What is promised can only
@@ -75,7 +79,7 @@ class ProposerRecord:
         rate = _GAIN_RATE if saved_s > self.worth_s else _WORTH_RATE
         self.worth_s += rate * (saved_s - self.worth_s)
         if saved_s > self.asked_s:
-            self.rest = 0
+            self.rest, self.paid = 0, True
 
     def asked(self, forecast: Forecast, k: int) -> None:
         """k tokens of its draft are verified this round."""

@@ -149,6 +149,18 @@ MUTANTS = (
         "            self.wakes = 0\n",
     ),
     Mutant(
+        "an answer after one that gained waits like any other",
+        "runtime/proposer_record.py",
+        "            if not self.paid:\n",
+        "            if True:\n",
+    ),
+    Mutant(
+        "one row counts as alike where it only looks so",
+        "runtime/rows.py",
+        "if members[0] >= alike_from",
+        "if True",
+    ),
+    Mutant(
         "a promise counts for what it said",
         "runtime/drafting.py",
         "            record.observe_saved(max(n_tokens * plain_s - spent, 0.0))\n",

@@ -14,7 +14,7 @@ from pilotfish.runtime.cost import CostCurve, calibrate, facts_key
 from pilotfish.runtime.draft_length import RenewalReward
 from pilotfish.runtime.drafting import Drafting
 from pilotfish.runtime.interfaces import Draft, ModelInfo, Step, Tokens
-from pilotfish.runtime.rows import RowRule
+from pilotfish.runtime.rows import RowRule, classify
 from pilotfish.testing.toy import ToyWeights
 
 WIDTHS = np.array([1, 2, 4, 8, 16])
@@ -273,3 +273,9 @@ def test_a_proposer_that_is_too_sure_is_found_out_at_once() -> None:
             record.observe(chain(stated), (1,))
     assert record.calibrate([0.65])[0] > 0.65
     assert 0.0 < record.calibrate([1.0])[0] <= 1.0 and record.calibrate([0.0])[0] < 0.1
+
+
+def test_a_width_that_only_looks_alike_is_a_class_of_its_own() -> None:
+    alike = dict.fromkeys((1, 2, 3, 8), np.zeros((8, 4), np.float32))
+    assert classify(alike).classes == ((1, 2, 3, 8),)
+    assert classify(alike, (), 2).classes == ((1,), (2, 3, 8))

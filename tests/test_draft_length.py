@@ -251,16 +251,18 @@ def test_where_asking_takes_half_a_step_promises_of_a_new_answer_are_believed_fo
     curve = 1.5e-4 + 5e-6 * WIDTHS  # a tiny model
     drafting = Drafting(RenewalReward(), CostCurve(WIDTHS.copy(), curve.copy()), ANY_WIDTH)
     guesser, context = Counted(0.0, 0.9), np.zeros(500, dtype=np.int64)
-    for right in (True, False):
+    first_asked = []
+    for right in (True, False, False):
         drafting.begin(0)
         guesser.asked = 0
+        first_asked.append(0)
         for _ in range(60):
+            first_asked[-1] += not guesser.asked
             proposal = drafting.propose((guesser,), context, 32)
             k = len(proposal.draft)
             finish(drafting, proposal, k if right else 0, k + 1, float(curve[k]))
-        if right:
-            assert guesser.asked == 60
-    assert guesser.asked <= 12, guesser.asked
+        assert guesser.asked == 60 if right else guesser.asked <= 12, guesser.asked
+    assert first_asked == [1, 1, 3]  # at once where the answer before had gained by it
 
 
 def test_a_lookup_that_brings_nothing_rests_and_one_that_pays_again_is_asked_every_round() -> None:

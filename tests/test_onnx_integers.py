@@ -20,7 +20,6 @@ from pilotfish.runtime.bundle import Manifest, open_bundle
 from pilotfish.runtime.cost import calibrate
 from pilotfish.runtime.errors import OptionError, UnsupportedModelError
 from pilotfish.runtime.interfaces import Floats
-from pilotfish.runtime.rows import classify
 
 torch = pytest.importorskip("torch", reason="exporting needs torch")
 pytest.importorskip("onnxscript", reason="exporting to ONNX needs onnxscript")
@@ -136,8 +135,6 @@ def test_one_row_is_apart_even_where_it_looks_alike(static: Any) -> None:
     measured = calibrate(weights.session(256))
     weights.close()
     assert weights.info.alike_from == 2 and measured.rows.classes[0] == (1,) and measured.rows.rule().minimum == 2
-    alike = dict.fromkeys((1, 2, 3, 8), np.zeros((8, 4), np.float32))
-    assert classify(alike).classes == ((1, 2, 3, 8),) and classify(alike, (), 2).classes == ((1,), (2, 3, 8))
 
 
 @pytest.mark.slow

@@ -120,3 +120,38 @@ def test_an_answer_about_something_else_is_found_again_when_it_copies() -> None:
     assert text(after(SOURCE, other + copied[:20])) == SOURCE[20:25]
     at_once = reader(SOURCE).propose(as_tokens([START, *other, *copied[:20]]), Allowance(5))
     assert text(at_once) == SOURCE[20:25]
+
+
+def chance(one: Proposer, output: bytes) -> float:
+    """Of the first token it drafts; the output was one round."""
+    draft = one.propose(as_tokens([START, *output]), Allowance(5))
+    return 0.0 if draft.expected is None else float(draft.expected[0])
+
+
+def test_an_answer_after_one_that_copied_is_taken_to_copy() -> None:
+    copies = SourceCopy()
+    assert chance(copies.reading(as_tokens([*SOURCE.encode()]), 1), b"") == 0.0
+    assert chance(copies.reading(as_tokens([*SOURCE.encode()]), 1), b"one") > 0.8
+    fresh = copies.reading(as_tokens([*SOURCE.encode()]), 1)
+    assert text(fresh.propose(as_tokens([START]), Allowance(5))) == "one t"
+    assert chance(fresh, b"zqx") == 0.0  # this one does not,
+    assert chance(copies.reading(as_tokens([*SOURCE.encode()]), 1), b"") == 0.0  # so the next is not taken to
+    other = SourceCopy()
+    assert chance(other.reading(as_tokens([*SOURCE.encode()]), 1), b"") == 0.0  # of its own model only
+
+
+def test_how_texts_go_on_after_an_edit_is_learnt_over_answers() -> None:
+    source = SOURCE * 3
+
+    def learnt(answers: list[bytes]) -> tuple[float, float]:
+        """Chances after a token that stands nowhere near, and after one that stands two places on."""
+        copies = SourceCopy()
+        for answer in answers:
+            chance(copies.reading(as_tokens([*source.encode()]), 1), answer)
+        return tuple(chance(copies.reading(as_tokens([*source.encode()]), 1), end) for end in (b"one #", b"one w"))  # type: ignore[return-value]
+
+    replaced = source.replace("e", "#").encode()  # each goes on at once
+    foreign = [source[:n].encode() + b"#%&$" + source[n + 4 :].encode() for n in range(4, 40, 3)]  # none does
+    at_once, in_the_end = learnt([replaced]), learnt(foreign)
+    assert at_once[0] > 0.6 > 0.4 > in_the_end[0]
+    assert abs(at_once[1] - in_the_end[1]) < 0.2  # the other kind of edit is another matter

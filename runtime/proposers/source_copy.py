@@ -11,7 +11,7 @@ An answer that stays in doubt is not followed any longer: its last few tokens ar
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate, repeat
 from operator import eq, mul
 
@@ -26,7 +26,19 @@ _FLOOR = 0.1  # a path less likely than this is not followed,
 _SILENT = 0.2  # and with a next token less likely than this nothing is said: by chance letters agree nearly that often
 _EVIDENCE = 2  # copies in a row, at a place without doubt, before which nothing is said: a wrong draft takes long
 _MEMORY = 0.98  # what an old copy is worth after one more token
-_PRIOR = ((1.0, 1.0), (0.5, 4.5))  # tokens that were no copies, and that were: after one that was none, after a copy
+_NEW, _NEAR, _COPY = range(3)  # the last token stands nowhere near its place, stands near it, or at it
+_PRIOR = ((1.0, 1.0), (1.0, 1.0), (0.5, 4.5))  # tokens after each that were no copies, and that were
+_MEMORY_OF_ANSWERS = 0.95  # and what one after an edit is worth after one more, over many answers,
+_PRIOR_MASS = 4.0  # which count as so many in the next
+
+
+@dataclass(slots=True)
+class _Habit:
+    """What answers have in common. copies: whether the last one that showed it copied its source; counts: as _PRIOR, of
+    many answers: how texts go on after an edit is a matter of what they are corrected for, and one has few edits."""
+
+    copies: bool = False
+    counts: list[list[float]] = field(default_factory=lambda: [list(row) for row in _PRIOR])
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +46,10 @@ class SourceCopy:
     """Drafts by going on in the source. Deterministic, so drafts are one-hot; without a source there is none."""
 
     name: str = "source-copy"
+    _habit: _Habit = field(default_factory=_Habit, repr=False, compare=False)
 
     def reading(self, source: Tokens, start: int) -> Proposer:
-        return _Copying(self.name, source, start)
+        return _Copying(self.name, source, start, self._habit)
 
     def propose(self, context: Tokens, budget: Budget) -> Draft:
         return EMPTY_DRAFT
@@ -50,14 +63,15 @@ class _Copying:
     model's step is as short as a few array operations.
     """
 
-    def __init__(self, name: str, source: Tokens, start: int) -> None:
-        self.name = name
+    def __init__(self, name: str, source: Tokens, start: int, habit: _Habit) -> None:
+        self.name, self._habit = name, habit
         self._source = source
         self._alignment = Alignment(source.tolist())
         self._text = _text(source.tolist())
         self._seen = start  # length of the context that is aligned
-        self._counts = [list(row) for row in _PRIOR]
-        self._copied = True  # whether the last token was what stood at its place
+        self._counts = [[c * min(1.0, _PRIOR_MASS / sum(row)) for c in row] for row in habit.counts[:_COPY]]
+        self._counts.append(list(_PRIOR[_COPY]))
+        self._last = _COPY  # what the last token was
         self._copies = False  # whether this answer is known to copy
         self._lost = False  # whether its place is not known any more
 
@@ -68,9 +82,9 @@ class _Copying:
         if self._lost:
             self._find(context)
         self._seen = len(context)
-        if self._lost or not self._copies:
+        if self._lost or not (self._copies or self._habit.copies):
             return EMPTY_DRAFT
-        first, then = self._chance(self._copied), self._chance(True)
+        first, then = self._chance(self._last), self._chance(_COPY)
         at = self._alignment.at
         k = min(budget.max_tokens, len(self._source) - at)
         if k < 1 or first < _SILENT:
@@ -86,11 +100,11 @@ class _Copying:
         at = self._text.find(_text(tail))
         if at >= 0:
             self._alignment.place(at + len(tail), len(tail))
-            self._copied = self._copies = True
+            self._last, self._copies = _COPY, True
             self._lost = False
 
-    def _chance(self, copied: bool) -> float:
-        no, yes = self._counts[copied]
+    def _chance(self, last: int) -> float:
+        no, yes = self._counts[last]
         return yes / (no + yes)
 
     def _follow(self, tokens: list[int]) -> None:
@@ -101,30 +115,35 @@ class _Copying:
             if run:
                 self._count(run)
                 alignment.copy(tokens[i : i + run])
-                self._copies = self._copies or (alignment.straight >= _EVIDENCE and not alignment.doubtful)
+                if alignment.straight >= _EVIDENCE and not alignment.doubtful:
+                    self._copies = self._habit.copies = True
             i += run
             if i < len(tokens):
                 self._learn(False)
-                self._copied = False
                 self._lost = alignment.doubtful >= _LOST[self._copies]
                 if self._lost:
+                    self._habit.copies = False
                     return
                 alignment.edit(tokens[i])
+                self._last = _NEAR if alignment.near else _NEW
                 i += 1
 
     def _count(self, run: int) -> None:
         """So many copies in a row."""
         self._learn(True)
-        self._copied = True
-        counts, kept = self._counts[1], _MEMORY ** (run - 1)
+        self._last = _COPY
+        counts, kept = self._counts[_COPY], _MEMORY ** (run - 1)
         counts[0] *= kept
         counts[1] = counts[1] * kept + (1.0 - kept) / (1.0 - _MEMORY)
 
     def _learn(self, hit: bool) -> None:
-        counts = self._counts[self._copied]
-        counts[0] *= _MEMORY
-        counts[1] *= _MEMORY
-        counts[hit] += 1.0
+        learnt = [(self._counts[self._last], _MEMORY)]
+        if self._last != _COPY:
+            learnt.append((self._habit.counts[self._last], _MEMORY_OF_ANSWERS))
+        for counts, kept in learnt:
+            counts[0] *= kept
+            counts[1] *= kept
+            counts[hit] += 1.0
 
 
 class Alignment:
@@ -143,6 +162,7 @@ class Alignment:
         self.at = 0
         self.straight = 0  # copies in a row
         self.doubtful = 0  # tokens since it was clear where they come from
+        self.near = True  # whether the last token stands before this place
         self._within = [0] * _JUMP  # bit p of number c: place p costs c at most; stale while there is no doubt
 
     def run(self, tokens: list[int], start: int) -> int:
@@ -189,6 +209,7 @@ class Alignment:
         after[-1] = after[-2] | after[-1] & copies
         self._within = [places & self._every for places in after]
         best = self._within[0]
+        self.near = bool(best & copies)
         self.at = _nearest(best & copies or best, self.at + 1)
 
 
