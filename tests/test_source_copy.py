@@ -75,7 +75,7 @@ def test_chances_follow_what_was_copied() -> None:
     copied = (SOURCE * 4).encode()
     assert chance(copied[:80]) > chance(copied[:10]) > 0.8
     other = np.random.default_rng(0).integers(128, 250, 60).astype(np.uint8).tobytes()
-    assert chance(copied[:4] + other) == 0.0 < chance(copied[:4] + other[:2]) < 0.4  # silent in the end
+    assert chance(copied[:4] + other[:2]) == 0.0 < chance(copied[:4] + other[:1]) <= 0.5  # silent before long
     assert chance(other + copied[:60]) > 0.8  # and found again
     draft = reader(SOURCE).propose(as_tokens([START, *copied[:10]]), Allowance(5))
     assert draft.expected is not None and (np.diff(draft.expected) < 0).all() and draft.laws is None
