@@ -15,7 +15,7 @@ _GAIN_RATE = 0.5  # and how fast where it is better than was thought
 _CONSIDERABLE = 0.05  # plain steps: where asking takes more, every answer has to show that it is worth it
 _PONDER = 0.02  # of a plain step: thinking longer than that about a proposer that is not asked is no small matter
 _REST_SHARE = 0.005  # of the time: what asking one that brings less than it takes may cost,
-_REST = (3, 63)  # so it rests so many rounds at a time, at the least and at the most, having begun with one
+_REST = (3, 63)  # so it rests so many rounds at a time, at the least and at the most, having begun with two
 
 
 @dataclass(slots=True)
@@ -41,11 +41,11 @@ class ProposerRecord:
     def tire(self, round_: int, plain_s: float) -> None:
         """Leave it out for a while if it brings less than asking takes: a lookup in every round is not free either.
 
-        Each rest is twice as long as the one before, so an answer in which nothing can be drafted asks few times.
+        Each rest is three times as long as the one before, so an answer in which nothing can be drafted asks few times.
         """
         if self.worth_s < self.asked_s:
             longest = min(max(int(self.asked_s / (_REST_SHARE * plain_s)), _REST[0]), _REST[1])
-            self.rest = min(2 * self.rest + 1, longest)
+            self.rest = min(3 * self.rest + 2, longest)
             self.wakes = round_ + 1 + self.rest
             self.idle += self.rest
 
