@@ -31,7 +31,9 @@ def export(
     head: Annotated[str | None, typer.Option(help="Output layer; default: as weights, but int8 for int4.")] = None,
     block: Annotated[int, typer.Option(help="Weights that share a scale.")] = 32,
     symmetric: Annotated[bool, typer.Option("--symmetric", help="No zero points: smaller, less exact.")] = False,
-    activations: Annotated[str, typer.Option(help="Of ONNX and OpenVINO: int8, or f32: closer, slower; of ONNX: static.")] = "int8",
+    activations: Annotated[
+        str, typer.Option(help="Of ONNX and OpenVINO: int8, or f32: closer, slower; of ONNX: static.")
+    ] = "int8",
     draft: Annotated[str | None, typer.Option(help="A smaller model that drafts; exported in the same way.")] = None,
     data_aware: Annotated[
         str | None, typer.Option(help="For int4 layers, comma-separated: awq, scale, gptq; ONNX has gptq.")

@@ -139,9 +139,7 @@ def _grid_values(graph: ir.Graph, name: str, grid: InputGrid) -> tuple[ir.Value,
     return scale, constant(graph, f"{name}.zero", np.array(grid.zero_point, np.uint8))
 
 
-def _multiply(
-    graph: ir.Graph, node: ir.Node, rounded: ir.Value, grid: InputGrid, matrix: Matrix, parts: Parts
-) -> None:
+def _multiply(graph: ir.Graph, node: ir.Node, rounded: ir.Value, grid: InputGrid, matrix: Matrix, parts: Parts) -> None:
     result = node.outputs[0]
     base = f"{result.name}.integers"
     made = IntegerMatrix(matrix.parameters, matrix.stored, matrix.wanted_block, matrix.symmetric)

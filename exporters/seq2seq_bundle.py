@@ -63,7 +63,9 @@ def export_seq2seq(
         if "openvino" in to:
             wanted = Compression(form)
             made = trace_seq2seq_openvino(model, building / "openvino", wanted)
-            made |= compress_seq2seq_openvino(building / "openvino", wanted) | {"activations": as_they_come(activations)}
+            made |= compress_seq2seq_openvino(building / "openvino", wanted) | {
+                "activations": as_they_come(activations)
+            }
             recipe |= {f"openvino.{key}": value for key, value in made.items()}
         if tokenizer is not None:
             shutil.copyfile(tokenizer, building / "tokenizer.json")

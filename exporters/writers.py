@@ -11,8 +11,8 @@ from ..runtime.decoder_shape import ARCHITECTURES
 from ..runtime.errors import OptionError, UnsupportedModelError
 from .gguf_t5 import FAMILIES, check_t5
 from .model_source import ModelSource, Share
-from .seq2seq_onnx import UNHEARD
 from .order import DataAware, Order, sizes, stored_bytes
+from .seq2seq_onnx import UNHEARD
 from .weight_form import Stored, WeightForm, as_they_come, check_activations
 
 if TYPE_CHECKING:

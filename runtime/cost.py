@@ -259,5 +259,6 @@ def _fastest_s(session: Session, tokens: Tokens, n_entries: int, n_steps: int) -
 
 def facts_key(info: ModelInfo) -> str:
     """File name under which what was measured is kept: everything that changes costs or bits."""
-    parts = (info.digest[:16], info.engine, info.engine_version, info.device, str(info.threads), info.settings)
+    alike = f"alike from {info.alike_from}" if info.alike_from > 1 else ""
+    parts = (info.digest[:16], info.engine, info.engine_version, info.device, str(info.threads), info.settings, alike)
     return "-".join("".join(c if c.isalnum() or c in "._" else "_" for c in p) for p in parts if p)

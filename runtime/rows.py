@@ -84,9 +84,7 @@ class RowClasses:
         return RowRule(tuple(sorted(widths)), trees=False)
 
 
-def classify(
-    logits_by_width: dict[int, Floats], ladder: tuple[int, ...] = (), alike_from: int = 1
-) -> RowClasses:
+def classify(logits_by_width: dict[int, Floats], ladder: tuple[int, ...] = (), alike_from: int = 1) -> RowClasses:
     """Classes of widths whose logits agree bitwise on the rows they share.
 
     logits_by_width: for each width, logits (n, vocab_size) of the same tokens, run in steps of that width.
