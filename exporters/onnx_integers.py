@@ -1,8 +1,8 @@
 """Linear layers as products of whole numbers, by scales of their inputs that a text was read for.
 
-MatMulNBits rounds each row as it comes and multiplies row by row, so that 17 rows of a narrow matrix cost six times
-what one costs. MatMulInteger keeps a tile of rows in registers: three times. Its sums are exact, so a row's bits do
-not depend on how many there are; but its inputs have one scale, which has to be known before.
+MatMulNBits rounds each row as it comes and multiplies row by row, so that 17 rows of a narrow matrix cost five times
+what one costs. MatMulIntegerToFloat keeps a tile of rows in registers: less than twice. Its sums are exact, so a row's
+bits do not depend on how many there are; but its inputs have one scale, which has to be known before.
 """
 
 from __future__ import annotations
@@ -112,15 +112,15 @@ class IntegerMatrix(Matrix):
 
 def multiply_integers(graph: ir.Graph, parts: Parts, grids: InputGrids) -> Parts:
     """Every product with weights in blocks becomes one of whole numbers; the parts, with the new matrices."""
-    changed, rounded = dict(parts), dict[ir.Value, ir.Value]()
+    changed, rounded = dict(parts), dict[ir.Value, tuple[ir.Value, InputGrid]]()
     for node in [node for node in graph if node.op_type == "MatMulNBits"]:
         x, codes, *_ = node.inputs
         assert x is not None and codes is not None and codes.name is not None
         matrix = parts[codes.name][0]
-        grid = grids[matrix.parameters[0].data_ptr()]
         if x not in rounded:
-            rounded[x] = _rounded(graph, x, grid, node)
-        _multiply(graph, node, rounded[x], grid, matrix, changed)
+            grid = grids[matrix.parameters[0].data_ptr()]
+            rounded[x] = _rounded(graph, x, grid, node), grid
+        _multiply(graph, node, *rounded[x], matrix, changed)
     remove_dead(graph)
     return {name: part for name, part in changed.items() if name in graph.initializers}
 

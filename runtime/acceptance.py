@@ -113,10 +113,13 @@ def conditional(draft: Draft) -> list[float]:
 
 
 def _quotients(paths: list[float], above: list[float]) -> list[float]:
-    """Confidence of the last token of each path. above: of the paths that they go on from, perhaps more than those."""
-    if 0.0 in above:
-        return [path / before if path < before else 1.0 for path, before in zip(paths, above, strict=False)]
-    return list(map(truediv, paths, above))
+    """Confidence of the last token of each path, at most 1. above: of the paths that they go on from, perhaps more
+    than those."""
+    if 0.0 not in above:
+        found = list(map(truediv, paths, above))
+        if max(found, default=0.0) <= 1.0:  # as it should be, and faster than to look at each
+            return found
+    return [path / before if path < before else 1.0 for path, before in zip(paths, above, strict=False)]
 
 
 def _runs(stated: Sequence[float]) -> list[tuple[float, int]]:

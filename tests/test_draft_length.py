@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from pilotfish.runtime.acceptance import conditional
 from pilotfish.runtime.cost import CostCurve
 from pilotfish.runtime.draft_length import Confidence, Fixed, RenewalReward
 from pilotfish.runtime.drafting import Drafting, Proposal
@@ -290,3 +291,12 @@ def test_a_lookup_that_brings_nothing_rests_and_one_that_pays_again_is_asked_eve
     assert rounds(3, steep) <= 1
     drafting.begin(0)
     assert rounds(1, steep) == 1  # a new answer: what was learned about the last one's text says little
+
+
+@pytest.mark.parametrize(
+    ("stated", "judged"),
+    [([0.5, 0.25, 0.25], [0.5, 0.5, 1.0]), ([0.5, 0.6, 0.3], [0.5, 1.0, 0.5]), ([0.5, 0.0, 0.0], [0.5, 0.0, 1.0])],
+)
+def test_no_token_is_surer_than_sure(stated: list[float], judged: list[float]) -> None:
+    """A path that is stated to be likelier than its beginning, or that begins with what cannot be, is no chance over 1."""
+    assert conditional(Draft(np.arange(3), expected=np.array(stated))) == judged

@@ -122,7 +122,7 @@ class _Copying:
                 self._learn(False)
                 self._lost = alignment.doubtful >= _LOST[self._copies]
                 if self._lost:
-                    self._habit.copies = False
+                    self._habit.copies = self._copies
                     return
                 alignment.edit(tokens[i])
                 self._last = _NEAR if alignment.near else _NEW
