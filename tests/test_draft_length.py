@@ -298,5 +298,5 @@ def test_a_lookup_that_brings_nothing_rests_and_one_that_pays_again_is_asked_eve
     [([0.5, 0.25, 0.25], [0.5, 0.5, 1.0]), ([0.5, 0.6, 0.3], [0.5, 1.0, 0.5]), ([0.5, 0.0, 0.0], [0.5, 0.0, 1.0])],
 )
 def test_no_token_is_surer_than_sure(stated: list[float], judged: list[float]) -> None:
-    """A path that is stated to be likelier than its beginning, or that begins with what cannot be, is no chance over 1."""
+    """Nor where a path is stated to be likelier than its beginning, or begins with what cannot be."""
     assert conditional(Draft(np.arange(3), expected=np.array(stated))) == judged
