@@ -120,6 +120,6 @@ def described(form: WeightForm, matrices: Iterable[Matrix], activations: Activat
     if blocks:
         text += f", block {' and '.join(map(str, blocks))}{' symmetric' if form.symmetric else ''}"
     if activations == "static":
-        text += ", layers and output with one scale a row"
+        text += ", in int8 products one scale a row"
     whole = sum(matrix.bits is None for matrix in rounded)
     return f"{text}, {whole} matrices without blocks in fp32" if whole else text

@@ -27,6 +27,7 @@ WEIGHT_LEVELS = 90  # on either side of zero
 INPUT_LEVELS = 181
 _HIGHEST_CODE = 255
 _SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)  # of the range of an input that are tried
+_BITS = 8
 _CONTRIB = "com.microsoft"
 
 
@@ -91,7 +92,7 @@ class IntegerMatrix(Matrix):
 
     @property
     def bits(self) -> int:
-        return 8
+        return _BITS
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -111,12 +112,14 @@ class IntegerMatrix(Matrix):
 
 
 def multiply_integers(graph: ir.Graph, parts: Parts, grids: InputGrids) -> Parts:
-    """Every product with weights in blocks becomes one of whole numbers; the parts, with the new matrices."""
+    """Every product with int8 weights in blocks becomes one of whole numbers; the parts, with the new matrices."""
     changed, rounded = dict(parts), dict[ir.Value, tuple[ir.Value, InputGrid]]()
     for node in [node for node in graph if node.op_type == "MatMulNBits"]:
         x, codes, *_ = node.inputs
         assert x is not None and codes is not None and codes.name is not None
         matrix = parts[codes.name][0]
+        if matrix.bits != _BITS:  # an output of int4 beside layers of int8
+            continue
         if x not in rounded:
             grid = grids[matrix.parameters[0].data_ptr()]
             rounded[x] = _rounded(graph, x, grid, node), grid

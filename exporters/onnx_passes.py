@@ -199,6 +199,7 @@ def remove_dead(graph: ir.Graph) -> None:
 
 
 def constant(graph: ir.Graph, name: str, values: Any) -> ir.Value:
+    """An initializer of this name, now the graph's."""
     tensor = ir.Tensor(values, name=name)
     value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
     graph.register_initializer(value)

@@ -53,7 +53,8 @@ def _at_least_int8(stored: Stored) -> Stored:
 
 
 def check_activations(activations: Activations, form: WeightForm | None, samples: Sequence[Tokens]) -> None:
-    """Raise OptionError where static scales of activations cannot be: for weights that are not int8, or without text.
+    """Raise OptionError where static scales of activations cannot be: for weights that are not int8 with one scale a
+    row, or without text.
 
     Scales that are left to the engine, and floats, always can.
     """
@@ -66,6 +67,11 @@ def check_activations(activations: Activations, form: WeightForm | None, samples
         raise OptionError(
             f"static activations are multiplied with int8 weights, and these are {stored}; choose --weights int8, or "
             "--activations int8."
+        )
+    if form.block != _BLOCK or form.symmetric:
+        raise OptionError(
+            "static activations go with weights of one scale a row and no zero point; leave --block and --symmetric "
+            "out, or export formats that read them by themselves: a bundle keeps its other formats."
         )
     if not samples:
         raise OptionError(

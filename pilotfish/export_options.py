@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
-from .exporters.weight_form import WeightForm
+from .exporters.weight_form import WeightForm, as_they_come
 from .exporters.writers import FORMATS
 from .runtime.errors import OptionError
 
@@ -74,6 +74,8 @@ def only_for(job: Job, formats: tuple[str, ...]) -> Job:
         plain = WeightForm(form.layers)
         form = replace(form, **{name: getattr(plain, name) for name in _unread(job, formats) if name in _FORM_READERS})
     changes["data_aware"] = _read_methods(job, formats)
+    if "onnx" not in formats:
+        changes["activations"] = as_they_come(changes.get("activations", job.activations))
     read = changes["data_aware"] or changes.get("activations", job.activations) == "static"
     calibration = job.calibration if read else None
     return replace(job, to=formats, form=form, calibration=calibration, **changes)

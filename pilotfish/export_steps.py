@@ -251,13 +251,16 @@ class Steps:
         from .exporters.mobile import export_mobile
 
         what, began, graph = f"writing {name}", time.perf_counter(), self._folder / FORMATS["onnx"].file
+        written = (
+            "onnx" in self.made and self._order.activations != "static"
+        )  # what a kept bundle left has other options
         self._tell(what, 0.0)
         result = export_mobile(
             self._source,
             self._folder,
             form=self._order.form,
             model=model,
-            onnx=graph if "onnx" in self.made else None,  # one that a kept bundle left is of other options
+            onnx=graph if written else None,
             targets=(name,),
             activations=as_they_come(self._order.activations),
             context=self._order.context,

@@ -14,8 +14,9 @@ from tiers import quick
 from tiny_families import save_tiny, tiny
 from tiny_seq2seq import VOCAB_SIZE, save_pair, tiny_pair
 
+from pilotfish.export_options import only_for
 from pilotfish.exporters.weight_form import WeightForm, check_activations
-from pilotfish.exporting import export
+from pilotfish.exporting import Job, export
 from pilotfish.runtime.bundle import Manifest, open_bundle
 from pilotfish.runtime.cost import calibrate
 from pilotfish.runtime.errors import OptionError, UnsupportedModelError
@@ -158,6 +159,8 @@ def test_an_export_says_so_and_is_compared(tmp_path: Path, monkeypatch: pytest.M
     ("changes", "said"),
     [
         ({"weights": "int4"}, "static activations are multiplied with int8 weights, and these are int4"),
+        ({"block": 64}, "static activations go with weights of one scale a row"),
+        ({"symmetric": True}, "leave --block and --symmetric out"),
         ({"to": ("openvino",)}, "--activations static is of the format onnx"),
         ({"to": ("gguf",)}, "--activations is for the formats onnx"),
         ({"activations": "int8", "calibration": "x.txt"}, "--calibration is a text for --data-aware methods and"),
@@ -169,6 +172,21 @@ def test_what_has_no_sense_is_refused_before(tmp_path: Path, changes: dict[str, 
     with pytest.raises(OptionError, match=said):
         export(save_pair("flan", tmp_path / "source"), tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
+
+
+def test_what_is_beside_it_is_rounded_as_it_comes() -> None:
+    job = Job("x", Path("out"), ("onnx", "openvino"), INT8, activations="static", calibration=Path("own.txt"))
+    assert only_for(job, ("openvino",)).activations == "int8" and only_for(job, ("openvino",)).calibration is None
+    assert only_for(job, ("onnx",)) == replace(job, to=("onnx",))
+
+
+def test_an_int4_output_stays_one(tmp_path: Path) -> None:
+    form = WeightForm("int8", output="int4")
+    export_seq2seq(tiny_pair("flan"), tmp_path / "b", form, model_id="x", activations="static", samples=SAMPLES)
+    graph = onnx.load(tmp_path / "b" / "onnx" / "decoder.onnx", load_external_data=False).graph
+    left = [node for node in graph.node if node.op_type == "MatMulNBits"]
+    assert [node.output[0] for node in left] == ["logits"]
+    assert next(one.i for one in left[0].attribute if one.name == "bits") == 4
 
 
 def test_text_and_a_model_that_reads_are_needed(tmp_path: Path) -> None:
