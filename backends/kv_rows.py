@@ -22,7 +22,7 @@ class Rows:
     def __init__(self, max_context: int, n_positions: int) -> None:
         """n_positions: how many the model's rotary embedding has; an evicted cache holds fewer entries than that."""
         self.max_context = max_context
-        self._positions = np.empty(max_context, dtype=np.int64)
+        self._positions = np.empty(max_context + 1, dtype=np.int64)  # one more: with_new() of a spare row
         self._numbers = np.arange(n_positions, dtype=np.int64)
         self.n = 0
         self.last_width = 0  # rows of the last forward pass; 0 once something else has changed the cache

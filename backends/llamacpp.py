@@ -12,7 +12,7 @@ from ..runtime.interfaces import Ability, EncoderInfo, ModelInfo
 from ..runtime.storage import file_digest
 from . import NO_OPTIONS
 from .llamacpp_build import build_command
-from .llamacpp_context import Context, ContextOptions, Handle
+from .llamacpp_context import MAX_ROWS, Context, ContextOptions, Handle
 from .llamacpp_file import check_file
 from .llamacpp_library import gpus, version
 from .llamacpp_model import (
@@ -32,6 +32,7 @@ _ABILITIES: frozenset[Ability] = frozenset({"tree", "evict_tokens", "hidden", "f
 # With both in f16, ggml's attention computes single rows beyond 256 entries, and steps of 64 rows and more, by other
 # sums than all the rest (ggml-cpu/ops.cpp: use_split_kv_path, the tiled path). With two types there is one way only.
 _ALIKE = "f16/bf16"
+_ALONE_BEYOND, _MAX_ALIKE = 256, 63  # with both in f16: entries behind which, and rows up to which, sums are those
 _WITHOUT_FLASH: frozenset[Ability] = frozenset({"attention"})
 _WITH_ENCODER: frozenset[Ability] = frozenset({"encode"})
 
@@ -131,10 +132,10 @@ class LlamaCppWeights:
         if flash is None:  # devices differ, and only a context tells
             flash = self.context(1).flash
             self._context_options = dataclasses.replace(self._context_options, flash=flash)
-        # Beyond 256 entries ggml splits the keys of a single row among the threads (ggml-cpu/ops.cpp,
-        # use_split_kv_path), if neither type is quantized: other sums, other bits than in a step of more rows.
-        split = flash and not placement.offload and threads > 1 and keys == values == "f16"
-        self.pairs_beyond = 256 if split and options.pair_rows else None
+        halves = flash and not placement.offload and keys == values == "f16"
+        split = halves and threads > 1  # a single row's keys are split among the threads
+        self.pairs_beyond = _ALONE_BEYOND if split and options.pair_rows else None
+        self.max_rows = _MAX_ALIKE if halves else MAX_ROWS
         self.abilities: frozenset[Ability] = _ABILITIES if flash else _ABILITIES | _WITHOUT_FLASH
         if encoder is not None:
             self.abilities |= _WITH_ENCODER
@@ -146,7 +147,11 @@ class LlamaCppWeights:
             "single rows apart" if split and not options.pair_rows else "",
             f"build {verdict.build[:8]}",
         )
-        self.info = dataclasses.replace(self.info, settings=", ".join(part for part in settings if part))
+        self.info = dataclasses.replace(
+            self.info,
+            settings=", ".join(part for part in settings if part),
+            alike_from=2 if split and not options.pair_rows else 1,
+        )
 
     def context(self, n_entries: int, watching: bool = False, source_length: int = 0) -> Context:
         """Memory for so many entries, and for an encoder to read so many tokens.

@@ -229,8 +229,8 @@ class LlamaCppSession(DecoderOnly):
     def _chain(
         self, context: Context, tokens: Tokens, positions: Indices, n_logits: int, observe: frozenset[Observation]
     ) -> Step:
-        n, hidden = len(tokens), "hidden" in observe
-        if n <= MAX_ROWS and (n if hidden else n_logits) <= MAX_OUTPUTS:
+        n, hidden, most = len(tokens), "hidden" in observe, self._weights.max_rows
+        if n <= most and (n if hidden else n_logits) <= MAX_OUTPUTS:
             context.decode(tokens, positions, n_logits, None, hidden)
             return self._read(context, n, n_logits, observe, self._rows.n)
         steps: list[Step] = []
@@ -238,7 +238,8 @@ class LlamaCppSession(DecoderOnly):
         try:
             while start < n:
                 silent = 0 if hidden else max(n - n_logits - start, 0)  # rows ahead of which nothing is read
-                end = min(start + MAX_ROWS, start + silent + MAX_OUTPUTS, n)
+                end = min(start + most, start + silent + MAX_OUTPUTS, n)
+                end -= n - end == 1  # a row left over would be a step of one row, which may have bits of its own
                 read = min(end - start, max(end - (n - n_logits), 0))
                 context.decode(tokens[start:end], positions[start:end], read, None, hidden)
                 step = self._read(context, end - start, read, observe, self._rows.n + start)

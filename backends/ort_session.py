@@ -14,6 +14,7 @@ from ..runtime.interfaces import Ability, Floats, Indices, Observation, Step, To
 from .cache_state import Array, Layout, pack, unpack
 from .decoder_only import DecoderOnly
 from .kv_rows import Rows, ancestors, room_for, take_rows
+from .ort_step import BoundStep, rows_run
 
 if TYPE_CHECKING:
     from .ort import OrtWeights
@@ -25,27 +26,6 @@ _GROWTH = 512  # entries a cache begins with, at most
 _GIVEN_BACK = 4  # memory goes back to the system once so many times as much is held as the kept entries need
 _MAX_STEPS = 64  # widths whose bindings are remembered
 _HIDDEN_BIAS = -np.inf
-
-
-class _Step:
-    """Bound inputs and outputs of one width: numpy memory that ONNX Runtime reads and writes in place.
-
-    logits: (n_logits, vocab_size)
-    """
-
-    def __init__(self, ort: Any, width: int, logits: Floats) -> None:
-        n_logits = len(logits)
-        self.ids = np.zeros((1, width), dtype=np.int64)
-        self.positions = np.zeros((1, width), dtype=np.int64)
-        self.rows = np.arange(width - n_logits, width, dtype=np.int64)
-        self.logits = logits
-        value = ort.OrtValue.ortvalue_from_numpy
-        self.inputs = [
-            ("input_ids", value(self.ids)),
-            ("position_ids", value(self.positions)),
-            ("logit_rows", value(self.rows)),
-        ]
-        self.output = value(self.logits)
 
 
 class OrtSession(DecoderOnly):
@@ -63,7 +43,7 @@ class OrtSession(DecoderOnly):
         self._capacity = 0
         self._zeros = np.zeros(0, dtype=np.float32)
         self._logits: Floats = np.empty((0, self.info.vocab_size), dtype=np.float32)  # shared by steps of all widths
-        self._steps: dict[tuple[int, int], _Step] = {}
+        self._steps: dict[tuple[int, int], BoundStep] = {}
         self._bindings: dict[tuple[int, int], Any] = {}
         self._grow(min(_GROWTH, max_context))
 
@@ -87,16 +67,24 @@ class OrtSession(DecoderOnly):
             missing = ", ".join(sorted(observe - _ABILITIES))
             raise AbilityError(f"the onnx engine does not give out {missing}; the reference engine does.")
         positions = self._plan(tokens, n_logits, parents)
-        total = self._rows.n + len(tokens)
+        width, spare = len(tokens), rows_run(len(tokens)) - len(tokens)
+        total = self._rows.n + width + spare
         if total > self._capacity:
-            self._grow(min(max(total, 2 * self._capacity), self.max_context))
-        step = self._step(len(tokens), n_logits)
-        step.ids[0], step.positions[0] = tokens, positions
-        observed = self._run(step, self._biases(positions, total, parents), observe)
+            self._grow(max(total, min(2 * self._capacity, self.max_context)))
+        step = self._step(width, n_logits)
+        step.fill(tokens, positions)
+        above = np.append(parents, width - 1) if spare and parents is not None else parents
+        observed = self._run(step, self._biases(step.positions[0], total, above), observe)
         self._rows.append(positions, parents)
+        logits = step.logits[:n_logits]
         if not observed:
-            return Step(step.logits)
-        return Step(step.logits, hidden=observed.get("hidden"), queries=observed.get("queries"))
+            return Step(logits)
+        hidden, queries = observed.get("hidden"), observed.get("queries")
+        return Step(
+            logits,
+            hidden=None if hidden is None else hidden[:width],
+            queries=None if queries is None else queries[:, :, :width],
+        )
 
     def truncate(self, n_tokens: int) -> None:
         self._rows.truncate(n_tokens)
@@ -205,15 +193,15 @@ class OrtSession(DecoderOnly):
         self._values = [self._ort.OrtValue.ortvalue_from_numpy(x) for x in grown]
         self._bindings.clear()  # they point into the old arrays
 
-    def _step(self, width: int, n_logits: int) -> _Step:
-        key = (width, n_logits)
+    def _step(self, width: int, n_logits: int) -> BoundStep:
+        key, n_read = (width, n_logits), rows_run(n_logits)
         if key not in self._steps:
-            if len(self._steps) >= _MAX_STEPS or n_logits > len(self._logits):
+            if len(self._steps) >= _MAX_STEPS or n_read > len(self._logits):
                 self._steps.clear()
                 self._bindings.clear()
-            if n_logits > len(self._logits):
-                self._logits = np.empty((n_logits, self.info.vocab_size), dtype=np.float32)
-            self._steps[key] = _Step(self._ort, width, self._logits[:n_logits])
+            if n_read > len(self._logits):
+                self._logits = np.empty((n_read, self.info.vocab_size), dtype=np.float32)
+            self._steps[key] = BoundStep(self._ort, width, n_logits, self._logits[:n_read])
         return self._steps[key]
 
     def _bias(self, width: int, total: int, parents: Indices | None) -> Floats:
@@ -240,7 +228,7 @@ class OrtSession(DecoderOnly):
         return {"bias": full, "sliding_bias": near[None, None]}
 
     def _run(
-        self, step: _Step, biases: dict[str, Array], observe: frozenset[Observation]
+        self, step: BoundStep, biases: dict[str, Array], observe: frozenset[Observation]
     ) -> dict[str, npt.NDArray[np.float32]]:
         if not observe:
             binding = self._binding(step)
@@ -264,13 +252,12 @@ class OrtSession(DecoderOnly):
             found["queries"] = np.concatenate(list(observed.values()))
         return found
 
-    def _binding(self, step: _Step) -> Any:
-        key = (step.ids.shape[1], len(step.rows))
-        if key not in self._bindings:
-            self._bindings[key] = self._bind(self._weights.runner(False), step)
-        return self._bindings[key]
+    def _binding(self, step: BoundStep) -> Any:
+        if step.key not in self._bindings:
+            self._bindings[step.key] = self._bind(self._weights.runner(False), step)
+        return self._bindings[step.key]
 
-    def _bind(self, runner: Any, step: _Step) -> Any:
+    def _bind(self, runner: Any, step: BoundStep) -> Any:
         binding = runner.io_binding()
         for name, value in step.inputs:
             binding.bind_ortvalue_input(name, value)

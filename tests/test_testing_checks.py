@@ -64,6 +64,14 @@ class FavoursOneRow(ToySession):
         return Step(step.logits * np.float32(1.001)) if n_logits == 1 else step
 
 
+class LeavesOneRowOver(ToySession):
+    def forward(self, tokens, *, n_logits, parents=None, observe=frozenset()):  # type: ignore[no-untyped-def]
+        step = super().forward(tokens, n_logits=n_logits, parents=parents, observe=observe)
+        if len(tokens) > 1 and len(tokens) % 128 == 1 and n_logits:
+            step.logits[-1] += np.float32(1e-4)
+        return step
+
+
 class NeverTheSame(ToySession):
     _n_steps = itertools.count()  # of all sessions
 
@@ -175,6 +183,7 @@ TOYS: dict[str, type[ToySession]] = {
     "what_cannot_be_restored_is_refused_before_anything_changes": broken.RestoresAnything,
     "widths_of_a_row_class_give_equal_bits": broken.NoiseInsideAClass,
     "any_logit_rows_of_a_row_class_give_equal_bits": FavoursOneRow,
+    "wide_steps_are_of_the_row_class": LeavesOneRowOver,
 }
 READERS: dict[str, type[ToySession]] = {
     "sources_are_for_encoder_decoder_models": broken.TakesASourceWithoutAnEncoder,

@@ -7,6 +7,8 @@ import numpy as np
 from ..runtime.interfaces import Floats, Indices, Observation, Tokens
 from .subject import PATHS, TREE, Subject, near, parts, run, text
 
+# Around multiples of 16, 32, 64 and 128: where kernels cut rows into tiles, the last tile may hold a single row.
+WIDE = (31, 33, 48, 49, 63, 64, 65, 97, 127, 128, 129, 130, 192, 193, 255, 256, 257)
 
 def answers_are_those_of_the_reference(subject: Subject) -> None:
     if subject.reference is None:
@@ -62,7 +64,7 @@ def widths_of_a_row_class_give_equal_bits(subject: Subject) -> None:
     if not subject.row_classes:
         return
     with subject.session() as session:
-        room = min(session.max_context, 256)
+        room = min(session.max_context, max(subject.pasts) + 36)
         pasts = [past for past in subject.pasts if past + 36 <= room]
         tokens = text(session, room)
         for row_class in subject.row_classes:
@@ -103,9 +105,28 @@ def any_logit_rows_of_a_row_class_give_equal_bits(subject: Subject) -> None:
                 assert np.array_equal(session.forward(tokens, n_logits=n).logits, whole[-n:]), n
 
 
+def wide_steps_are_of_the_row_class(subject: Subject) -> None:
+    """However many rows a step has, and however many of them are read: prompts are run in wide ones."""
+    with subject.session() as session:
+        tokens = text(session, min(session.max_context, max(WIDE) + 8))
+        for row_class in (widths for widths in subject.row_classes if len(widths) > 1):
+            step = next(width for width in row_class if width > 1)
+            session.truncate(0)
+            expected = run(session, tokens[: len(tokens) // step * step], step)
+            for width in (w for w in WIDE if w + step <= len(expected)):
+                session.truncate(0)
+                rows = session.forward(tokens[:width], n_logits=width).logits
+                assert np.array_equal(rows, expected[:width]), width
+                session.truncate(0)
+                session.forward(tokens[:width], n_logits=0)
+                rows = session.forward(tokens[width : width + step], n_logits=step).logits
+                assert np.array_equal(rows, expected[width : width + step]), width
+
+
 CHECKS = (
     answers_are_those_of_the_reference,
     what_is_observed_is_that_of_the_reference,
     widths_of_a_row_class_give_equal_bits,
     any_logit_rows_of_a_row_class_give_equal_bits,
+    wide_steps_are_of_the_row_class,
 )

@@ -28,7 +28,7 @@ class Subject:
     open: Callable[[], Weights]
     noise: float
     row_classes: tuple[tuple[int, ...], ...] = ()
-    pasts: tuple[int, ...] = (0, 8, 64, 200)
+    pasts: tuple[int, ...] = (0, 8, 64, 200, 300)
     reference: Callable[[], Weights] | None = None
     reference_noise: float = 0.0
 

@@ -48,6 +48,8 @@ CASES = {
     "llama, observing": Case("llama", 0.1, 0.3, options=OBSERVING),
     "llama, q8_0 cache": Case("llama", 0.1, 0.3, "q8_0", row_classes=ALIKE),
     "llama, q8_0 keys, observing": Case("llama", 0.1, 0.3, "q8_0/f16", OBSERVING),
+    "llama, f16 cache": Case("llama", 0.1, 0.3, "f16", row_classes=ALIKE),
+    "llama, f16 cache, one thread": Case("llama", 0.1, 0.3, "f16", threads=1, row_classes=ALIKE),
     "llama, bf16 cache": Case("llama", 0.1, 0.3, "bf16", row_classes=ALIKE),
     "qwen2": Case("qwen2", 0.1, 0.3),
     "qwen2, not repacked": Case("qwen2", 0.1, 0.3, options={"use_extra_bufts": False}),
@@ -79,7 +81,7 @@ def subject(case: Case, path: Path) -> Subject:
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-@pytest.mark.parametrize("name", quick(CASES, "llama f32, f32 cache", "llama", "llama, observing", "qwen2"))
+@pytest.mark.parametrize("name", quick(CASES, "llama f32, f32 cache", "llama", "llama, f16 cache", "llama, observing", "qwen2"))
 def test_contract(name: str, check: Callable[[Subject], None], models: dict[str, Path]) -> None:
     case = CASES[name]
     check(subject(case, models[case.model]))
