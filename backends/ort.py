@@ -22,7 +22,7 @@ from .ort_source import OrtEncoder, OrtSourceSession
 from .ort_static import open_static
 
 _NO_TILES = "ORT_GQA_DISABLE_FLASH_ATTENTION"
-_TWO_ROWS = 2  # attention of one row has bits of its own, which whole numbers round away in all but some tokens
+_TWO_ROWS = 2  # attention of one row has bits of its own, which int8 activations round away in all but some tokens
 _environment = threading.Lock()  # held while it differs from what the user set
 _OBSERVING = "observing.onnx"  # beside the model: the same weights with one more output per layer
 _EXPECTED = {"input_ids", "position_ids", "logit_rows", "bias", "past_key_0", "past_value_0", "logits", "hidden"}
@@ -138,7 +138,7 @@ class OrtWeights:
             digest=_digest(bundle),
             settings=" ".join(x for x in (recipe.get("activations", ""), stored_as(scales)) if x),
             encoder=None if self._encoder is None else self._encoder.info,
-            alike_from=_TWO_ROWS if recipe.get("activations") == "static" else 1,
+            alike_from=_TWO_ROWS,
         )
 
     def _create(self, model: str) -> Any:

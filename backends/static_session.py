@@ -44,12 +44,17 @@ class StaticWeights:
 
     @property
     def runner(self) -> Runner:
+        """What runs the steps. Raises EngineError after close()."""
         if self._runner is None:
             raise EngineError("these weights are closed; load the model again.")
         return self._runner
 
+    def check_open(self) -> None:
+        """Raise EngineError after close()."""
+        _ = self.runner
+
     def session(self, max_context: int | None = None) -> StaticSession:
-        assert self.runner  # raises once the weights are closed
+        self.check_open()
         limit = self.info.context_length
         wanted = limit if max_context is None else max_context
         if not 1 <= wanted <= limit:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -114,3 +115,24 @@ def test_devices_and_cache_types_that_do_not_exist(name: str, gguf: Path) -> Non
         backend.open(gguf, device="gpu9", threads=1, kv_dtype=None)
     with pytest.raises(OptionError, match="'int2'"):
         backend.open(gguf, device=None, threads=1, kv_dtype="int2")
+
+
+def _narrows(test: ast.expr) -> bool:
+    """Whether an assertion tells a type checker what a value is, and asks for nothing."""
+    if isinstance(test, ast.BoolOp):
+        return all(_narrows(part) for part in test.values)
+    if isinstance(test, ast.Compare):
+        return [type(op) for op in test.ops] == [ast.IsNot] and ast.unparse(test.comparators[0]) == "None"
+    return isinstance(test, ast.Call) and ast.unparse(test.func) == "isinstance"
+
+
+def test_no_check_is_gone_where_python_runs_without_assertions() -> None:
+    root = Path(backends.__file__).parents[1]
+    files = [f for part in ("runtime", "backends", "exporters", "apps") for f in (root / part).rglob("*.py")]
+    found = [
+        f"{file.name}:{node.lineno}"
+        for file in (*files, *root.glob("*.py"))
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Assert) and not _narrows(node.test)
+    ]
+    assert len(files) > 100 and not found, "raise a PilotfishError instead: python -O leaves assertions out"

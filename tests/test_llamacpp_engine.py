@@ -15,11 +15,13 @@ import pytest
 from pilotfish.backends import llamacpp_probe
 from pilotfish.backends.llamacpp import BACKEND, LlamaCppWeights
 from pilotfish.backends.llamacpp_probe import TRIAL, Verdict, build_verdict
+from pilotfish.runtime.cost import calibrate
 from pilotfish.runtime.errors import (
     AbilityError,
     EngineError,
     OptionError,
 )
+from pilotfish.runtime.interfaces import Floats
 from pilotfish.testing.tiny_models import Sizes, tiny_gguf
 
 pytestmark = pytest.mark.skipif(BACKEND.version() is None, reason="llama-cpp-python is not installed")
@@ -99,6 +101,36 @@ def test_what_changes_bits_is_in_the_settings(model: Path) -> None:
         found.add(weights.info.settings)
         weights.close()
     assert len(found) == 4
+
+
+def rows_behind(past: int, width: int, threads: int, path: Path) -> Floats:
+    """Logits of a step of so many rows behind so many entries, with both keys and values in f16."""
+    weights = BACKEND.open(path, device=None, threads=threads, kv_dtype="f16")
+    session = weights.session()
+    tokens = np.random.default_rng(0).integers(0, 270, past + width)
+    for start in range(0, past, 30):
+        session.forward(tokens[start : min(start + 30, past)], n_logits=0)
+    found = session.forward(tokens[past:], n_logits=width).logits.copy()
+    session.close()
+    weights.close()
+    return found
+
+
+def test_an_f16_cache_gives_a_row_the_same_bits_with_one_thread_and_two(model: Path) -> None:
+    expected = rows_behind(300, 65, 1, model)
+    for threads in (1, 2):
+        for width in (1, 2, 64):
+            found = rows_behind(300, width, threads, model)
+            assert np.array_equal(found, expected[:width]), (threads, width)
+
+
+def test_rows_that_are_not_paired_are_known_to_be_apart(model: Path) -> None:
+    """A probe of a short text sees nothing of it, and drafts would change the answer behind 256 entries."""
+    for kind, pair_rows, alike_from in (("f16", False, 2), ("f16", True, 1), (None, False, 2), (None, True, 1)):
+        weights = opened(model, kind, pair_rows=pair_rows)
+        assert weights.info.alike_from == alike_from
+        assert calibrate(weights.session(256)).rows.rule().minimum >= alike_from
+        weights.close()
 
 
 def test_attention_names_its_way_out(model: Path) -> None:

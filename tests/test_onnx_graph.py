@@ -13,6 +13,7 @@ import pytest
 from pilotfish.backends import reference
 from pilotfish.exporters.import_gguf import Activations, import_gguf
 from pilotfish.runtime.bundle import open_bundle
+from pilotfish.runtime.cost import calibrate
 from pilotfish.runtime.errors import CacheWriteError, ContextFullError, EngineError, UnsupportedModelError
 from pilotfish.runtime.interfaces import Floats, Session
 from pilotfish.testing.tiny_models import K_SIZES, Sizes, tiny_gguf
@@ -120,16 +121,58 @@ def test_an_evicted_entry_is_a_masked_entry(tmp_path: Path) -> None:
     assert relative(ours, whole.forward(TOKENS[:34], n_logits=4).logits) > 1e-3  # so the entries did matter
 
 
-def test_no_width_leaves_one_row_over(tmp_path: Path) -> None:
-    """A tile of 32 rows (2 head_dim) and a row over: that row came out as a step of one row before tiles were off."""
-    session = engine(tiny_gguf(tmp_path / "m.gguf"), "int8")
-    tokens = np.random.default_rng(1).integers(0, 270, 270)
+@pytest.mark.parametrize("activations", ["f32", "int8"])
+def test_no_width_leaves_one_row_over(tmp_path: Path, activations: Activations) -> None:
+    """Attention had tiles of 2 head_dim rows before they were off; matrices have tiles of 128 where there are threads.
+
+    A row alone in the last one comes out as a step of one row, with f32 activations on every processor.
+    """
+    session = engine(tiny_gguf(tmp_path / "m.gguf"), activations)
+    tokens = np.random.default_rng(1).integers(0, 270, 520)
     expected = np.concatenate(
-        [session.forward(tokens[i : i + 10], n_logits=10).logits.copy() for i in range(0, 270, 10)]
+        [session.forward(tokens[i : i + 10], n_logits=10).logits.copy() for i in range(0, 520, 10)]
     )
-    for width in (31, 32, 33, 34, 64, 65, 97, 129, 256, 257):
+    for width in (31, 32, 33, 34, 64, 65, 97, 128, 129, 130, 256, 257, 385, 513):
         session.truncate(0)
         assert np.array_equal(session.forward(tokens[:width], n_logits=width).logits, expected[:width]), width
+    session.truncate(0)
+    rows = session.forward(tokens[:200], n_logits=129).logits
+    assert np.array_equal(rows, expected[71:200]), "nor do rows of logits"
+
+
+@pytest.mark.parametrize("activations", ["f32", "int8"])
+def test_one_row_is_a_class_of_its_own_whatever_a_probe_sees(tmp_path: Path, activations: Activations) -> None:
+    """Int8 activations round the bits of its attention away, in the few tokens of a probe and not in all others."""
+    weights = ort.BACKEND.open(
+        import_gguf(tiny_gguf(tmp_path / "m.gguf"), activations=activations), device=None, threads=1, kv_dtype=None
+    )
+    classes = calibrate(weights.session(256)).rows
+    assert weights.info.alike_from == 2 and classes.classes[0] == (1,) and classes.rule().minimum == 2
+    weights.close()
+
+
+def test_a_spare_row_is_in_nobodys_way(tmp_path: Path) -> None:
+    """The row beside one that would be alone: in a full cache, in a tree, where one observes, before another step."""
+    gguf, tokens = tiny_gguf(tmp_path / "m.gguf"), np.random.default_rng(1).integers(0, 270, 140)
+    full, session = engine(gguf, max_context=129), engine(gguf)
+    observe = frozenset({"hidden", "queries"})
+    expected = session.forward(tokens[:130], n_logits=130, observe=observe)
+    assert expected.hidden is not None and expected.queries is not None
+    logits = expected.logits.copy()
+    parents = np.arange(-1, 128).clip(0)
+    for chain_or_tree in (None, parents):
+        full.truncate(0)
+        step = full.forward(tokens[:129], n_logits=129, parents=chain_or_tree, observe=observe)
+        assert step.hidden is not None and step.queries is not None
+        assert full.positions.tolist() == list(range(129))
+        assert np.array_equal(step.logits, logits[:129])
+        assert np.array_equal(step.hidden, expected.hidden[:129])
+        assert np.array_equal(step.queries, expected.queries[:, :, :129])
+    following = session.forward(tokens[130:135], n_logits=5).logits.copy()
+    session.truncate(0)
+    session.forward(tokens[:129], n_logits=0)
+    session.forward(tokens[129:131], n_logits=0)
+    assert np.array_equal(session.forward(tokens[131:135], n_logits=4).logits, following[1:])
 
 
 def test_positions_end_where_the_model_ends(tmp_path: Path) -> None:

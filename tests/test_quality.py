@@ -307,6 +307,9 @@ def model_file(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 PROMPT = "the cat and the dog and the hen in the pen " * 4
+# Laws this flat overlap by two thirds on every machine. Which tokens are the most probable ones of random weights, and
+# how often two caches agree on them, is for the last bits to say.
+FLAT: dict[str, Any] = {"temperature": 2.0, "seed": 1}
 
 
 @pytest.mark.parametrize("engine", ["onnx", "openvino", "llamacpp"])
@@ -318,12 +321,12 @@ def test_on_any_engine(engine: str, model_file: Path) -> None:
         pytest.skip(f"{engine} is not installed")
     settings = "sinks:budget=64,every=32,window=24"
     with (
-        pilotfish.load(model_file, engine, cache=settings, quality=0.02, threads=1) as model,
+        pilotfish.load(model_file, engine, cache=settings, quality=0.1, threads=1) as model,
         model.sibling(policy=None) as plain,
         model.sibling(policy=Fixed(4)) as drafting,
     ):
-        theirs = plain.generate(PROMPT, max_new_tokens=96)
-        stream = drafting.stream(PROMPT, max_new_tokens=96)
+        theirs = plain.generate(PROMPT, max_new_tokens=96, **FLAT)
+        stream = drafting.stream(PROMPT, max_new_tokens=96, **FLAT)
         live = [stream.trial for _ in stream]
         ours = stream.result
         assert ours is not None and ours.token_ids == theirs.token_ids and ours.stats.drafted > 0
@@ -336,19 +339,19 @@ def test_on_any_engine(engine: str, model_file: Path) -> None:
         assert json.loads(json.dumps(ours.stats.as_dict()))["trial"]["dropped_at"] == at
 
 
-@pytest.mark.parametrize("quality", [0.005, 0.98])
+@pytest.mark.parametrize("quality", [0.1, 0.98])
 def test_a_conversation_is_kept_with_what_was_found(quality: float, model_file: Path, tmp_path: Path) -> None:
     import pilotfish
 
     file, settings = tmp_path / "talk", {"cache": "sinks:budget=64,every=32,window=24", "threads": 1}
     with pilotfish.load(model_file, "reference", quality=quality, **settings) as model:  # type: ignore[arg-type]
-        chat = model.chat()
-        first = chat.send(PROMPT * 3, max_new_tokens=96).stats.trial
+        chat = model.chat(seed=FLAT["seed"])
+        first = chat.send(PROMPT * 3, max_new_tokens=96, temperature=FLAT["temperature"]).stats.trial
         assert first is not None and (first.dropped_at is not None) == (quality < 0.5)
         chat.save(file)
-        expected = chat.send("the hen", max_new_tokens=40)
+        expected = chat.send("the hen", max_new_tokens=40, temperature=FLAT["temperature"])
     with pilotfish.load(model_file, "reference", quality=quality, **settings) as model:  # type: ignore[arg-type]
-        ours = model.resume(file).send("the hen", max_new_tokens=40)
+        ours = model.resume(file).send("the hen", max_new_tokens=40, temperature=FLAT["temperature"])
     assert ours.token_ids == expected.token_ids and ours.stats.trial == expected.stats.trial
     assert ours.stats.n_reused == expected.stats.n_reused
     with pilotfish.load(model_file, "reference", **settings) as model, pytest.raises(OptionError, match="at quality"):  # type: ignore[arg-type]
@@ -372,10 +375,11 @@ def test_the_arguments_are_checked(model_file: Path) -> None:
 def test_the_command_line_says_what_happened(model_file: Path) -> None:
     pytest.importorskip("onnxruntime")
     command = ["run", str(model_file), PROMPT, "--engine", "onnx", "--threads", "1", "-n", "96"]
+    flat = ["--temperature", str(FLAT["temperature"]), "--seed", str(FLAT["seed"])]
     compressed = [*command, "--cache", "sinks:budget=64,every=32,window=24"]
-    done = CliRunner().invoke(app, [*compressed, "--quality", "0.02"])
+    done = CliRunner().invoke(app, [*compressed, *flat, "--quality", "0.1"])
     assert done.exit_code == 0 and "full cache dropped after" in " ".join(done.stderr.split())
-    kept = CliRunner().invoke(app, [*compressed, "--quality", "auto", "--json"])
+    kept = CliRunner().invoke(app, [*compressed, *flat, "--quality", "auto", "--json"])
     found = json.loads(kept.stdout)["trial"]
     assert found["quality"] == 0.98 and found["dropped_at"] is None
     held = CliRunner().invoke(app, [*command, "--draft", "self:sinks:budget=64,every=32,window=24", "--quality", "0.5"])

@@ -10,6 +10,7 @@ from .subject import PATHS, TREE, Subject, near, parts, run, text
 # Around multiples of 16, 32, 64 and 128: where kernels cut rows into tiles, the last tile may hold a single row.
 WIDE = (31, 33, 48, 49, 63, 64, 65, 97, 127, 128, 129, 130, 192, 193, 255, 256, 257)
 
+
 def answers_are_those_of_the_reference(subject: Subject) -> None:
     if subject.reference is None:
         return

@@ -81,7 +81,9 @@ def subject(case: Case, path: Path) -> Subject:
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-@pytest.mark.parametrize("name", quick(CASES, "llama f32, f32 cache", "llama", "llama, f16 cache", "llama, observing", "qwen2"))
+@pytest.mark.parametrize(
+    "name", quick(CASES, "llama f32, f32 cache", "llama", "llama, f16 cache", "llama, observing", "qwen2")
+)
 def test_contract(name: str, check: Callable[[Subject], None], models: dict[str, Path]) -> None:
     case = CASES[name]
     check(subject(case, models[case.model]))
