@@ -293,6 +293,29 @@ def test_a_target_that_drafts_for_itself_agrees_with_itself(tiny: Path) -> None:
     assert json.loads(json.dumps(result.as_dict()))["pays"] is result.pays
 
 
+@pytest.mark.parametrize("seen", ["pilotfish.busy.busy_share", "pilotfish.busy.Others.share"])  # before, and meanwhile
+def test_a_check_on_a_busy_machine_is_not_remembered(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seen: str
+) -> None:
+    monkeypatch.setenv("PILOTFISH_CACHE", str(tmp_path))
+    for share, doubt, kept in ((0.9, "other programs used 90% of the processor meanwhile", 0), (0.1, "", 1)):
+        monkeypatch.setattr(seen, lambda *_, share=share: share)
+        result = check_draft(tiny, tiny, engine="onnx", threads=1, n_tokens=4, per_set=1)
+        assert result.doubt == result.as_dict()["doubt"] == doubt
+        assert len(list((tmp_path / "drafts").glob("*.json"))) == kept
+
+
+def test_a_check_with_times_that_no_kernel_has_is_not_remembered(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PILOTFISH_CACHE", str(tmp_path))
+    curve = CostCurve(np.array([1, 2, 33]), np.array([90e-3, 55e-3, 60e-3]))
+    monkeypatch.setattr("pilotfish.draft_check.costs_of", lambda model: Costs(curve, curve, ANY_WIDTH))
+    result = check_draft(tiny, tiny, engine="onnx", threads=1, n_tokens=4, per_set=1)
+    assert result.doubt.startswith("a step of 1 rows took clearly longer")
+    assert not list((tmp_path / "drafts").glob("*.json"))
+
+
 def test_a_draft_that_knows_nothing_does_not_pay_and_the_verdict_says_so(tiny: Path, tmp_path: Path) -> None:
     other = tiny_gguf(tmp_path / "other.gguf", sizes=Sizes(layers=LAYERS), seed=77)
     result = check_draft(tiny, other, engine="onnx", threads=1, n_tokens=12, per_set=1)
