@@ -21,7 +21,7 @@ class Others:
         self._began = self._seconds()
 
     def share(self) -> float:
-        """Share of the processor that they have used since, 0 to 1; what a virtual machine's host took is theirs, too."""
+        """Share of the processor that they have used since, 0 to 1; so is what a virtual machine's host took."""
         in_all, idle, own = (now - began for now, began in zip(self._seconds(), self._began, strict=True))
         return min(max((in_all - idle - own) / in_all, 0.0), 1.0) if in_all >= _TICKS_S else 0.0
 
