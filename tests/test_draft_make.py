@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from pilotfish.exporters.dropped_bundle import write_dropped
 from pilotfish.exporters.gguf_decoder import GgufDecoder
 from pilotfish.exporters.import_gguf import import_gguf
 from pilotfish.exporters.layer_drop import gated, n_weight_bytes, sub_layers, without
-from pilotfish.exporters.layer_search import Scorer, search
+from pilotfish.exporters.layer_search import Scorer, _Runner, search
 from pilotfish.exporters.onnx_graph import Layer, Linear
 from pilotfish.runtime.bundle import DraftEntry, describe_files, open_bundle, write_manifest
 from pilotfish.runtime.cost import CostCurve
@@ -198,6 +199,27 @@ def test_the_search_finds_the_blocks_that_do_nothing(idle_blocks: Path) -> None:
     assert not {0, 1, 2 * LAYERS - 2, 2 * LAYERS - 1} & path[3].skipped
 
 
+@pytest.fixture
+def timed_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine on which every node of a graph whose parts are timed takes a second."""
+    ticks, made, run = time.perf_counter, _Runner.__init__, _Runner.logits
+    n_nodes: dict[_Runner, int] = {}
+    spent = [0.0]
+
+    def make(self: _Runner, model: onnx.ModelProto, *others: object) -> None:
+        made(self, model, *others)  # type: ignore[arg-type]
+        n_nodes[self] = len(model.graph.node)
+
+    def timed(self: _Runner, *arguments: object, **options: object) -> object:
+        spent[0] += n_nodes[self]
+        return run(self, *arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(_Runner, "__init__", make)
+    monkeypatch.setattr(_Runner, "logits", timed)
+    monkeypatch.setattr(time, "perf_counter", lambda: ticks() + spent[0])
+
+
+@pytest.mark.usefixtures("timed_nodes")
 def test_a_made_draft_changes_no_token_and_is_what_the_search_said(idle_blocks: Path, tmp_path: Path) -> None:
     made = drop_layers(idle_blocks, tmp_path / "draft", n_dropped=2, threads=1)
     assert made.what == "without attention 1, mlp 2"
