@@ -14,8 +14,9 @@ from rich.console import Console
 from rich.table import Table
 
 from .. import __version__, backends
-from ..choosing import Wish, choose
+from ..choosing import Wish, choose, doubt_of
 from ..loading import resolve
+from ..measuring import doubt
 from ..runtime.bundle import cache_dir, read_json
 from ..runtime.choice import Choice, Job
 from ..runtime.cost import CostCurve
@@ -85,6 +86,8 @@ def _measured() -> list[dict[str, Any]]:
             continue
         with contextlib.suppress(KeyError, TypeError, ValueError):  # of an older version, or of a draft
             curve = CostCurve.from_facts(facts)
+            if doubt(curve.measured, float(facts["busy"])):  # of an earlier version, which kept it; measured again
+                continue
             step_ms = {str(w): round(1e3 * curve.seconds(w), 2) for w in curve.widths.tolist()}
             found.append({"key": path.stem, "step_ms": step_ms, "row_classes": facts["classes"]})
     return found
@@ -97,7 +100,12 @@ def _try_out(model: str, job: Job, again: bool) -> Choice:
 
 def _choice_facts(choice: Choice) -> dict[str, Any]:
     trials = [
-        {**asdict(t), "usable": t.usable, "job_s": t.seconds(choice.job, choice.exact) if t.step_s else None}
+        {
+            **asdict(t),
+            "usable": t.usable,
+            "job_s": t.seconds(choice.job, choice.exact) if t.step_s else None,
+            "doubt": doubt_of(t),
+        }
         for t in choice.trials
     ]
     return {"job": asdict(choice.job), "exact": choice.exact, "trials": trials}
@@ -138,5 +146,8 @@ def _show_choice(out: Console, model: str, choice: Choice) -> None:
     for t in choice.trials:
         if t.problem:
             out.print(f"{t}: {t.problem}", style="dim", soft_wrap=True)
+        if doubt_of(t):
+            said = f"{t}: {doubt_of(t)}; it is tried again the next time"
+            out.print(said, style="dim", soft_wrap=True)
     if not choice.trials:
         out.print("one engine, one device and the number of threads are given: nothing to choose.")

@@ -140,3 +140,5 @@ def show(result: DraftCheck, as_json: bool) -> None:
     out.print(table)
     out.print("Expected, lookup and measured: speed, plain decoding is 1. Sampled: accepted at temperature 1.")
     out.print(result.verdict)
+    if result.doubt:
+        out.print(f"This is not remembered: {result.doubt}. Check again when it is quiet.")

@@ -1,10 +1,10 @@
-"""How much other programs use the processor: what was timed beside them is timed again once it is quiet."""
+"""How much other programs use the processor, and so how far what was timed beside them can be relied on."""
 
 from __future__ import annotations
 
 import psutil
 
-_BUSY, _QUIET = 0.3, 0.1
+_BUSY = 0.3
 _TICKS_S = 0.1  # below that a clock of 100 ticks a second says nothing
 
 
@@ -21,7 +21,7 @@ class Others:
         self._began = self._seconds()
 
     def share(self) -> float:
-        """Share of the processor that they have used since, 0 to 1."""
+        """Share of the processor that they have used since, 0 to 1; so is what a virtual machine's host took."""
         in_all, idle, own = (now - began for now, began in zip(self._seconds(), self._began, strict=True))
         return min(max((in_all - idle - own) / in_all, 0.0), 1.0) if in_all >= _TICKS_S else 0.0
 
@@ -34,10 +34,5 @@ class Others:
 
 
 def disturbed(share: float) -> bool:
-    """Whether what was timed beside so much work is doubtful."""
+    """Whether what was timed beside so much work of others is doubtful."""
     return share >= _BUSY
-
-
-def quiet(share: float) -> bool:
-    """Whether timing anew would do better."""
-    return share <= _QUIET

@@ -1,4 +1,4 @@
-"""Which engine, device and number of threads answer: every candidate is tried briefly, once, and remembered."""
+"""Which engine, device and number of threads answer: every candidate is tried briefly and, on a quiet machine, once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 import psutil
 
 from . import backends, busy
-from .measuring import known_answer, source_digest
+from .measuring import busy_note, doubt, known_answer, source_digest
 from .opening import Place, Progress, open_weights, usable_cores
 from .runtime.bundle import cache_dir, read_json, write_json_atomically
 from .runtime.cache_policies import CachePolicy
@@ -143,15 +143,15 @@ class Trials:
         version = place.backend.version() or ""
         device = place.device or place.backend.devices()[0]
         key = f"{place.backend.name}-{version}-{device}-{place.threads}"
-        if key not in self._known or (busy.disturbed(self._known[key].busy) and busy.quiet(self._busy_now())):
-            what = f"trying {place.backend.name} on {device}, {place.threads} threads"
+        if key not in self._known:
+            share = self._busy_now()
+            what = f"trying {place.backend.name} on {device}, {place.threads} threads{busy_note(share)}"
             report(what, 0.0)
-            self._busy_now()
             head = (place.backend.name, version, device, place.threads)
             try:
                 others = busy.Others()
                 trial = self._measure(place, head, report)
-                trial = replace(trial, busy=max(self._busy_now(), others.share()))
+                trial = replace(trial, busy=max(share, others.share()))
             except PilotfishError as error:
                 trial = Trial(*head, step_s={}, problem=str(error))
                 if not isinstance(error, _LASTING):
@@ -242,6 +242,11 @@ def _trials_path(path: Path, wish: Wish) -> Path:
     return cache_dir() / "trials" / f"{name}.json"
 
 
+def doubt_of(trial: Trial) -> str:
+    """Why a trial is not remembered and made again by the next load, in words; empty where it is."""
+    return doubt(trial.step_s, trial.busy) if trial.step_s else ""  # what was not timed ends so every time
+
+
 def _read(path: Path) -> dict[str, Trial]:
     kept, found = read_json(path), {}
     for key, row in kept.items() if isinstance(kept, dict) else ():
@@ -249,14 +254,16 @@ def _read(path: Path) -> dict[str, Trial]:
             steps = {int(w): float(s) for w, s in row["step_s"].items()}
             classes = tuple(tuple(int(w) for w in c) for c in row["classes"])
             abilities = tuple(row["abilities"])
-            found[key] = Trial(**{**row, "step_s": steps, "classes": classes, "abilities": abilities})
+            trial = Trial(**{**row, "step_s": steps, "classes": classes, "abilities": abilities})
+            if not doubt_of(trial):  # earlier versions kept whatever they measured
+                found[key] = trial
         except (KeyError, TypeError, ValueError, AttributeError):
             continue  # damaged, or of another version: tried again
     return found
 
 
 def _write(path: Path, trials: dict[str, Trial]) -> None:
-    write_json_atomically(path, {key: asdict(trial) for key, trial in trials.items()})
+    write_json_atomically(path, {key: asdict(trial) for key, trial in trials.items() if not doubt_of(trial)})
 
 
 def open_first_right(

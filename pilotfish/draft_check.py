@@ -12,10 +12,12 @@ from statistics import median
 import numpy as np
 import numpy.typing as npt
 
+from . import busy
 from .draft_forecast import Costs, Forecast, best_length, costs_of, lookup_speed_up
 from .draft_prompts import CHECK
 from .drafts import context_length, remember_verdict
 from .loading import load
+from .measuring import doubt
 from .opening import Progress, resolve
 from .runtime.draft_length import RenewalReward
 from .runtime.errors import OptionError
@@ -61,6 +63,7 @@ class DraftCheck:
     step_ms: dict[int, float]  # of the target, by rows
     draft_ms: float  # of the draft, one row
     sets: dict[str, SetResult]
+    doubt: str = ""  # why its times are not to be relied on: such a check is not remembered
 
     @property
     def pays(self) -> bool:
@@ -99,7 +102,8 @@ def check_draft(
     repeats: int = 3,
     progress: Progress | None = None,
 ) -> DraftCheck:
-    """What a draft model brings a target on this machine, on chat, code and copying; remembered for draft="auto".
+    """What a draft model brings a target on this machine, on chat, code and copying; remembered for draft="auto" unless
+    the machine was too busy to tell.
 
     The target answers the built-in prompts; the draft is asked at every token of the answers what comes next. Since
     greedy drafts change nothing, every draft length can be worked out from that; with this machine's measured times
@@ -112,7 +116,7 @@ def check_draft(
         if value < 1:
             raise OptionError(f"{name} is {value}, but must be 1 or more.")
     report = progress or (lambda what, share: None)
-    found, found_draft = resolve(target, report), resolve(draft, report)
+    found, found_draft, share = resolve(target, report), resolve(draft, report), busy.busy_share()
     with load(
         found,
         engine,
@@ -124,6 +128,7 @@ def check_draft(
         progress=report,
     ) as model:
         assert model.draft is not None
+        others = busy.Others()
         costs = costs_of(model)
         sets = {}
         for name, prompts in CHECK.items():
@@ -145,8 +150,9 @@ def check_draft(
             step_ms={w: 1e3 * costs.target.seconds(w) for w in rows if w in (*rows[:1], 2, 3, 4, 8, 16)},
             draft_ms=1e3 * costs.draft.seconds(1),
             sets=sets,
+            doubt=doubt(costs.target.measured, max(share, others.share())),
         )
-        if exact:
+        if exact and not result.doubt:
             remember_verdict(found, found_draft, model.info, result.as_dict())
     return result
 

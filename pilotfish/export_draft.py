@@ -82,6 +82,8 @@ def measured(entry: DraftEntry, building: Path, first: str, tell: Progress) -> D
         per_set=_PER_SET,
         progress=tell,
     )
+    if found.doubt:
+        return entry.model_copy(update={"note": f"Not measured: {found.doubt}."})
     facts = {
         "acceptance": {name: s.draft.acceptance for name, s in found.sets.items()},
         "speed_up": {name: s.draft.speed_up for name, s in found.sets.items()},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from . import backends, busy
 from .opening import Place, Progress, open_weights, read_tokenizer
 from .runtime.bundle import MANIFEST_NAME, cache_dir, open_bundle, read_json, write_json_atomically
 from .runtime.canary import TEXT, Canary, make_canary
-from .runtime.cost import Calibration, CostCurve, calibrate, facts_key
+from .runtime.cost import Calibration, CostCurve, calibrate, facts_key, too_dear
 from .runtime.errors import UnsupportedModelError
 from .runtime.interfaces import Weights
 from .runtime.rows import RowClasses
@@ -26,30 +27,29 @@ _TOKENS = 12  # steps of which a draft's fastest counts
 
 
 def calibration(weights: Weights, report: Progress) -> Calibration:
-    """Costs and row classes of these weights here: as remembered, or measured now and remembered.
+    """Costs and row classes of these weights here: as remembered, or measured now.
 
-    What was measured while other programs were busy is measured again once it is quiet.
+    Only what can be relied on is remembered; the rest serves this once, and the next load measures again.
     """
-    known, share = _known(weights), None
-    if known is not None and busy.disturbed(known.busy):
-        share = busy.busy_share()
-    if known is not None and (share is None or not busy.quiet(share)):
+    known = _known(weights)
+    if known is not None:
         return known
-    share = busy.busy_share() if share is None else share
-    report("measuring this machine", 0.0)
+    share = busy.busy_share()
+    what = f"measuring this machine{busy_note(share)}"
+    report(what, 0.0)
     session, others = weights.session(min(weights.info.context_length, 256)), busy.Others()
     try:
         measured = calibrate(session)
         measured = replace(measured, busy=max(share, others.share()))
     finally:
         session.close()
-    report("measuring this machine", 1.0)
+    report(what, 1.0)
     about = {
         "classes": [list(c) for c in measured.rows.classes],
         "busy": measured.busy,
         "measured_on": time.strftime("%F"),
     }
-    write_json_atomically(_facts_path(weights), {**measured.curve.to_facts(), **about})
+    _keep(_facts_path(weights), {**measured.curve.to_facts(), **about}, doubt(measured.curve.measured, measured.busy))
     return measured
 
 
@@ -58,13 +58,13 @@ def token_seconds(weights: Weights, report: Progress) -> float:
     known, kept = _known(weights), _facts_path(weights).with_suffix(".token.json")
     if known is not None:
         return known.curve.seconds(1)
-    facts, share = read_json(kept), None
-    if isinstance(facts, dict) and isinstance(facts.get("token_s"), float):
-        share = busy.busy_share() if busy.disturbed(facts.get("busy", 1.0)) else None
-        if share is None or not busy.quiet(share):
-            return float(facts["token_s"])
-    share = busy.busy_share() if share is None else share
-    report("timing the draft", 0.0)
+    with contextlib.suppress(KeyError, TypeError, ValueError):
+        facts = read_json(kept)
+        if not busy.disturbed(float(facts["busy"])):  # type: ignore[index]
+            return float(facts["token_s"])  # type: ignore[index]
+    share = busy.busy_share()
+    what = f"timing the draft{busy_note(share)}"
+    report(what, 0.0)
     session, others = weights.session(min(weights.info.context_length, 64)), busy.Others()
     try:
         prepare(session)
@@ -76,21 +76,50 @@ def token_seconds(weights: Weights, report: Progress) -> float:
         seconds = min(times)  # a first step is slower, and so is one beside another program's
     finally:
         session.close()
-    report("timing the draft", 1.0)
-    write_json_atomically(kept, {"token_s": seconds, "busy": max(share, others.share())})
+    report(what, 1.0)
+    share = max(share, others.share())
+    _keep(kept, {"token_s": seconds, "busy": share}, doubt({1: seconds}, share))
     return seconds
 
 
+def doubt(step_s: Mapping[int, float], share: float) -> str:
+    """Why times are not to be relied on, in words; empty where they are.
+
+    step_s: seconds of a step by rows; share: of the processor that other programs used meanwhile. A container may not
+    be told what they use, and a curve that no kernel has shows it all the same.
+    """
+    if busy.disturbed(share):
+        return f"other programs used {share:.0%} of the processor meanwhile"
+    dear = too_dear(step_s)
+    return f"a step of {dear[0]} rows took clearly longer than one of more rows" if dear else ""
+
+
+def busy_note(share: float) -> str:
+    """What is added to the name of a measurement that is not going to be kept."""
+    return " while it is busy; again next time" if busy.disturbed(share) else ""
+
+
+def _keep(path: Path, facts: dict[str, object], doubt: str) -> None:
+    """Remember facts that nobody doubts, and forget what was there before in any case."""
+    if not doubt:
+        write_json_atomically(path, facts)
+        return
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
+
+
 def _known(weights: Weights) -> Calibration | None:
+    """What is remembered and can be relied on: earlier versions kept whatever they measured."""
     facts = read_json(_facts_path(weights))
     if not isinstance(facts, dict):
         return None
     try:
         classes = tuple(tuple(int(w) for w in c) for c in facts["classes"])
         rows = RowClasses(classes, weights.info.widths)
-        return Calibration(CostCurve.from_facts(facts), rows, float(facts["busy"]))
+        known = Calibration(CostCurve.from_facts(facts), rows, float(facts["busy"]))
     except (KeyError, TypeError, ValueError):
         return None  # damaged, or of an older version: measured again
+    return None if doubt(known.curve.measured, known.busy) else known
 
 
 def known_answer(path: Path, report: Progress) -> Canary | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import mul
 
@@ -25,6 +25,8 @@ _FAR_STEPS = 3  # so often; the fastest counts, as other programs only ever add
 _MOST_FAR = 0.5  # of the step behind few entries; a few hundred that cost more are another program's doing
 _LEAST_FAR = 64  # entries apart that show what an entry costs
 _N_TOKENS = 12  # tokens run at least in steps of every width
+_DIP = 1.4  # a step may take so many times what one of more rows takes: of llama.cpp's, three took 1.2 times four
+_AGAIN = 3  # times that widths which take more than that are timed once more
 _SPEED_RATE = 0.1  # how fast the machine's present speed is followed
 _WIDTH_RATE = 0.03  # and how fast one width's own error is followed, when it was seen a step ago
 _SWITCH_RATE = 0.05
@@ -153,6 +155,11 @@ class CostCurve:
             "entry_s": [self.entry_s],
         }
 
+    @property
+    def measured(self) -> dict[int, float]:
+        """Seconds of a step by width, as they were measured."""
+        return dict(zip(self.widths.tolist(), self._measured.tolist(), strict=True))
+
     @classmethod
     def from_facts(cls, facts: dict[str, list[float]]) -> CostCurve:
         """The curve that was kept. Raises KeyError, TypeError or ValueError where the facts are not a curve."""
@@ -206,8 +213,12 @@ def calibrate(session: Session, widths: tuple[int, ...] = PROBED_WIDTHS) -> Cali
         session.truncate(_N_CONTEXT)
         logits[width] = np.concatenate(rows)
         seconds[width] = min(times)  # a first step at a width is slower, and so is one beside another program's
-    for width in reversed(list(seconds)):  # once more: what stalled one pass has not stalled the other
+    timed = list(seconds)
+    for width in (*reversed(timed), *timed):  # in turns: what stalled one pass has not stalled the others
         seconds[width] = min(seconds[width], _fastest_s(session, tokens[:width], _N_CONTEXT, 1))
+    for _ in range(_AGAIN):
+        for width in too_dear(seconds):
+            seconds[width] = min(seconds[width], _fastest_s(session, tokens[:width], _N_CONTEXT, 2))
     switch = _switch_s(session, tokens, yardstick, seconds)
     fixed = bool(session.info.widths)  # such a device reads a whole window, whatever is in it
     entry_s = _entry_s(session, _FAR_WIDTH) if _FAR_WIDTH in seconds and not fixed else 0.0
@@ -215,6 +226,17 @@ def calibrate(session: Session, widths: tuple[int, ...] = PROBED_WIDTHS) -> Cali
     ordered = np.array(sorted(seconds))
     curve = CostCurve(ordered, np.array([seconds[w] for w in ordered]), switch, entry_s)
     return Calibration(curve, classify(logits, session.info.widths, session.info.alike_from))
+
+
+def too_dear(step_s: Mapping[int, float]) -> list[int]:
+    """The widths, ascending, whose step took clearly longer than one of more rows: no kernel does that, so other
+    programs did."""
+    dear, cheapest = [], math.inf
+    for width in sorted(step_s, reverse=True):
+        if step_s[width] > _DIP * cheapest:
+            dear.append(width)
+        cheapest = min(cheapest, step_s[width])
+    return dear[::-1]
 
 
 def _switch_s(session: Session, tokens: Tokens, narrow: int, seconds: dict[int, float]) -> float:

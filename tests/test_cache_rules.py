@@ -43,7 +43,7 @@ SHAPE: dict[str, Any] = {"budget": 24, "every": 12, "sinks": 2, "window": 6}
 MOST = 1.25  # times the perplexity of sinks and window
 FREQUENCIES = 100.0 ** (-np.arange(0, DIM, 2) / DIM)
 SEEDS = st.integers(0, 10_000)
-MANY = settings(max_examples=25, deadline=None)
+MANY = settings(max_examples=25)
 
 
 class Cache:

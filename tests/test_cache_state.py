@@ -109,7 +109,7 @@ def test_headers_that_are_no_json_object_are_refused() -> None:
         unpack(INFO, sealed(STATE, STATE[START:], 2**63), 64)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.integers(0, len(STATE) - 1), st.integers(1, 255), st.integers(0, 3))
 def test_any_changed_cut_or_added_byte_is_noticed(at: int, bits: int, kind: int) -> None:
     changed = bytes([STATE[at] ^ bits])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
@@ -14,11 +14,24 @@ import pytest
 
 from pilotfish import backends, load
 from pilotfish.backends import NO_OPTIONS
+from pilotfish.choosing import doubt_of
 from pilotfish.runtime.canary import Canary, canary_error, make_canary
 from pilotfish.runtime.choice import Choice, Job, Trial
 from pilotfish.runtime.errors import AbilityError, EngineError, EngineMissingError, OptionError, UnsupportedModelError
 from pilotfish.runtime.interfaces import Session, Step, Weights, as_tokens
 from pilotfish.testing.tiny_models import tiny_gguf
+
+
+class Clock:
+    """Stands still but for the steps of the engines under test."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+CLOCK = Clock()
 
 
 class Slowed:
@@ -35,7 +48,7 @@ class Slowed:
         return self._session.abilities - self._engine.lacks
 
     def forward(self, tokens: object, **options: object) -> Step:
-        time.sleep(self._engine.step_s)
+        CLOCK.now += self._engine.step_s * self._engine.load(len(tokens))  # type: ignore[arg-type]
         step = self._session.forward(tokens, **options)  # type: ignore[arg-type]
         return replace(step, logits=-step.logits) if self._engine.device in self._engine.wrong else step
 
@@ -45,7 +58,7 @@ class Engine:
     """An engine of another package over the reference engine; counts how often it opened weights."""
 
     name: str
-    step_s: float = 0.0
+    step_s: float = 1e-3
     has: tuple[str, ...] = ("cpu",)
     wrong: tuple[str, ...] = ()
     broken: tuple[str, ...] = ()
@@ -53,6 +66,7 @@ class Engine:
     opened: list[tuple[str | None, int]] = field(default_factory=list)
     device: str | None = None
     lacks: frozenset[str] = frozenset()
+    load: Callable[[int], float] = lambda rows: 1.0  # how many times longer a step of so many rows takes
 
     def version(self) -> str | None:
         return "1.0"
@@ -91,8 +105,8 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PILOTFISH_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("PILOTFISH_ENGINE")
     monkeypatch.delenv("PILOTFISH_THREADS")
-    monkeypatch.setattr("pilotfish.busy.busy_share", lambda: 0.0)
-    monkeypatch.setattr("pilotfish.busy.Others.share", lambda self: 0.0)
+    CLOCK.now = 0.0
+    monkeypatch.setattr(time, "perf_counter", CLOCK)
     monkeypatch.setattr(backends, "_BUILT_IN", {"reference": "reference"})
     return tiny_gguf(tmp_path / "m.gguf", seed=10)
 
@@ -121,16 +135,54 @@ def test_the_fastest_engine_is_taken_and_remembered(path: Path, monkeypatch: pyt
     assert len(slow.opened) == tried and len(fast.opened) == opened + 1  # nothing is tried twice
 
 
-def test_trials_on_a_busy_machine_are_made_again_once_it_is_quiet(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def kept_trials(path: Path) -> dict[str, dict[str, object]]:
+    (kept,) = (path.parent / "cache" / "trials").glob("*.json")
+    return json.loads(kept.read_text())
+
+
+@pytest.mark.parametrize("seen", ["pilotfish.busy.busy_share", "pilotfish.busy.Others.share"])  # before, and meanwhile
+def test_trials_on_a_busy_machine_are_not_kept(path: Path, monkeypatch: pytest.MonkeyPatch, seen: str) -> None:
     engine = Engine("a")
     install(monkeypatch, engine, Engine("b", 0.02))
-    opened = []
-    for busy in (0.9, 0.9, 0.0, 0.0):
-        monkeypatch.setattr("pilotfish.busy.busy_share", lambda busy=busy: busy)
+    opened, kept, doubted, said = [], [], [], []
+    for busy in (0.9, 0.9, 0.0, 0.9):
+        monkeypatch.setattr(seen, lambda *_, busy=busy: busy)
         before = len(engine.opened)
-        load(path).close()
+        with load(path, progress=lambda what, share: said.append(what)) as model:
+            assert model.info.engine == "a" and model.choice is not None
+            doubted.append({doubt_of(trial) for trial in model.choice.trials})
         opened.append(len(engine.opened) - before)
-    assert opened[0] > 1 and opened[1] == 1 and opened[2] > 1 and opened[3] == 1
+        kept.append({name.partition("-")[0] for name in kept_trials(path)})
+    assert opened[0] == opened[1] == opened[2] > 1 and opened[3] == 1
+    assert kept == [set(), set(), {"a", "b"}, {"a", "b"}]
+    assert doubted[:2] == [{"other programs used 90% of the processor meanwhile"}] * 2 and doubted[2:] == [{""}, {""}]
+    assert any("busy; again next time" in what for what in said) == seen.endswith("busy_share")
+
+
+def test_trials_with_times_that_no_kernel_has_are_not_kept(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Load that the system does not tell of, as in some containers: one row takes longer than two."""
+    engine = Engine("a", load=lambda rows: 2.0 if rows == 1 else 1.0)
+    install(monkeypatch, engine, Engine("b", 0.02))
+    for _ in range(2):
+        with load(path) as model:
+            assert model.info.engine == "a"
+        assert {name.partition("-")[0] for name in kept_trials(path)} == {"b"}
+    before = len(engine.opened)
+    engine.load = lambda rows: 1.0
+    for _ in range(2):
+        load(path).close()
+    assert "a" in {name.partition("-")[0] for name in kept_trials(path)} and len(engine.opened) > before + 2
+
+
+def test_trials_that_an_earlier_version_kept_are_made_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, Engine("a", 2.0**-10), Engine("b", 2.0**-6))  # whose sums are exact
+    load(path).close()
+    (file,) = (path.parent / "cache" / "trials").glob("*.json")
+    good = kept_trials(path)
+    for worse in ({"busy": 0.9}, {"step_s": {"1": 0.0896, "2": 0.055, "4": 0.06, "8": 0.07}}):
+        file.write_text(json.dumps({name: {**trial, **worse} for name, trial in good.items()}))
+        load(path).close()
+        assert kept_trials(path) == good
 
 
 def test_an_engine_that_lacks_what_a_policy_needs_is_passed_over(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,7 +231,7 @@ def test_threads_are_measured(path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_wrong_answer_moves_on_and_says_so(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    liar, honest = Engine("a", 0.0, wrong=("cpu",)), Engine("b", 0.002)
+    liar, honest = Engine("a", 0.001, wrong=("cpu",)), Engine("b", 0.002)
     install(monkeypatch, liar, honest)
     with pytest.warns(RuntimeWarning, match="a 1.0 on cpu, . threads gave a wrong answer"):
         model = load(path)

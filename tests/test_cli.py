@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -175,6 +174,25 @@ def test_doctor_tries_the_engines_on_a_model(tiny: Path, pilotfish: Run) -> None
     table = pilotfish("doctor", tiny).out
     assert "answer of 128" in table and "onnx" in table
     assert "--again are about a model" in pilotfish("doctor", "--again").err
+
+
+def test_doctor_lists_and_says_only_what_can_be_relied_on(
+    tiny: Path, tmp_path: Path, pilotfish: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PILOTFISH_CACHE", str(tmp_path))
+    pilotfish("run", tiny, PROMPT, "-n", 2)
+    (kept,) = (path for path in (tmp_path / "costs").glob("*.json") if ".token" not in path.name)
+    assert len(json.loads(pilotfish("doctor", "--json").out)["measured"]) == 1
+    facts = json.loads(kept.read_text())
+    dear = [0.0896, *([0.055] * (len(facts["measured"]) - 1))]
+    for worse in ({"measured": dear}, {"busy": 0.9}):  # as an earlier version kept it
+        kept.write_text(json.dumps({**facts, **worse}))
+        assert json.loads(pilotfish("doctor", "--json").out)["measured"] == []
+    monkeypatch.setattr("pilotfish.busy.Others.share", lambda others: 0.9)
+    said = "other programs used 90% of the processor meanwhile"
+    found = json.loads(pilotfish("doctor", tiny, "--again", "--json").out)
+    assert {trial["doubt"] for trial in found["choice"]["trials"]} == {said}
+    assert f"{said}; it is tried again the next time" in pilotfish("doctor", tiny, "--again").out
 
 
 def test_bench_curve_and_engines(tiny: Path, tmp_path: Path, pilotfish: Run) -> None:
@@ -423,9 +441,7 @@ def test_templates_that_raise_or_loop(tmp_path: Path, pilotfish: Run) -> None:
         ("broken", "{% for %}"),
     ):
         path = tiny_gguf(tmp_path / f"{name}.gguf", template=template)
-        began = time.monotonic()
         refused(pilotfish("run", path, "hi"), "template")
-        assert time.monotonic() - began < 20
         assert pilotfish("run", path, "hi", "--raw", "-n", 2).code == (2 if name == "broken" else 0)
 
 
@@ -458,7 +474,7 @@ def test_ctrl_c_ends_with_130_and_no_traceback(tiny: Path, own_cache: Path) -> N
     assert process.stdout is not None
     process.stdout.read(1)  # it is answering
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=600)
     assert process.returncode == 130 or process.returncode == 0  # 0: it had answered already
     assert b"Traceback" not in err
 
@@ -466,7 +482,7 @@ def test_ctrl_c_ends_with_130_and_no_traceback(tiny: Path, own_cache: Path) -> N
 @pytest.mark.skipif(os.name == "nt", reason="pipes end differently there")
 def test_a_reader_that_goes_away_is_no_error(tiny: Path) -> None:
     command = f"{sys.executable} -m pilotfish.apps.cli run {tiny} -n 0 '{PROMPT}' | head -c 1"
-    done = subprocess.run(["bash", "-c", command], capture_output=True, timeout=60, check=False)
+    done = subprocess.run(["bash", "-c", command], capture_output=True, timeout=600, check=False)
     assert len(done.stdout) == 1 and b"Traceback" not in done.stderr
 
 

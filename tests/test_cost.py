@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import math
+import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pilotfish.runtime.acceptance import Acceptance, conditional, path_chances
-from pilotfish.runtime.cost import CostCurve, calibrate, facts_key
+from pilotfish.runtime.cost import CostCurve, calibrate, facts_key, too_dear
 from pilotfish.runtime.draft_length import RenewalReward
 from pilotfish.runtime.drafting import Drafting
 from pilotfish.runtime.interfaces import Draft, ModelInfo, Step, Tokens
@@ -111,6 +113,54 @@ def test_calibration_finds_what_an_entry_costs(monkeypatch: pytest.MonkeyPatch) 
     assert len(session.positions) == 0
     small = ToyWeights(vocab_size=11, context_length=64).session()
     assert calibrate(small).curve.entry_s == 0.0  # no room to tell
+
+
+class Timed:
+    """A toy's session on a clock of its own: a step takes seconds(rows, number of steps before it)."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, seconds: Callable[[int, int], float]) -> None:
+        self.now = 0.0
+        self.steps: list[int] = []
+        self.session = ToyWeights(vocab_size=11, context_length=256).session()
+        forward = self.session.forward
+
+        def timed(tokens: Tokens, **options: Any) -> Step:
+            self.now += seconds(len(tokens), len(self.steps))
+            self.steps.append(len(tokens))
+            return forward(tokens, **options)
+
+        monkeypatch.setattr(self.session, "forward", timed)
+        monkeypatch.setattr(time, "perf_counter", lambda: self.now)
+
+
+@pytest.mark.parametrize("begins", range(0, 90, 10))
+def test_a_spell_of_other_programs_does_not_reach_the_curve(begins: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may lie over all steps of one width that were run in a row: the widths are timed in turns, too."""
+
+    def seconds(rows: int, step: int) -> float:
+        return (5e-3 + 1e-3 * rows) * (3.0 if begins <= step < begins + 20 else 1.0)
+
+    found = calibrate(Timed(monkeypatch, seconds).session).curve.measured
+    assert found == pytest.approx({rows: 5e-3 + 1e-3 * rows for rows in found})
+
+
+def test_a_width_that_looks_dearer_than_a_wider_one_is_timed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """T(1) = 89.6 ms and T(2) = 55.0 ms were once kept as a machine's own."""
+    always = Timed(monkeypatch, lambda rows, step: 89.6e-3 if rows == 1 else 55e-3)
+    assert too_dear(calibrate(always.session).curve.measured) == [1]
+    assert always.steps.count(1) < 24, "what stays is measured briefly all the same"
+    usual = Timed(monkeypatch, lambda rows, step: 55e-3)
+    calibrate(usual.session)
+    for_a_while = Timed(
+        monkeypatch, lambda rows, step: 89.6e-3 if rows == 1 and step < len(usual.steps) - 14 else 55e-3
+    )
+    assert calibrate(for_a_while.session).curve.measured[1] == pytest.approx(55e-3)
+
+
+def test_dips_that_kernels_have_are_no_reason_for_doubt() -> None:
+    assert too_dear({1: 60.0, 2: 80.0, 3: 125.0, 4: 102.0, 8: 200.0}) == []
+    assert too_dear({1: 10.0, 2: 10.0, 4: 10.0}) == [] and too_dear({1: 1.0}) == []
+    assert too_dear({1: 50.0, 2: 55.0, 3: 90.0, 4: 60.0, 8: 40.0}) == [3, 4]
 
 
 def test_facts_survive_json_and_damaged_ones_are_refused() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from pilotfish.exporters.dropped_bundle import write_dropped
 from pilotfish.exporters.gguf_decoder import GgufDecoder
 from pilotfish.exporters.import_gguf import import_gguf
 from pilotfish.exporters.layer_drop import gated, n_weight_bytes, sub_layers, without
-from pilotfish.exporters.layer_search import Scorer, search
+from pilotfish.exporters.layer_search import Scorer, _Runner, search
 from pilotfish.exporters.onnx_graph import Layer, Linear
 from pilotfish.runtime.bundle import DraftEntry, describe_files, open_bundle, write_manifest
 from pilotfish.runtime.cost import CostCurve
@@ -198,6 +199,27 @@ def test_the_search_finds_the_blocks_that_do_nothing(idle_blocks: Path) -> None:
     assert not {0, 1, 2 * LAYERS - 2, 2 * LAYERS - 1} & path[3].skipped
 
 
+@pytest.fixture
+def timed_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine on which every node of a graph whose parts are timed takes a second."""
+    ticks, made, run = time.perf_counter, _Runner.__init__, _Runner.logits
+    n_nodes: dict[_Runner, int] = {}
+    spent = [0.0]
+
+    def make(self: _Runner, model: onnx.ModelProto, *others: object) -> None:
+        made(self, model, *others)  # type: ignore[arg-type]
+        n_nodes[self] = len(model.graph.node)
+
+    def timed(self: _Runner, *arguments: object, **options: object) -> object:
+        spent[0] += n_nodes[self]
+        return run(self, *arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(_Runner, "__init__", make)
+    monkeypatch.setattr(_Runner, "logits", timed)
+    monkeypatch.setattr(time, "perf_counter", lambda: ticks() + spent[0])
+
+
+@pytest.mark.usefixtures("timed_nodes")
 def test_a_made_draft_changes_no_token_and_is_what_the_search_said(idle_blocks: Path, tmp_path: Path) -> None:
     made = drop_layers(idle_blocks, tmp_path / "draft", n_dropped=2, threads=1)
     assert made.what == "without attention 1, mlp 2"
@@ -291,6 +313,29 @@ def test_a_target_that_drafts_for_itself_agrees_with_itself(tiny: Path) -> None:
         assert found.agreement == 1.0 and found.overlap > 0.99
         assert found.measured is not None and set(found.measured) == {"lookup", "draft", "both"}
     assert json.loads(json.dumps(result.as_dict()))["pays"] is result.pays
+
+
+@pytest.mark.parametrize("seen", ["pilotfish.busy.busy_share", "pilotfish.busy.Others.share"])  # before, and meanwhile
+def test_a_check_on_a_busy_machine_is_not_remembered(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seen: str
+) -> None:
+    monkeypatch.setenv("PILOTFISH_CACHE", str(tmp_path))
+    for share, doubt, kept in ((0.9, "other programs used 90% of the processor meanwhile", 0), (0.1, "", 1)):
+        monkeypatch.setattr(seen, lambda *_, share=share: share)
+        result = check_draft(tiny, tiny, engine="onnx", threads=1, n_tokens=4, per_set=1)
+        assert result.doubt == result.as_dict()["doubt"] == doubt
+        assert len(list((tmp_path / "drafts").glob("*.json"))) == kept
+
+
+def test_a_check_with_times_that_no_kernel_has_is_not_remembered(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PILOTFISH_CACHE", str(tmp_path))
+    curve = CostCurve(np.array([1, 2, 33]), np.array([90e-3, 55e-3, 60e-3]))
+    monkeypatch.setattr("pilotfish.draft_check.costs_of", lambda model: Costs(curve, curve, ANY_WIDTH))
+    result = check_draft(tiny, tiny, engine="onnx", threads=1, n_tokens=4, per_set=1)
+    assert result.doubt.startswith("a step of 1 rows took clearly longer")
+    assert not list((tmp_path / "drafts").glob("*.json"))
 
 
 def test_a_draft_that_knows_nothing_does_not_pay_and_the_verdict_says_so(tiny: Path, tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def tokens(rounds: Iterator[Round]) -> list[int]:
     return [t for r in rounds for t in r.tokens]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     prompt=st.lists(st.integers(0, V - 1), min_size=1, max_size=12),
     tree=st.booleans(),

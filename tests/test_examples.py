@@ -35,7 +35,7 @@ def run(name: str, model: Path, cache: Path) -> str:
         env=environment,
         capture_output=True,
         encoding="utf-8",
-        timeout=120,
+        timeout=1200,
         check=False,
     )
     assert done.returncode == 0, done.stderr

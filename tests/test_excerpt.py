@@ -49,7 +49,7 @@ def document(at: int) -> str:
 
 
 @given(st.text(alphabet='ab .!\n"é', max_size=200), st.integers(1, 20))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_segments_are_the_document_and_no_longer_than_allowed(text: str, size: int) -> None:
     parts = cut(text, size, len)
     assert "".join(part.text for part in parts) == text

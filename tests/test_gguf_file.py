@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-import time
 from pathlib import Path
 
 import gguf
@@ -129,17 +128,16 @@ def test_arrays_do_not_nest_forever(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("kind", "n"), [(9, 1 << 22), (9, (1 << 16) + 1), (8, 1 << 24), (0, 1 << 24), (8, 1 << 60)])
-def test_a_header_of_zeros_is_read_in_seconds_or_refused(tmp_path: Path, kind: int, n: int) -> None:
+def test_a_header_of_zeros_is_refused_for_what_it_claims_before_that_is_read(tmp_path: Path, kind: int, n: int) -> None:
     """Zeros are empty strings, and empty arrays of bytes: sound, whatever number of them is claimed."""
     key = struct.pack("<Q", 1) + b"k" + struct.pack("<IIQ", 9, kind, n)
     path = tmp_path / "zeros.gguf"
     with path.open("wb") as file:
         file.write(b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + key)
         file.truncate(1 << 28)  # sparse
-    began = time.perf_counter()
-    with pytest.raises(ModelFileError, match=r"zeros\.gguf is truncated or damaged"):
+    claims = rf"(it claims {n} array elements|its metadata holds {n} arrays inside an array)"
+    with pytest.raises(ModelFileError, match=rf"zeros\.gguf is truncated or damaged: {claims}"):
         read_gguf(path)
-    assert time.perf_counter() - began < 5
 
 
 def open_all(path: Path) -> GgufFile:
@@ -199,7 +197,7 @@ KEYS = [
 ]
 
 
-@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=500, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.dictionaries(st.sampled_from([f"llama.{k}" for k in KEYS] + ["general.architecture"]), VALUES, min_size=1))
 @example({"llama.attention.head_count_kv": 0.5})
 def test_no_metadata_breaks_the_shape(sound: Path, changes: dict[str, object]) -> None:

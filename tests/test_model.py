@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+import json
 import threading
-import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pilotfish
-from pilotfish import Model, Sampling, busy, load, measuring
+from pilotfish import Model, Sampling, backends, busy, load, measuring
+from pilotfish.runtime.cost import CostCurve
 from pilotfish.runtime.draft_length import Fixed
 from pilotfish.runtime.errors import ChatTemplateError, ContextFullError, OptionError
 from pilotfish.runtime.interfaces import Budget, Draft, Round
@@ -242,30 +241,65 @@ def test_what_was_measured_is_remembered_and_damage_is_measured_again(path: Path
     assert facts[0].read_bytes().startswith(b"{") and facts[0].read_bytes() != b"{ damaged" and before
 
 
-def test_what_was_measured_on_a_busy_machine_is_measured_again_once_it_is_quiet(
+def measurements(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by one with every measurement of costs."""
+    measured, original = [], measuring.calibrate
+    monkeypatch.setattr(measuring, "calibrate", lambda session: measured.append(1) or original(session))
+    return measured
+
+
+@pytest.mark.parametrize("seen", ["pilotfish.busy.busy_share", "pilotfish.busy.Others.share"])  # before, and meanwhile
+def test_what_was_measured_on_a_busy_machine_serves_once_and_is_not_kept(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seen: str
+) -> None:
+    monkeypatch.setenv("PILOTFISH_CACHE", str(tmp_path))
+    measured, counts, kept = measurements(monkeypatch), [], []
+    for share in (0.9, 0.9, 0.2, 0.9):
+        monkeypatch.setattr(seen, lambda *_, share=share: share)
+        with load(path) as model:
+            assert model.calibration.busy == (share if len(counts) < 3 else 0.2)
+            assert model.generate("ab", max_new_tokens=4).token_ids
+        counts.append(len(measured))
+        kept.append(len(list((tmp_path / "costs").glob("*.json"))))
+    assert counts == [1, 2, 3, 3] and kept == [0, 0, 1, 1]
+
+
+def test_costs_that_no_kernel_has_are_not_kept_and_kept_ones_are_measured_again(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PILOTFISH_CACHE", str(tmp_path))
-    monkeypatch.setattr("pilotfish.busy.Others.share", lambda self: 0.0)
-    measured = []
-    original = measuring.calibrate
-    monkeypatch.setattr(measuring, "calibrate", lambda session: measured.append(1) or original(session))
-    counts = []
-    for share in (0.9, 0.9, 0.2, 0.0, 0.0, 0.9):
-        monkeypatch.setattr("pilotfish.busy.busy_share", lambda share=share: share)
+    load(path).close()
+    (kept,) = (tmp_path / "costs").glob("*.json")
+    good = json.loads(kept.read_text())
+    measured = measurements(monkeypatch)
+    load(path).close()
+    assert not measured
+    dear = [0.0896, *([0.055] * (len(good["measured"]) - 1))]
+    for worse in ({"measured": dear}, {"busy": 0.5}):  # an earlier version kept them
+        kept.write_text(json.dumps({**good, **worse}))
         load(path).close()
-        counts.append(len(measured))
-    assert counts == [1, 1, 1, 2, 2, 2]
+        assert len(measured) == 1 and json.loads(kept.read_text()) == good
+        measured.clear()
+    good_curve, kept_curve = measuring.calibrate, CostCurve(np.array([1, 2]), np.array(dear[:2]))
+    monkeypatch.setattr(measuring, "calibrate", lambda session: replace(good_curve(session), curve=kept_curve))
+    kept.unlink()
+    with load(path) as model:
+        assert model.calibration.curve is kept_curve and not kept.exists()
 
 
-def test_what_other_programs_do_meanwhile_is_seen() -> None:
-    others = busy.Others()
-    assert others.share() == 0.0  # too soon to tell
-    code = "import time\nt = time.process_time() + 0.5\nwhile time.process_time() < t: pass"
-    with subprocess.Popen([sys.executable, "-c", code]) as program:
-        time.sleep(0.3)
-        assert others.share() > 0.2 / (os.cpu_count() or 1)
-        program.wait()
+def test_the_draft_of_a_busy_machine_is_timed_again(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PILOTFISH_CACHE", str(tmp_path))
+    weights, said = backends.get("reference").open(path, device=None, threads=1, kv_dtype=None), []
+    kept = []
+    for share in (0.9, 0.9, 0.0, 0.9):
+        monkeypatch.setattr(busy, "busy_share", lambda share=share: share)
+        said.append([])
+        assert measuring.token_seconds(weights, lambda what, done: said[-1].append(what)) > 0
+        kept.append(len(list((tmp_path / "costs").glob("*.token.json"))))
+    assert kept == [0, 0, 1, 1]
+    assert ["again next time" in " ".join(words) for words in said] == [True, True, False, False] and not said[3]
 
 
 def test_options_that_do_not_exist_yet_are_refused_and_none_is_ignored(path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import struct
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -276,17 +275,19 @@ def test_names_that_are_nowhere(tmp_path: Path) -> None:
         open_source(tmp_path / "x.gguf")
 
 
-def test_without_a_network_a_hub_name_is_refused_in_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_network_a_hub_name_is_refused_after_one_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
 
+    asked = []
+
     def unreachable(*args: object, **kwargs: object) -> None:
+        asked.append(args)
         raise OSError("Name or service not known")
 
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", unreachable)
-    start = time.monotonic()
     with pytest.raises(DownloadError, match=r"no folder org/model, .* cannot be fetched: Name or"):
         open_source("org/model")
-    assert time.monotonic() - start < 10
+    assert len(asked) == 1
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2"])
