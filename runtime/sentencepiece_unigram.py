@@ -12,14 +12,14 @@ import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 
 from .errors import ModelFileError
-from .gguf_vocabulary import UNKNOWN, add_tokens, strings, token_scores, token_types
+from .gguf_vocabulary import UNKNOWN, add_tokens, read_vocabulary, token_scores
 from .sentencepiece_bpe import SPACE
 
 
 def sentencepiece_unigram(metadata: Mapping[str, object]) -> tokenizers.Tokenizer:
     """The tokenizer that the metadata describes. Raises ModelFileError."""
-    tokens = strings(metadata, "tokenizer.ggml.tokens")
-    types = token_types(metadata, len(tokens))
+    known = read_vocabulary(metadata)
+    tokens, types = known.texts, known.types
     scores = token_scores(metadata, len(tokens))
     if UNKNOWN not in types:
         raise ModelFileError("the GGUF file's vocabulary has no token for what is unknown.")
@@ -31,14 +31,14 @@ def sentencepiece_unigram(metadata: Mapping[str, object]) -> tokenizers.Tokenize
             inner.normalizer = normalizers.Sequence([normalizers.Precompiled(charsmap)])
     except Exception as error:  # the library raises plain Exception for whatever it cannot use
         raise ModelFileError(f"the GGUF file's vocabulary is not one of SentencePiece: {error}.") from error
-    scheme = "always" if metadata.get("tokenizer.ggml.add_space_prefix", True) else "never"
+    scheme = "always" if metadata.get("tokenizer.ggml.add_space_prefix", False) else "never"
     spaces = pre_tokenizers.Metaspace(SPACE, scheme)
     if metadata.get("tokenizer.ggml.remove_extra_whitespaces", False):
         inner.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(" +"), "removed"), spaces])
     else:
         inner.pre_tokenizer = spaces
     inner.decoder = decoders.Metaspace(SPACE, scheme)
-    add_tokens(inner, tokens, types)
+    add_tokens(inner, known, metadata)
     return inner
 
 

@@ -12,26 +12,18 @@ from typing import Any
 import numpy as np
 import tokenizers
 
-from .decoding import decoding_of
+from .decoding import decoding_of, unmarked
 from .errors import ModelFileError, ModelNotFoundError, OptionError
 from .interfaces import Tokens
+from .special_tokens import ends_among
 from .storage import temporary_name, write_error
-
-# Special tokens that end an answer, whatever the model's file names as its end. Source: llama.cpp, llama-vocab.cpp.
-END_TOKENS = frozenset(
-    {
-        *("<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|end|>", "<|eot|>"),
-        *("<|return|>", "<|call|>", "<end_of_turn>", "<turn|>", "<end_of_utterance>", "<EOT>", "_<EOT>"),
-        *("<｜end▁of▁sentence｜>", "<eos>", "</s>", "<|fim_pad|>", "<|file_sep|>", "<|repo_name|>"),  # noqa: RUF001
-    }
-)
 
 
 class Tokenizer:
     """A tokenizer, byte-level or in the manner of SentencePiece. Immutable once made, so threads may share it.
 
     bos_id, eos_ids, add_bos: what tokenizer.json does not say. The first of eos_ids is the one that chat templates
-        write (`eos_id`); every special token that is known to end a turn counts as an end, too. add_bos: whether a
+        write (`eos_id`); every added token that is known to end a turn counts as an end, too. add_bos: whether a
         text of its own starts with bos_id.
     vocab_size: number of token ids; the model may have more rows of logits.
     """
@@ -63,7 +55,7 @@ class Tokenizer:
                 raise ModelFileError(f"token id {i} is named as special, but the vocabulary ends at {self.vocab_size}.")
         self.bos_id = bos_id
         self.eos_id = eos_ids[0] if eos_ids else None
-        self.eos_ids = frozenset(eos_ids) | {i for text, i in special.items() if text in END_TOKENS}
+        self.eos_ids = ends_among({token.content: i for i, token in self._added.items()}, eos_ids)
         self.add_bos = add_bos and bos_id is not None
 
     @classmethod
@@ -104,9 +96,9 @@ class Tokenizer:
         return frozenset(self._special)
 
     def token(self, token_id: int) -> str | None:
-        """The text of one special or added token, as in the vocabulary for others; None for an unknown id."""
+        """The text of one special or added token, as in the vocabulary for others; None for an id without a token."""
         text: str | None = self._inner.id_to_token(token_id)
-        return text
+        return None if text is None else unmarked(text) or None
 
     def id_of(self, token: str) -> int | None:
         """The id of a token by its text in the vocabulary; None for an unknown one."""

@@ -30,7 +30,7 @@ def metadata(**changes: object) -> dict[str, object]:
     """256 bytes, then what the merges make, then two control tokens, one of the user's, one unused."""
     tokens = [CHAR[byte] for byte in range(256)] + [merge.replace(" ", "") for merge in MERGES]
     types = [1] * len(tokens) + [3, 3, 4, 5]
-    tokens += ["<|im_start|>", "<|im_end|>", "<tool>", "[PAD]"]
+    tokens += ["<|im_start|>", "<|im_end|>", "<tool>", "<spare>"]
     start = tokens.index("<|im_start|>")
     return {
         "tokenizer.ggml.model": "gpt2",
