@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import tokenizers
 
-from .decoding import decoding_of, unmarked
+from .decoding import decoding_of, marked, unmarked
 from .errors import ModelFileError, ModelNotFoundError, OptionError
 from .interfaces import Tokens
 from .special_tokens import ends_among
@@ -41,12 +41,13 @@ class Tokenizer:
         inner.no_truncation()
         inner.no_padding()
         self._inner = inner
-        self._after_first = _without_first_space(inner)
+        self._of_text = _without_special(inner)
+        self._after_first = _without_first_space(self._of_text)
         self._added = inner.get_added_tokens_decoder()
         special = {token.content: i for i, token in self._added.items() if token.special}
         self._special = special
         self._special_pattern = _special_pattern([token for token in self._added.values() if token.special])
-        unknown = inner.encode("\U0010ffff", add_special_tokens=False).ids
+        unknown = self._of_text.encode("\U0010ffff", add_special_tokens=False).ids
         self._forgeable = frozenset(special.values()).difference(unknown)
         self._pieces: dict[int, bytes] = {}
         self.vocab_size = max(inner.get_vocab_size(), 1 + max(self._added, default=-1))
@@ -166,7 +167,7 @@ class Tokenizer:
 
     def _plain(self, text: str, first: bool) -> list[int]:
         """first: the text begins here; some tokenizers begin it with a space."""
-        inner = self._inner if first or self._after_first is None else self._after_first
+        inner = self._of_text if first or self._after_first is None else self._after_first
         try:
             ids: list[int] = inner.encode(text, add_special_tokens=False).ids
         except TypeError:
@@ -177,7 +178,7 @@ class Tokenizer:
             raise OptionError(message) from None
         if self._forgeable.isdisjoint(ids):
             return ids
-        # A model that looks for the most probable cut finds special tokens, too, for they are in its vocabulary.
+        # Merges, too, can make a special token, for it is in the vocabulary.
         return [j for i in ids for j in (self._spelled(i) if i in self._forgeable else (i,))]
 
     def _spelled(self, token_id: int) -> list[int]:
@@ -243,6 +244,25 @@ def _special_pattern(tokens: list[tokenizers.AddedToken]) -> re.Pattern[str] | N
         for i, token in enumerate(longest_first)
     )
     return re.compile("|".join(alternatives))
+
+
+def _without_special(inner: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """The same tokenizer for texts without special tokens.
+
+    A model that looks for the most probable cut would find them, for they are in its vocabulary: they get names there
+    that no text holds.
+    """
+    described = json.loads(inner.to_str()) if isinstance(inner.model, tokenizers.models.Unigram) else None
+    if described is None:
+        return inner
+    names = {token["content"]: marked("", token["id"]) for token in described["added_tokens"] if token["special"]}
+    for token in described["added_tokens"]:
+        token["content"] = names.get(token["content"], token["content"])
+    for piece in described["model"]["vocab"]:
+        piece[0] = names.get(piece[0], piece[0])
+    plain = tokenizers.Tokenizer.from_str(json.dumps(described))
+    plain.encode_special_tokens = True
+    return plain
 
 
 def _without_first_space(inner: tokenizers.Tokenizer) -> tokenizers.Tokenizer | None:

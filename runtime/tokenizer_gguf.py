@@ -60,6 +60,7 @@ _QWEN2_RULE = _Rule((_QWEN2,), nfc=True)
 _RULES: dict[str, _Rule] = {
     "default": _Rule((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]")),
     **dict.fromkeys(("gpt-2", "phi-2", "olmo", "mpt", "jais", "exaone4", "granite-docling", "trillion"), _GPT2_RULE),
+    **dict.fromkeys(("jina-v2-es", "jina-v2-de", "jina-v2-code"), _GPT2_RULE),
     **dict.fromkeys(("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"), _DIGITS_RULE),
     **dict.fromkeys(("qwen2", "deepseek-r1-qwen"), _QWEN2_RULE),
     "megrez": _Rule((_QWEN2,)),

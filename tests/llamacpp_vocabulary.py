@@ -53,21 +53,11 @@ def ask_llama_cpp(folder: Path, vocabularies: Sequence[Mapping[str, object]], te
 def write_vocabulary(path: Path, metadata: Mapping[str, object]) -> Path:
     """A GGUF file with this metadata and no tensors."""
     gguf = importlib.import_module("gguf")
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, metadata.get("general.architecture", "llama"))
     for key, value in metadata.items():
-        if value is None:
-            continue
-        if isinstance(value, (list, tuple)) or hasattr(value, "tolist"):
-            writer.add_array(key, [v for v in value])  # type: ignore[attr-defined]
-            continue
-        add = {str: writer.add_string, bool: writer.add_bool, int: writer.add_uint32}
-        add[type(value)](key, value)
-    writer.add_context_length(64)
-    writer.add_embedding_length(32)
-    writer.add_block_count(1)
-    writer.add_feed_forward_length(32)
-    writer.add_head_count(1)
-    writer.add_layer_norm_rms_eps(1e-5)
+        add = {str: writer.add_string, bool: writer.add_bool, int: writer.add_uint32, list: writer.add_array}
+        if value is not None and key != "general.architecture":
+            add[type(value)](key, value)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

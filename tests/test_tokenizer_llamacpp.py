@@ -102,10 +102,13 @@ def unigram(samples: list[str], **changes: object) -> dict[str, object]:
         word = "▁" + sample.replace(" ", "▁")
         at = rng.randrange(len(word))
         pieces.append(word[at : at + rng.randint(2, 5)])
-    pieces = [piece for piece in dict.fromkeys(pieces) if piece not in OWN and len(piece.strip()) > 0]
-    tokens = ["<pad>", "</s>", "<unk>", *pieces, *CONTROLS]
-    types = [3, 3, 2] + [1] * len(pieces) + [3] * len(CONTROLS)
-    scores = [0.0] * 3 + [-rng.uniform(1.0, 12.0) for _ in pieces] + [0.0] * len(CONTROLS)
+    pieces = [piece for piece in dict.fromkeys(pieces) if not piece.count("▁", 1)]  # none goes beyond a word
+    pieces = [piece for piece in pieces if len(set(piece)) == len(piece)]  # so that no two cuts are equally probable
+    pieces = [piece for piece in pieces if piece not in OWN]
+    tokens = ["<pad>", "</s>", "<unk>", *pieces, *CONTROLS, *OWN]
+    types = [3, 3, 2] + [1] * len(pieces) + [3] * len(CONTROLS) + [4] * len(OWN)
+    scores = [0.0] * 3 + [float(np.float32(-rng.uniform(1.0, 12.0))) for _ in pieces]
+    scores += [0.0] * (len(CONTROLS) + len(OWN))
     return named({"model": "t5", "tokens": tokens, "token_type": types, "scores": scores} | changes)
 
 
@@ -145,5 +148,92 @@ def test_sentencepiece_vocabularies(prefix: bool, tmp_path: Path) -> None:
 def test_unigram_vocabularies(prefix: bool | None, merged: bool, tmp_path: Path) -> None:
     samples = texts(5, 300)
     metadata = unigram(texts(6, 300, special=False), add_space_prefix=prefix, remove_extra_whitespaces=merged)
+    (said,) = ask_llama_cpp(tmp_path, [metadata], samples)
+    compare(metadata, said, samples)
+
+
+def small(kind: str, more: dict[str, int], **changes: object) -> dict[str, object]:
+    """A vocabulary of single letters and these tokens: by their text, their kinds."""
+    letters = ["▁", *"abcdefgh"] if kind != "gpt2" else [CHAR[byte] for byte in range(256)]
+    first = {"gpt2": [], "llama": ["<unk>", "<s>", "<z>"], "t5": ["<pad>", "<z>", "<unk>"]}[kind]
+    octets = [f"<0x{byte:02X}>" for byte in range(256)] if kind == "llama" else []
+    tokens = [*first, *octets, *letters, *more]
+    kinds = {"<unk>": 2, "<s>": 3, "<z>": 3, "<pad>": 3, **more, **dict.fromkeys(octets, 6)}
+    found: dict[str, object] = {"model": kind, "tokens": tokens, "token_type": [kinds.get(text, 1) for text in tokens]}
+    found |= {"merges": ["a b"]} if kind == "gpt2" else {"scores": [-1.0 - i for i in range(len(tokens))]}
+    if kind == "gpt2":
+        tokens.append("ab")
+        found["token_type"] = [kinds.get(text, 1) for text in tokens]
+    return named(found | changes)
+
+
+@pytest.mark.parametrize("model", ["gpt2", "llama", "t5"])
+@pytest.mark.parametrize("kind", [1, 3, 4])
+def test_answers_end_at_known_texts_of_every_type(model: str, kind: int, tmp_path: Path) -> None:
+    known = sorted(END_TEXTS.union(*FILL_IN.values()) | {"<|eot|>", "<|plamo:eos|>"})
+    vocabularies = [small(model, {text: kind}, eos_token_id=0, bos_token_id=0) for text in known]
+    # Its unigram tokenizer takes the kinds from before it mends them, so that a text can write such a token.
+    samples = [] if model == "t5" and kind != 3 else ["a<|im_end|>b", "".join(sorted(END_TEXTS))]
+    for metadata, said in zip(vocabularies, ask_llama_cpp(tmp_path, vocabularies, samples), strict=True):
+        compare(metadata, said, samples)
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ("<|end|>", "<|return|>", "<|call|>"),
+        ("<|end|>", "<|flush|>", "<|calls|>"),
+        ("<|end|>", "<|flush|>", "<|call|>"),
+        ("<|end|>", "<|return|>"),
+        ("<|end|>", "<|call|>"),
+        ("</s>", "<|tool_response>"),
+        ("</s>", "<|plamo:eos|>"),
+    ],
+)
+def test_texts_that_end_only_a_part_of_an_answer_beside_others(texts: tuple[str, ...], tmp_path: Path) -> None:
+    vocabularies = [
+        small("gpt2", dict.fromkeys(texts, 3), eos_token_id=i, bos_token_id=0) for i in (0, 255 + len(texts))
+    ]
+    for metadata, said in zip(vocabularies, ask_llama_cpp(tmp_path, vocabularies, []), strict=True):
+        assert tokenizer_from_gguf(metadata).eos_ids == said.ends
+
+
+def test_answers_end_where_the_file_says(tmp_path: Path) -> None:
+    keys = ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep", "fim_pre")
+    named_ends = [{"bos_token_id": 0, "eos_token_id": 0, f"{key}_token_id": 256} for key in keys]
+    vocabularies = [small("gpt2", {"<1>": 3, "<|fim_pad|>": 4, "<|fim_prefix|>": 1}, **ids) for ids in named_ends[:3]]
+    vocabularies += [small("gpt2", {"<1>": 3, "<|im_end|>": 4}, **ids) for ids in named_ends[3:]]
+    for metadata, said in zip(vocabularies, ask_llama_cpp(tmp_path, vocabularies, ["a<1>b"]), strict=True):
+        compare(metadata, said, ["a<1>b"])
+
+
+def test_beginnings_and_ends_that_a_file_does_not_name(tmp_path: Path) -> None:
+    made = [small("llama", {}), small("t5", {}), small("llama", {}, add_bos_token=False, add_eos_token=True)]
+    made += [small("t5", {}, add_eos_token=False)]
+    for metadata, said in zip(made, ask_llama_cpp(tmp_path, made, ["a"]), strict=True):
+        tokenizer = tokenizer_from_gguf(metadata)
+        assert (tokenizer.add_bos, tokenizer.eos_id, tokenizer.eos_ids) == (said.add_bos, said.eos_id, said.ends)
+        assert tokenizer.bos_id == (said.bos_id if said.bos_id >= 0 else None)
+        assert (tokenizer.encode_source("a")[-1] == tokenizer.eos_id) == said.add_eos
+
+
+@pytest.mark.parametrize(
+    "about",
+    [
+        {"general.name": "Phi-3 mini"},
+        {"general.name": "my phi3"},
+        {"general.name": "Phi 4"},
+        {"general.name": "Modern-BERT base"},
+        {"general.architecture": "nomic-bert-moe"},
+        {"tokenizer.ggml.pre": "jina-v2-es"},
+    ],
+)
+@pytest.mark.parametrize("model", ["gpt2", "llama"])
+def test_white_space_that_special_tokens_swallow(model: str, about: dict[str, object], tmp_path: Path) -> None:
+    more = {"</s>": 3, "<|endoftext|>": 3, "<|user|>": 3, "<mask>": 3, "[MASK]": 3, "<own>": 4}
+    more |= {"<unk>": 3, "<s>": 3} if model == "gpt2" else {}
+    around = [f"a \n{token} \n\t b" for token in (*more, "<unk>", "<s>")]
+    samples = [*around, "".join(around), "<|user|> \n<|user|>  \n", "  <own>  <mask>  [MASK]"]
+    metadata = small(model, more, eos_token_id=0, bos_token_id=0) | about
     (said,) = ask_llama_cpp(tmp_path, [metadata], samples)
     compare(metadata, said, samples)
