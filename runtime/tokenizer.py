@@ -128,11 +128,11 @@ class Tokenizer:
         pieces = self.split_special(text) if special else [text]
         return self.encode_pieces(pieces, bos=bos)
 
-    def encode_source(self, text: str) -> Tokens:
+    def encode_source(self, text: str, special: bool = False) -> Tokens:
         """Token ids of a text as the encoder of an encoder-decoder model was trained to read it, (n,): between the
-        special tokens that tokenizer.json puts around a text of its own."""
+        special tokens that tokenizer.json puts around a text of its own. special: as in encode()."""
         before, after = self._frame()
-        return np.array([*before, *self._plain(text, first=True), *after], dtype=np.int64)
+        return np.array([*before, *self.encode(text, special, bos=False), *after], dtype=np.int64)
 
     def _frame(self) -> tuple[list[int], list[int]]:
         """The special tokens around a text."""
@@ -189,7 +189,8 @@ class Tokenizer:
     def decode(self, ids: Iterable[int], *, special: bool = False) -> str:
         """The text of these tokens. Bytes that are not UTF-8 become U+FFFD, special tokens nothing unless asked for.
 
-        Where a text begins with a space that its writer did not mean, that space is left out.
+        They are a text of their own: where it begins with a space that its writer did not mean, that space is left
+        out. What goes on in another text is decoded by stream(behind=...).
         """
         text = b"".join(self.piece(int(i), special=special) for i in ids)
         return self._decoding.without_leading(text).decode("utf-8", "replace")
@@ -204,13 +205,17 @@ class Tokenizer:
             piece = self._pieces[token_id] = self._decoding.piece(self._inner.id_to_token(token_id) or "")
         return piece
 
-    def stream(self, *, special: bool = False) -> TextStream:
-        """A decoder for tokens that arrive one after another."""
-        return TextStream(self, self._decoding.leading_spaces, special=special)
+    def stream(self, *, special: bool = False, behind: Iterable[int] = ()) -> TextStream:
+        """A decoder for tokens that arrive one after another. behind: the tokens whose text they go on in."""
+        begun = self._decoding.leading_spaces > 0 and any(self.piece(int(i), special=special) for i in behind)
+        return TextStream(self, 0 if begun else self._decoding.leading_spaces, special=special)
 
 
 class TextStream:
-    """Text of tokens as they arrive. All that it returned, put together, is `decode` of all tokens."""
+    """Text of tokens as they arrive. All that it returned, put together, is `decode` of all tokens.
+
+    Behind other tokens it is what `decode` of all of them has more than that of the others alone.
+    """
 
     def __init__(self, tokenizer: Tokenizer, leading_spaces: int, *, special: bool = False) -> None:
         """leading_spaces: how many the beginning of the text loses."""

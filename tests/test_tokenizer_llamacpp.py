@@ -17,7 +17,7 @@ from pilotfish.runtime.tokenizer_gguf import _RULES, tokenizer_from_gguf
 pytest.importorskip("llama_cpp")
 pytest.importorskip("gguf")
 
-from llamacpp_vocabulary import Said, ask_llama_cpp  # noqa: E402
+from llamacpp_vocabulary import Said, ask_llama_cpp
 
 CHAR = {byte: char for char, byte in BYTES.items()}
 CONTROLS, OWN = ("<|user|>", "<|end|>", "<x>"), ("<tool>", "\n\n\n", "@@")  # none begins within another
