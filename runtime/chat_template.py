@@ -107,7 +107,7 @@ def turn_end(tokenizer: Tokenizer, template: ChatTemplate) -> int | None:
         )
     except ChatTemplateError:
         return None
-    before, answer, behind = text.rpartition(_ANSWER)
+    _, answer, behind = text.rpartition(_ANSWER)
     first = next((piece for piece in tokenizer.split_special(behind.lstrip()) if piece != ""), None)
     return first if answer and isinstance(first, int) else None
 

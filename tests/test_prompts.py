@@ -97,7 +97,7 @@ def test_a_raw_prompt_may_hold_special_tokens_where_it_says_so() -> None:
         assert model.generate("<|user|>the", **asked).stats.n_prompt > 3
         for prompt in ("<|user|>the", [{"role": "user", "content": "<|user|>"}]):
             for call in (model.generate, model.stream, model.encode):
-                with pytest.raises(OptionError, match="special=True.*raw=True"):
+                with pytest.raises(OptionError, match=r"special=True.*raw=True"):
                     call(prompt, special=True)  # type: ignore[operator]
     with toy(tokenizer, encoder=EncoderInfo(decoder_start=(1,), source_limit=64)) as model:
         assert user in model.encode("the <|user|>", raw=True, special=True)
