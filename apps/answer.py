@@ -26,6 +26,7 @@ def answer(
     stop: tuple[str, ...],
     system: str | None,
     raw: bool,
+    special: bool,
     max_new_tokens: int | None,
     beams: int | None,
     as_json: bool,
@@ -46,7 +47,14 @@ def answer(
     elif system is not None:
         prompt = [{"role": "system", "content": system}, {"role": "user", "content": text}]
     stream = model.stream(
-        prompt, max_new_tokens=max_new_tokens, seed=seed, stop=stop, sampling=sampling, raw=raw, beams=beams
+        prompt,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        stop=stop,
+        sampling=sampling,
+        raw=raw,
+        special=special,
+        beams=beams,
     )
     for piece in stream:
         if not as_json:

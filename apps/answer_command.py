@@ -64,6 +64,9 @@ def run(
     stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be given several times.")] = None,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="No chat template.")] = False,
+    special: Annotated[
+        bool, typer.Option("--special", help='With --raw: "<|fim_prefix|>" in the prompt means the token.')
+    ] = False,
     document: Annotated[
         Path | None, typer.Option(help="A text of any length that the prompt asks about.", show_default=False)
     ] = None,
@@ -89,6 +92,9 @@ def run(
         raise OptionError("--plain and --draft contradict each other; drop one of the two.")
     if raw and system is not None:
         raise OptionError("--raw takes no chat template, so --system has no place; drop one of the two.")
+    if special and (not raw or document is not None):
+        why = "no document" if raw else "no message"
+        raise OptionError(f"--special is for a prompt of --raw alone: {why} may hold special tokens. Drop one of them.")
     if temperature == 0 and any(x is not None for x in (top_k, top_p, min_p, seed)):
         raise OptionError("--top-k, --top-p, --min-p and --seed need --temperature above 0; greedy has no choice.")
     sampling = Sampling(
@@ -128,6 +134,7 @@ def run(
             stop=tuple(stop or ()),
             system=system,
             raw=raw,
+            special=special,
             document=document,
             max_new_tokens=ANSWER if max_new_tokens is None else max_new_tokens or None,
             beams=beams,

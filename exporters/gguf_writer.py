@@ -59,7 +59,7 @@ def write_gguf(
             _write_tensors(writer, config, layout, tensors, stored, progress or (lambda share: None))
         finally:
             writer.close()
-        check_with_llama_cpp(temporary, source.tokenizer)
+        check_with_llama_cpp(temporary, source.tokenizer, source.chat_template)
         temporary.replace(path)
     except OSError as error:
         if disk_is_full(error, path.parent) or not path.parent.is_dir():

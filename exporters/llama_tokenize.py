@@ -1,6 +1,8 @@
 """Run as a process: llama.cpp tokenizes texts with the tokenizer in a GGUF file.
 
-python -m pilotfish.exporters.llama_tokenize FILE < a JSON list of texts > a JSON list of lists of ids
+python -m pilotfish.exporters.llama_tokenize FILE < a JSON list of (text, special) > a JSON list of lists of ids
+
+special: whether special tokens in the text are meant.
 
 A process of its own, because llama.cpp ends the process over what it does not expect.
 """
@@ -34,7 +36,7 @@ def _silent_library() -> Any:
 
 
 def main(path: str) -> None:
-    """Ids without a beginning-of-text token; special tokens in the texts stay text."""
+    """Ids without a beginning-of-text token."""
     lib = _silent_library()
     params = lib.llama_model_default_params()
     params.vocab_only = True
@@ -43,10 +45,10 @@ def main(path: str) -> None:
         raise SystemExit("llama.cpp cannot read the tokenizer")
     vocabulary = lib.llama_model_get_vocab(model)
     found = []
-    for text in json.load(sys.stdin):
+    for text, special in json.load(sys.stdin):
         data = text.encode()
         ids = (lib.llama_token * (len(data) + 8))()
-        n = lib.llama_tokenize(vocabulary, data, len(data), ids, len(ids), False, False)
+        n = lib.llama_tokenize(vocabulary, data, len(data), ids, len(ids), False, special)
         found.append(list(ids[:n]))
     json.dump(found, sys.stdout)
 

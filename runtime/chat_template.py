@@ -15,6 +15,7 @@ from .tokenizer import Tokenizer
 Message: TypeAlias = Mapping[str, object]  # {"role": "user", "content": "..."}
 
 MAX_SOURCE_CHARS = 1_000_000
+_ANSWER = "PILOTFISH"  # a word that no template says itself
 _ROLE = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,31}")
 
 
@@ -92,6 +93,23 @@ def encode_chat(
     )
     pieces = [marks.restored(piece) if isinstance(piece, str) else piece for piece in tokenizer.split_special(text)]
     return tokenizer.encode_pieces(pieces, bos=False)  # a template writes the token itself where it is wanted
+
+
+def turn_end(tokenizer: Tokenizer, template: ChatTemplate) -> int | None:
+    """The special token that the template puts behind what the assistant said; None where it puts another thing there,
+    or takes no such conversation."""
+    try:
+        text = template.render(
+            [{"role": "user", "content": _ANSWER.lower()}, {"role": "assistant", "content": _ANSWER}],
+            add_generation_prompt=False,
+            bos_token=_text(tokenizer, tokenizer.bos_id),
+            eos_token=_text(tokenizer, tokenizer.eos_id),
+        )
+    except ChatTemplateError:
+        return None
+    _, answer, behind = text.rpartition(_ANSWER)
+    first = next((piece for piece in tokenizer.split_special(behind.lstrip()) if piece != ""), None)
+    return first if answer and isinstance(first, int) else None
 
 
 class _Marks:

@@ -17,6 +17,19 @@ import tokenizers
 from .errors import UnsupportedModelError
 
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+_MARK = "\ufdd0"  # no character, for use inside programs: no text that is a text holds it
+_MARKED = re.compile(rf"(.*){_MARK}\d+", re.DOTALL)
+
+
+def marked(text: str, token_id: int) -> str:
+    """A name for a token that stands for the same bytes as another one, and that no text is cut into."""
+    return f"{text}{_MARK}{token_id}"
+
+
+def unmarked(token: str) -> str:
+    """The text of a token, without the mark that tells it from others."""
+    found = _MARKED.fullmatch(token) if _MARK in token else None
+    return found[1] if found else token
 
 
 def _byte_alphabet() -> dict[str, int]:
@@ -45,6 +58,7 @@ class Decoding:
 
     def piece(self, token: str) -> bytes:
         """The bytes of one token of the vocabulary, perhaps a part of a character."""
+        token = unmarked(token)
         if self.byte_level:
             try:
                 return bytes([BYTES[char] for char in token])
@@ -55,6 +69,7 @@ class Decoding:
 
     def written(self, token: str) -> str:
         """The text of a token that is no part of a character."""
+        token = unmarked(token)
         for old, new in self.replaced:
             token = token.replace(old, new)
         return token

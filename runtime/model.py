@@ -7,13 +7,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
 
 from .beams import Beams, check_beams, search
 from .cache_policies.policy import CachePolicy
 from .chat import Chat
-from .chat_template import ChatTemplate, Message
+from .chat_template import ChatTemplate, Message, turn_end
 from .choice import Choice
 from .cost import Calibration
 from .draft_length import RenewalReward
@@ -165,6 +166,7 @@ class Model:
         stop: Sequence[str | int] = (),
         sampling: Sampling | None = None,
         raw: bool = False,
+        special: bool = False,
         cancel: threading.Event | None = None,
         beams: int | Beams | None = None,
     ) -> Result:
@@ -172,6 +174,7 @@ class Model:
 
         prompt: a list of messages, or a text. A text is one user message where the model has a chat template;
             raw=True feeds it as it is. A model that listens takes what read_wav() gives, or features of its own.
+        special: whether "<|fim_prefix|>" in a raw prompt means the special token; it is plain text otherwise.
         max_new_tokens: the default is 256, or fewer where there is room for fewer; a number that is given has to fit;
             None is until the context is full.
         temperature: 0 (the default) is greedy; `sampling` holds the other settings and replaces it.
@@ -189,6 +192,7 @@ class Model:
             stop=stop,
             sampling=sampling,
             raw=raw,
+            special=special,
             cancel=cancel,
             beams=beams,
         )
@@ -207,6 +211,7 @@ class Model:
         stop: Sequence[str | int] = (),
         sampling: Sampling | None = None,
         raw: bool = False,
+        special: bool = False,
         cancel: threading.Event | None = None,
         progress: Callable[[int, int], None] | None = None,
         beams: int | Beams | None = None,
@@ -217,7 +222,7 @@ class Model:
         """
         settings = _sampling(temperature, sampling)
         wanted = Beams(beams) if isinstance(beams, int) else beams
-        task = self._task(prompt, raw)
+        task = self._task(prompt, raw, special)
         strings = tuple(s for s in stop if isinstance(s, str))
         if "" in strings:
             raise OptionError("a stop string is empty, so nothing could ever be generated; leave it out.")
@@ -226,7 +231,7 @@ class Model:
             check_beams(settings, strings, draft=drafted, cache=self.cache is not None)
         limits = Limits(
             max_new_tokens=max_new_tokens,
-            stop_ids=self.tokenizer.eos_ids | {s for s in stop if not isinstance(s, str)},
+            stop_ids=self.ends | {s for s in stop if not isinstance(s, str)},
             cancelled=cancel.is_set if cancel is not None else lambda: False,
             progress=progress,
         )
@@ -258,14 +263,21 @@ class Model:
         with self._turn:
             self._sequence.restore(saved)
 
-    def encode(self, prompt: str | Sequence[Message], *, raw: bool = False) -> Tokens:
+    def encode(self, prompt: str | Sequence[Message], *, raw: bool = False, special: bool = False) -> Tokens:
         """Token ids of a prompt, chat template applied; of an encoder-decoder model those of the source."""
-        return encode_prompt(prompt, raw, self.tokenizer, self.template, source=self.info.encoder is not None)
+        source = self.info.encoder is not None
+        return encode_prompt(prompt, raw, self.tokenizer, self.template, source=source, special=special)
 
-    def _task(self, prompt: Prompt, raw: bool) -> Task:
+    @cached_property
+    def ends(self) -> frozenset[int]:
+        """The tokens that end every answer: the tokenizer's, and what the template puts behind one."""
+        behind = None if self.template is None else turn_end(self.tokenizer, self.template)
+        return self.tokenizer.eos_ids if behind is None else self.tokenizer.eos_ids | {behind}
+
+    def _task(self, prompt: Prompt, raw: bool, special: bool) -> Task:
         if self._closed:
             raise OptionError("this model is closed; load it again.")
-        return task_of(prompt, raw, self.tokenizer, self.template, self.info.encoder)
+        return task_of(prompt, raw, self.tokenizer, self.template, self.info.encoder, special=special)
 
     def _check_template(self) -> None:
         if self.template is None:
@@ -303,7 +315,8 @@ class Model:
             began = time.perf_counter()
             seeds = np.random.SeedSequence(seed).spawn(2)  # drafts draw from a stream of their own
             reused = self._reused(task)
-            text = TextAssembler(self.tokenizer, limits.stop_ids, stop)
+            behind = task.context if task.continues else ()
+            text = TextAssembler(self.tokenizer, limits.stop_ids, stop, behind=behind)
             reason: FinishReason = "length"
             ttft_s: float | None = None
             rounds = self._rounds(task, sampling, limits, seeds) if beams is None else self._search(task, limits, beams)

@@ -19,10 +19,14 @@ Prompt: TypeAlias = str | Sequence[Message] | Floats
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What one answer goes on from, and the source it is about: None where the prompt itself is continued."""
+    """What one answer goes on from, and the source it is about: None where the prompt itself is continued.
+
+    continues: whether the answer is more of the context's text; it is a text of its own in a chat, or about a source.
+    """
 
     context: Tokens
     source: Tokens | Floats | None = None
+    continues: bool = False
 
     @property
     def n_read(self) -> int:
@@ -36,7 +40,13 @@ class Task:
 
 
 def task_of(
-    prompt: Prompt, raw: bool, tokenizer: Tokenizer, template: ChatTemplate | None, encoder: EncoderInfo | None
+    prompt: Prompt,
+    raw: bool,
+    tokenizer: Tokenizer,
+    template: ChatTemplate | None,
+    encoder: EncoderInfo | None,
+    *,
+    special: bool = False,
 ) -> Task:
     """What a prompt asks of a model. Raises OptionError and ChatTemplateError."""
     listens = encoder is not None and encoder.source_kind == "audio"
@@ -47,10 +57,14 @@ def task_of(
         assert encoder is not None
         if raw:
             raise OptionError("raw=True is about texts; sound has no template. Drop it.")
+        if special:
+            raise OptionError("special=True is about texts; sound holds no tokens. Drop it.")
         heard = log_mel(prompt, encoder) if prompt.ndim == 1 else prompt
         return Task(as_tokens(encoder.decoder_start), heard)
-    tokens = encode_prompt(prompt, raw, tokenizer, template, source=encoder is not None)
-    return Task(tokens) if encoder is None else Task(as_tokens(encoder.decoder_start), tokens)
+    tokens = encode_prompt(prompt, raw, tokenizer, template, source=encoder is not None, special=special)
+    if encoder is not None:
+        return Task(as_tokens(encoder.decoder_start), tokens)
+    return Task(tokens, continues=isinstance(prompt, str) and (raw or template is None))
 
 
 def encode_prompt(
@@ -60,13 +74,23 @@ def encode_prompt(
     template: ChatTemplate | None,
     *,
     source: bool = False,
+    special: bool = False,
 ) -> Tokens:
-    """Token ids of a text or of messages, chat template applied; source: as an encoder wants to read a text."""
+    """Token ids of a text or of messages, chat template applied; source: as an encoder wants to read a text.
+
+    special: whether the text of a special token in a raw prompt means the token. Raises OptionError for other prompts:
+    nobody who writes a message may write what ends it.
+    """
+    if special and not raw:
+        raise OptionError(
+            "special=True (--special) lets a prompt hold special tokens, and no message may: it goes with raw=True "
+            "(--raw). Add that, or drop it."
+        )
     if isinstance(prompt, str):
         if raw or template is None:
             if source and not prompt:
                 raise OptionError("the source is empty: an encoder-decoder model needs a text to answer about.")
-            return tokenizer.encode_source(prompt) if source else tokenizer.encode(prompt)
+            return tokenizer.encode_source(prompt, special) if source else tokenizer.encode(prompt, special)
         prompt = [{"role": "user", "content": prompt}]
     elif raw:
         raise OptionError("raw=True takes a text, but a list of messages was given; drop one of the two.")

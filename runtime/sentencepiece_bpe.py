@@ -15,15 +15,15 @@ import tokenizers
 from tokenizers import decoders, models, normalizers
 
 from .errors import ModelFileError
-from .gguf_vocabulary import BYTE, NORMAL, UNKNOWN, USER_DEFINED, add_tokens, strings, token_scores, token_types
+from .gguf_vocabulary import BYTE, NORMAL, UNKNOWN, USER_DEFINED, add_tokens, read_vocabulary, token_scores
 
 SPACE = "\u2581"  # the lower one eighth block
 
 
 def sentencepiece_bpe(metadata: Mapping[str, object]) -> tokenizers.Tokenizer:
     """The tokenizer that the metadata describes. Raises ModelFileError."""
-    tokens = strings(metadata, "tokenizer.ggml.tokens")
-    types = token_types(metadata, len(tokens))
+    known = read_vocabulary(metadata)
+    tokens, types = known.texts, known.types
     scores = token_scores(metadata, len(tokens))
     unknown = next((text for text, kind in zip(tokens, types, strict=True) if kind == UNKNOWN), None)
     bytes_there = sum(kind == BYTE for kind in types)
@@ -32,16 +32,15 @@ def sentencepiece_bpe(metadata: Mapping[str, object]) -> tokenizers.Tokenizer:
             f"the GGUF file's vocabulary has {bytes_there} tokens for single bytes and none for what is unknown, so "
             "that not every text can be written."
         )
-    vocabulary = {text: i for i, text in enumerate(tokens)}
-    merges = list(_merges(tokens, types, scores, vocabulary))
-    model = models.BPE(vocab=vocabulary, merges=merges, unk_token=unknown, fuse_unk=True, byte_fallback=bytes_there > 0)
+    merges = list(_merges(tokens, types, scores, known.ids))
+    model = models.BPE(vocab=known.ids, merges=merges, unk_token=unknown, fuse_unk=True, byte_fallback=bytes_there > 0)
     inner = tokenizers.Tokenizer(model)
     prefixed = metadata.get("tokenizer.ggml.add_space_prefix", True)
     spaces = normalizers.Replace(" ", SPACE)
     inner.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), spaces]) if prefixed else spaces
     back = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     inner.decoder = decoders.Sequence([*back, decoders.Strip(" ", 1, 0)] if prefixed else back)
-    add_tokens(inner, tokens, types)
+    add_tokens(inner, known, metadata)
     return inner
 
 

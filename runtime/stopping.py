@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from .interfaces import Round
@@ -14,8 +15,11 @@ class TextAssembler:
     Tokens are looked at one by one, so where an answer ends does not depend on how many a round committed.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop_ids: frozenset[int], stop: tuple[str, ...]) -> None:
-        self._stream = tokenizer.stream()
+    def __init__(
+        self, tokenizer: Tokenizer, stop_ids: frozenset[int], stop: tuple[str, ...], *, behind: Iterable[int] = ()
+    ) -> None:
+        """behind: the tokens whose text the answer goes on in; none for an answer that is a text of its own."""
+        self._stream = tokenizer.stream(behind=behind)
         self._stop_ids = stop_ids
         self._stop = stop
         self._longest = max((len(s) for s in stop), default=0)

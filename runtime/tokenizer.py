@@ -12,26 +12,18 @@ from typing import Any
 import numpy as np
 import tokenizers
 
-from .decoding import decoding_of
+from .decoding import decoding_of, marked, unmarked
 from .errors import ModelFileError, ModelNotFoundError, OptionError
 from .interfaces import Tokens
+from .special_tokens import ends_among
 from .storage import temporary_name, write_error
-
-# Special tokens that end an answer, whatever the model's file names as its end. Source: llama.cpp, llama-vocab.cpp.
-END_TOKENS = frozenset(
-    {
-        *("<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|end|>", "<|eot|>"),
-        *("<|return|>", "<|call|>", "<end_of_turn>", "<turn|>", "<end_of_utterance>", "<EOT>", "_<EOT>"),
-        *("<｜end▁of▁sentence｜>", "<eos>", "</s>", "<|fim_pad|>", "<|file_sep|>", "<|repo_name|>"),  # noqa: RUF001
-    }
-)
 
 
 class Tokenizer:
     """A tokenizer, byte-level or in the manner of SentencePiece. Immutable once made, so threads may share it.
 
     bos_id, eos_ids, add_bos: what tokenizer.json does not say. The first of eos_ids is the one that chat templates
-        write (`eos_id`); every special token that is known to end a turn counts as an end, too. add_bos: whether a
+        write (`eos_id`); every added token that is known to end a turn counts as an end, too. add_bos: whether a
         text of its own starts with bos_id.
     vocab_size: number of token ids; the model may have more rows of logits.
     """
@@ -49,12 +41,13 @@ class Tokenizer:
         inner.no_truncation()
         inner.no_padding()
         self._inner = inner
-        self._after_first = _without_first_space(inner)
+        self._of_text = _without_special(inner)
+        self._after_first = _without_first_space(self._of_text)
         self._added = inner.get_added_tokens_decoder()
         special = {token.content: i for i, token in self._added.items() if token.special}
         self._special = special
         self._special_pattern = _special_pattern([token for token in self._added.values() if token.special])
-        unknown = inner.encode("\U0010ffff", add_special_tokens=False).ids
+        unknown = self._of_text.encode("\U0010ffff", add_special_tokens=False).ids
         self._forgeable = frozenset(special.values()).difference(unknown)
         self._pieces: dict[int, bytes] = {}
         self.vocab_size = max(inner.get_vocab_size(), 1 + max(self._added, default=-1))
@@ -63,7 +56,7 @@ class Tokenizer:
                 raise ModelFileError(f"token id {i} is named as special, but the vocabulary ends at {self.vocab_size}.")
         self.bos_id = bos_id
         self.eos_id = eos_ids[0] if eos_ids else None
-        self.eos_ids = frozenset(eos_ids) | {i for text, i in special.items() if text in END_TOKENS}
+        self.eos_ids = ends_among({token.content: i for i, token in self._added.items()}, eos_ids)
         self.add_bos = add_bos and bos_id is not None
 
     @classmethod
@@ -104,9 +97,9 @@ class Tokenizer:
         return frozenset(self._special)
 
     def token(self, token_id: int) -> str | None:
-        """The text of one special or added token, as in the vocabulary for others; None for an unknown id."""
+        """The text of one special or added token, as in the vocabulary for others; None for an id without a token."""
         text: str | None = self._inner.id_to_token(token_id)
-        return text
+        return None if text is None else unmarked(text) or None
 
     def id_of(self, token: str) -> int | None:
         """The id of a token by its text in the vocabulary; None for an unknown one."""
@@ -135,11 +128,11 @@ class Tokenizer:
         pieces = self.split_special(text) if special else [text]
         return self.encode_pieces(pieces, bos=bos)
 
-    def encode_source(self, text: str) -> Tokens:
+    def encode_source(self, text: str, special: bool = False) -> Tokens:
         """Token ids of a text as the encoder of an encoder-decoder model was trained to read it, (n,): between the
-        special tokens that tokenizer.json puts around a text of its own."""
+        special tokens that tokenizer.json puts around a text of its own. special: as in encode()."""
         before, after = self._frame()
-        return np.array([*before, *self._plain(text, first=True), *after], dtype=np.int64)
+        return np.array([*before, *self.encode(text, special, bos=False), *after], dtype=np.int64)
 
     def _frame(self) -> tuple[list[int], list[int]]:
         """The special tokens around a text."""
@@ -174,7 +167,7 @@ class Tokenizer:
 
     def _plain(self, text: str, first: bool) -> list[int]:
         """first: the text begins here; some tokenizers begin it with a space."""
-        inner = self._inner if first or self._after_first is None else self._after_first
+        inner = self._of_text if first or self._after_first is None else self._after_first
         try:
             ids: list[int] = inner.encode(text, add_special_tokens=False).ids
         except TypeError:
@@ -185,7 +178,7 @@ class Tokenizer:
             raise OptionError(message) from None
         if self._forgeable.isdisjoint(ids):
             return ids
-        # A model that looks for the most probable cut finds special tokens, too, for they are in its vocabulary.
+        # Merges, too, can make a special token, for it is in the vocabulary.
         return [j for i in ids for j in (self._spelled(i) if i in self._forgeable else (i,))]
 
     def _spelled(self, token_id: int) -> list[int]:
@@ -196,7 +189,8 @@ class Tokenizer:
     def decode(self, ids: Iterable[int], *, special: bool = False) -> str:
         """The text of these tokens. Bytes that are not UTF-8 become U+FFFD, special tokens nothing unless asked for.
 
-        Where a text begins with a space that its writer did not mean, that space is left out.
+        They are a text of their own: where it begins with a space that its writer did not mean, that space is left
+        out. What goes on in another text is decoded by stream(behind=...).
         """
         text = b"".join(self.piece(int(i), special=special) for i in ids)
         return self._decoding.without_leading(text).decode("utf-8", "replace")
@@ -211,13 +205,17 @@ class Tokenizer:
             piece = self._pieces[token_id] = self._decoding.piece(self._inner.id_to_token(token_id) or "")
         return piece
 
-    def stream(self, *, special: bool = False) -> TextStream:
-        """A decoder for tokens that arrive one after another."""
-        return TextStream(self, self._decoding.leading_spaces, special=special)
+    def stream(self, *, special: bool = False, behind: Iterable[int] = ()) -> TextStream:
+        """A decoder for tokens that arrive one after another. behind: the tokens whose text they go on in."""
+        begun = self._decoding.leading_spaces > 0 and any(self.piece(int(i), special=special) for i in behind)
+        return TextStream(self, 0 if begun else self._decoding.leading_spaces, special=special)
 
 
 class TextStream:
-    """Text of tokens as they arrive. All that it returned, put together, is `decode` of all tokens."""
+    """Text of tokens as they arrive. All that it returned, put together, is `decode` of all tokens.
+
+    Behind other tokens it is what `decode` of all of them has more than that of the others alone.
+    """
 
     def __init__(self, tokenizer: Tokenizer, leading_spaces: int, *, special: bool = False) -> None:
         """leading_spaces: how many the beginning of the text loses."""
@@ -251,6 +249,25 @@ def _special_pattern(tokens: list[tokenizers.AddedToken]) -> re.Pattern[str] | N
         for i, token in enumerate(longest_first)
     )
     return re.compile("|".join(alternatives))
+
+
+def _without_special(inner: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """The same tokenizer for texts without special tokens.
+
+    A model that looks for the most probable cut would find them, for they are in its vocabulary: they get names there
+    that no text holds.
+    """
+    described = json.loads(inner.to_str()) if isinstance(inner.model, tokenizers.models.Unigram) else None
+    if described is None:
+        return inner
+    names = {token["content"]: marked("", token["id"]) for token in described["added_tokens"] if token["special"]}
+    for token in described["added_tokens"]:
+        token["content"] = names.get(token["content"], token["content"])
+    for piece in described["model"]["vocab"]:
+        piece[0] = names.get(piece[0], piece[0])
+    plain = tokenizers.Tokenizer.from_str(json.dumps(described))
+    plain.encode_special_tokens = True
+    return plain
 
 
 def _without_first_space(inner: tokenizers.Tokenizer) -> tokenizers.Tokenizer | None:

@@ -81,6 +81,14 @@ def test_run_reads_the_prompt_from_a_pipe(tiny: Path, pilotfish: Run) -> None:
     assert piped.out == pilotfish("run", tiny, PROMPT, "-n", 12).out
 
 
+def test_a_raw_prompt_may_hold_special_tokens(tiny: Path, pilotfish: Run) -> None:
+    def n_prompt(*options: object) -> int:
+        found = pilotfish("run", tiny, "<|im_start|>hello", "--raw", "-n", 2, "--json", *options)
+        return int(json.loads(found.out)["n_prompt"])
+
+    assert n_prompt("--special") == 2 < n_prompt()
+
+
 def test_a_demo_brings_its_own_model(pilotfish: Run) -> None:
     outcome = pilotfish("run", "--demo", "correct", "teh quikc brwon fox", "--threads", 1)
     assert (outcome.code, outcome.out.strip()) == (0, "the quick brown fox"), outcome.err
@@ -384,6 +392,8 @@ def test_prompts_that_do_not_fit(tiny: Path, pilotfish: Run) -> None:
     [
         (["--plain", "--draft", "x"], ["--plain and --draft"]),
         (["--raw", "--system", "x"], ["--raw", "--system"]),
+        (["--special"], ["--special", "--raw", "no message"]),
+        (["--special", "--raw", "--document", "x"], ["--special", "no document"]),
         (["--top-k", "3"], ["--temperature above 0"]),
         (["-t", "-1"], ["temperature is -1.0"]),
         (["-t", "1", "--top-p", "2"], ["top_p is 2.0"]),

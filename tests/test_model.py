@@ -333,7 +333,7 @@ def test_public_names_are_there_and_documented() -> None:
 class Letters:
     """A tokenizer whose tokens are bytes."""
 
-    def stream(self) -> Letters:
+    def stream(self, *, behind: object) -> Letters:
         self.held = b""
         return self
 

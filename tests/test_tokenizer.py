@@ -30,7 +30,7 @@ def metadata(**changes: object) -> dict[str, object]:
     """256 bytes, then what the merges make, then two control tokens, one of the user's, one unused."""
     tokens = [CHAR[byte] for byte in range(256)] + [merge.replace(" ", "") for merge in MERGES]
     types = [1] * len(tokens) + [3, 3, 4, 5]
-    tokens += ["<|im_start|>", "<|im_end|>", "<tool>", "[PAD]"]
+    tokens += ["<|im_start|>", "<|im_end|>", "<tool>", "<spare>"]
     start = tokens.index("<|im_start|>")
     return {
         "tokenizer.ggml.model": "gpt2",
@@ -197,6 +197,52 @@ def test_an_emoji_over_several_tokens() -> None:
     cut = TOKENIZER.stream()
     assert cut.push(ids[:3]) == ""
     assert cut.finish() == "\ufffd" == TOKENIZER.decode(ids[:3])
+
+
+def doubled(model: str) -> dict[str, object]:
+    """A vocabulary in which the text of "hello" and that of a control token come twice, and one token has none."""
+    pieces = ["h", "e", "l", "o", "he", "ll", "hello", "x", "hello", "<z>", "<z>", "", "hell"]
+    types = [1] * 9 + [3, 3, 1, 1]
+    if model == "gpt2":
+        merges = ["h e", "l l", "he ll", "hell o"]
+        return metadata(tokens=pieces, token_type=types, merges=merges, bos_token_id=0, eos_token_id=9)
+    tokens = ["<s>", "<unk>", "▁", *pieces]
+    scores = [0.0, 0.0, -1.0, *(-20.0 + len(piece) for piece in pieces)]
+    found = {"model": model, "tokens": tokens, "token_type": [3, 2, 1, *types], "scores": scores, "merges": None}
+    return metadata(**found, bos_token_id=0, eos_token_id=12, add_bos_token=False, add_space_prefix=False)
+
+
+@pytest.mark.parametrize("model", ["gpt2", "llama", "t5"])
+def test_a_text_that_comes_twice_keeps_both_its_tokens(model: str, tmp_path: Path) -> None:
+    made = tokenizer_from_gguf(doubled(model))
+    first = 0 if model == "gpt2" else 3
+    made.save(tmp_path / "tokenizer.json")
+    for tokenizer in (made, Tokenizer.from_file(tmp_path / "tokenizer.json", eos_ids=made.ordered_eos_ids)):
+        early, late, control, empty = (first + i for i in (6, 8, 9, 11))
+        assert tokenizer.decode([early, late]) == "hellohello"
+        assert tokenizer.encode("hello").tolist() == [late]
+        assert tokenizer.encode("x<z>", special=True).tolist()[-1] == control + 1
+        assert tokenizer.decode([control, control + 1]) == ""
+        assert tokenizer.decode([control, control + 1], special=True) == "<z><z>"
+        assert tokenizer.token(early) == tokenizer.token(late) == "hello" and tokenizer.id_of("hello") == late
+        assert tokenizer.token(empty) == f"[EMPTY_{empty}]"
+        assert {control} <= tokenizer.eos_ids
+
+
+def test_a_token_that_is_not_in_use_says_nothing() -> None:
+    assert TOKENIZER.decode([267, ord("a")], special=True) == "a"
+    assert (TOKENIZER.token(267), TOKENIZER.id_of("<spare>"), TOKENIZER.vocab_size) == (None, None, 268)
+    in_merges = tokenizer_from_gguf(metadata(token_type=[1] * 257 + [5] + [1] * 6 + [3, 3, 4, 5]))
+    assert [in_merges.decode([i]) for i in in_merges.encode("hello")] == ["hello"]
+
+
+def test_a_turn_ends_where_a_known_text_says_so_whatever_its_type() -> None:
+    for kind in (1, 3, 4):
+        types = [1] * 264 + [3, kind, 4, 5]
+        tokenizer = tokenizer_from_gguf(metadata(token_type=types, eos_token_id=START))
+        assert tokenizer.eos_ids == {START, END}
+        assert tokenizer.decode([END]) == "" and END not in tokenizer.encode("<|im_end|>")
+        assert tokenizer.encode("<|im_end|>", special=True).tolist() == [END]
 
 
 @pytest.mark.real

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,9 +11,9 @@ import pytest
 import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
+from llamacpp_vocabulary import ask_llama_cpp
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from pilotfish.exporters.llama_tokenize import process_environment
 from pilotfish.runtime.errors import ModelFileError, UnsupportedModelError
 from pilotfish.runtime.tokenizer import Tokenizer
 from pilotfish.runtime.tokenizer_gguf import tokenizer_from_gguf
@@ -270,29 +268,12 @@ def test_ids_are_sentencepieces_own(dummy_prefix: bool) -> None:
 @pytest.mark.parametrize("dummy_prefix", [True, False])
 def test_ids_are_llama_cpps_own(dummy_prefix: bool, tmp_path: Path) -> None:
     pytest.importorskip("llama_cpp")
-    gguf = pytest.importorskip("gguf")
+    pytest.importorskip("gguf")
     metadata = learned(dummy_prefix)
     metadata.pop("model")
-    writer = gguf.GGUFWriter(tmp_path / "vocabulary.gguf", "llama")
-    for key, value in metadata.items():
-        add = {str: writer.add_string, bool: writer.add_bool, int: writer.add_uint32, list: writer.add_array}
-        add[type(value)](key, value)
-    writer.add_context_length(64)
-    writer.add_embedding_length(32)
-    writer.add_block_count(1)
-    writer.add_feed_forward_length(32)
-    writer.add_head_count(1)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    command = [sys.executable, "-m", "pilotfish.exporters.llama_tokenize", str(tmp_path / "vocabulary.gguf")]
-    done = subprocess.run(
-        command, input=json.dumps(TEXTS).encode(), capture_output=True, check=True, env=process_environment()
-    )
+    (said,) = ask_llama_cpp(tmp_path, [metadata], TEXTS)
     tokenizer = tokenizer_from_gguf(metadata)
-    assert json.loads(done.stdout) == [tokenizer.encode(text, bos=False).tolist() for text in TEXTS]
+    assert said.ids == [tokenizer.encode(text, bos=False).tolist() for text in TEXTS]
 
 
 def test_saved_and_read_it_is_the_same(tmp_path: Path) -> None:
