@@ -10,8 +10,6 @@ from importlib import resources
 from pathlib import Path
 from statistics import mean, median
 
-from rich.progress import Progress
-
 from .. import __version__
 from ..drafts import context_length, reads_source
 from ..loading import load, resolve
@@ -164,13 +162,15 @@ def _measure(model: Model, source: str, results: list[PromptResult], n_tokens: i
     try:
         for decode in contestants.values():
             decode(results[0], 8)  # the first steps of a process are slower
-        with Progress(console=console(), transient=True) as progress:
-            task = progress.add_task("measuring", total=len(results) * repeats * len(names))
+        with LoadProgress() as progress:
+            done, total = 0, len(results) * repeats * len(names)
+            progress("measuring", 0.0)
             for turn in range(repeats):
                 for result in results:
                     for name in names if turn % 2 == 0 else reversed(names):  # A B, then B A
                         result.samples.setdefault(name, []).append(contestants[name](result, n_tokens))
-                        progress.advance(task)
+                        done += 1
+                        progress("measuring", done / total)
     finally:
         plain.close()
         one_row.close()

@@ -153,7 +153,7 @@ def bench_long_command(
     model: Annotated[str, typer.Argument(help="Catalogue name, .gguf file or bundle folder.")] = "smollm2-135m",
     times: Annotated[str, typer.Option(help="Lengths of texts with a needle, in contexts; '': none.")] = "2,4",
     depths: Annotated[int, typer.Option(help="Places of the needle in each text.")] = 5,
-    budget: Annotated[int | None, typer.Option(help="Tokens of the prompt; default: 3/4 of the context.")] = None,
+    budget: Annotated[int | None, typer.Option(help="Tokens of the prompt; default: as for run --document.")] = None,
     segment: Annotated[int, typer.Option(help="Tokens of a segment.")] = 256,
     curve: Annotated[int, typer.Option(help="Tokens of a text to read to its end; 0: none.")] = 0,
     policy: Annotated[str, typer.Option(help="Of the cache that reads it.")] = "sinks:budget=1024,every=256",

@@ -8,7 +8,6 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-from rich.progress import Progress
 
 from .. import __version__, backends
 from ..choosing import first_threads
@@ -71,8 +70,9 @@ def _measure(sessions: dict[str, Session], context: int, repeats: int) -> dict[s
     """Median milliseconds by engine and width; engines take turns within every repeat."""
     steps: dict[str, dict[int, list[float]]] = {name: {w: [] for w in WIDTHS} for name in sessions}
     prefill: dict[str, list[float]] = {name: [] for name in sessions}
-    with Progress(console=console(), transient=True) as progress:
-        task = progress.add_task("measuring", total=repeats * len(sessions))
+    with LoadProgress() as progress:
+        done, total = 0, repeats * len(sessions)
+        progress("measuring", 0.0)
         for _ in range(repeats):
             for name, session in sessions.items():
                 time.sleep(_PAUSE_S)
@@ -84,7 +84,8 @@ def _measure(sessions: dict[str, Session], context: int, repeats: int) -> dict[s
                         session.forward(tokens[context : context + width], n_logits=width)
                         steps[name][width].append(1e3 * (time.perf_counter() - began))
                         session.truncate(context)
-                progress.advance(task)
+                done += 1
+                progress("measuring", done / total)
     return {
         name: {
             "step_ms": {str(w): median(times) for w, times in steps[name].items()},

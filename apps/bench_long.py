@@ -13,10 +13,11 @@ import numpy as np
 
 from .. import __version__
 from ..loading import load
+from ..opening import Progress
 from ..runtime.cache_policies import policy_by_name
 from ..runtime.compression import entries_for
 from ..runtime.errors import OptionError
-from ..runtime.excerpt import Score, excerpt
+from ..runtime.excerpt import Score, default_budget, excerpt
 from ..runtime.interfaces import Tokens
 from ..runtime.model import Model
 from ..runtime.sequence import CachedSequence
@@ -82,7 +83,11 @@ def bench_long(
             raise OptionError(
                 f"the text has {len(tokens)} tokens, and {longest} are wanted; --text takes a longer one."
             )
-        needles = [x for n in settings.times for x in _needles(loaded, tokens[: n * loaded.max_context], settings)]
+        lengths = [n * loaded.max_context for n in settings.times]
+        reading = LoadProgress()
+        with reading as progress:
+            needles = [x for n in lengths for x in _needles(loaded, tokens[:n], settings, progress)]
+            curves = _curves(loaded, tokens[: settings.curve], settings.policy, reading) if settings.curve else None
         report: dict[str, Any] = {
             "pilotfish": __version__,
             "machine": machine.describe(),
@@ -94,7 +99,7 @@ def bench_long(
             "settings": asdict(settings),
             "text": str(text) if text else "Python's language reference",
             "needles": [asdict(x) for x in needles],
-            "curve": _curves(loaded, tokens[: settings.curve], settings.policy) if settings.curve else None,
+            "curve": curves,
         }
     print(json.dumps(report)) if as_json else _show(report)
     if out is not None:
@@ -103,16 +108,19 @@ def bench_long(
             _plot(report, out / "long.png")
 
 
-def _needles(model: Model, tokens: Tokens, settings: Settings) -> list[Needle]:
+def _needles(model: Model, tokens: Tokens, settings: Settings, progress: Progress) -> list[Needle]:
     """Every depth by every method."""
     text, found = model.tokenizer.decode(tokens.tolist()), []
-    budget = settings.budget or model.max_context * 3 // 4
+    limit = min(model.max_context, model.info.context_length)
+    usual = default_budget(limit * 3 // 4, limit, len(model.encode(_QUESTION)), settings.segment)
+    budget = settings.budget or usual
     for i in range(settings.depths):
         depth = i / max(settings.depths - 1, 1)
         at = text.rfind("\n", 0, max(int(len(text) * depth), 1)) + 1
         number = str(np.random.default_rng(31 * len(tokens) + i).integers(10_000, 100_000))
         document = text[:at] + _NEEDLE.format(number) + text[at:]
         for method in ("truncation", *get_args(Score)):
+            progress(f"finding a number in {len(tokens)} tokens, by {method}", i / settings.depths)
             began = time.perf_counter()
             if method == "truncation":
                 prompt = _two_ends(model, document, budget)
@@ -134,7 +142,7 @@ def _two_ends(model: Model, document: str, budget: int) -> str:
     return "\n[...]\n".join(ends) + f"\n\n{_QUESTION}"
 
 
-def _curves(model: Model, tokens: Tokens, policy_name: str) -> dict[str, Any]:
+def _curves(model: Model, tokens: Tokens, policy_name: str, reading: LoadProgress) -> dict[str, Any]:
     """Mean -log p of every block, with the full cache as far as the model goes and with the policy to the end."""
     policy, rows, info = policy_by_name(policy_name), model.calibration.rows.rule(), model.info
     full = CachedSequence(model.target.session(), rows)
@@ -143,7 +151,7 @@ def _curves(model: Model, tokens: Tokens, policy_name: str) -> dict[str, Any]:
     for name, sequence in (("full", full), (policy_name, kept)):
         began = time.perf_counter()
         n = min(len(tokens), sequence.longest - rows.maximum)
-        losses, _ = surprisal(sequence, tokens[:n], 0)
+        losses, _ = surprisal(sequence, tokens[:n], 0, reading.tokens(f"reading with {name}"))
         blocks = [float(losses[i : i + _BLOCK].mean()) for i in range(0, len(losses) - _BLOCK + 1, _BLOCK)]
         found[name] = {
             "loss": blocks,

@@ -8,8 +8,6 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Protocol
 
-from rich.progress import Progress
-
 from .. import __version__, backends
 from ..loading import load, resolve
 from ..runtime.errors import OptionError
@@ -85,8 +83,9 @@ def _compare(ours: Model, peer: Peer, prompts: list[str], n_tokens: int, repeats
     rates: dict[str, list[float]] = {"ours": [], "theirs": []}
     own, steps, same = [], [], 0
     info = ours.info
-    with Progress(console=console(), transient=True) as progress:
-        task = progress.add_task(f"{info.engine}", total=repeats * len(prompts))
+    with LoadProgress() as progress:
+        what, done, total = f"measuring {info.engine}", 0, repeats * len(prompts)
+        progress(what, 0.0)
         for turn in range(repeats + 1):  # the first warms up
             for prompt in prompts if turn else prompts[:1]:
                 ids = ours.encode(prompt).tolist()
@@ -106,7 +105,8 @@ def _compare(ours: Model, peer: Peer, prompts: list[str], n_tokens: int, repeats
                 n = min(map(len, found.values()))
                 same += bool(turn) and found["ours"][:n] == found["theirs"][:n]
                 if turn:
-                    progress.advance(task)
+                    done += 1
+                    progress(what, done / total)
     pairs = [a / b for a, b in zip(rates["ours"], rates["theirs"], strict=True)]
     return {
         "engine": f"{info.engine} {info.engine_version}, {info.threads} threads",

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from ..runtime.model import Model
 from ..runtime.result import Stats
-from .terminal import output, show_table, show_text
+from .terminal import LoadProgress, output, show_table, show_text
 
 PROMPT = """Repeat this poem, then say in one sentence what it is about.
 
@@ -40,11 +40,14 @@ def run_demo(model: Model, prompt: str | None) -> None:
     try:
         stats: dict[str, list[Stats]] = {"speculative": [], "plain": [], "one row": []}
         texts: dict[str, str] = {}
-        for _ in range(_PASSES):
-            for name, variant in (("plain", plain), ("speculative", model), ("one row", bare)):
-                result = variant.generate(asked, max_new_tokens=_N_TOKENS)
-                stats[name].append(result.stats)
-                texts[name] = result.text
+        variants = (("plain", plain), ("speculative", model), ("one row", bare))
+        with LoadProgress() as progress:
+            for turn in range(_PASSES):
+                for i, (name, variant) in enumerate(variants):
+                    progress("measuring", (turn + i / len(variants)) / _PASSES)
+                    result = variant.generate(asked, max_new_tokens=_N_TOKENS)
+                    stats[name].append(result.stats)
+                    texts[name] = result.text
     finally:
         plain.close()
         bare.close()

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ..exporters.parity import Parity
 from ..exporting import Job, RefusedExportError, run
 from ..verify_report import Report
 from ..verifying import verify
-from .terminal import console, output, show_table, show_text
+from .terminal import LoadProgress, console, output, show_table, show_text
 
 _LEGEND = """top-1: the same best token; agree: the same, or one that the source finds all but as good; other from:
 where the first greedy answer leaves the source's, and in how many of all"""
@@ -22,52 +20,14 @@ _ROUNDING = """;
 rounded: the source with rounded weights; what formats add to that is mostly the rounding of activations."""
 
 
-class StepProgress:
-    """The steps of long work, each with a bar and its time; without a terminal, a line for each that is done."""
-
-    def __init__(self, console: Console) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
-        self._console = console
-        self._bars = Progress(*columns, TimeElapsedColumn(), console=console)
-        self._step: str | None = None
-        self._task = self._bars.add_task("", visible=False)
-        self._began = time.perf_counter()
-
-    def __enter__(self) -> StepProgress:
-        if self._console.is_terminal:
-            self._bars.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._end_step()
-        self._bars.stop()
-
-    def __call__(self, what: str, share: float) -> None:
-        if what != self._step:
-            self._end_step()
-            self._step, self._began = what, time.perf_counter()
-            self._task = self._bars.add_task(what, total=1.0)
-        self._bars.update(self._task, completed=share)
-
-    def _end_step(self) -> None:
-        if self._step is None:
-            return
-        self._bars.update(self._task, completed=1.0)
-        self._bars.stop_task(self._task)
-        if not self._console.is_terminal:
-            self._console.print(f"{self._step}: {time.perf_counter() - self._began:.1f} s")
-        self._step = None
-
-
 def run_export(job: Job, as_json: bool) -> None:
     """Export and print the comparison; a refused export prints it too, and is a ParityError."""
-    with StepProgress(console()) as progress:
-        try:
+    try:
+        with LoadProgress(keep=True) as progress:
             report = run(job, progress)
-        except RefusedExportError as error:
-            progress.__exit__()
-            show(error.report, as_json)
-            raise
+    except RefusedExportError as error:
+        show(error.report, as_json)
+        raise
     show(report, as_json)
     if report.formats and not as_json:
         console().print(f"pilotfish run {job.out}")
@@ -82,7 +42,7 @@ def run_verify(
     as_json: bool,
 ) -> None:
     """Compare and print; exit code 1 where a format is refused."""
-    with StepProgress(console()) as progress:
+    with LoadProgress(keep=True) as progress:
         report = verify(folder, source, formats=formats, device=device, threads=threads, progress=progress)
     show(report, as_json)
     if not report.ok:

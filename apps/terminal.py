@@ -1,16 +1,21 @@
-"""What commands share on a terminal: where they write, tables that fit, and bars for long steps."""
+"""What commands share on a terminal: where they write, tables that fit, and how far long steps are."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from rich.cells import cell_len
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+_LINE_S = 5.0  # the least time between two lines about a step
+_LINE_SHARE = 0.1  # of all the time so far, where that is longer
 _PIPED = 1 << 20  # columns of what is no terminal: nothing is wrapped for a program or a file
 _GAP = "  "  # between columns
 _TALLEST = 6  # lines of a cell; a row that needs more is easier to read as a list
+
+_now = time.monotonic
 
 
 def console() -> Console:
@@ -118,25 +123,77 @@ def _padded(text: str, width: int) -> str:
     return text + " " * (width - cell_len(text))
 
 
-class LoadProgress:
-    """Shows long steps of loading, on a terminal and only if there are any."""
+class Ticker:
+    """When a line is due where no bar can be drawn: after seconds at first, and the more seldom the longer it takes."""
 
     def __init__(self) -> None:
-        self._progress: Progress | None = None
-        self._tasks: dict[str, object] = {}
+        self._began = self._told = _now()
+
+    def due(self) -> bool:
+        """Whether to say something now; what is said then counts."""
+        now = _now()
+        if now - self._told < max(_LINE_S, _LINE_SHARE * (now - self._began)):
+            return False
+        self._told = now
+        return True
+
+
+class LoadProgress:
+    """Shows how far long steps are: a bar each on a terminal, elsewhere a line now and then.
+
+    keep: every step stays to be seen with its time, however short it was. patience_s: no bar before it took so long.
+    """
+
+    def __init__(self, *, keep: bool = False, patience_s: float = 0.0) -> None:
+        self._keep, self._patience_s = keep, patience_s
+        self._out, self._ticker = console(), Ticker()
+        self._bars: Progress | None = None
+        self._tasks: dict[str, TaskID] = {}
+        self._began: dict[str, float] = {}
+        self._step: str | None = None  # the last one that was reported
 
     def __enter__(self) -> Callable[[str, float], None]:
         return self._report
 
     def __exit__(self, *exc: object) -> None:
-        if self._progress is not None:
-            self._progress.stop()
+        self._end_step()
+        if self._bars is not None:
+            self._bars.stop()
+
+    def tokens(self, what: str) -> Callable[[int, int], None]:
+        """What to call with (tokens done, tokens in all) of a step."""
+        return lambda done, total: self._report(what, done / total)
 
     def _report(self, what: str, share: float) -> None:
-        if self._progress is None:
+        if self._keep and what != self._step:
+            self._end_step()
+            self._began.pop(what, None)
+        began, self._step = self._began.setdefault(what, _now()), what
+        took = _now() - began
+        if not self._out.is_terminal:
+            if self._ticker.due():
+                self._out.print(f"{what}: {share:.0%} after {took:.0f} s", soft_wrap=True)
+        elif took >= self._patience_s:
+            self._draw(what, share)
+
+    def _draw(self, what: str, share: float) -> None:
+        if self._bars is None:
             columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
-            self._progress = Progress(*columns, TimeRemainingColumn(), console=console(), transient=True)
-            self._progress.start()
+            time_column = TimeElapsedColumn() if self._keep else TimeRemainingColumn()
+            self._bars = Progress(*columns, time_column, console=self._out, transient=not self._keep)
+            self._bars.start()
         if what not in self._tasks:
-            self._tasks[what] = self._progress.add_task(what, total=1.0)
-        self._progress.update(self._tasks[what], completed=share)  # type: ignore[arg-type]
+            self._tasks[what] = self._bars.add_task(what, total=1.0)
+        self._bars.update(self._tasks[what], completed=share)
+
+    def _end_step(self) -> None:
+        """Where steps stay, the last one is done and keeps its time."""
+        if not self._keep or self._step is None:
+            return
+        task = self._tasks.pop(self._step, None)
+        if task is not None and self._bars is not None:
+            self._bars.update(task, completed=1.0)
+            self._bars.stop_task(task)
+        elif not self._out.is_terminal:
+            self._out.print(f"{self._step}: {_now() - self._began[self._step]:.1f} s", soft_wrap=True)
+        self._step = None
