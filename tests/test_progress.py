@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from itertools import count
+from itertools import count, pairwise
 from pathlib import Path
 
 import pytest
@@ -58,7 +58,7 @@ def test_what_takes_long_is_told_more_seldom(clock: Clock, capsys: pytest.Captur
     lines = capsys.readouterr().err.splitlines()
     times = [int(found[3]) for line in lines if (found := LINE.fullmatch(line))]
     assert len(times) == len(lines) and 40 < len(lines) < 80
-    gaps = [b - a for a, b in zip(times, times[1:], strict=False)]
+    gaps = [b - a for a, b in pairwise(times)]
     assert gaps == sorted(gaps) and gaps[0] == 5 and times[-1] > 9000
 
 
@@ -94,10 +94,6 @@ def test_a_terminal_gets_a_bar_once_it_takes_long(
         assert ("reading the prompt" in capsys.readouterr().err) == shown
 
 
-def steps(said: str) -> set[str]:
-    return {found[1] for found in re.finditer(r"([a-z][\w. ,-]*): \d+% after \d+ s", said)}
-
-
 def test_both_phases_of_a_long_document_are_told(tiny: Path, tmp_path: Path, pilotfish: Run, hurried: None) -> None:
     book = tmp_path / "book.txt"
     book.write_text("".join(f"Line {i} is about the cat and the dog.\n" for i in range(300)), "utf-8")
@@ -111,20 +107,16 @@ def test_both_phases_of_a_long_document_are_told(tiny: Path, tmp_path: Path, pil
 def test_every_long_command_tells_how_far_it_is(tiny: Path, tmp_path: Path, pilotfish: Run, hurried: None) -> None:
     long = "the cat and the dog " * 60
     talk = tmp_path / "talk"
-    for words, said in (
+    bench_run = ("bench", "run", tiny, "--sets", "code", "--per-set", 1, "--tokens", 2, "--repeats", 1)
+    bench_curve = ("bench", "curve", tiny, "--engines", "onnx", "--context", 8, "--repeats", 1)
+    bench_long = ("bench", "long", tiny, "--max-context", 640, "--segment", 64, "--times", 2, "--depths", 2)
+    for outcome, said in (
         (pilotfish("run", tiny, long, "-n", 2), "reading the prompt: "),
         (pilotfish("chat", tiny, "-n", 2, "--resume", talk, stdin=long.encode()), "reading the prompt: "),
         (pilotfish("chat", tiny, "-n", 2, "--resume", talk, "--reread", stdin=b"hi\n"), "reading the prompt: "),
         (pilotfish("doctor", tiny, "--again"), "trying onnx on cpu, "),
-        (
-            pilotfish("bench", "run", tiny, "--sets", "code", "--per-set", 1, "--tokens", 2, "--repeats", 1),
-            "measuring: ",
-        ),
-        (pilotfish("bench", "curve", tiny, "--engines", "onnx", "--context", 8, "--repeats", 1), "measuring: "),
-        (
-            pilotfish("bench", "long", tiny, "--max-context", 640, "--segment", 64, "--times", 2, "--depths", 2),
-            "finding a ",
-        ),
+        (pilotfish(*bench_run), "measuring: "),
+        (pilotfish(*bench_curve), "measuring: "),
+        (pilotfish(*bench_long), "finding a number in "),
     ):
-        assert words.code == 0, words.err
-        assert said in words.err and LINE.search(words.err), words.err
+        assert outcome.code == 0 and said in outcome.err and LINE.search(outcome.err), outcome.err
