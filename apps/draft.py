@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 draft_app = typer.Typer(help="Draft models: whether one pays here, and making one.", no_args_is_help=True)
 
-Target = Annotated[str, typer.Argument(help="Catalogue name, .gguf file or bundle folder.", show_default=False)]
+Target = Annotated[str, typer.Argument(show_default=False)]
 Engine = Annotated[str | None, typer.Option(help="Engine of the target; default: the fastest here.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 NTokens = Annotated[int, typer.Option("--tokens", help="New tokens per prompt.")]
@@ -28,7 +28,7 @@ PerSet = Annotated[int, typer.Option(help="Prompts of each kind, at most 4.")]
 @draft_app.command()
 def check(
     target: Target,
-    draft: Annotated[str, typer.Argument(help="The smaller model: name, .gguf file or bundle.", show_default=False)],
+    draft: Annotated[str, typer.Argument(show_default=False)],
     engine: Engine = None,
     draft_engine: DraftEngine = None,
     threads: Threads = None,
@@ -39,7 +39,11 @@ def check(
     repeats: Annotated[int, typer.Option(help="Turns of --measure.")] = 3,
     as_json: AsJson = False,
 ) -> None:
-    """Measure how often a draft's tokens are accepted, and whether that is worth its time on this machine."""
+    """Measure how often a draft's tokens are accepted, and whether that is worth its time on this machine.
+
+    TARGET: the model that answers: a catalogue name, a .gguf file or a bundle folder.
+    DRAFT: a smaller one, likewise.
+    """
     from ..draft_check import check_draft
 
     with LoadProgress() as progress:
@@ -80,7 +84,10 @@ def make(
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a draft of the target itself, and check whether it pays: fewer layers, or fewer bits a weight."""
+    """Make a draft of the target itself, and check whether it pays: fewer layers, or fewer bits a weight.
+
+    TARGET: the model that answers: a catalogue name, a .gguf file or a bundle folder.
+    """
     from ..draft_make import drop_layers, lower_bits
 
     lower = weights is not None or bits is not None
