@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import re
+import sys
 from collections.abc import Callable
 from importlib import metadata
 
 _ANEW = "--force-reinstall --no-cache-dir --no-deps"  # or pip says that it is there, or takes the file it kept
 _LONGEST = 300  # characters of a reason
+_worked: dict[str, object] = {}  # modules that did what they were asked in this process, which need not be asked again
 
 
 def package_version(module: str) -> str | None:
@@ -30,10 +32,11 @@ def problem_of(engine: str, module: str, use: Callable[[], object]) -> str | Non
 
     use: imports the module and asks it for something. None where that works, and where the package is not installed.
     """
-    if package_version(module) is None:
+    if package_version(module) is None or _worked.get(module) is sys.modules.get(module, _worked):
         return None
     try:
         use()
+        _worked[module] = sys.modules[module]
     except Exception as error:  # a broken package may fail in any way
         reason = " ".join(str(error).split())[:_LONGEST].rstrip(".") or type(error).__name__
         return f"the {engine} engine is installed, but does not run: {reason}. Install it anew: {reinstall(module)}"

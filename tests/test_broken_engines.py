@@ -12,6 +12,9 @@ import pytest
 from test_cli import Run, own_cache, pilotfish, refused, tiny
 
 from pilotfish import backends
+from pilotfish.apps.genai_peer import OpenVinoGenAi
+from pilotfish.apps.llamacpp_peer import LlamaCpp
+from pilotfish.apps.onnx_peer import OnnxRuntime
 from pilotfish.backends import llamacpp, packages
 from pilotfish.backends.llamacpp_probe import Verdict
 from pilotfish.runtime.errors import EngineError, EngineMissingError
@@ -84,6 +87,14 @@ def test_every_command_says_what_mends_an_engine(
     refused(pilotfish("run", tiny, "hi", "--engine", "llamacpp"), "Build it anew: ", "--no-binary llama-cpp-python")
     refused(pilotfish("bench", "curve", tiny, "--engines", "llamacpp"), "Build it anew: ")
     assert pilotfish("run", tiny, "hi", "-n", 2).code == 0  # on the engine that runs
+
+
+def test_a_benchmark_leaves_out_a_peer_that_cannot_be_imported(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module, peer in (("llama_cpp", LlamaCpp), ("openvino_genai", OpenVinoGenAi), ("onnxruntime", OnnxRuntime)):
+        break_package(monkeypatch, tmp_path, module, WAYS["a wrong system"])
+        assert peer.open(tiny, 1, 64) is None
 
 
 def test_a_package_that_is_not_there_is_not_broken(monkeypatch: pytest.MonkeyPatch) -> None:
