@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from ..runtime.chat import Chat
@@ -12,9 +13,12 @@ from ..runtime.model import Model, Prompt
 from ..runtime.result import Result, Stats
 from ..runtime.sampling import Sampling
 from ..runtime.sound import read_wav
+from ..runtime.stream import Stream
 from ..runtime.twin import TrialReport
 from .document import excerpt_of, facts_of, show_kept
-from .terminal import console
+from .terminal import LoadProgress, console
+
+_READING, _PATIENCE_S = "reading the prompt", 1.0
 
 
 def answer(
@@ -46,6 +50,7 @@ def answer(
         prompt = read_wav(text.strip())
     elif system is not None:
         prompt = [{"role": "system", "content": system}, {"role": "user", "content": text}]
+    reading = LoadProgress(patience_s=_PATIENCE_S)
     stream = model.stream(
         prompt,
         max_new_tokens=max_new_tokens,
@@ -55,8 +60,9 @@ def answer(
         raw=raw,
         special=special,
         beams=beams,
+        progress=reading.tokens(_READING),
     )
-    for piece in stream:
+    for piece in _pieces(stream, reading):
         if not as_json:
             _show(piece)
     result = stream.result
@@ -142,9 +148,15 @@ def _talk(talk: Chat, temperature: float, max_new_tokens: int | None) -> None:
             return
         if not line.strip():
             continue
-        stream = talk.stream(line.rstrip("\n"), max_new_tokens=max_new_tokens, temperature=temperature)
+        reading = LoadProgress(patience_s=_PATIENCE_S)
+        stream = talk.stream(
+            line.rstrip("\n"),
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            progress=reading.tokens(_READING),
+        )
         try:
-            for piece in stream:
+            for piece in _pieces(stream, reading):
                 _show(piece)
             _show("\n")
             if stream.result is not None:
@@ -158,6 +170,15 @@ def _talk(talk: Chat, temperature: float, max_new_tokens: int | None) -> None:
             if not terminal:
                 raise
             console().print(f"pilotfish: {error}", style="red", soft_wrap=True)
+
+
+def _pieces(stream: Stream, reading: LoadProgress) -> Iterator[str]:
+    """The pieces of an answer; what shows how far its prompt is read is gone before the first."""
+    pieces = iter(stream)
+    with reading:
+        first = next(pieces, "")
+    yield first
+    yield from pieces
 
 
 def _show(piece: str) -> None:

@@ -35,10 +35,8 @@ if TYPE_CHECKING:  # imported when it is needed: `--help` should not wait for it
 
 
 def run(
-    model: Annotated[
-        str | None, typer.Argument(help="Catalogue name, .gguf file or bundle folder.", show_default=False)
-    ] = None,
-    prompt: Annotated[str | None, typer.Argument(help="The prompt; default: standard input.")] = None,
+    model: Annotated[str | None, typer.Argument(show_default=False)] = None,
+    prompt: Annotated[str | None, typer.Argument()] = None,
     demo: Annotated[
         str | None, typer.Option(help="Run a demo's own model on the prompt, without MODEL: correct.")
     ] = None,
@@ -52,11 +50,15 @@ def run(
     max_new_tokens: MaxNewTokens = None,
     temperature: Temperature = 0.0,
     top_k: Annotated[int | None, typer.Option(help="Keep the k most probable tokens.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Keep the smallest set with this mass.")] = None,
-    min_p: Annotated[float | None, typer.Option(help="Keep tokens of at least this share of the best.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Keep the most probable tokens that make up this share, 0 to 1.")
+    ] = None,
+    min_p: Annotated[
+        float | None, typer.Option(help="Keep tokens at least this share as probable as the best, 0 to 1.")
+    ] = None,
     repetition_penalty: Annotated[float, typer.Option(help="Above 1: tokens seen before become less likely.")] = 1.0,
     presence_penalty: Annotated[float, typer.Option(help="Subtracted from tokens generated before.")] = 0.0,
-    frequency_penalty: Annotated[float, typer.Option(help="The same, per occurrence.")] = 0.0,
+    frequency_penalty: Annotated[float, typer.Option(help="The same, for every time that they were.")] = 0.0,
     seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
     beams: Annotated[
         int | None, typer.Option(help="Search for the most probable answer with so many beginnings at a time.")
@@ -78,7 +80,11 @@ def run(
     option: EngineOption = None,
     exact: Exact = True,
 ) -> None:
-    """Answer one prompt."""
+    """Answer one prompt.
+
+    MODEL: a catalogue name (`pilotfish pull --help` lists them), a .gguf file or a bundle folder.
+    PROMPT: a text; default: standard input.
+    """
     from ..runtime.model import ANSWER
     from ..runtime.sampling import Sampling
     from .answer import answer
@@ -165,7 +171,10 @@ def chat(
     option: EngineOption = None,
     exact: Exact = True,
 ) -> None:
-    """Talk to a model. Ctrl-C stops an answer; Ctrl-D or /bye ends."""
+    """Talk to a model. Ctrl-C stops an answer; Ctrl-D or /bye ends.
+
+    MODEL: a catalogue name (`pilotfish pull --help` lists them), a .gguf file or a bundle folder.
+    """
     from ..runtime.chat import TURN
     from .answer import converse
 

@@ -10,10 +10,6 @@ from importlib import resources
 from pathlib import Path
 from statistics import mean, median
 
-from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
-
 from .. import __version__
 from ..drafts import context_length, reads_source
 from ..loading import load, resolve
@@ -27,7 +23,7 @@ from .bench_cache_inputs import read_text
 from .bench_copies import CopyTask, copied_share, copy_tasks, forced
 from .llamacpp_peer import LlamaCpp
 from .plotting import drawn, require_plots
-from .terminal import LoadProgress, console
+from .terminal import LoadProgress, console, output, show_table, show_text
 
 PLAIN, SPECULATIVE, ONE_ROW, LLAMA = "plain", "speculative", "one row", "llama.cpp"
 _DOCUMENT = "document"  # the set of one long prompt
@@ -166,13 +162,15 @@ def _measure(model: Model, source: str, results: list[PromptResult], n_tokens: i
     try:
         for decode in contestants.values():
             decode(results[0], 8)  # the first steps of a process are slower
-        with Progress(console=console(), transient=True) as progress:
-            task = progress.add_task("measuring", total=len(results) * repeats * len(names))
+        with LoadProgress() as progress:
+            done, total = 0, len(results) * repeats * len(names)
+            progress("measuring", 0.0)
             for turn in range(repeats):
                 for result in results:
                     for name in names if turn % 2 == 0 else reversed(names):  # A B, then B A
                         result.samples.setdefault(name, []).append(contestants[name](result, n_tokens))
-                        progress.advance(task)
+                        done += 1
+                        progress("measuring", done / total)
     finally:
         plain.close()
         one_row.close()
@@ -231,27 +229,31 @@ def _report(model: Model, results: list[PromptResult], n_tokens: int, repeats: i
 
 
 def _show(report: dict[str, object]) -> None:
-    out = Console(highlight=False, markup=False)
+    out = output()
     sets = report["sets"]
     assert isinstance(sets, dict)
     names = list(next(iter(sets.values()))["tokens_per_s"])
-    table = Table("set", *[f"{n} tok/s" for n in names], "speculative / plain", "lowest", "accepted", "same text")
+    heads = ("set", *[f"{n} tok/s" for n in names], "times plain", "lowest", "accepted", "same text")
+    rows = []
     for name, row in sets.items():
         rates = [f"{row['tokens_per_s'][n]:.1f}" for n in names]
         accepted = f"{row['accepted']} of {row['drafted']}"
         ratio, lowest = row["times_plain"][SPECULATIVE], row["lowest_times_plain"]
         same = f"{row['same_text']} of {row['prompts']}"
-        table.add_row(name, *rates, f"{ratio:.2f}", f"{lowest:.2f}", accepted, same)
-    out.print(f"{report['machine']}; {report['engine']}; {report['new_tokens']} tokens, {report['repeats']} passes")
-    out.print(table)
+        rows.append((name, *rates, f"{ratio:.2f}", f"{lowest:.2f}", accepted, same))
+    show_text(
+        out, f"{report['machine']}; {report['engine']}; {report['new_tokens']} tokens, {report['repeats']} passes"
+    )
+    show_table(out, heads, rows)
     own = report["own_ms_per_round"]
     assert isinstance(own, dict)
     for name, row in sets.items():
         if "copied" in row:
-            out.print(f"{name}: {row['copied']:.1%} of the answers' tokens stand in their sources")
-    out.print(
+            show_text(out, f"{name}: {row['copied']:.1%} of the answers' tokens stand in their sources")
+    show_text(
+        out,
         f"our own code, median ms a round: {own[SPECULATIVE]:.2f} with drafts, {own[PLAIN]:.2f} without; "
-        f"price of exactness (two-row over one-row step): {report['price_of_exactness']:.2f}"
+        f"price of exactness (two-row over one-row step): {report['price_of_exactness']:.2f}",
     )
 
 

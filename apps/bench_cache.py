@@ -23,7 +23,7 @@ from .bench_cache_inputs import Settings, names_budget, read_share, read_text
 from .bench_cache_report import line, show, write_report
 from .bench_cache_rows import FULL, Bench, ExactLaw, Row
 from .plotting import require_plots
-from .terminal import LoadProgress, console
+from .terminal import LoadProgress, Ticker, console
 
 _OWN = 64  # entries of the model's own cache, which is not used
 _SHARES = ("1/2", "1/4", "1/8")
@@ -214,7 +214,7 @@ class _Display:
         columns = (SpinnerColumn(), counted, TimeElapsedColumn())
         self._progress = Progress(*columns, console=console(), transient=True)
         self._task = self._progress.add_task("", total=n_rows, completed=-1)
-        self._name = ""
+        self._name, self._ticker = "", Ticker()
         self.tell: Callable[[str], None] = self._tell
 
     def __enter__(self) -> _Display:
@@ -229,7 +229,10 @@ class _Display:
         self._progress.update(self._task, advance=1, description=name)
 
     def _tell(self, what: str) -> None:
-        self._progress.update(self._task, description=f"{self._name}: {what}")
+        said = f"{self._name}: {what}"
+        self._progress.update(self._task, description=said)
+        if not self._progress.console.is_terminal and self._ticker.due():
+            self.show(said)
 
     def show(self, text: str) -> None:
         self._progress.console.print(text, soft_wrap=True)

@@ -10,13 +10,15 @@ import typer
 from ..runtime.errors import OptionError
 from .options import Cache, DraftOption, Engine, MaxContext, Threads
 
-bench_app = typer.Typer(help="Measure, interleaved and in one process.", no_args_is_help=True)
+bench_app = typer.Typer(help="Measure speed, engines, caches and long texts on this machine.", no_args_is_help=True)
 
 
 @bench_app.command("run")
 def bench_run(
-    model: Annotated[str, typer.Argument(help="Catalogue name, .gguf file or bundle folder.")] = "smollm2-135m",
-    sets: Annotated[str, typer.Option(help="Prompt sets, comma-separated; all: every one.")] = "all",
+    model: Annotated[str, typer.Argument()] = "smollm2-135m",
+    sets: Annotated[
+        str, typer.Option(help="Prompt sets, comma-separated: chat, code, edit, math, summary; or all.")
+    ] = "all",
     prompts: Annotated[Path | None, typer.Option(help="A JSONL file of your own: {set, prompt} a line.")] = None,
     per_set: Annotated[int, typer.Option(help="Prompts per set.")] = 4,
     tokens: Annotated[int, typer.Option(help="New tokens per prompt.")] = 96,
@@ -32,7 +34,10 @@ def bench_run(
     threads: Threads = None,
     max_context: MaxContext = 4096,
 ) -> None:
-    """Plain against speculative decoding, A B A B on the same prompts, and llama.cpp beside them where installed."""
+    """Plain against speculative decoding, A B A B on the same prompts, and llama.cpp beside them where installed.
+
+    MODEL: a catalogue name (`pilotfish pull --help` lists them), a .gguf file or a bundle folder.
+    """
     from .bench import bench
 
     numbers = (("--per-set", per_set), ("--tokens", tokens), ("--repeats", repeats), ("--document", document))
@@ -59,7 +64,7 @@ def bench_run(
 
 @bench_app.command("curve")
 def bench_curve_command(
-    model: Annotated[str, typer.Argument(help="Catalogue name, .gguf file or bundle folder.")] = "smollm2-135m",
+    model: Annotated[str, typer.Argument()] = "smollm2-135m",
     engines: Annotated[str, typer.Option(help="Engines, comma-separated; all: every installed one.")] = "all",
     context: Annotated[int, typer.Option(help="Tokens in the cache before the step.")] = 256,
     repeats: Annotated[int, typer.Option(help="Turns of every engine.")] = 5,
@@ -67,7 +72,10 @@ def bench_curve_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
     threads: Threads = None,
 ) -> None:
-    """The time of a step of n rows on every engine, in turns, and how fast prompts are read."""
+    """The time of a step of n rows on every engine, in turns, and how fast prompts are read.
+
+    MODEL: a catalogue name (`pilotfish pull --help` lists them), a .gguf file or a bundle folder.
+    """
     from .bench_curve import bench_curve
 
     for name, value in (("--context", context), ("--repeats", repeats)):
@@ -78,7 +86,7 @@ def bench_curve_command(
 
 @bench_app.command("engines")
 def bench_engines_command(
-    model: Annotated[str, typer.Argument(help="Catalogue name, .gguf file or bundle folder.")] = "smollm2-135m",
+    model: Annotated[str, typer.Argument()] = "smollm2-135m",
     engines: Annotated[str, typer.Option(help="Engines, comma-separated; all: every installed one.")] = "all",
     prompts: Annotated[int, typer.Option(help="Prompts.")] = 5,
     tokens: Annotated[int, typer.Option(help="New tokens per prompt.")] = 96,
@@ -86,7 +94,10 @@ def bench_engines_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
     threads: Threads = None,
 ) -> None:
-    """Our plain decoding over each engine against the same engine driven by its own API, A B A B."""
+    """Our plain decoding over each engine against the same engine driven by its own API, A B A B.
+
+    MODEL: a catalogue name (`pilotfish pull --help` lists them), a .gguf file or a bundle folder.
+    """
     from .bench_peers import bench_engines
 
     for name, value in (("--prompts", prompts), ("--tokens", tokens), ("--repeats", repeats)):
@@ -99,9 +110,12 @@ def bench_engines_command(
 
 @bench_app.command("cache")
 def bench_cache_command(
-    model: Annotated[str, typer.Argument(help="Catalogue name, .gguf file or bundle folder.")] = "smollm2-135m",
+    model: Annotated[str, typer.Argument()] = "smollm2-135m",
     policy: Annotated[list[str] | None, typer.Option(help="A cache policy; several times; default: all.")] = None,
-    share: Annotated[list[str] | None, typer.Option(help="Of the text's entries; default: 1/2, 1/4 and 1/8.")] = None,
+    share: Annotated[
+        list[str] | None,
+        typer.Option(help="Share of the text's entries that stay; several times; default: 1/2, 1/4 and 1/8."),
+    ] = None,
     length: Annotated[int, typer.Option(help="Tokens of the text.")] = 1024,
     predicted: Annotated[
         int | None, typer.Option(help="Tokens at its end that are predicted; default: half of it, at most 512.")
@@ -117,12 +131,16 @@ def bench_cache_command(
         list[str] | None, typer.Option(help="A cache type to compare with the exact one; several times.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for rows.jsonl, which is gone on with, cache.json and two plots.")
+        Path | None,
+        typer.Option(help="Folder for cache.json, two plots, and rows.jsonl, from which a later run goes on."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
     threads: Threads = None,
 ) -> None:
-    """What cache policies forget and save: perplexity, KL, needles, memory and speed, against the full cache."""
+    """What cache policies forget and save: perplexity, KL, needles, memory and speed, against the full cache.
+
+    MODEL: a catalogue name (`pilotfish pull --help` lists them), a .gguf file or a bundle folder.
+    """
     from .bench_cache import bench_cache
     from .bench_cache_inputs import MAX_KEYS, Settings
 
@@ -150,13 +168,15 @@ def bench_cache_command(
 
 @bench_app.command("long")
 def bench_long_command(
-    model: Annotated[str, typer.Argument(help="Catalogue name, .gguf file or bundle folder.")] = "smollm2-135m",
+    model: Annotated[str, typer.Argument()] = "smollm2-135m",
     times: Annotated[str, typer.Option(help="Lengths of texts with a needle, in contexts; '': none.")] = "2,4",
     depths: Annotated[int, typer.Option(help="Places of the needle in each text.")] = 5,
-    budget: Annotated[int | None, typer.Option(help="Tokens of the prompt; default: 3/4 of the context.")] = None,
+    budget: Annotated[int | None, typer.Option(help="Tokens of the prompt; default: as for run --document.")] = None,
     segment: Annotated[int, typer.Option(help="Tokens of a segment.")] = 256,
     curve: Annotated[int, typer.Option(help="Tokens of a text to read to its end; 0: none.")] = 0,
-    policy: Annotated[str, typer.Option(help="Of the cache that reads it.")] = "sinks:budget=1024,every=256",
+    policy: Annotated[
+        str, typer.Option(help="Cache policy that reads the text of --curve.")
+    ] = "sinks:budget=1024,every=256",
     text: Annotated[Path | None, typer.Option(help="A text of your own; default: a manual that Python brings.")] = None,
     engine: Engine = None,
     max_context: MaxContext = None,
@@ -164,7 +184,10 @@ def bench_long_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
     threads: Threads = None,
 ) -> None:
-    """Texts longer than the context: needles by excerpts and by truncation, and perplexity without end."""
+    """Texts longer than the context: needles by excerpts and by truncation, and perplexity without end.
+
+    MODEL: a catalogue name (`pilotfish pull --help` lists them), a .gguf file or a bundle folder.
+    """
     from .bench_long import Settings, bench_long
 
     lengths = [n for n in times.split(",") if n]

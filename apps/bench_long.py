@@ -10,16 +10,14 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
 
 from .. import __version__
 from ..loading import load
+from ..opening import Progress
 from ..runtime.cache_policies import policy_by_name
 from ..runtime.compression import entries_for
 from ..runtime.errors import OptionError
-from ..runtime.excerpt import Score, excerpt
+from ..runtime.excerpt import Score, default_budget, excerpt
 from ..runtime.interfaces import Tokens
 from ..runtime.model import Model
 from ..runtime.sequence import CachedSequence
@@ -28,7 +26,7 @@ from ..runtime.surprisal import surprisal
 from . import machine
 from .bench_cache_inputs import read_text
 from .plotting import drawn, require_plots
-from .terminal import LoadProgress
+from .terminal import LoadProgress, output, show_table, show_text
 
 _NEEDLE = "\nThe secret number of the lighthouse is {}.\n"
 _QUESTION = "What is the secret number of the lighthouse?"
@@ -85,7 +83,11 @@ def bench_long(
             raise OptionError(
                 f"the text has {len(tokens)} tokens, and {longest} are wanted; --text takes a longer one."
             )
-        needles = [x for n in settings.times for x in _needles(loaded, tokens[: n * loaded.max_context], settings)]
+        lengths = [n * loaded.max_context for n in settings.times]
+        reading = LoadProgress()
+        with reading as progress:
+            needles = [x for n in lengths for x in _needles(loaded, tokens[:n], settings, progress)]
+            curves = _curves(loaded, tokens[: settings.curve], settings.policy, reading) if settings.curve else None
         report: dict[str, Any] = {
             "pilotfish": __version__,
             "machine": machine.describe(),
@@ -97,7 +99,7 @@ def bench_long(
             "settings": asdict(settings),
             "text": str(text) if text else "Python's language reference",
             "needles": [asdict(x) for x in needles],
-            "curve": _curves(loaded, tokens[: settings.curve], settings.policy) if settings.curve else None,
+            "curve": curves,
         }
     print(json.dumps(report)) if as_json else _show(report)
     if out is not None:
@@ -106,16 +108,19 @@ def bench_long(
             _plot(report, out / "long.png")
 
 
-def _needles(model: Model, tokens: Tokens, settings: Settings) -> list[Needle]:
+def _needles(model: Model, tokens: Tokens, settings: Settings, progress: Progress) -> list[Needle]:
     """Every depth by every method."""
     text, found = model.tokenizer.decode(tokens.tolist()), []
-    budget = settings.budget or model.max_context * 3 // 4
+    limit = min(model.max_context, model.info.context_length)
+    usual = default_budget(limit * 3 // 4, limit, len(model.encode(_QUESTION)), settings.segment)
+    budget = settings.budget or usual
     for i in range(settings.depths):
         depth = i / max(settings.depths - 1, 1)
         at = text.rfind("\n", 0, max(int(len(text) * depth), 1)) + 1
         number = str(np.random.default_rng(31 * len(tokens) + i).integers(10_000, 100_000))
         document = text[:at] + _NEEDLE.format(number) + text[at:]
         for method in ("truncation", *get_args(Score)):
+            progress(f"finding a number in {len(tokens)} tokens, by {method}", i / settings.depths)
             began = time.perf_counter()
             if method == "truncation":
                 prompt = _two_ends(model, document, budget)
@@ -137,7 +142,7 @@ def _two_ends(model: Model, document: str, budget: int) -> str:
     return "\n[...]\n".join(ends) + f"\n\n{_QUESTION}"
 
 
-def _curves(model: Model, tokens: Tokens, policy_name: str) -> dict[str, Any]:
+def _curves(model: Model, tokens: Tokens, policy_name: str, reading: LoadProgress) -> dict[str, Any]:
     """Mean -log p of every block, with the full cache as far as the model goes and with the policy to the end."""
     policy, rows, info = policy_by_name(policy_name), model.calibration.rows.rule(), model.info
     full = CachedSequence(model.target.session(), rows)
@@ -146,7 +151,7 @@ def _curves(model: Model, tokens: Tokens, policy_name: str) -> dict[str, Any]:
     for name, sequence in (("full", full), (policy_name, kept)):
         began = time.perf_counter()
         n = min(len(tokens), sequence.longest - rows.maximum)
-        losses, _ = surprisal(sequence, tokens[:n], 0)
+        losses, _ = surprisal(sequence, tokens[:n], 0, reading.tokens(f"reading with {name}"))
         blocks = [float(losses[i : i + _BLOCK].mean()) for i in range(0, len(losses) - _BLOCK + 1, _BLOCK)]
         found[name] = {
             "loss": blocks,
@@ -159,23 +164,25 @@ def _curves(model: Model, tokens: Tokens, policy_name: str) -> dict[str, Any]:
 
 
 def _show(report: dict[str, Any]) -> None:
-    out = Console(highlight=False, markup=False)
-    out.print(f"{report['machine']}; {report['model']} on {report['engine']}, max_context {report['max_context']}")
-    table = Table("text, tokens", "method", "kept", "answered", "before the answer", box=SIMPLE_HEAD)
+    out = output()
+    about = f"{report['model']} on {report['engine']}, max_context {report['max_context']}"
+    show_text(out, f"{report['machine']}; {about}")
+    rows = []
     for n, method in dict.fromkeys((x["tokens"], x["method"]) for x in report["needles"]):
         some = [x for x in report["needles"] if (x["tokens"], x["method"]) == (n, method)]
         kept, answered, seconds = (float(np.mean([x[k] for x in some])) for k in ("kept", "answered", "seconds"))
-        table.add_row(str(n), method, f"{kept:.0%}", f"{answered:.0%}", f"{seconds:.1f} s")
-    if report["needles"]:
-        out.print(table)
+        rows.append((str(n), method, f"{kept:.0%}", f"{answered:.0%}", f"{seconds:.1f} s"))
+    if rows:
+        show_table(out, ("text, tokens", "method", "kept", "answered", "before the answer"), rows)
     for name, curve in (report["curve"] or {}).items():
         if name != "block":
             loss, n = curve["loss"], report["context"] // _BLOCK
             parts = [math.exp(np.mean(loss[i : i + n])) for i in range(0, len(loss), n)]
             said = ", ".join(f"{x:.2f}" for x in parts)
-            out.print(
+            show_text(
+                out,
                 f"{name}: perplexity by context of {report['context']} tokens: {said}; "
-                f"{curve['kv_bytes'] / 2**20:.0f} MiB, {curve['seconds']:.0f} s"
+                f"{curve['kv_bytes'] / 2**20:.0f} MiB, {curve['seconds']:.0f} s",
             )
 
 

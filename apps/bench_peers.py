@@ -8,10 +8,6 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Protocol
 
-from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
-
 from .. import __version__, backends
 from ..loading import load, resolve
 from ..runtime.errors import OptionError
@@ -21,7 +17,7 @@ from .bench import choose_prompts, read_prompts
 from .genai_peer import OpenVinoGenAi
 from .llamacpp_peer import LlamaCpp
 from .onnx_peer import OnnxRuntime
-from .terminal import LoadProgress, console
+from .terminal import LoadProgress, console, output, show_table, show_text
 
 _PAUSE_S = 0.05  # for the threads of the one before to go to sleep
 
@@ -87,8 +83,9 @@ def _compare(ours: Model, peer: Peer, prompts: list[str], n_tokens: int, repeats
     rates: dict[str, list[float]] = {"ours": [], "theirs": []}
     own, steps, same = [], [], 0
     info = ours.info
-    with Progress(console=console(), transient=True) as progress:
-        task = progress.add_task(f"{info.engine}", total=repeats * len(prompts))
+    with LoadProgress() as progress:
+        what, done, total = f"measuring {info.engine}", 0, repeats * len(prompts)
+        progress(what, 0.0)
         for turn in range(repeats + 1):  # the first warms up
             for prompt in prompts if turn else prompts[:1]:
                 ids = ours.encode(prompt).tolist()
@@ -108,7 +105,8 @@ def _compare(ours: Model, peer: Peer, prompts: list[str], n_tokens: int, repeats
                 n = min(map(len, found.values()))
                 same += bool(turn) and found["ours"][:n] == found["theirs"][:n]
                 if turn:
-                    progress.advance(task)
+                    done += 1
+                    progress(what, done / total)
     pairs = [a / b for a, b in zip(rates["ours"], rates["theirs"], strict=True)]
     return {
         "engine": f"{info.engine} {info.engine_version}, {info.threads} threads",
@@ -125,12 +123,13 @@ def _compare(ours: Model, peer: Peer, prompts: list[str], n_tokens: int, repeats
 
 
 def _show(report: dict[str, object], rows: list[dict[str, object]]) -> None:
-    out = Console(highlight=False, markup=False)
-    out.print(f"{report['machine']}; {report['model']}; {report['new_tokens']} tokens, {report['repeats']} passes")
-    table = Table("engine", "ours tok/s", "itself tok/s", "ratio", "lowest", "step ms", "our code ms", "share", "same")
+    out = output()
+    show_text(out, f"{report['machine']}; {report['model']}; {report['new_tokens']} tokens, {report['repeats']} passes")
+    heads = ("engine", "ours tok/s", "itself tok/s", "ratio", "lowest", "step ms", "our code ms", "share", "same")
+    shown = []
     for row in rows:
         numbers = [f"{row[k]:.2f}" for k in ("ratio", "lowest", "step_ms", "own_ms")]
         rates = [f"{row[k]:.1f}" for k in ("ours_tokens_per_s", "theirs_tokens_per_s")]
         same = f"{row['same_text']} of {row['texts']}"
-        table.add_row(str(row["engine"]), *rates, *numbers, f"{100 * float(str(row['own_share'])):.1f} %", same)
-    out.print(table)
+        shown.append((str(row["engine"]), *rates, *numbers, f"{100 * float(str(row['own_share'])):.1f} %", same))
+    show_table(out, heads, shown)

@@ -53,9 +53,10 @@ def demo(
         run_demo(loaded, prompt)
 
 
-@app.command()
-def pull(name: Annotated[str, typer.Argument(help=f"One of: {', '.join(CATALOGUE)}.")]) -> None:
-    """Fetch a model of the catalogue into the cache and print where it is."""
+@app.command(
+    help=f"Fetch a model of the catalogue into the cache and print where it is.\n\nNAME: one of {', '.join(CATALOGUE)}."
+)
+def pull(name: Annotated[str, typer.Argument()]) -> None:
     from ..loading import resolve
 
     if name not in CATALOGUE:
@@ -66,8 +67,13 @@ def pull(name: Annotated[str, typer.Argument(help=f"One of: {', '.join(CATALOGUE
 
 
 @app.command()
-def inspect(model: ModelArgument, as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
-    """Show what a .gguf file or a bundle holds, without loading it."""
+def inspect(
+    model: ModelArgument, as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False
+) -> None:
+    """Show what a .gguf file or a bundle holds, without loading it.
+
+    MODEL: a catalogue name (`pilotfish pull --help` lists them), a .gguf file or a bundle folder.
+    """
     from .inspection import inspect_model
 
     inspect_model(model, as_json)
@@ -75,12 +81,17 @@ def inspect(model: ModelArgument, as_json: Annotated[bool, typer.Option("--json"
 
 @app.command()
 def doctor(
-    model: Annotated[str | None, typer.Argument(help="Also try every engine on this model.")] = None,
-    job: Annotated[str | None, typer.Option(help="What to choose for: PROMPTxANSWER in tokens, as 2000x100.")] = None,
+    model: Annotated[str | None, typer.Argument()] = None,
+    job: Annotated[
+        str | None, typer.Option(help="What to choose for: PROMPTxANSWER in tokens; default: 256x128.")
+    ] = None,
     again: Annotated[bool, typer.Option("--again", help="Forget earlier trials of the model.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Show engines, versions and devices of this machine, what is missing, and which engine a model would run on."""
+    """Show engines, versions and devices of this machine, what is missing, and which engine a model would run on.
+
+    MODEL: what to try every engine on: a catalogue name, a .gguf file or a bundle folder; default: none.
+    """
     from ..runtime.choice import Job
     from .doctor import report
 

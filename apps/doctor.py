@@ -6,12 +6,13 @@ import contextlib
 import json
 import os
 import platform
+from collections.abc import Mapping
 from dataclasses import asdict
+from types import MappingProxyType
 from typing import Any
 
 import psutil
 from rich.console import Console
-from rich.table import Table
 
 from .. import __version__, backends
 from ..choosing import Wish, choose, doubt_of
@@ -22,7 +23,7 @@ from ..runtime.choice import Choice, Job
 from ..runtime.cost import CostCurve
 from ..runtime.errors import EngineMissingError
 from . import machine
-from .terminal import LoadProgress
+from .terminal import LoadProgress, output, show_table, show_text
 
 
 def report(model: str | None, *, job: Job, again: bool, as_json: bool) -> None:
@@ -33,9 +34,10 @@ def report(model: str | None, *, job: Job, again: bool, as_json: bool) -> None:
         chosen = None if choice is None else _choice_facts(choice)
         print(json.dumps({**found, "choice": chosen}))
         return
-    out = Console(highlight=False, markup=False)
+    out = output()
     if choice is not None:
         _show_choice(out, str(model), choice)
+        _show_problems(out, found["engines"])
         return
     _show(out, found)
 
@@ -47,22 +49,15 @@ def _facts() -> dict[str, Any]:
         try:
             backend = backends.get(name)
         except EngineMissingError as error:
-            engines[name] = {
-                "available": False,
-                "version": None,
-                "devices": [],
-                "install": None,
-                "notes": {"": str(error)},
-            }
+            engines[name] = _engine_facts(problem=str(error))
             continue
-        version = backend.version()
-        engines[name] = {
-            "available": version is not None,
-            "version": version,
-            "devices": list(backend.devices()),
-            "install": None if version is not None else backend.install,
-            "notes": backend.notes() if version is not None else {},
-        }
+        version, problem = backend.version(), backend.problem()
+        if version is None:
+            engines[name] = _engine_facts(install=backend.install)
+        elif problem is not None:
+            engines[name] = _engine_facts(version, problem=problem)
+        else:
+            engines[name] = _engine_facts(version, devices=backend.devices(), notes=backend.notes())
     return {
         "pilotfish": __version__,
         "python": platform.python_version(),
@@ -74,6 +69,25 @@ def _facts() -> dict[str, Any]:
         "cache": str(cache_dir()),
         "engines": engines,
         "measured": _measured(),
+    }
+
+
+def _engine_facts(
+    version: str | None = None,
+    *,
+    install: str | None = None,
+    problem: str | None = None,
+    devices: tuple[str, ...] = (),
+    notes: Mapping[str, str] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """install: the command that adds it where it is missing; problem: why it does not run, and what mends it."""
+    return {
+        "available": version is not None and problem is None,
+        "version": version,
+        "devices": list(devices),
+        "install": install,
+        "problem": problem,
+        "notes": dict(notes),
     }
 
 
@@ -112,42 +126,60 @@ def _choice_facts(choice: Choice) -> dict[str, Any]:
 
 
 def _show(out: Console, found: dict[str, Any]) -> None:
-    out.print(f"pilotfish {found['pilotfish']}, Python {found['python']}, {found['system']}")
+    show_text(out, f"pilotfish {found['pilotfish']}, Python {found['python']}, {found['system']}")
     memory = found["memory_bytes"] / 2**30
-    out.print(f"{found['processor']}, {found['cores']} cores, {memory:.1f} GiB, cache in {found['cache']}")
-    out.print(f"instruction sets that engines use: {', '.join(found['instruction_sets']) or 'unknown'}")
-    table = Table("engine", "version", "devices", "to add it")
-    for name, engine in found["engines"].items():
-        table.add_row(name, engine["version"] or "missing", ", ".join(engine["devices"]), engine["install"] or "")
-    out.print(table)
-    for name, engine in found["engines"].items():
+    show_text(out, f"{found['processor']}, {found['cores']} cores, {memory:.1f} GiB, cache in {found['cache']}")
+    show_text(out, f"instruction sets that engines use: {', '.join(found['instruction_sets']) or 'unknown'}")
+    engines = found["engines"]
+    rows = [(name, engine["version"] or "", _state(engine)) for name, engine in engines.items()]
+    show_table(out, ("engine", "version", "devices"), rows)
+    for name, engine in engines.items():
+        if engine["install"] is not None:
+            out.print(f"to add {name}: {engine['install']}", soft_wrap=True)
+    _show_problems(out, engines)
+    for name, engine in engines.items():
         for topic, note in engine["notes"].items():
-            out.print(f"{name} {topic}: {note}".replace(" :", ":"), style="dim", soft_wrap=True)
+            show_text(out, f"{name} {topic}: {note}", style="dim")
     for curve in found["measured"]:
         steps = ", ".join(f"{width}: {ms}" for width, ms in curve["step_ms"].items())
-        out.print(f"{curve['key']}: ms for a step of so many rows: {steps}")
-        out.print(f"  widths with equal bits: {curve['row_classes']}", style="dim")
+        show_text(out, f"{curve['key']}: ms for a step of so many rows: {steps}")
+        show_text(out, f"widths with equal bits: {curve['row_classes']}", indent="  ", style="dim")
+
+
+def _state(engine: dict[str, Any]) -> str:
+    if engine["problem"] is not None:
+        return "does not run, see below"
+    return ", ".join(engine["devices"]) if engine["available"] else "not installed"
+
+
+def _show_problems(out: Console, engines: dict[str, dict[str, Any]]) -> None:
+    """Why engines that are there do not run, each with the command that mends it, in a line that can be copied."""
+    for name, engine in engines.items():
+        if engine["problem"] is not None:
+            out.print(f"{name}: {engine['problem']}", soft_wrap=True)
 
 
 def _show_choice(out: Console, model: str, choice: Choice) -> None:
     job = choice.job
-    out.print(
+    show_text(
+        out,
         f"{model}: expected seconds of a prompt of {job.prompt_tokens} tokens and an answer of {job.new_tokens}, "
-        f"where {job.acceptance:.0%} of drafted tokens are right"
+        f"where {job.acceptance:.0%} of drafted tokens are right",
     )
-    table = Table("engine", "device", "threads", "T(1) ms", "T(4) ms", "T(8) ms", "prompt tok/s", "answer", "job s")
+    heads = ("engine", "device", "threads", "T(1) ms", "T(4) ms", "T(8) ms", "prompt tok/s", "answer", "job s")
+    rows = []
     for t in choice.trials:
         steps = [f"{1e3 * t.step_s[w]:.1f}" if w in t.step_s else "" for w in (1, 4, 8)]
         prefill = f"{1 / t.prefill_s:.0f}" if t.prefill_s else ""
         answer = "unknown" if t.canary_error is None else ("right" if t.usable or t.problem else "wrong")
         seconds = f"{t.seconds(job, choice.exact):.2f}" if t.usable else ""
-        table.add_row(t.engine, t.device, str(t.threads), *steps, prefill, answer if t.step_s else "", seconds)
-    out.print(table)
+        rows.append((t.engine, t.device, str(t.threads), *steps, prefill, answer if t.step_s else "", seconds))
+    if rows:
+        show_table(out, heads, rows)
     for t in choice.trials:
         if t.problem:
-            out.print(f"{t}: {t.problem}", style="dim", soft_wrap=True)
+            show_text(out, f"{t}: {t.problem}")
         if doubt_of(t):
-            said = f"{t}: {doubt_of(t)}; it is tried again the next time"
-            out.print(said, style="dim", soft_wrap=True)
+            show_text(out, f"{t}: {doubt_of(t)}; it is tried again the next time")
     if not choice.trials:
-        out.print("one engine, one device and the number of threads are given: nothing to choose.")
+        show_text(out, "one engine, one device and the number of threads are given: nothing to choose.")

@@ -7,26 +7,24 @@ from pathlib import Path
 from ..runtime.errors import OptionError
 from ..runtime.excerpt import Excerpt, excerpt
 from ..runtime.model import Model
-from ..runtime.rows import MAX_WIDTH
 from .terminal import LoadProgress, console
 
 
 def excerpt_of(model: Model, path: Path, question: str, *, raw: bool, max_new_tokens: int | None) -> Excerpt:
-    """The parts of a text file that fit before a question, with room for the answer. Raises OptionError."""
+    """The parts of a text file that a question is about, with room for the answer. Raises OptionError."""
     try:
         document = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise OptionError(f"{path} cannot be read as UTF-8 text: {error}. Give a text file.") from None
-    limit = min(model.max_context, model.info.context_length)
-    budget = min(limit * 3 // 4, limit - (max_new_tokens or 0) - MAX_WIDTH)
-    with LoadProgress() as report:
+    reading = LoadProgress()
+    with reading:
         return excerpt(
             model,
             document,
             question,
-            budget=budget,
+            new_tokens=max_new_tokens,
             raw=raw,
-            progress=lambda done, total: report(f"reading {path.name}", done / total),
+            progress=reading.tokens(f"reading {path.name}"),
         )
 
 

@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from ..runtime.errors import OptionError
 from .options import DraftEngine, Exact, Threads
-from .terminal import LoadProgress
+from .terminal import LoadProgress, output, show_table, show_text
 
 if TYPE_CHECKING:
     from ..draft_check import DraftCheck
@@ -20,7 +18,7 @@ if TYPE_CHECKING:
 
 draft_app = typer.Typer(help="Draft models: whether one pays here, and making one.", no_args_is_help=True)
 
-Target = Annotated[str, typer.Argument(help="Catalogue name, .gguf file or bundle folder.", show_default=False)]
+Target = Annotated[str, typer.Argument(show_default=False)]
 Engine = Annotated[str | None, typer.Option(help="Engine of the target; default: the fastest here.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 NTokens = Annotated[int, typer.Option("--tokens", help="New tokens per prompt.")]
@@ -30,7 +28,7 @@ PerSet = Annotated[int, typer.Option(help="Prompts of each kind, at most 4.")]
 @draft_app.command()
 def check(
     target: Target,
-    draft: Annotated[str, typer.Argument(help="The smaller model: name, .gguf file or bundle.", show_default=False)],
+    draft: Annotated[str, typer.Argument(show_default=False)],
     engine: Engine = None,
     draft_engine: DraftEngine = None,
     threads: Threads = None,
@@ -41,7 +39,11 @@ def check(
     repeats: Annotated[int, typer.Option(help="Turns of --measure.")] = 3,
     as_json: AsJson = False,
 ) -> None:
-    """Measure how often a draft's tokens are accepted, and whether that is worth its time on this machine."""
+    """Measure how often a draft's tokens are accepted, and whether that is worth its time on this machine.
+
+    TARGET: the model that answers: a catalogue name, a .gguf file or a bundle folder.
+    DRAFT: a smaller one, likewise.
+    """
     from ..draft_check import check_draft
 
     with LoadProgress() as progress:
@@ -82,7 +84,10 @@ def make(
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a draft of the target itself, and check whether it pays: fewer layers, or fewer bits a weight."""
+    """Make a draft of the target itself, and check whether it pays: fewer layers, or fewer bits a weight.
+
+    TARGET: the model that answers: a catalogue name, a .gguf file or a bundle folder.
+    """
     from ..draft_make import drop_layers, lower_bits
 
     lower = weights is not None or bits is not None
@@ -102,18 +107,16 @@ def make(
         return
     _show_options(made)
     show(made.check, False)
-    Console(highlight=False, markup=False).print(f"{made.folder}: {made.what}", soft_wrap=True)
+    output().print(f"{made.folder}: {made.what}", soft_wrap=True)
 
 
 def _show_options(made: MadeDraft) -> None:
     if not made.options:
         return
-    table = Table("blocks left out", "agreement", "cost of a token", "expected speed")
-    for option in made.options:
-        table.add_row(str(option.n_dropped), f"{option.agreement:.0%}", f"{option.cost:.2f}", f"{option.expected:.2f}")
-    out = Console(highlight=False, markup=False)
-    out.print(table)
-    out.print("On the texts of the search; a token's cost, and the speed, over those of the whole model.")
+    rows = [(str(o.n_dropped), f"{o.agreement:.0%}", f"{o.cost:.2f}", f"{o.expected:.2f}") for o in made.options]
+    out = output()
+    show_table(out, ("blocks left out", "agreement", "cost of a token", "expected speed"), rows)
+    show_text(out, "On the texts of the search; a token's cost, and the speed, over those of the whole model.")
 
 
 def show(result: DraftCheck, as_json: bool) -> None:
@@ -121,24 +124,26 @@ def show(result: DraftCheck, as_json: bool) -> None:
     if as_json:
         print(json.dumps(result.as_dict()))
         return
-    out = Console(highlight=False, markup=False)
+    out = output()
     shared = (
         "the same tokens" if result.pairing == "identical" else f"{result.pairing}, {result.n_shared} tokens shared"
     )
-    out.print(f"{result.draft} drafting for {result.target} ({shared}); {result.engine}, {result.threads} threads")
+    place = f"{result.engine}, {result.threads} threads"
+    show_text(out, f"{result.draft} drafting for {result.target} ({shared}); {place}")
     steps = ", ".join(f"{rows}: {ms:.1f}" for rows, ms in result.step_ms.items())
-    out.print(f"a draft token takes {result.draft_ms:.1f} ms; a step of the target, by rows: {steps}")
+    show_text(out, f"a draft token takes {result.draft_ms:.1f} ms; a step of the target, by rows: {steps}")
     measured = any(s.measured for s in result.sets.values())
     more = ("measured: draft", "lookup", "both") if measured else ()
-    table = Table("text", "agreement", "sampled", "drafts a round", "accepted", "expected", "lookup", *more, "pays")
+    heads = ("text", "agreement", "sampled", "drafts a round", "accepted", "expected", "lookup", *more, "pays")
+    rows = []
     for name, row in result.sets.items():
         shares = f"{row.agreement:.0%}", f"{row.overlap:.0%}", str(row.draft.k), f"{row.draft.acceptance:.0%}"
         speeds = [row.draft.speed_up, row.lookup]
         if row.measured is not None:
             speeds += [row.measured[k] for k in ("draft", "lookup", "both")]
-        table.add_row(name, *shares, *(f"{x:.2f}" for x in speeds), "yes" if row.pays else "no")
-    out.print(table)
-    out.print("Expected, lookup and measured: speed, plain decoding is 1. Sampled: accepted at temperature 1.")
-    out.print(result.verdict)
+        rows.append((name, *shares, *(f"{x:.2f}" for x in speeds), "yes" if row.pays else "no"))
+    show_table(out, heads, rows)
+    show_text(out, "Expected, lookup and measured: speed, plain decoding is 1. Sampled: accepted at temperature 1.")
+    show_text(out, result.verdict)
     if result.doubt:
-        out.print(f"This is not remembered: {result.doubt}. Check again when it is quiet.")
+        show_text(out, f"This is not remembered: {result.doubt}. Check again when it is quiet.")

@@ -15,7 +15,7 @@ Threads = Annotated[int | None, typer.Option(help="Threads of the engines that a
 
 
 def export(
-    source: Annotated[str, typer.Argument(help="Hugging Face folder or hub id, or .gguf file.", show_default=False)],
+    source: Annotated[str, typer.Argument(show_default=False)],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the bundle.", show_default=False)],
     to: Annotated[
         str,
@@ -50,7 +50,10 @@ def export(
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle of another model.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Write a model as a bundle for the engines, compared with its source; what is too far from it is not kept."""
+    """Write a model as a bundle for the engines, compared with its source; what is too far from it is not kept.
+
+    SOURCE: a Hugging Face folder or hub id, or a .gguf file.
+    """
     from ..export_job import Job
     from .export import run_export
 
@@ -73,7 +76,7 @@ def export(
 
 
 def verify(
-    folder: Annotated[Path, typer.Argument(help="A bundle that was exported.", show_default=False)],
+    folder: Annotated[Path, typer.Argument(show_default=False)],
     source: Annotated[
         str | None, typer.Option(help="The model it was made from; default: the answers stored in the bundle.")
     ] = None,
@@ -82,7 +85,10 @@ def verify(
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Compare a bundle with its source on this machine's engines. Exit code 1 where a format is refused."""
+    """Compare a bundle with its source on this machine's engines. Exit code 1 where a format is refused.
+
+    FOLDER: a bundle that was exported.
+    """
     from .export import run_verify
 
     run_verify(folder, source, None if formats is None else listed(formats), device, threads, as_json)

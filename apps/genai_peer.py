@@ -22,7 +22,7 @@ class OpenVinoGenAi:
         tokenizer. Precision and cache type are those of our engine's exact default."""
         try:
             import openvino_genai
-        except ImportError:
+        except Exception:  # it is missing, or broken in whatever way
             return None
         if not path.is_dir() or "openvino" not in open_bundle(path).manifest.formats:
             return None

@@ -21,11 +21,11 @@ class LlamaCpp:
 
     @classmethod
     def open(cls, path: Path, threads: int, max_context: int) -> LlamaCpp | None:
-        """The peer, or None where llama-cpp-python is not installed, the model is no .gguf file, or the build dies on
+        """The peer, or None where llama-cpp-python cannot be imported, the model is no .gguf file, or the build dies on
         it (tried in a process of its own: some builds end in an illegal instruction)."""
         try:
             import llama_cpp
-        except ImportError:
+        except Exception:  # it is missing, or broken in whatever way
             return None
         if path.suffix.lower() != ".gguf":
             return None

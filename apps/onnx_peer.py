@@ -30,7 +30,7 @@ class OnnxRuntime:
         """The peer, or None where ONNX Runtime is not installed or the model is no .gguf file."""
         try:
             import onnxruntime
-        except ImportError:
+        except Exception:  # it is missing, or broken in whatever way
             return None
         if path.suffix.lower() != ".gguf":
             return None

@@ -6,14 +6,15 @@ from typing import Annotated
 
 import typer
 
-ModelArgument = Annotated[str, typer.Argument(help="Catalogue name, .gguf file or bundle folder.", show_default=False)]
+# What an argument is stands in the help of its command: click from 8.5 on loses what typer is told of it.
+ModelArgument = Annotated[str, typer.Argument(show_default=False)]
 Engine = Annotated[
     str | None,
     typer.Option(help="onnx, openvino, llamacpp or reference; default: the fastest here, which is measured once."),
 ]
-Device = Annotated[str | None, typer.Option(help="cpu, or an engine's own name for a device.")]
-Threads = Annotated[int | None, typer.Option(help="Threads; default: measured.")]
-MaxContext = Annotated[int | None, typer.Option(help="Entries the cache may hold; default: the model's context.")]
+Device = Annotated[str | None, typer.Option(help="cpu, or another that `pilotfish doctor` lists.")]
+Threads = Annotated[int | None, typer.Option(help="Processor threads; default: measured.")]
+MaxContext = Annotated[int | None, typer.Option(help="Tokens that the cache may hold; default: the model's context.")]
 Cache = Annotated[
     str | None, typer.Option(help="What stays of a full KV cache: sinks, snapkv:budget=512, ...; default: everything.")
 ]
@@ -35,11 +36,13 @@ DraftOption = Annotated[
     str | None,
     typer.Option(help="A smaller model that drafts; or self, self:POLICY: the model itself over a smaller cache."),
 ]
-Plain = Annotated[bool, typer.Option("--plain", help="No speculation.")]
+Plain = Annotated[bool, typer.Option("--plain", help="No drafts.")]
 Exact = Annotated[
-    bool, typer.Option("--exact/--no-exact", help="Stay in one row class, so that drafts cannot change a bit.")
+    bool, typer.Option("--exact/--no-exact", help="Drafts cannot change a bit of the answer; or lift that for speed.")
 ]
-Temperature = Annotated[float, typer.Option("--temperature", "-t", help="0 is greedy.")]
+Temperature = Annotated[
+    float, typer.Option("--temperature", "-t", help="0: always the most probable token; above: drawn at random.")
+]
 MaxNewTokens = Annotated[
     int | None,
     typer.Option(

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Protocol
 
 from ..runtime.bundle import MANIFEST_NAME, read_json
-from ..runtime.errors import EngineMissingError, OptionError, PilotfishWarning, UnsupportedModelError
+from ..runtime.errors import EngineError, EngineMissingError, OptionError, PilotfishWarning, UnsupportedModelError
 from ..runtime.interfaces import Weights
 
 _BUILT_IN = {
@@ -45,8 +45,13 @@ class Backend(Protocol):
         """Version of the installed engine; None where it is not installed."""
         ...
 
+    def problem(self) -> str | None:
+        """What keeps the installed engine from running here, and the command that mends it, in one line; None where it
+        runs, and where it is not installed."""
+        ...
+
     def devices(self) -> tuple[str, ...]:
-        """Devices that can be named, the default first; empty where the engine is not installed."""
+        """Devices that can be named, the default first; empty where the engine is not installed or does not run."""
         ...
 
     def notes(self) -> dict[str, str]:
@@ -129,14 +134,28 @@ def automatic(backend: Backend) -> tuple[str, ...]:
     return () if backend.name == JUDGE else tuple(d for d in backend.devices() if d not in EMULATED)
 
 
-def named(path: Path, name: str, device: str | None = None) -> Backend:
-    """The engine of this name, which must be installed and open what lies at the path on this device.
+def usable(backend: Backend) -> bool:
+    """Whether the engine is installed and runs here."""
+    return backend.version() is not None and backend.problem() is None
 
-    Raises EngineMissingError with the command that adds it, OptionError, UnsupportedModelError.
+
+def require(backend: Backend) -> None:
+    """Raise EngineMissingError where the engine is not installed, EngineError where it does not run, with the command
+    that mends it."""
+    if backend.version() is None:
+        raise EngineMissingError(f"the {backend.name} engine is not installed. Add it with: {backend.install}")
+    problem = backend.problem()
+    if problem is not None:
+        raise EngineError(problem)
+
+
+def named(path: Path, name: str, device: str | None = None) -> Backend:
+    """The engine of this name, which must run here and open what lies at the path on this device.
+
+    Raises EngineMissingError and EngineError with the command that mends it, OptionError, UnsupportedModelError.
     """
     backend = get(name)
-    if backend.version() is None:
-        raise EngineMissingError(f"the {name} engine is not installed. Add it with: {backend.install}")
+    require(backend)
     if not opens(backend, path, device if device in backend.devices() else None):  # else open() says what is wrong
         raise UnsupportedModelError(
             f"the {name} engine does not open {path}{_held(path)}; leave the engine out to pick another."
@@ -145,11 +164,12 @@ def named(path: Path, name: str, device: str | None = None) -> Backend:
 
 
 def openers(path: Path, device: str | None = None) -> list[Backend]:
-    """Every installed engine that opens what lies at the path, but for the judge.
+    """Every engine that runs here and opens what lies at the path, but for the judge.
 
-    Raises EngineMissingError with the commands that add one, UnsupportedModelError where none opens such a model.
+    Raises EngineMissingError and EngineError with the commands that add or mend one, UnsupportedModelError where none
+    opens such a model.
     """
-    found, ways = [], []
+    found, ways, problems = [], [], []
     for name in names():
         try:
             backend = get(name)
@@ -157,10 +177,15 @@ def openers(path: Path, device: str | None = None) -> list[Backend]:
             warnings.warn(f"left out: {error}", PilotfishWarning, stacklevel=2)
             continue
         if backend.name != JUDGE and opens(backend, path, device):
-            if backend.version() is not None:
+            problem = backend.problem()
+            if problem is not None:
+                problems.append(problem)
+            elif backend.version() is not None:
                 found.append(backend)
             else:
                 ways.append(backend.install)
+    if not found and problems:
+        raise EngineError(f"no engine here opens {path}: {'; '.join(problems)}")
     if not found and ways:
         where = f" on the device {device}" if device else ""
         raise EngineMissingError(

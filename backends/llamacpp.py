@@ -6,12 +6,12 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..runtime.errors import EngineError, EngineMissingError, OptionError
+from ..runtime.errors import EngineError, OptionError
 from ..runtime.gguf_file import read_gguf
 from ..runtime.interfaces import Ability, EncoderInfo, ModelInfo
 from ..runtime.storage import file_digest
-from . import NO_OPTIONS
-from .llamacpp_build import build_command
+from . import NO_OPTIONS, require, usable
+from .llamacpp_build import build_command, rebuild_command
 from .llamacpp_context import MAX_ROWS, Context, ContextOptions, Handle
 from .llamacpp_file import check_file
 from .llamacpp_library import gpus, version
@@ -49,8 +49,13 @@ class LlamaCppBackend:
     def version(self) -> str | None:
         return version()
 
+    def problem(self) -> str | None:
+        if self.version() is None or (verdict := build_verdict()).usable:
+            return None
+        return f"{verdict.how} Build it anew: {rebuild_command()}"
+
     def devices(self) -> tuple[str, ...]:
-        return ("cpu", *gpus()) if self.version() is not None and build_verdict().usable else ()
+        return ("cpu", *gpus()) if usable(self) else ()
 
     def formats(self, device: str | None = None) -> tuple[str, ...]:
         return ("gguf",)
@@ -72,12 +77,8 @@ class LlamaCppBackend:
         options: Mapping[str, object] = NO_OPTIONS,
     ) -> LlamaCppWeights:
         chosen = parse_options(dict(options))
-        if self.version() is None:
-            raise EngineMissingError(f"the llamacpp engine is not installed. Add it with: {self.install}")
-        verdict = build_verdict()
-        if not verdict.usable:
-            raise EngineError(f"{verdict.how} Build it anew: {self.install}")
-        return LlamaCppWeights(path, Placement(device or "cpu", chosen), threads, kv_dtype, chosen, verdict)
+        require(self)
+        return LlamaCppWeights(path, Placement(device or "cpu", chosen), threads, kv_dtype, chosen, build_verdict())
 
 
 BACKEND = LlamaCppBackend()

@@ -1,10 +1,12 @@
-"""The command that builds llama.cpp for this processor."""
+"""The commands that build llama.cpp for this processor, at first and anew."""
 
 from __future__ import annotations
 
 import os
 import platform
 from pathlib import Path
+
+from .packages import reinstall
 
 _AVX512 = ("avx512f", "avx512cd", "avx512vl", "avx512dq", "avx512bw")  # what GGML_AVX512 takes for granted
 _BEYOND = {"avx512vbmi": "VBMI", "avx512_vnni": "VNNI", "avx512_bf16": "BF16"}
@@ -22,9 +24,20 @@ def build_flags() -> str:
 
 def build_command() -> str:
     """What to type, in the shell of this system."""
-    if os.name == "nt":
-        return f"$env:CMAKE_ARGS='{build_flags()}'; pip install 'pilotfish[llamacpp]'"
-    return f"CMAKE_ARGS='{build_flags()}' pip install 'pilotfish[llamacpp]'"
+    return _with_flags("pip install 'pilotfish[llamacpp]'")
+
+
+def rebuild_command() -> str:
+    """The same where a build is installed that does not run: pip compiles instead of taking one that it kept."""
+    return _with_flags(reinstall("llama_cpp", "--no-binary {name}"))
+
+
+def _with_flags(command: str) -> str:
+    return (
+        f"$env:CMAKE_ARGS='{build_flags()}'; {command}"
+        if os.name == "nt"
+        else f"CMAKE_ARGS='{build_flags()}' {command}"
+    )
 
 
 def _processor_flags() -> set[str]:

@@ -64,7 +64,7 @@ def folder() -> Path:
 def shared_libraries() -> tuple[Path, ...]:
     """Every shared library of this build, sorted by name, each once."""
     names = (".so", ".dll", ".dylib")
-    found = {path.resolve() for path in folder().iterdir() if any(name in path.name for name in names)}
+    found = {path.resolve() for path in folder().glob("*") if any(name in path.name for name in names)}
     return tuple(sorted(found))
 
 

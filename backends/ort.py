@@ -11,15 +11,16 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..runtime.bundle import Bundle, open_bundle
-from ..runtime.errors import EngineError, EngineMissingError, ModelFileError, OptionError
+from ..runtime.errors import EngineError, ModelFileError, OptionError
 from ..runtime.interfaces import Floats, ModelInfo, Weights
-from . import NO_OPTIONS, refuse_options
+from . import NO_OPTIONS, refuse_options, require, usable
 from .ort_attending import OrtAttendingSession
 from .ort_devices import DEVICES, create_session, find, present, shapes_of
 from .ort_kv import channel_scales, check_kv_dtype, eight_bit_graph, stored_as
 from .ort_session import OrtSession
 from .ort_source import OrtEncoder, OrtSourceSession
 from .ort_static import open_static
+from .packages import package_version, problem_of
 
 _NO_TILES = "ORT_GQA_DISABLE_FLASH_ATTENTION"
 _TWO_ROWS = 2  # attention of one row has bits of its own, which int8 activations round away in all but some tokens
@@ -35,14 +36,13 @@ class OrtBackend:
     install = "pip install 'pilotfish[onnx]'"
 
     def version(self) -> str | None:
-        try:
-            import onnxruntime
-        except ImportError:
-            return None
-        return str(onnxruntime.__version__)
+        return package_version("onnxruntime")
+
+    def problem(self) -> str | None:
+        return problem_of(self.name, "onnxruntime", present)
 
     def devices(self) -> tuple[str, ...]:
-        return present() if self.version() else ()
+        return present() if usable(self) else ()
 
     def notes(self) -> dict[str, str]:
         return {name: DEVICES[name].note for name in self.devices()}
@@ -60,8 +60,7 @@ class OrtBackend:
         kv_dtype: str | None,
         options: Mapping[str, object] = NO_OPTIONS,
     ) -> Weights:
-        if self.version() is None:
-            raise EngineMissingError(f"the onnx engine is not installed. Add it with: {self.install}")
+        require(self)
         device = device or "cpu"
         found = find(device)
         check_kv_dtype(kv_dtype, device, False)

@@ -11,12 +11,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..runtime.bundle import Bundle, open_bundle
 from ..runtime.decoder_shape import decoder_shape
-from ..runtime.errors import EngineError, EngineMissingError, ModelFileError, OptionError, UnsupportedModelError
+from ..runtime.errors import EngineError, ModelFileError, OptionError, UnsupportedModelError
 from ..runtime.gguf_file import read_gguf
 from ..runtime.interfaces import ModelInfo, Weights
 from ..runtime.storage import file_digest
 from ..runtime.telemetry import without_telemetry
-from . import NO_OPTIONS
+from . import NO_OPTIONS, require, usable
 from .ov_gguf import read_gguf_graph
 from .ov_graph import add_queries, attentions, read_ir, reason, sliding_windows, weight_group
 from .ov_pool import BlockPool, BlockShape
@@ -24,6 +24,7 @@ from .ov_request import Request
 from .ov_session import OvSession
 from .ov_source import OvSourceWeights, check_source_options
 from .ov_static import NOTES, open_static, static_devices
+from .packages import package_version, problem_of
 from .static_shapes import FORMAT
 
 _PLAIN = ("f32", "f16", "bf16")  # of a cache; keys and values alike
@@ -56,19 +57,18 @@ class OvBackend:
     install = "pip install 'pilotfish[openvino]'"
 
     def version(self) -> str | None:
-        try:
-            with without_telemetry():
-                import openvino
-        except ImportError:
-            return None
-        return str(openvino.__version__).split("-")[0]
+        with without_telemetry():
+            found = package_version("openvino")
+        return None if found is None else found.split("-")[0]
+
+    def problem(self) -> str | None:
+        with without_telemetry():
+            return problem_of(self.name, "openvino", _listed)
 
     def devices(self) -> tuple[str, ...]:
-        if self.version() is None:
+        if not usable(self):
             return ()
-        import openvino
-
-        listed = sorted((d.lower() for d in openvino.Core().available_devices), key=lambda d: (d != "cpu", d))
+        listed = sorted(_listed(), key=lambda d: (d != "cpu", d))
         return (*(d for d in listed if d.split(".")[0] != "npu"), *static_devices())
 
     def notes(self) -> dict[str, str]:
@@ -88,8 +88,7 @@ class OvBackend:
         kv_dtype: str | None,
         options: Mapping[str, object] = NO_OPTIONS,
     ) -> Weights:
-        if self.version() is None:
-            raise EngineMissingError(f"the openvino engine is not installed. Add it with: {self.install}")
+        require(self)
         if device in NOTES:
             if kv_dtype not in (None, "f32"):
                 raise OptionError(f"the openvino engine on {device} stores its cache in f32 only, not {kv_dtype!r}.")
@@ -105,6 +104,13 @@ class OvBackend:
 
 
 BACKEND = OvBackend()
+
+
+def _listed() -> list[str]:
+    """Devices as OpenVINO lists them, in lower case."""
+    import openvino
+
+    return [device.lower() for device in openvino.Core().available_devices]
 
 
 def _options(options: Mapping[str, object]) -> OpenVinoOptions:

@@ -38,6 +38,9 @@ class ReferenceBackend:
     def version(self) -> str | None:
         return np.__version__
 
+    def problem(self) -> str | None:
+        return None
+
     def devices(self) -> tuple[str, ...]:
         return ("cpu",)
 

@@ -230,7 +230,7 @@ def _other_threads(first: int) -> list[int]:
 
 
 def _device_list() -> str:
-    installed = (b for b in map(backends.get, backends.names()) if b.version() is not None)
+    installed = (b for b in map(backends.get, backends.names()) if backends.usable(b))
     return "; ".join(f"{b.name}: {', '.join(b.devices())}" for b in installed)
 
 

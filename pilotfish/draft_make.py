@@ -152,7 +152,7 @@ def lower_bits(
     said = f"weights as {kind}: {n_bits:.1f} bits a weight where {source.name} has {bits_per_weight(before):.1f}"
     if bits is not None and n_bits > bits + _MORE_BITS:
         said += f", not {bits}, because rows of it do not consist of such a type's blocks"
-    if engine is None and backends.get("llamacpp").version() is not None:
+    if engine is None and backends.usable(backends.get("llamacpp")):
         engine = "llamacpp"
     check = check_draft(found, made, engine=engine, threads=threads, progress=report)
     return MadeDraft(str(made), said, (), check)

@@ -211,6 +211,7 @@ def _need_engine(name: str) -> None:
             f"an export to {name} is checked on the {engine.name} engine, which is not installed. Add it with: "
             f"{engine.install}"
         )
+    backends.require(engine)
 
 
 def _samples(job: Job, source: ModelSource) -> tuple[Tokens, ...]:

@@ -136,13 +136,19 @@ def _wanted(bundle: Bundle, formats: tuple[str, ...] | None) -> tuple[tuple[str,
     for form in formats or listed:
         if form not in ENGINE_OF:
             left_out[form] = "not run here, no engine of Pilotfish runs it"
-        elif backends.get(ENGINE_OF[form]).version() is None:
-            ways.append(backends.get(ENGINE_OF[form]).install)
-            left_out[form] = f"not run here, the {ENGINE_OF[form]} engine is not installed"
+            continue
+        engine = backends.get(ENGINE_OF[form])
+        problem = engine.problem()
+        if engine.version() is None:
+            ways.append(f"Add an engine with: {engine.install}")
+            left_out[form] = f"not run here, the {engine.name} engine is not installed"
+        elif problem is not None:
+            ways.append(problem)
+            left_out[form] = f"not run here: {problem}"
         else:
             wanted.append(form)
     if ways and (formats or not wanted):
-        raise EngineMissingError(f"nothing here runs {', '.join(left_out)}. Add an engine with: {' or '.join(ways)}")
+        raise EngineMissingError(f"nothing here runs {', '.join(left_out)}. {' or '.join(dict.fromkeys(ways))}")
     if not wanted:
         raise OptionError(f"{bundle.folder} holds {', '.join(listed)}, and no engine of Pilotfish runs any of it.")
     return tuple(wanted), left_out

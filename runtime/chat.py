@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,12 +71,24 @@ class Chat:
         assert stream.result is not None
         return stream.result
 
-    def stream(self, text: str, *, max_new_tokens: int | None = TURN, temperature: float | None = None) -> Stream:
-        """The same, piece by piece. The turn is remembered once the stream has been read to its end."""
+    def stream(
+        self,
+        text: str,
+        *,
+        max_new_tokens: int | None = TURN,
+        temperature: float | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Stream:
+        """The same, piece by piece. The turn is remembered once the stream has been read to its end.
+
+        progress: called with (tokens done, tokens in all) while the conversation so far is processed.
+        """
         asked: list[Message] = [*self.messages, {"role": "user", "content": text}]
         turn = sum(message["role"] == "assistant" for message in asked)
         seed = None if self.seed is None else self.seed + turn
-        inner = self.model.stream(asked, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
+        inner = self.model.stream(
+            asked, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, progress=progress
+        )
 
         def pieces(outer: Stream) -> Iterator[str]:
             outer.rounds = inner.rounds

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import re
 import secrets
 from collections.abc import Mapping, Sequence
@@ -41,12 +43,15 @@ class ChatTemplate:
         *,
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, object]] | None = None,
-        bos_token: str = "",
-        eos_token: str = "",
+        bos_token: str | None = None,
+        eos_token: str | None = None,
         variables: Mapping[str, object] | None = None,
     ) -> str:
         """The text of a conversation, special tokens written out.
 
+        The template is given what transformers' apply_chat_template() gives it: messages as they are, tools and
+        documents as None where there are none, and no such name as bos_token where the model has no such token.
+        Content in parts is handed over as it is to a template that reads parts, and else as one text, a line a part.
         add_generation_prompt: end where the assistant is to answer.
         tools: descriptions of functions, as JSON schemas. variables: what else the template knows, for example
             {"enable_thinking": False}.
@@ -54,18 +59,32 @@ class ChatTemplate:
         Raises ChatTemplateError where messages are not messages, or the template refuses them, fails, or does not
         come to an end within a second.
         """
+        said = checked(messages)
+        if any(_in_parts(message) for message in said) and not self._reads_parts:
+            said = [_joined(message) for message in said]
+        tokens = {"bos_token": bos_token, "eos_token": eos_token}
         known = {
-            "messages": checked(messages),
+            "messages": said,
             "add_generation_prompt": add_generation_prompt,
             "tools": None if tools is None else list(tools),
             "documents": None,
-            "bos_token": bos_token,
-            "eos_token": eos_token,
+            **{name: token for name, token in tokens.items() if token is not None},
         }
         try:
             return render(self._environment, self._template, {**known, **(variables or {})})
         except Exception as error:  # a template's expressions may raise anything
             raise ChatTemplateError(f"the chat template failed: {_reason(error)}. {_WAY_OUT}") from error
+
+    @functools.cached_property
+    def _reads_parts(self) -> bool:
+        """Whether the template takes content in parts apart, instead of failing at it or writing out the list."""
+        part = {"type": "text", "text": "a part"}
+        try:
+            known = {"messages": [{"role": "user", "content": [part]}], "add_generation_prompt": True, "tools": None}
+            text = render(self._environment, self._template, {**known, "bos_token": "", "eos_token": ""})
+        except Exception:  # it can do nothing with a list
+            return False
+        return part["text"] in text and repr(part["text"]) not in text and json.dumps(part["text"]) not in text
 
 
 def encode_chat(
@@ -87,8 +106,8 @@ def encode_chat(
         [marks.put_into(message) for message in checked(messages)],
         add_generation_prompt=add_generation_prompt,
         tools=None if tools is None else [marks.put_into(tool) for tool in tools],
-        bos_token=_text(tokenizer, tokenizer.bos_id),
-        eos_token=_text(tokenizer, tokenizer.eos_id),
+        bos_token=_token(tokenizer, tokenizer.bos_id),
+        eos_token=_token(tokenizer, tokenizer.eos_id),
         variables=variables,
     )
     pieces = [marks.restored(piece) if isinstance(piece, str) else piece for piece in tokenizer.split_special(text)]
@@ -171,7 +190,7 @@ def checked(messages: Sequence[Message]) -> list[dict[str, object]]:
 
 
 def _checked(number: int, message: Message) -> dict[str, object]:
-    """The message as a template expects it: a role, and content that is a text or absent."""
+    """The message as it is, known to have a role, and content that is a text, parts of text, or absent beside calls."""
     if not isinstance(message, Mapping):
         raise ChatTemplateError(f"message {number} is not a mapping with role and content, but {message!r:.60}.")
     role = message.get("role")
@@ -179,23 +198,31 @@ def _checked(number: int, message: Message) -> dict[str, object]:
         raise ChatTemplateError(f'message {number} has the role {role!r:.60}; a role is a word such as "user".')
     content = message.get("content")
     if isinstance(content, (list, tuple)):
-        content = "\n".join(_part(number, part) for part in content)
+        for part in content:
+            if not (isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str)):
+                raise ChatTemplateError(
+                    f"message {number} has a part that is not text: {part!r:.60}. Only text is supported."
+                )
+        return {**message, "content": [dict(part) for part in content]}
     if content is None and "tool_calls" not in message:
         raise ChatTemplateError(f"message {number} has no content.")
     if content is not None and not isinstance(content, str):
         raise ChatTemplateError(f"message {number} has the content {content!r:.60}, which is not a text.")
-    return {**message, "role": role, "content": content}
+    return dict(message)
 
 
-def _part(number: int, part: object) -> str:
-    text = part.get("text") if isinstance(part, Mapping) and part.get("type") == "text" else None
-    if not isinstance(text, str):
-        raise ChatTemplateError(f"message {number} has a part that is not text: {part!r:.60}. Only text is supported.")
-    return text
+def _in_parts(message: Mapping[str, object]) -> bool:
+    return isinstance(message.get("content"), list)
 
 
-def _text(tokenizer: Tokenizer, token_id: int | None) -> str:
-    return "" if token_id is None else tokenizer.token(token_id) or ""
+def _joined(message: dict[str, object]) -> dict[str, object]:
+    """The message with content that is one text."""
+    content = message.get("content")
+    return {**message, "content": "\n".join(p["text"] for p in content)} if isinstance(content, list) else message
+
+
+def _token(tokenizer: Tokenizer, token_id: int | None) -> str | None:
+    return None if token_id is None else tokenizer.token(token_id)
 
 
 def _reason(error: Exception) -> str:

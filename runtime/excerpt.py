@@ -14,6 +14,7 @@ import numpy as np
 
 from .errors import ContextFullError, OptionError
 from .interfaces import Tokens
+from .rows import MAX_WIDTH
 from .segments import Segment, cut
 from .sequence import CachedSequence
 from .surprisal import log_law, surprisal
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 Score: TypeAlias = Literal["likelihood", "entropy"]
 _GAP = "\n[...]\n"  # between parts of the document that do not follow each other
+_GAP_TOKENS = 8  # that this takes, at most
+_ENOUGH = 4  # segments that a prompt holds where the context has room for them
+_WAITED_FOR = 2048  # tokens of a prompt whose size nobody chose
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,7 @@ def excerpt(
     question: str,
     *,
     budget: int | None = None,
+    new_tokens: int | None = None,
     segment: int = 256,
     score: Score = "likelihood",
     raw: bool = False,
@@ -52,7 +57,9 @@ def excerpt(
     The document is cut into segments; the model reads each of them with the question behind it, in a small cache of
     its own, so that its time grows with the document's length and no faster. The best are kept in their order.
 
-    budget: tokens of the prompt that comes of it; the default leaves a quarter of the context for the answer.
+    budget: tokens of the prompt that comes of it. The default is that of default_budget(), except for a document that
+        fits into three quarters of the context, which is kept whole and not read.
+    new_tokens: that the answer may have; room is left for them, and for a quarter of the context at least.
     segment: tokens of a segment, at most.
     score: "likelihood", of the question after the segment (LongLLMLingua's coarse rule), or "entropy", of the law of
         the answer's first token, lower being better (XL3M, Wang et al. 2024).
@@ -61,10 +68,10 @@ def excerpt(
     Raises OptionError and ContextFullError before anything is read.
     """
     began = time.perf_counter()
-    room = _room(model, document, question, budget, segment, score, raw)
+    most, room = _room(model, document, question, budget, new_tokens, segment, score, raw)
     count = _counter(model)
     whole = Segment(0, len(document), document, count(document))
-    if whole.n_tokens <= room and _fits(model, [whole], question, raw, room):
+    if whole.n_tokens <= most and _fits(model, [whole], question, raw, most):
         return Excerpt(_prompt([whole], question), (whole,), (whole,), 0, time.perf_counter() - began)
     parts = cut(document, segment, count)
     prompts = [model.encode(_prompt([replace(part, start=0)], question), raw=raw) for part in parts]
@@ -76,8 +83,27 @@ def excerpt(
     return Excerpt(_prompt(kept, question), tuple(kept), tuple(parts), n_read, time.perf_counter() - began)
 
 
-def _room(model: Model, document: str, question: str, budget: int | None, segment: int, score: str, raw: bool) -> int:
-    """Tokens of the prompt to be made."""
+def default_budget(most: int, context_length: int, around: int, segment: int) -> int:
+    """Tokens of the prompt that a document is made into: a quarter of the context, and at most 2,048, for every one of
+    them is waited for before the answer begins; but room for four segments, and never more than fits.
+
+    most: tokens that fit; around: those of the question and the chat template.
+    """
+    enough = around + _ENOUGH * (segment + _GAP_TOKENS)
+    return min(most, max(enough, min(context_length // 4, _WAITED_FOR)))
+
+
+def _room(
+    model: Model,
+    document: str,
+    question: str,
+    budget: int | None,
+    new_tokens: int | None,
+    segment: int,
+    score: str,
+    raw: bool,
+) -> tuple[int, int]:
+    """Tokens that the prompt may have where the whole document is in it, and where parts are."""
     if model.info.encoder is not None:
         raise OptionError(
             "an excerpt is made for a decoder, and this is an encoder-decoder model: give it the text as its source."
@@ -87,16 +113,18 @@ def _room(model: Model, document: str, question: str, budget: int | None, segmen
     if not document.strip() or not question.strip():
         raise OptionError(f"the {'question' if document.strip() else 'document'} is empty; give a text.")
     limit = min(model.max_context, model.info.context_length)
-    room = limit * 3 // 4 if budget is None else budget
     around = len(model.encode(_prompt([], question), raw=raw))
-    least = around + segment + 8  # what stands between segments
+    most = min(limit * 3 // 4, limit - (new_tokens or 0) - MAX_WIDTH)
+    room = default_budget(most, limit, around, segment) if budget is None else budget
+    least = around + segment + _GAP_TOKENS
     if segment < 16 or not least <= room < limit:
         raise ContextFullError(
             f"the question has {around} tokens and a segment up to {segment} (16 or more), so the prompt's budget of "
-            f"{room} must lie in {around + max(segment, 16) + 8}..{limit - 1}, for a context of {limit}. Open the "
-            "model with a larger max_context, choose smaller segments, or shorten the question."
+            f"{room} must lie in {around + max(segment, 16) + _GAP_TOKENS}..{limit - 1}, for a context of {limit}. "
+            "Open the model with a larger max_context, ask for fewer new tokens, choose smaller segments, or "
+            "shorten the question."
         )
-    return room
+    return (most if budget is None else budget), room
 
 
 def _counter(model: Model) -> Callable[[str], int]:

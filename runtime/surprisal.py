@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -38,12 +38,19 @@ def log_law(logits: Floats) -> Floats:
     return total
 
 
-def surprisal(sequence: CachedSequence, tokens: Tokens, first: int) -> tuple[Floats, Floats]:
-    """-log p of the tokens behind `first`, (len(tokens) - first - 1,), in nats, and the logits after the last one."""
+def surprisal(
+    sequence: CachedSequence, tokens: Tokens, first: int, progress: Callable[[int, int], None] | None = None
+) -> tuple[Floats, Floats]:
+    """-log p of the tokens behind `first`, (len(tokens) - first - 1,), in nats, and the logits after the last one.
+
+    progress: called with (tokens read, tokens in all).
+    """
     found: list[Floats] = []
     last: Floats = np.empty(0, dtype=np.float32)
     for at, logits in logits_along(sequence, tokens, first):
         after = tokens[at + 1 : at + 1 + len(logits)]
         found.append(-log_law(logits)[np.arange(len(after)), after])
         last = logits[-1].copy()
+        if progress is not None:
+            progress(at + len(logits), len(tokens))
     return np.concatenate(found), last

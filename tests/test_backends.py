@@ -24,6 +24,9 @@ class Mine:
     def version(self) -> str | None:
         return "1.0"
 
+    def problem(self) -> str | None:
+        return None
+
     def devices(self) -> tuple[str, ...]:
         return ("cpu",)
 

@@ -71,6 +71,9 @@ class Engine:
     def version(self) -> str | None:
         return "1.0"
 
+    def problem(self) -> str | None:
+        return None
+
     def devices(self) -> tuple[str, ...]:
         return self.has
 

@@ -90,6 +90,7 @@ def test_an_engine_of_another_package_generates(
             class Mine:
                 name, install = "mine", "pip install mine"
                 def version(self): return "0.1"
+                def problem(self): return None
                 def devices(self): return ("cpu",)
                 def notes(self): return {}
                 def formats(self, device=None): return ("gguf",)

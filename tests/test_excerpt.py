@@ -13,6 +13,7 @@ from real_weights import smollm2
 import pilotfish
 from pilotfish import Model, excerpt
 from pilotfish.runtime.errors import ContextFullError, OptionError
+from pilotfish.runtime.excerpt import default_budget
 from pilotfish.runtime.interfaces import Floats
 from pilotfish.runtime.segments import cut
 from pilotfish.runtime.sequence import CachedSequence
@@ -104,6 +105,35 @@ def test_what_fits_is_kept_whole_and_not_read() -> None:
         found = excerpt(model, NEEDLE, QUESTION, raw=True, segment=64, progress=lambda *done: ticks.append(done))
         assert found.n_read == 0 and not ticks and found.kept == found.segments
         assert found.prompt == f"{NEEDLE.strip()}\n\n{QUESTION}" and found.kept[0].score is None
+
+
+def test_a_prompt_whose_size_nobody_chose_is_soon_read_and_leaves_room() -> None:
+    assert default_budget(6144, 8192, 40, 256) == 2048  # a quarter of the context
+    assert default_budget(98_304, 131_072, 40, 256) == 2048  # however large it is
+    assert default_budget(3072, 4096, 40, 256) == 40 + 4 * 264  # four segments at least
+    assert default_budget(768, 1024, 40, 256) == 768  # if they fit
+    assert default_budget(6144, 8192, 40, 1024) == 40 + 4 * 1032
+    with reader(context_length=1024) as model:
+        long, short = document(30) * 2, document(30)[:600]
+        found = excerpt(model, long, QUESTION, segment=32, raw=True)
+        assert 128 < len(model.encode(found.prompt, raw=True)) <= 256 and found.n_read > 0
+        whole = excerpt(
+            model, short, QUESTION, segment=32, raw=True
+        )  # more than a quarter, and nothing is gained by reading
+        assert whole.n_read == 0 and len(model.encode(whole.prompt, raw=True)) > 512
+        for new_tokens in (300, 700):
+            roomy = excerpt(model, short, QUESTION, segment=32, raw=True, new_tokens=new_tokens)
+            assert roomy.n_read == (0 if new_tokens == 300 else sum_of_reads(model, short))
+            model.generate(roomy.prompt, raw=True, max_new_tokens=new_tokens)  # fits
+        with pytest.raises(ContextFullError, match="ask for fewer new tokens"):
+            excerpt(model, long, QUESTION, segment=32, raw=True, new_tokens=960)
+
+
+def sum_of_reads(model: Model, text: str) -> int:
+    return sum(
+        len(model.encode(f"{part.text.strip()}\n\n{QUESTION}", raw=True))
+        for part in cut(text, 32, lambda said: len(model.tokenizer.encode(said, bos=False)))
+    )
 
 
 def test_the_model_keeps_its_cache_and_reading_can_be_stopped() -> None:
