@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from ..runtime.errors import OptionError
 from .options import DraftEngine, Exact, Threads
-from .terminal import LoadProgress
+from .terminal import LoadProgress, output, show_table
 
 if TYPE_CHECKING:
     from ..draft_check import DraftCheck
@@ -102,17 +100,15 @@ def make(
         return
     _show_options(made)
     show(made.check, False)
-    Console(highlight=False, markup=False).print(f"{made.folder}: {made.what}", soft_wrap=True)
+    output().print(f"{made.folder}: {made.what}", soft_wrap=True)
 
 
 def _show_options(made: MadeDraft) -> None:
     if not made.options:
         return
-    table = Table("blocks left out", "agreement", "cost of a token", "expected speed")
-    for option in made.options:
-        table.add_row(str(option.n_dropped), f"{option.agreement:.0%}", f"{option.cost:.2f}", f"{option.expected:.2f}")
-    out = Console(highlight=False, markup=False)
-    out.print(table)
+    rows = [(str(o.n_dropped), f"{o.agreement:.0%}", f"{o.cost:.2f}", f"{o.expected:.2f}") for o in made.options]
+    out = output()
+    show_table(out, ("blocks left out", "agreement", "cost of a token", "expected speed"), rows)
     out.print("On the texts of the search; a token's cost, and the speed, over those of the whole model.")
 
 
@@ -121,7 +117,7 @@ def show(result: DraftCheck, as_json: bool) -> None:
     if as_json:
         print(json.dumps(result.as_dict()))
         return
-    out = Console(highlight=False, markup=False)
+    out = output()
     shared = (
         "the same tokens" if result.pairing == "identical" else f"{result.pairing}, {result.n_shared} tokens shared"
     )
@@ -130,13 +126,14 @@ def show(result: DraftCheck, as_json: bool) -> None:
     out.print(f"a draft token takes {result.draft_ms:.1f} ms; a step of the target, by rows: {steps}")
     measured = any(s.measured for s in result.sets.values())
     more = ("measured: draft", "lookup", "both") if measured else ()
-    table = Table("text", "agreement", "sampled", "drafts a round", "accepted", "expected", "lookup", *more, "pays")
+    heads = ("text", "agreement", "sampled", "drafts a round", "accepted", "expected", "lookup", *more, "pays")
+    rows = []
     for name, row in result.sets.items():
         shares = f"{row.agreement:.0%}", f"{row.overlap:.0%}", str(row.draft.k), f"{row.draft.acceptance:.0%}"
         speeds = [row.draft.speed_up, row.lookup]
         if row.measured is not None:
             speeds += [row.measured[k] for k in ("draft", "lookup", "both")]
-        table.add_row(name, *shares, *(f"{x:.2f}" for x in speeds), "yes" if row.pays else "no")
-    out.print(table)
+        rows.append((name, *shares, *(f"{x:.2f}" for x in speeds), "yes" if row.pays else "no"))
+    show_table(out, heads, rows)
     out.print("Expected, lookup and measured: speed, plain decoding is 1. Sampled: accepted at temperature 1.")
     out.print(result.verdict)

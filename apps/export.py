@@ -7,15 +7,14 @@ import sys
 import time
 from pathlib import Path
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Column, Table
 
 from ..exporters.parity import Parity
 from ..exporting import Job, RefusedExportError, run
 from ..verify_report import Report
 from ..verifying import verify
+from .terminal import console, output, show_table
 
 _LEGEND = """\
 top-1: the same best token; agree: the same, or one that the source finds all but as good; other from:
@@ -63,7 +62,7 @@ class StepProgress:
 
 def run_export(job: Job, as_json: bool) -> None:
     """Export and print the comparison; a refused export prints it too, and is a ParityError."""
-    with StepProgress(_console()) as progress:
+    with StepProgress(console()) as progress:
         try:
             report = run(job, progress)
         except RefusedExportError as error:
@@ -72,7 +71,7 @@ def run_export(job: Job, as_json: bool) -> None:
             raise
     show(report, as_json)
     if report.formats and not as_json:
-        _console().print(f"pilotfish run {job.out}")
+        console().print(f"pilotfish run {job.out}")
 
 
 def run_verify(
@@ -84,7 +83,7 @@ def run_verify(
     as_json: bool,
 ) -> None:
     """Compare and print; exit code 1 where a format is refused."""
-    with StepProgress(_console()) as progress:
+    with StepProgress(console()) as progress:
         report = verify(folder, source, formats=formats, device=device, threads=threads, progress=progress)
     show(report, as_json)
     if not report.ok:
@@ -96,11 +95,11 @@ def show(report: Report, as_json: bool) -> None:
     if as_json:
         print(json.dumps(as_object(report), ensure_ascii=False))
         return
-    out = Console(highlight=False, markup=False)
+    out = output()
     if report.targets:
-        out.print(_mobile_table(report))
+        _show_mobile(out, report)
     if report.formats:
-        out.print(_comparison(report))
+        _show_comparison(out, report)
     for one in report.formats:
         for problem in one.problems:
             out.print(f"{one.form} REFUSED: {problem}", soft_wrap=True)
@@ -112,40 +111,34 @@ def show(report: Report, as_json: bool) -> None:
         out.print(_LEGEND + ("." if report.rounding is None else _ROUNDING), soft_wrap=True)
 
 
-def _comparison(report: Report) -> Table:
+def _show_comparison(out: Console, report: Report) -> None:
     """Every format that an engine was asked about."""
     compared = "the source itself" if report.with_source else "the source's stored answers"
-    heads = ("format", "MB", "time", "max, mean\n|dlogit|", "KL", "top-1", "agree", "perpl.", "other\nfrom", "")
-    table = Table(
-        *(Column(head, no_wrap=True) for head in heads),
-        title=f"{report.folder}, compared with {compared}",
-        box=SIMPLE_HEAD,
-        collapse_padding=True,
-        pad_edge=False,
-    )
+    heads = ("format", "MB", "time", "max, mean |dlogit|", "KL", "top-1", "agree", "perpl.", "other from", "")
+    rows: list[tuple[str, ...]] = []
     for one in report.formats:
         times = (report.seconds.get(one.form), one.seconds)
         seconds = "+".join(f"{t:.0f}" for t in times if t is not None) + " s"
         verdict = "ok" if one.ok else "NO"
-        table.add_row(one.form, f"{one.n_bytes / 1e6:.0f}", seconds, *_parity_cells(one.parity), verdict)
+        rows.append((one.form, f"{one.n_bytes / 1e6:.0f}", seconds, *_parity_cells(one.parity), verdict))
     if report.rounding is not None:
-        table.add_row("rounded", "", "", *_parity_cells(report.rounding), "")
+        rows.append(("rounded", "", "", *_parity_cells(report.rounding), ""))
     source = next((one.parity.perplexity_source for one in report.formats), None)
     if source is not None:
-        table.add_row("source", *[""] * 6, f"{source:.2f}", "", "")
-    return table
+        rows.append(("source", *[""] * 6, f"{source:.2f}", "", ""))
+    show_table(out, heads, rows, title=f"{report.folder}, compared with {compared}")
 
 
-def _mobile_table(report: Report) -> Table:
+def _show_mobile(out: Console, report: Report) -> None:
     """Every target of the mobile pack, run once where it was written."""
-    table = Table("mobile", "MB", "time", "relative difference", "agree", "run here", title=str(report.folder))
+    rows = []
     for one in report.targets:
         found = [f"{one.measured[key]:.3g}" if one.measured else "" for key in ("relative_difference", "agreement")]
         seconds = f"{report.seconds[one.name]:.0f} s" if one.name in report.seconds else ""
-        table.add_row(
-            one.name, f"{one.n_bytes / 1e6:.0f}", seconds, *found, "yes" if one.measured else "no: unverified"
-        )
-    return table
+        verdict = "yes" if one.measured else "no: unverified"
+        rows.append((one.name, f"{one.n_bytes / 1e6:.0f}", seconds, *found, verdict))
+    heads = ("mobile", "MB", "time", "relative difference", "agree", "run here")
+    show_table(out, heads, rows, title=str(report.folder))
 
 
 def _parity_cells(p: Parity) -> tuple[str, ...]:
@@ -187,7 +180,3 @@ def as_object(report: Report) -> dict[str, object]:
         },
         **({} if report.rounding is None else {"rounded": report.rounding.facts()}),
     }
-
-
-def _console() -> Console:
-    return Console(stderr=True, highlight=False, markup=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -76,19 +75,13 @@ class Chat:
         asked: list[Message] = [*self.messages, {"role": "user", "content": text}]
         turn = sum(message["role"] == "assistant" for message in asked)
         seed = None if self.seed is None else self.seed + turn
-        inner = self.model.stream(asked, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
+        stream = self.model.stream(asked, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
 
-        def pieces(outer: Stream) -> Iterator[str]:
-            outer.rounds = inner.rounds
-            try:
-                yield from inner
-            finally:
-                inner.close()
-            outer.result = inner.result
-            if inner.result is not None:
-                self.messages = [*asked, {"role": "assistant", "content": inner.result.text}]
+        def remember(answer: Result) -> None:
+            self.messages = [*asked, {"role": "assistant", "content": answer.text}]
 
-        return Stream(pieces, lambda: inner.trial)
+        stream.when_read = remember
+        return stream
 
 
 def _maker(model: Model) -> dict[str, str]:

@@ -93,7 +93,8 @@ def test_a_closed_stream_leaves_a_usable_model(model: Model) -> None:
     stream = model.stream(PROMPT, max_new_tokens=30)
     next(iter(stream))
     stream.close()
-    assert stream.result is None
+    assert stream.result is not None and stream.result.finish_reason == "cancelled"
+    assert stream.result.token_ids == whole[: len(stream.result.token_ids)] and len(stream.result.token_ids) < 30
     assert model.generate(PROMPT, max_new_tokens=30).token_ids == whole
 
 
