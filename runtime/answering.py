@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,7 @@ from .beams import Beams, search
 from .drafters import Drafters
 from .drafting import Drafting
 from .engine import CANCELLED, Limits, generate
+from .errors import NotFiniteError, PilotfishError
 from .interfaces import FinishReason, ModelInfo, Round
 from .prompts import Task
 from .proposers import SelfDraft
@@ -41,7 +42,7 @@ class Request:
 class Answering:
     """One answer after another, over the caches of one model; whoever asks for pieces has the turn.
 
-    drafters: None is plain decoding.
+    drafts: False is plain decoding. explain: words the error for weights without an answer.
     """
 
     def __init__(
@@ -55,13 +56,23 @@ class Answering:
         info: ModelInfo,
         exact: bool,
         drafts: bool,
+        explain: Callable[[NotFiniteError], PilotfishError],
     ) -> None:
         self._sequence, self._tokenizer = sequence, tokenizer
         self._drafters, self._drafting, self._suppression = drafters, drafting, suppression
         self._info, self._exact, self._drafts = info, exact, drafts
+        self._explain = explain
 
     def pieces(self, making: Making, asked: Request) -> Iterator[str]:
         """The text as it is decided. Raises ContextFullError and OptionError before anything changes."""
+        try:
+            yield from self._pieces(making, asked)
+        except NotFiniteError as error:
+            self._sequence.truncate(0)  # what was computed beside such values, in one step, may be none either
+            self._drafters.close_copy()
+            raise self._explain(error) from error
+
+    def _pieces(self, making: Making, asked: Request) -> Iterator[str]:
         if not making.has_turn:
             making.rounds.append(CANCELLED)
             making.result = Result("", (), "cancelled", (CANCELLED,), self._stats(asked.task, 0, None, making.rounds))

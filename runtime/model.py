@@ -21,7 +21,7 @@ from .draft_weights import DraftWeights, Shared
 from .drafters import Drafters
 from .drafting import Drafting
 from .engine import Limits, UpTo
-from .errors import ChatTemplateError, OptionError
+from .errors import ChatTemplateError, NotFiniteError, OptionError, PilotfishError
 from .interfaces import DraftLengthPolicy, ModelInfo, Proposer, Tokens, Weights
 from .prompts import Prompt, Task, encode_prompt, task_of
 from .proposers import DraftModel, SelfDraft
@@ -53,7 +53,7 @@ class Model:
     quality: the agreement with the full cache at which that of `cache` takes its place; without `cache`, what the
         size of self_draft's cache holds.
     exact: stay in one row class, so that plain and speculative text are the same bits by construction.
-    suppression: tokens that no answer holds.
+    suppression: tokens that no answer holds. explain: words the error for weights whose logits are no numbers.
     """
 
     def __init__(
@@ -73,6 +73,7 @@ class Model:
         max_context: int | None = None,
         choice: Choice | None = None,
         suppression: Suppression | None = None,
+        explain: Callable[[NotFiniteError], PilotfishError] = lambda error: error,
     ) -> None:
         self.choice = choice  # why this engine: what was tried, where anything was
         self.tokenizer = tokenizer
@@ -86,6 +87,7 @@ class Model:
         self._draft = draft
         rows = calibration.rows.rule() if exact else calibration.rows.free()
         self._suppression = suppression or Suppression()
+        self.explain = explain
         self._max_entries = max_context
         drafts = policy is not None
         self._sequence = open_sequence(
@@ -113,6 +115,7 @@ class Model:
             info=target.info,
             exact=exact,
             drafts=drafts,
+            explain=explain,
         )
         self._turns = Turns()
         _open.add(self)
@@ -147,6 +150,7 @@ class Model:
             quality=self.quality if self.cache is not None or drafts_itself else None,
             max_context=self._max_entries,
             suppression=self._suppression,
+            explain=self.explain,
         )
 
     @property

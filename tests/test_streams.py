@@ -1,4 +1,4 @@
-"""An answer's life: streams that are left half-way, kept, dropped, closed, handed to other threads, or asked from inside."""
+"""An answer's life: streams that are left half-way, kept, dropped, closed, handed on, or asked from inside."""
 
 from __future__ import annotations
 
