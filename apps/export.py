@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ..exporters.parity import Parity
 from ..exporting import Job, RefusedExportError, run
+from ..runtime.finite import for_json
 from ..verify_report import Report
 from ..verifying import verify
 from .terminal import console, output, show_table
@@ -93,7 +94,7 @@ def run_verify(
 def show(report: Report, as_json: bool) -> None:
     """Print the table of a report, or the report as one JSON object."""
     if as_json:
-        print(json.dumps(as_object(report), ensure_ascii=False))
+        print(json.dumps(for_json(as_object(report)), ensure_ascii=False))
         return
     out = output()
     if report.targets:

@@ -30,16 +30,20 @@ def naming(path: Path) -> Iterator[None]:
 
 def explained(error: NotFiniteError, path: Path) -> EngineError:
     """The error as it is told, with the file and, where one is to blame, the tensor: a DamagedWeightsError then."""
-    return damaged(path) or EngineError(f"{path}: {error}")
+    try:
+        require_numbers(path)
+    except DamagedWeightsError as found:
+        return found
+    return EngineError(f"{path}: {error}")
 
 
-def damaged(path: Path) -> DamagedWeightsError | None:
-    """The error for a model with a value that is not a number in its weights; None where there is none to be found."""
+def require_numbers(path: Path) -> None:
+    """Raise DamagedWeightsError where a value in the weights at a path is found not to be a number."""
     found = broken_tensor(path)
     if found is None:
-        return None
+        return
     file, name = found
-    return DamagedWeightsError(
+    raise DamagedWeightsError(
         f"{file} is damaged: the tensor {name} holds values that are not numbers (NaN or infinite), so no answer can "
         "be computed. Fetch the model anew, or export it anew from sound weights."
     )

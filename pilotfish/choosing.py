@@ -15,7 +15,7 @@ import numpy as np
 import psutil
 
 from . import backends, busy
-from .broken_weights import damaged, naming
+from .broken_weights import naming, require_numbers
 from .measuring import known_answer, source_digest
 from .opening import Place, Progress, open_weights, usable_cores
 from .runtime.bundle import cache_dir, read_json, write_json_atomically
@@ -141,10 +141,7 @@ class Trials:
         self._busy: float | None = None
 
     def run(self, place: Place, report: Progress) -> Trial:
-        """What this place does; never raises for what the place cannot do.
-
-        Raises DamagedWeightsError for weights that no place can answer with.
-        """
+        """What this place does; raises DamagedWeightsError, but nothing for what the place cannot do."""
         version = place.backend.version() or ""
         device = place.device or place.backend.devices()[0]
         key = f"{place.backend.name}-{version}-{device}-{place.threads}"
@@ -158,15 +155,14 @@ class Trials:
                 with naming(self._path):
                     trial = self._measure(place, head, report)
                 trial = replace(trial, busy=max(self._busy_now(), others.share()))
-            except DamagedWeightsError:
-                raise
             except PilotfishError as error:
+                if isinstance(error, DamagedWeightsError):
+                    raise
                 trial = Trial(*head, step_s={}, problem=str(error))
                 if not isinstance(error, _LASTING):
                     return trial  # a full memory may be empty another time
             if trial.canary_error is not None and trial.canary_error >= WRONG:
-                if (error := damaged(self._path)) is not None:
-                    raise error
+                require_numbers(self._path)
                 warnings.warn(f"{trial} gave a wrong answer; left out", PilotfishWarning, stacklevel=3)
             self._known[key] = trial
             _write(_trials_path(self._path, self._wish), self._known)
@@ -277,8 +273,7 @@ def open_first_right(
     """Weights at the first of these places that gives the known answer; the file or folder that was opened; the place;
     and what was wrong with those before it.
 
-    Raises the last place's own error, or EngineError for its wrong answer, where none is right; DamagedWeightsError
-    where that is the weights' fault.
+    Raises the last place's own error, or EngineError for its wrong answer, where none is right.
     """
     canary, notes = known_answer(path, report), []
     for i, place in enumerate(places):
@@ -300,8 +295,7 @@ def open_first_right(
             weights.close()
             raise
         weights.close()
-    if (error := damaged(path)) is not None:
-        raise error
+    require_numbers(path)
     raise EngineError(f"{'; '.join(notes)}. Choose another engine or device, or update this one's driver.")
 
 

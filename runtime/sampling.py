@@ -131,6 +131,6 @@ def _refuse(top: float) -> NoReturn:
     if top == -math.inf:
         raise OptionError("the logit processors left no token to choose from; loosen the bias, grammar or processor.")
     raise NotFiniteError(
-        "the engine computed logits that are not numbers: the model's weights are damaged, the engine fails at them, or "
-        "a logits processor made them so. Fetch or export the model anew, or choose another engine or device."
+        "the engine computed logits that are not numbers: the model's weights are damaged, the engine fails at them "
+        "or a logits processor made them so. Fetch or export the model anew, or choose another engine or device."
     )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from numbers import Integral
 from typing import TypeAlias
 
 from .errors import OptionError
 from .interfaces import Round
+from .several import several
 from .tokenizer import Tokenizer
 
 Stop: TypeAlias = str | int | Sequence[str | int]
@@ -19,12 +20,9 @@ def stops_of(stop: Stop, tokenizer: Tokenizer, vocab_size: int) -> tuple[tuple[s
 
     Raises OptionError for what is neither, for an empty text and for an id that the model does not have.
     """
-    wanted = (stop,) if isinstance(stop, (str, Integral)) else stop
     texts: list[str] = []
     ids: set[int] = set()
-    if not isinstance(wanted, Iterable):
-        raise OptionError(f"stop is {stop!r}, but must be a text, a token id, or several of them.")
-    for one in wanted:
+    for one in several(stop):
         if isinstance(one, str):
             if not one:
                 raise OptionError("a stop string is empty, so nothing could ever be generated; leave it out.")
@@ -35,7 +33,7 @@ def stops_of(stop: Stop, tokenizer: Tokenizer, vocab_size: int) -> tuple[tuple[s
                 raise OptionError(f"stop holds the token id {one}, but the model's are 0..{vocab_size - 1}.")
             ids.add(int(one))
         else:
-            raise OptionError(f"stop holds {one!r}, but must hold texts and token ids.")
+            raise OptionError(f"stop holds {one!r}, but must be a text, a token id, or several of them.")
     return tuple(texts), frozenset(ids)
 
 

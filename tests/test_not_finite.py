@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from pilotfish import Model, Sampling, load
+from pilotfish.apps.answer import as_object
 from pilotfish.broken_weights import broken_tensor
 from pilotfish.runtime.beams import Beams
 from pilotfish.runtime.cost import calibrate
@@ -20,7 +22,7 @@ from pilotfish.runtime.draft_length import Fixed
 from pilotfish.runtime.draft_weights import DraftWeights
 from pilotfish.runtime.errors import DamagedWeightsError, EngineError, NotFiniteError
 from pilotfish.runtime.excerpt import excerpt
-from pilotfish.runtime.finite import require_finite
+from pilotfish.runtime.finite import for_json, require_finite
 from pilotfish.runtime.gguf_file import read_gguf
 from pilotfish.runtime.interfaces import Budget, Draft
 from pilotfish.runtime.storage import cache_dir
@@ -113,9 +115,7 @@ def test_a_value_that_only_some_prompts_meet_is_found_at_their_first_step(sound:
                 model.generate("hello!")
             with pytest.raises(DamagedWeightsError, match=r"token_embd\.weight"):
                 list(model.chat().stream("hello!"))
-            assert (
-                len(model.generate("hello", max_new_tokens=4).token_ids) <= 4
-            )  # the cache holds nothing of it: it reuses none
+            assert len(model.generate("hello", max_new_tokens=4).token_ids) <= 4  # nothing of it is left in the cache
         with pytest.raises(DamagedWeightsError, match=r"token_embd\.weight"):
             excerpt(model, "hello! " * 1500, "the hello", segment=64, budget=200)
 
@@ -220,3 +220,14 @@ def test_a_broken_draft_file_is_refused_when_it_is_loaded(sound: Path, tmp_path:
     path = broken_copy(sound, tmp_path / "draft.gguf", "blk.0.ffn_norm.weight")
     with pytest.raises(DamagedWeightsError, match=r"draft\.gguf is damaged: the tensor blk\.0\.ffn_norm\.weight"):
         load(sound, engine="onnx", draft=path)
+
+
+# -- JSON ------------------------------------------------------------------------------------------------------------
+
+
+def test_json_has_nothing_in_place_of_numbers_that_it_cannot_write(model: Model) -> None:
+    found = for_json({"a": [1.5, _NAN, (_INF, "x")], "b": {"c": -_INF, "d": 3, "e": None, "f": np.float64(_NAN)}})
+    assert found == {"a": [1.5, None, [None, "x"]], "b": {"c": None, "d": 3, "e": None, "f": None}}
+    result = model.generate("yes", raw=True, max_new_tokens=3)
+    stats = replace(result.stats, ttft_s=_INF, verify_s=_NAN)
+    json.dumps(as_object(replace(result, stats=stats)), allow_nan=False)
