@@ -13,6 +13,7 @@ from .conversation import Conversation, read_conversation, write_conversation
 from .engine import UpTo
 from .errors import OptionError
 from .result import Result
+from .stopping import Stop
 from .stream import Stream
 
 if TYPE_CHECKING:
@@ -62,20 +63,24 @@ class Chat:
         chat.messages = found.messages
         return chat
 
-    def send(self, text: str, *, max_new_tokens: int | None = TURN, temperature: float | None = None) -> Result:
-        """The answer to one more user message."""
-        stream = self.stream(text, max_new_tokens=max_new_tokens, temperature=temperature)
+    def send(
+        self, text: str, *, max_new_tokens: int | None = TURN, temperature: float | None = None, stop: Stop = ()
+    ) -> Result:
+        """The answer to one more user message. stop: as in Model.generate()."""
+        stream = self.stream(text, max_new_tokens=max_new_tokens, temperature=temperature, stop=stop)
         for _ in stream:
             pass
         assert stream.result is not None
         return stream.result
 
-    def stream(self, text: str, *, max_new_tokens: int | None = TURN, temperature: float | None = None) -> Stream:
+    def stream(
+        self, text: str, *, max_new_tokens: int | None = TURN, temperature: float | None = None, stop: Stop = ()
+    ) -> Stream:
         """The same, piece by piece. The turn is remembered once the stream has been read to its end."""
         asked: list[Message] = [*self.messages, {"role": "user", "content": text}]
         turn = sum(message["role"] == "assistant" for message in asked)
         seed = None if self.seed is None else self.seed + turn
-        stream = self.model.stream(asked, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
+        stream = self.model.stream(asked, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, stop=stop)
 
         def remember(answer: Result) -> None:
             self.messages = [*asked, {"role": "assistant", "content": answer.text}]

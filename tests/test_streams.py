@@ -514,6 +514,13 @@ def test_a_turn_is_remembered_once_its_stream_was_read_to_the_end(model: Model) 
     assert stream.result is not None and stream.result.text == text
 
 
+def test_a_turn_ends_at_a_stop_that_is_a_text_alone(model: Model) -> None:
+    whole = model.chat().send("hello", max_new_tokens=30).text
+    chat = model.chat()
+    assert chat.send("hello", max_new_tokens=30, stop=whole[5:8]).text == whole[: whole.index(whole[5:8])]
+    assert chat.messages[-1]["content"] == whole[: whole.index(whole[5:8])]
+
+
 def test_a_conversation_is_saved_and_resumed_while_a_stream_is_open(model: Model, tmp_path: Path) -> None:
     def work() -> None:
         chat = model.chat(seed=7)
