@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import os
 import threading
 import weakref
@@ -23,6 +22,7 @@ from .drafting import Drafting
 from .engine import Limits, UpTo
 from .errors import ChatTemplateError, NotFiniteError, OptionError, PilotfishError
 from .interfaces import DraftLengthPolicy, ModelInfo, Proposer, Tokens, Weights
+from .leaving import before_leaving
 from .prompts import Prompt, Task, encode_prompt, task_of
 from .proposers import DraftModel, SelfDraft
 from .result import Result
@@ -119,8 +119,6 @@ class Model:
         )
         self._turns = Turns()
         _open.add(self)
-        atexit.unregister(_close_all)
-        atexit.register(_close_all)  # anew, so that it comes before what the engine has registered meanwhile
 
     def sibling(
         self,
@@ -294,12 +292,11 @@ class Model:
         An answer that another thread is making ends with its step, as cancelled, and so does an unfinished stream.
         Raises OptionError where it is called by what a step of this model calls.
         """
-        self._close(leaving=False)
+        if self._turns.close():
+            _open.discard(self)
+            self._free()
 
-    def _close(self, *, leaving: bool) -> None:
-        if not self._turns.close(parks=leaving):
-            return
-        _open.discard(self)
+    def _free(self) -> None:
         self._sequence.close()
         self._drafters.close_copy()
         self._target.close()
@@ -314,14 +311,18 @@ class Model:
         self.close()
 
 
-def _close_all() -> None:
-    """When the process ends: an engine must not be in the middle of a step when threads are stopped.
+def _end_all() -> Callable[[], None]:
+    """When the process ends: what threads ask of a model ends with the step that runs."""
+    ended = [model for model in list(_open) if model._turns.close(parks=True)]
 
-    Threads that nobody waits for run on while the interpreter closes, and are stopped wherever they are; inside of an
-    engine's own code that ends the process with signal 6.
-    """
-    for model in list(_open):
-        model._close(leaving=True)
+    def free() -> None:
+        for model in ended:
+            model._free()
+
+    return free
+
+
+before_leaving(_end_all)
 
 
 def _sampling(temperature: float | None, sampling: Sampling | None) -> Sampling:

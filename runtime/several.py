@@ -9,7 +9,7 @@ _T = TypeVar("_T")
 
 
 def several(given: _T | Iterable[_T]) -> tuple[_T, ...]:
-    """The things given. A text is one thing, and so is whatever cannot be gone through: a number."""
+    """The things given. A text, though it is a sequence, is one thing, and so is what is no sequence: a number."""
     if isinstance(given, str) or not isinstance(given, Iterable):
-        return (given,)  # type: ignore[return-value]  # a text is a sequence of texts, too
+        return (given,)
     return tuple(given)
