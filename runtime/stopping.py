@@ -22,7 +22,8 @@ def stops_of(stop: Stop, tokenizer: Tokenizer, vocab_size: int) -> tuple[tuple[s
     """
     texts: list[str] = []
     ids: set[int] = set()
-    for one in several(stop):
+    wanted: tuple[object, ...] = several(stop)
+    for one in wanted:
         if isinstance(one, str):
             if not one:
                 raise OptionError("a stop string is empty, so nothing could ever be generated; leave it out.")

@@ -40,7 +40,7 @@ class Reader:
     @property
     def is_here(self) -> bool:
         """Whether this reader waits for the line that asks. The tasks of an event loop all wait for it."""
-        return self.thread is threading.current_thread() and (in_event_loop() or Reader.here() is self)
+        return self.thread is threading.current_thread() and (Reader.here() is self or in_event_loop())
 
 
 _reader: ContextVar[Reader] = ContextVar("pilotfish_reader")
