@@ -10,7 +10,9 @@ from importlib import resources
 from pathlib import Path
 from statistics import mean, median
 
+from rich.console import Console
 from rich.progress import Progress
+from rich.table import Table
 
 from .. import __version__
 from ..drafts import context_length, reads_source
@@ -26,7 +28,7 @@ from .bench_cache_inputs import read_text
 from .bench_copies import CopyTask, copied_share, copy_tasks, forced
 from .llamacpp_peer import LlamaCpp
 from .plotting import drawn, require_plots
-from .terminal import LoadProgress, console, output, show_table
+from .terminal import LoadProgress, console
 
 PLAIN, SPECULATIVE, ONE_ROW, LLAMA = "plain", "speculative", "one row", "llama.cpp"
 _DOCUMENT = "document"  # the set of one long prompt
@@ -230,20 +232,19 @@ def _report(model: Model, results: list[PromptResult], n_tokens: int, repeats: i
 
 
 def _show(report: dict[str, object]) -> None:
-    out = output()
+    out = Console(highlight=False, markup=False)
     sets = report["sets"]
     assert isinstance(sets, dict)
     names = list(next(iter(sets.values()))["tokens_per_s"])
-    heads = ("set", *[f"{n} tok/s" for n in names], "speculative / plain", "lowest", "accepted", "same text")
-    rows = []
+    table = Table("set", *[f"{n} tok/s" for n in names], "speculative / plain", "lowest", "accepted", "same text")
     for name, row in sets.items():
         rates = [f"{row['tokens_per_s'][n]:.1f}" for n in names]
         accepted = f"{row['accepted']} of {row['drafted']}"
         ratio, lowest = row["times_plain"][SPECULATIVE], row["lowest_times_plain"]
         same = f"{row['same_text']} of {row['prompts']}"
-        rows.append((name, *rates, f"{ratio:.2f}", f"{lowest:.2f}", accepted, same))
+        table.add_row(name, *rates, f"{ratio:.2f}", f"{lowest:.2f}", accepted, same)
     out.print(f"{report['machine']}; {report['engine']}; {report['new_tokens']} tokens, {report['repeats']} passes")
-    show_table(out, heads, rows)
+    out.print(table)
     own = report["own_ms_per_round"]
     assert isinstance(own, dict)
     for name, row in sets.items():

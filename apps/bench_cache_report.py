@@ -6,16 +6,20 @@ import json
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Column, Table
+
 from ..runtime.finite import for_json
 from ..runtime.storage import write_atomically
 from .bench_cache_rows import FULL
 from .plotting import drawn
-from .terminal import output, show_table
 
 Report = dict[str, Any]
 
 
 _HEADS = ("cache", "share", "ppl", "KL", "top-1", "needles", "keys", "MiB", "tok/s", "step", "ceiling", "select")
+_WIDTH = 110  # of the table: cells that are cut off say nothing
 _LEGEND = (
     "ppl: perplexity, against the exact full cache; top-1: places where both find the same token most probable; "
     "needles: digits found, mean over lengths and depths; keys: the same of several numbers in one text; MiB: "
@@ -26,9 +30,14 @@ _LEGEND = (
 
 def show(report: Report) -> None:
     """The table on standard output."""
-    out = output()
+    out = Console(highlight=False, markup=False, width=max(Console().width, _WIDTH))
     out.print(f"{report['machine']}; {report['model']} on {report['engine']}; {report['length']} tokens of text")
-    show_table(out, _HEADS, [_cells(row) for row in report["rows"]])
+    table = Table(
+        *(Column(name, no_wrap=True) for name in _HEADS), box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False
+    )
+    for row in report["rows"]:
+        table.add_row(*_cells(row))
+    out.print(table)
     out.print(_LEGEND)
     for name, why in report["refused"].items():
         out.print(f"{name}: {why}")

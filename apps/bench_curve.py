@@ -8,7 +8,9 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
+from rich.console import Console
 from rich.progress import Progress
+from rich.table import Table
 
 from .. import __version__, backends
 from ..choosing import first_threads
@@ -21,7 +23,7 @@ from ..runtime.source import stand_in
 from ..runtime.storage import write_atomically
 from . import machine
 from .plotting import drawn, require_plots
-from .terminal import LoadProgress, console, output, show_table
+from .terminal import LoadProgress, console
 
 WIDTHS = (1, 2, 4, 8, 16, 32)
 _PAUSE_S = 0.05  # for the threads of the engine before to go to sleep
@@ -110,20 +112,19 @@ def _prompt_rate(session: Session, tokens: Tokens) -> float:
 
 
 def _show(report: dict[str, object]) -> None:
-    out = output()
+    out = Console(highlight=False, markup=False)
     out.print(
         f"{report['machine']}; {report['model']}, {report['context']} tokens before, {report['threads']} threads; "
         "ms for a step of n rows"
     )
-    heads = ("engine", *[f"n={w}" for w in WIDTHS], "T(8) / T(1)", "prompt tok/s")
-    rows: list[tuple[str, ...]] = []
+    table = Table("engine", *[f"n={w}" for w in WIDTHS], "T(8) / T(1)", "prompt tok/s")
     engines = report["engines"]
     assert isinstance(engines, dict)
     for name, row in engines.items():
         ms = row["step_ms"]
         times = [f"{ms[str(w)]:.1f}" for w in WIDTHS]
-        rows.append((name, *times, f"{ms['8'] / ms['1']:.2f}", f"{row['prefill_tokens_per_s']:.0f}"))
-    show_table(out, heads, rows)
+        table.add_row(name, *times, f"{ms['8'] / ms['1']:.2f}", f"{row['prefill_tokens_per_s']:.0f}")
+    out.print(table)
 
 
 def _plot(report: dict[str, object], path: Path) -> None:

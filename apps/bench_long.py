@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
 
 from .. import __version__
 from ..loading import load
@@ -26,7 +29,7 @@ from ..runtime.surprisal import surprisal
 from . import machine
 from .bench_cache_inputs import read_text
 from .plotting import drawn, require_plots
-from .terminal import LoadProgress, output, show_table
+from .terminal import LoadProgress
 
 _NEEDLE = "\nThe secret number of the lighthouse is {}.\n"
 _QUESTION = "What is the secret number of the lighthouse?"
@@ -157,15 +160,15 @@ def _curves(model: Model, tokens: Tokens, policy_name: str) -> dict[str, Any]:
 
 
 def _show(report: dict[str, Any]) -> None:
-    out = output()
+    out = Console(highlight=False, markup=False)
     out.print(f"{report['machine']}; {report['model']} on {report['engine']}, max_context {report['max_context']}")
-    rows = []
+    table = Table("text, tokens", "method", "kept", "answered", "before the answer", box=SIMPLE_HEAD)
     for n, method in dict.fromkeys((x["tokens"], x["method"]) for x in report["needles"]):
         some = [x for x in report["needles"] if (x["tokens"], x["method"]) == (n, method)]
         kept, answered, seconds = (float(np.mean([x[k] for x in some])) for k in ("kept", "answered", "seconds"))
-        rows.append((str(n), method, f"{kept:.0%}", f"{answered:.0%}", f"{seconds:.1f} s"))
-    if rows:
-        show_table(out, ("text, tokens", "method", "kept", "answered", "before the answer"), rows)
+        table.add_row(str(n), method, f"{kept:.0%}", f"{answered:.0%}", f"{seconds:.1f} s")
+    if report["needles"]:
+        out.print(table)
     for name, curve in (report["curve"] or {}).items():
         if name != "block":
             loss, n = curve["loss"], report["context"] // _BLOCK

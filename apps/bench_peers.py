@@ -8,7 +8,9 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Protocol
 
+from rich.console import Console
 from rich.progress import Progress
+from rich.table import Table
 
 from .. import __version__, backends
 from ..loading import load, resolve
@@ -20,7 +22,7 @@ from .bench import choose_prompts, read_prompts
 from .genai_peer import OpenVinoGenAi
 from .llamacpp_peer import LlamaCpp
 from .onnx_peer import OnnxRuntime
-from .terminal import LoadProgress, console, output, show_table
+from .terminal import LoadProgress, console
 
 _PAUSE_S = 0.05  # for the threads of the one before to go to sleep
 
@@ -124,13 +126,12 @@ def _compare(ours: Model, peer: Peer, prompts: list[str], n_tokens: int, repeats
 
 
 def _show(report: dict[str, object], rows: list[dict[str, object]]) -> None:
-    out = output()
+    out = Console(highlight=False, markup=False)
     out.print(f"{report['machine']}; {report['model']}; {report['new_tokens']} tokens, {report['repeats']} passes")
-    heads = ("engine", "ours tok/s", "itself tok/s", "ratio", "lowest", "step ms", "our code ms", "share", "same")
-    shown = []
+    table = Table("engine", "ours tok/s", "itself tok/s", "ratio", "lowest", "step ms", "our code ms", "share", "same")
     for row in rows:
         numbers = [f"{row[k]:.2f}" for k in ("ratio", "lowest", "step_ms", "own_ms")]
         rates = [f"{row[k]:.1f}" for k in ("ours_tokens_per_s", "theirs_tokens_per_s")]
         same = f"{row['same_text']} of {row['texts']}"
-        shown.append((str(row["engine"]), *rates, *numbers, f"{100 * float(str(row['own_share'])):.1f} %", same))
-    show_table(out, heads, shown)
+        table.add_row(str(row["engine"]), *rates, *numbers, f"{100 * float(str(row['own_share'])):.1f} %", same)
+    out.print(table)

@@ -6,11 +6,11 @@ from statistics import median
 
 import psutil
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from ..runtime.model import Model
 from ..runtime.result import Stats
-from .terminal import output, show_table
 
 PROMPT = """Repeat this poem, then say in one sentence what it is about.
 
@@ -25,7 +25,7 @@ _PASSES = 3
 
 def run_demo(model: Model, prompt: str | None) -> None:
     """Stream the answer, then measure plain and speculative decoding in turn on the same prompt."""
-    out = output()
+    out = Console(highlight=False, markup=False)
     asked = prompt or PROMPT
     out.print(Text(asked.strip(), style="dim"), "\n")
     stream = model.stream(asked, max_new_tokens=_N_TOKENS)
@@ -48,7 +48,7 @@ def run_demo(model: Model, prompt: str | None) -> None:
     finally:
         plain.close()
         bare.close()
-    _show(out, stats)
+    out.print(_table(stats))
     same = "the same text, token by token" if texts["plain"] == texts["speculative"] else "A DIFFERENT TEXT: a bug"
     out.print(f"Speculative and plain decoding gave {same}. Green: rounds in which drafts were accepted.")
     out.print(
@@ -59,9 +59,9 @@ def run_demo(model: Model, prompt: str | None) -> None:
     out.print(f"KV cache {last.kv_bytes / 2**20:.0f} MiB, process {memory:.0f} MiB, {last.engine} on {last.device}.")
 
 
-def _show(out: Console, stats: dict[str, list[Stats]]) -> None:
+def _table(stats: dict[str, list[Stats]]) -> Table:
     base = median(s.decode_tok_s for s in stats["plain"])
-    rows = []
+    table = Table("decoding", "tokens/s", "times plain", "accepted drafts", "tokens per step")
     labels = {
         "plain": "plain (two-row steps)",
         "speculative": "speculative (the same bits)",
@@ -70,5 +70,5 @@ def _show(out: Console, stats: dict[str, list[Stats]]) -> None:
     for name, label in labels.items():
         rate, last = median(s.decode_tok_s for s in stats[name]), stats[name][-1]
         drafts = f"{last.accepted} of {last.drafted}" if last.drafted else "-"
-        rows.append((label, f"{rate:.1f}", f"{rate / base:.2f}", drafts, f"{last.tokens_per_round:.2f}"))
-    show_table(out, ("decoding", "tokens/s", "times plain", "accepted drafts", "tokens per step"), rows)
+        table.add_row(label, f"{rate:.1f}", f"{rate / base:.2f}", drafts, f"{last.tokens_per_round:.2f}")
+    return table

@@ -11,6 +11,7 @@ from typing import Any
 
 import psutil
 from rich.console import Console
+from rich.table import Table
 
 from .. import __version__, backends
 from ..choosing import Wish, choose
@@ -21,7 +22,7 @@ from ..runtime.cost import CostCurve
 from ..runtime.errors import EngineMissingError
 from ..runtime.finite import for_json
 from . import machine
-from .terminal import LoadProgress, output, show_table
+from .terminal import LoadProgress
 
 
 def report(model: str | None, *, job: Job, again: bool, as_json: bool) -> None:
@@ -32,10 +33,9 @@ def report(model: str | None, *, job: Job, again: bool, as_json: bool) -> None:
         chosen = None if choice is None else _choice_facts(choice)
         print(json.dumps(for_json({**found, "choice": chosen})))
         return
-    out = output()
+    out = Console(highlight=False, markup=False)
     if choice is not None:
         _show_choice(out, str(model), choice)
-        _show_problems(out, found["engines"])
         return
     _show(out, found)
 
@@ -109,33 +109,17 @@ def _show(out: Console, found: dict[str, Any]) -> None:
     memory = found["memory_bytes"] / 2**30
     out.print(f"{found['processor']}, {found['cores']} cores, {memory:.1f} GiB, cache in {found['cache']}")
     out.print(f"instruction sets that engines use: {', '.join(found['instruction_sets']) or 'unknown'}")
-    engines = found["engines"]
-    rows = [(name, engine["version"] or "", _state(engine)) for name, engine in engines.items()]
-    show_table(out, ("engine", "version", "devices"), rows)
-    for name, engine in engines.items():
-        if engine["install"] is not None:
-            out.print(f"to add {name}: {engine['install']}", soft_wrap=True)
-    _show_problems(out, engines)
-    for name, engine in engines.items():
+    table = Table("engine", "version", "devices", "to add it")
+    for name, engine in found["engines"].items():
+        table.add_row(name, engine["version"] or "missing", ", ".join(engine["devices"]), engine["install"] or "")
+    out.print(table)
+    for name, engine in found["engines"].items():
         for topic, note in engine["notes"].items():
-            out.print(f"{name} {topic}: {note}", style="dim")
+            out.print(f"{name} {topic}: {note}".replace(" :", ":"), style="dim", soft_wrap=True)
     for curve in found["measured"]:
         steps = ", ".join(f"{width}: {ms}" for width, ms in curve["step_ms"].items())
         out.print(f"{curve['key']}: ms for a step of so many rows: {steps}")
         out.print(f"  widths with equal bits: {curve['row_classes']}", style="dim")
-
-
-def _state(engine: dict[str, Any]) -> str:
-    if engine["problem"] is not None:
-        return "does not run, see below"
-    return ", ".join(engine["devices"]) if engine["available"] else "not installed"
-
-
-def _show_problems(out: Console, engines: dict[str, dict[str, Any]]) -> None:
-    """Why engines that are there do not run, each with the command that mends it, in a line that can be copied."""
-    for name, engine in engines.items():
-        if engine["problem"] is not None:
-            out.print(f"{name}: {engine['problem']}", soft_wrap=True)
 
 
 def _show_choice(out: Console, model: str, choice: Choice) -> None:
@@ -144,18 +128,16 @@ def _show_choice(out: Console, model: str, choice: Choice) -> None:
         f"{model}: expected seconds of a prompt of {job.prompt_tokens} tokens and an answer of {job.new_tokens}, "
         f"where {job.acceptance:.0%} of drafted tokens are right"
     )
-    heads = ("engine", "device", "threads", "T(1) ms", "T(4) ms", "T(8) ms", "prompt tok/s", "answer", "job s")
-    rows = []
+    table = Table("engine", "device", "threads", "T(1) ms", "T(4) ms", "T(8) ms", "prompt tok/s", "answer", "job s")
     for t in choice.trials:
         steps = [f"{1e3 * t.step_s[w]:.1f}" if w in t.step_s else "" for w in (1, 4, 8)]
         prefill = f"{1 / t.prefill_s:.0f}" if t.prefill_s else ""
         answer = "unknown" if t.canary_error is None else ("right" if t.usable or t.problem else "wrong")
         seconds = f"{t.seconds(job, choice.exact):.2f}" if t.usable else ""
-        rows.append((t.engine, t.device, str(t.threads), *steps, prefill, answer if t.step_s else "", seconds))
-    if rows:
-        show_table(out, heads, rows)
+        table.add_row(t.engine, t.device, str(t.threads), *steps, prefill, answer if t.step_s else "", seconds)
+    out.print(table)
     for t in choice.trials:
         if t.problem:
-            out.print(f"{t}: {t.problem}", soft_wrap=True)
+            out.print(f"{t}: {t.problem}", style="dim", soft_wrap=True)
     if not choice.trials:
         out.print("one engine, one device and the number of threads are given: nothing to choose.")

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
+from rich.table import Table
 
 from ..runtime.errors import OptionError
 from ..runtime.finite import for_json
 from .options import DraftEngine, Exact, Threads
-from .terminal import LoadProgress, output, show_table
+from .terminal import LoadProgress
 
 if TYPE_CHECKING:
     from ..draft_check import DraftCheck
@@ -101,15 +103,17 @@ def make(
         return
     _show_options(made)
     show(made.check, False)
-    output().print(f"{made.folder}: {made.what}", soft_wrap=True)
+    Console(highlight=False, markup=False).print(f"{made.folder}: {made.what}", soft_wrap=True)
 
 
 def _show_options(made: MadeDraft) -> None:
     if not made.options:
         return
-    rows = [(str(o.n_dropped), f"{o.agreement:.0%}", f"{o.cost:.2f}", f"{o.expected:.2f}") for o in made.options]
-    out = output()
-    show_table(out, ("blocks left out", "agreement", "cost of a token", "expected speed"), rows)
+    table = Table("blocks left out", "agreement", "cost of a token", "expected speed")
+    for option in made.options:
+        table.add_row(str(option.n_dropped), f"{option.agreement:.0%}", f"{option.cost:.2f}", f"{option.expected:.2f}")
+    out = Console(highlight=False, markup=False)
+    out.print(table)
     out.print("On the texts of the search; a token's cost, and the speed, over those of the whole model.")
 
 
@@ -118,7 +122,7 @@ def show(result: DraftCheck, as_json: bool) -> None:
     if as_json:
         print(json.dumps(for_json(result.as_dict())))
         return
-    out = output()
+    out = Console(highlight=False, markup=False)
     shared = (
         "the same tokens" if result.pairing == "identical" else f"{result.pairing}, {result.n_shared} tokens shared"
     )
@@ -127,14 +131,13 @@ def show(result: DraftCheck, as_json: bool) -> None:
     out.print(f"a draft token takes {result.draft_ms:.1f} ms; a step of the target, by rows: {steps}")
     measured = any(s.measured for s in result.sets.values())
     more = ("measured: draft", "lookup", "both") if measured else ()
-    heads = ("text", "agreement", "sampled", "drafts a round", "accepted", "expected", "lookup", *more, "pays")
-    rows = []
+    table = Table("text", "agreement", "sampled", "drafts a round", "accepted", "expected", "lookup", *more, "pays")
     for name, row in result.sets.items():
         shares = f"{row.agreement:.0%}", f"{row.overlap:.0%}", str(row.draft.k), f"{row.draft.acceptance:.0%}"
         speeds = [row.draft.speed_up, row.lookup]
         if row.measured is not None:
             speeds += [row.measured[k] for k in ("draft", "lookup", "both")]
-        rows.append((name, *shares, *(f"{x:.2f}" for x in speeds), "yes" if row.pays else "no"))
-    show_table(out, heads, rows)
+        table.add_row(name, *shares, *(f"{x:.2f}" for x in speeds), "yes" if row.pays else "no")
+    out.print(table)
     out.print("Expected, lookup and measured: speed, plain decoding is 1. Sampled: accepted at temperature 1.")
     out.print(result.verdict)

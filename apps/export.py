@@ -7,15 +7,16 @@ import sys
 import time
 from pathlib import Path
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Column, Table
 
 from ..exporters.parity import Parity
 from ..exporting import Job, RefusedExportError, run
 from ..runtime.finite import for_json
 from ..verify_report import Report
 from ..verifying import verify
-from .terminal import console, output, show_table
 
 _LEGEND = """\
 top-1: the same best token; agree: the same, or one that the source finds all but as good; other from:
@@ -63,7 +64,7 @@ class StepProgress:
 
 def run_export(job: Job, as_json: bool) -> None:
     """Export and print the comparison; a refused export prints it too, and is a ParityError."""
-    with StepProgress(console()) as progress:
+    with StepProgress(_console()) as progress:
         try:
             report = run(job, progress)
         except RefusedExportError as error:
@@ -72,7 +73,7 @@ def run_export(job: Job, as_json: bool) -> None:
             raise
     show(report, as_json)
     if report.formats and not as_json:
-        console().print(f"pilotfish run {job.out}")
+        _console().print(f"pilotfish run {job.out}")
 
 
 def run_verify(
@@ -84,7 +85,7 @@ def run_verify(
     as_json: bool,
 ) -> None:
     """Compare and print; exit code 1 where a format is refused."""
-    with StepProgress(console()) as progress:
+    with StepProgress(_console()) as progress:
         report = verify(folder, source, formats=formats, device=device, threads=threads, progress=progress)
     show(report, as_json)
     if not report.ok:
@@ -96,11 +97,11 @@ def show(report: Report, as_json: bool) -> None:
     if as_json:
         print(json.dumps(for_json(as_object(report)), ensure_ascii=False))
         return
-    out = output()
+    out = Console(highlight=False, markup=False)
     if report.targets:
-        _show_mobile(out, report)
+        out.print(_mobile_table(report))
     if report.formats:
-        _show_comparison(out, report)
+        out.print(_comparison(report))
     for one in report.formats:
         for problem in one.problems:
             out.print(f"{one.form} REFUSED: {problem}", soft_wrap=True)
@@ -112,34 +113,40 @@ def show(report: Report, as_json: bool) -> None:
         out.print(_LEGEND + ("." if report.rounding is None else _ROUNDING), soft_wrap=True)
 
 
-def _show_comparison(out: Console, report: Report) -> None:
+def _comparison(report: Report) -> Table:
     """Every format that an engine was asked about."""
     compared = "the source itself" if report.with_source else "the source's stored answers"
-    heads = ("format", "MB", "time", "max, mean |dlogit|", "KL", "top-1", "agree", "perpl.", "other from", "")
-    rows: list[tuple[str, ...]] = []
+    heads = ("format", "MB", "time", "max, mean\n|dlogit|", "KL", "top-1", "agree", "perpl.", "other\nfrom", "")
+    table = Table(
+        *(Column(head, no_wrap=True) for head in heads),
+        title=f"{report.folder}, compared with {compared}",
+        box=SIMPLE_HEAD,
+        collapse_padding=True,
+        pad_edge=False,
+    )
     for one in report.formats:
         times = (report.seconds.get(one.form), one.seconds)
         seconds = "+".join(f"{t:.0f}" for t in times if t is not None) + " s"
         verdict = "ok" if one.ok else "NO"
-        rows.append((one.form, f"{one.n_bytes / 1e6:.0f}", seconds, *_parity_cells(one.parity), verdict))
+        table.add_row(one.form, f"{one.n_bytes / 1e6:.0f}", seconds, *_parity_cells(one.parity), verdict)
     if report.rounding is not None:
-        rows.append(("rounded", "", "", *_parity_cells(report.rounding), ""))
+        table.add_row("rounded", "", "", *_parity_cells(report.rounding), "")
     source = next((one.parity.perplexity_source for one in report.formats), None)
     if source is not None:
-        rows.append(("source", *[""] * 6, f"{source:.2f}", "", ""))
-    show_table(out, heads, rows, title=f"{report.folder}, compared with {compared}")
+        table.add_row("source", *[""] * 6, f"{source:.2f}", "", "")
+    return table
 
 
-def _show_mobile(out: Console, report: Report) -> None:
+def _mobile_table(report: Report) -> Table:
     """Every target of the mobile pack, run once where it was written."""
-    rows = []
+    table = Table("mobile", "MB", "time", "relative difference", "agree", "run here", title=str(report.folder))
     for one in report.targets:
         found = [f"{one.measured[key]:.3g}" if one.measured else "" for key in ("relative_difference", "agreement")]
         seconds = f"{report.seconds[one.name]:.0f} s" if one.name in report.seconds else ""
-        verdict = "yes" if one.measured else "no: unverified"
-        rows.append((one.name, f"{one.n_bytes / 1e6:.0f}", seconds, *found, verdict))
-    heads = ("mobile", "MB", "time", "relative difference", "agree", "run here")
-    show_table(out, heads, rows, title=str(report.folder))
+        table.add_row(
+            one.name, f"{one.n_bytes / 1e6:.0f}", seconds, *found, "yes" if one.measured else "no: unverified"
+        )
+    return table
 
 
 def _parity_cells(p: Parity) -> tuple[str, ...]:
@@ -181,3 +188,7 @@ def as_object(report: Report) -> dict[str, object]:
         },
         **({} if report.rounding is None else {"rounded": report.rounding.facts()}),
     }
+
+
+def _console() -> Console:
+    return Console(stderr=True, highlight=False, markup=False)

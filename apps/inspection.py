@@ -7,21 +7,22 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.table import Table
 
 from ..loading import resolve
 from ..runtime.bundle import Bundle, open_bundle
 from ..runtime.gguf_file import read_gguf
 from ..runtime.manifest import DraftEntry, Manifest
-from .terminal import output, show_facts, show_table
 
-_LONG = 120  # characters of a value that a terminal shows
+_LONG = 120  # characters of a value that are shown
 
 
 def inspect_model(model: str, as_json: bool) -> None:
     """Print the facts of a .gguf file or a bundle."""
     path = resolve(model)
-    out = output()
+    out = Console(highlight=False, markup=False)
     if path.is_dir():
         bundle = open_bundle(path)
         if as_json:
@@ -34,7 +35,7 @@ def inspect_model(model: str, as_json: bool) -> None:
     if as_json:
         print(json.dumps(found, ensure_ascii=False))
     else:
-        show_facts(out, _shortened(out, found))
+        out.print(_plain_table(found))
 
 
 def _show_bundle(bundle: Bundle, out: Console) -> None:
@@ -57,25 +58,25 @@ def _show_bundle(bundle: Bundle, out: Console) -> None:
     }
     facts |= {f"cache for {engine}": kind for engine, kind in manifest.kv_hints.items()}
     facts |= {name: f"{value:g}" for name, value in manifest.report.items()}
-    show_facts(out, _shortened(out, facts))
+    out.print(_plain_table(facts))
     if manifest.reports:
-        _show_reports(out, manifest)
+        out.print(_reports_table(manifest))
     for form in manifest.formats:
-        show_facts(out, _shortened(out, _format_facts(bundle, form)), title=f"\n{form}")
+        out.print(_plain_table(_format_facts(bundle, form), title=form))
 
 
-def _show_reports(out: Console, manifest: Manifest) -> None:
+def _reports_table(manifest: Manifest) -> Table:
     """What was measured of each format, side by side."""
     forms = [form for form in manifest.formats if form in manifest.reports]
     found = [manifest.reports[form] for form in forms]
     limits = [manifest.thresholds.get(form, {}) for form in forms]
-    rows = []
+    table = Table("measured", *forms, title="compared with the source", title_justify="left", box=SIMPLE_HEAD)
     for name in dict.fromkeys(name for report in found for name in report):
         label = name.replace("_", " ")
         for row, values in ((label, found), (f"  {label} allowed", limits)):
             if any(name in numbers for numbers in values):
-                rows.append((row, *(f"{numbers[name]:.4g}" if name in numbers else "" for numbers in values)))
-    show_table(out, ("measured", *forms), rows, title="\ncompared with the source")
+                table.add_row(row, *(f"{numbers[name]:.4g}" if name in numbers else "" for numbers in values))
+    return table
 
 
 def _format_facts(bundle: Bundle, form: str) -> dict[str, object]:
@@ -126,15 +127,12 @@ def _canary_words(bundle: Bundle) -> str:
     return f"{len(canary.tokens)} tokens, {len(canary.best)} known answers{more}"
 
 
-def _shortened(out: Console, facts: dict[str, object]) -> dict[str, object]:
-    """Values as one line each, the beginning of a long one on a terminal, all of it in a file."""
-    texts = {name: str(value).replace("\n", "\\n") for name, value in facts.items()}
-    if not out.is_terminal:
-        return {**texts}
-    return {
-        name: text if len(text) <= _LONG else f"{text[:_LONG]}... ({len(text)} characters; --json shows all)"
-        for name, text in texts.items()
-    }
+def _plain_table(facts: dict[str, object], title: str | None = None) -> Table:
+    table = Table("what", "value", title=title, title_justify="left")
+    for key, value in facts.items():
+        text = str(value)
+        table.add_row(key, text if len(text) <= _LONG else f"{text[:_LONG]}...")
+    return table
 
 
 def _gguf_facts(path: Path) -> dict[str, object]:

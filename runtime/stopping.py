@@ -30,7 +30,7 @@ def stops_of(stop: Stop, tokenizer: Tokenizer, vocab_size: int) -> tuple[tuple[s
             texts.append(one)
             ids |= tokenizer.special_ids(one)
         elif isinstance(one, Integral) and not isinstance(one, bool):
-            if not 0 <= one < vocab_size:
+            if not 0 <= int(one) < vocab_size:
                 raise OptionError(f"stop holds the token id {one}, but the model's are 0..{vocab_size - 1}.")
             ids.add(int(one))
         else:
