@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..runtime.chat import Chat
 from ..runtime.errors import OptionError, PilotfishError
+from ..runtime.finite import for_json
 from ..runtime.model import Model, Prompt
 from ..runtime.result import Result, Stats
 from ..runtime.sampling import Sampling
@@ -69,7 +70,7 @@ def answer(
     assert result is not None
     if as_json:
         about = {} if found is None else {"document": facts_of(found)}
-        print(json.dumps({**as_object(result), **about}, ensure_ascii=False))
+        print(json.dumps(for_json({**as_object(result), **about}), ensure_ascii=False))
     else:
         _show("\n")
         if found is not None:

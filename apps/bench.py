@@ -14,6 +14,7 @@ from .. import __version__
 from ..drafts import context_length, reads_source
 from ..loading import load, resolve
 from ..runtime.errors import OptionError
+from ..runtime.finite import for_json
 from ..runtime.interfaces import Round
 from ..runtime.model import Model
 from ..runtime.sampling import Sampling
@@ -102,11 +103,11 @@ def bench(
         results = _measure(loaded, model, chosen, n_tokens, repeats)
         report = _report(loaded, results, n_tokens, repeats)
     if as_json:
-        print(json.dumps(report))
+        print(json.dumps(for_json(report)))
     else:
         _show(report)
     if out is not None:
-        write_atomically(out / "results.json", json.dumps(report, indent=1).encode())
+        write_atomically(out / "results.json", json.dumps(for_json(report), indent=1).encode())
         _plot(report, out / "ratios.png")
         console().print(f"wrote {out / 'results.json'} and {out / 'ratios.png'}", soft_wrap=True)
 

@@ -16,6 +16,7 @@ from .. import __version__
 from ..loading import load
 from ..runtime.cache_policies import POLICIES, policy_by_name
 from ..runtime.errors import AbilityError, OptionError
+from ..runtime.finite import for_json
 from ..runtime.interfaces import ModelInfo
 from ..runtime.storage import write_atomically
 from . import machine
@@ -80,7 +81,7 @@ def bench_cache(
     finally:  # Ctrl-C, too: what was measured is shown
         if run.info is not None:
             report = run.report(run.info)
-            print(json.dumps(report)) if as_json else show(report)
+            print(json.dumps(for_json(report))) if as_json else show(report)
     if out is not None:
         written = write_report(report, out)
         console().print(f"wrote {', '.join(map(str, written))}", soft_wrap=True)
@@ -101,7 +102,7 @@ class _Measured:
         return self._rows.get((made_by, command))
 
     def add(self, row: Row) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(json.dumps(asdict(row)))
+        found: dict[str, Any] = json.loads(json.dumps(for_json(asdict(row))))
         self._rows[row.made_by, row.command] = found
         if self._path is not None:
             text = "".join(json.dumps(kept) + "\n" for kept in self._rows.values())

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ..runtime.finite import for_json
 from ..runtime.storage import write_atomically
 from .bench_cache_rows import FULL
 from .plotting import drawn
@@ -75,7 +76,7 @@ def _cells(row: Report) -> tuple[str, ...]:
 def write_report(report: Report, folder: Path) -> list[Path]:
     """Paths of cache.json and of two plots, written."""
     paths = [folder / name for name in ("cache.json", "cache.png", "needles.png")]
-    write_atomically(paths[0], json.dumps(report, indent=1).encode())
+    write_atomically(paths[0], json.dumps(for_json(report), indent=1).encode())
     _plot_loss(report, paths[1])
     _plot_needles(report, paths[2])
     return paths

@@ -14,6 +14,7 @@ from ..choosing import first_threads
 from ..loading import resolve
 from ..opening import Place, open_weights
 from ..runtime.errors import OptionError
+from ..runtime.finite import for_json
 from ..runtime.interfaces import Session, Tokens
 from ..runtime.source import stand_in
 from ..runtime.storage import write_atomically
@@ -59,9 +60,9 @@ def bench_curve(
         "threads": threads or first_threads(),
         "engines": {versions[name]: row for name, row in rows.items()},
     }
-    print(json.dumps(report)) if as_json else _show(report)
+    print(json.dumps(for_json(report))) if as_json else _show(report)
     if out is not None:
-        write_atomically(out / "curve.json", json.dumps(report, indent=1).encode())
+        write_atomically(out / "curve.json", json.dumps(for_json(report), indent=1).encode())
         _plot(report, out / "curve.png")
         console().print(f"wrote {out / 'curve.json'} and {out / 'curve.png'}", soft_wrap=True)
 

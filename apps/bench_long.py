@@ -18,6 +18,7 @@ from ..runtime.cache_policies import policy_by_name
 from ..runtime.compression import entries_for
 from ..runtime.errors import OptionError
 from ..runtime.excerpt import Score, default_budget, excerpt
+from ..runtime.finite import for_json
 from ..runtime.interfaces import Tokens
 from ..runtime.model import Model
 from ..runtime.sequence import CachedSequence
@@ -101,9 +102,9 @@ def bench_long(
             "needles": [asdict(x) for x in needles],
             "curve": curves,
         }
-    print(json.dumps(report)) if as_json else _show(report)
+    print(json.dumps(for_json(report))) if as_json else _show(report)
     if out is not None:
-        write_atomically(out / "long.json", json.dumps(report, indent=1).encode())
+        write_atomically(out / "long.json", json.dumps(for_json(report), indent=1).encode())
         if report["curve"]:
             _plot(report, out / "long.png")
 

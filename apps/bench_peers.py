@@ -11,6 +11,7 @@ from typing import Protocol
 from .. import __version__, backends
 from ..loading import load, resolve
 from ..runtime.errors import OptionError
+from ..runtime.finite import for_json
 from ..runtime.model import Model
 from . import machine
 from .bench import choose_prompts, read_prompts
@@ -73,7 +74,7 @@ def bench_engines(
         "engines": rows,
     }
     if as_json:
-        print(json.dumps(report))
+        print(json.dumps(for_json(report)))
     else:
         _show(report, rows)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..runtime.errors import OptionError
+from ..runtime.finite import for_json
 from .options import DraftEngine, Exact, Threads
 from .terminal import LoadProgress, output, show_table, show_text
 
@@ -103,7 +104,7 @@ def make(
         else:
             made = drop_layers(target, out, n_dropped=drop, threads=threads, progress=progress)
     if as_json:
-        print(json.dumps(made.as_dict()))
+        print(json.dumps(for_json(made.as_dict())))
         return
     _show_options(made)
     show(made.check, False)
@@ -122,7 +123,7 @@ def _show_options(made: MadeDraft) -> None:
 def show(result: DraftCheck, as_json: bool) -> None:
     """Print a check."""
     if as_json:
-        print(json.dumps(result.as_dict()))
+        print(json.dumps(for_json(result.as_dict())))
         return
     out = output()
     shared = (

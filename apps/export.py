@@ -10,6 +10,7 @@ from rich.console import Console
 
 from ..exporters.parity import Parity
 from ..exporting import Job, RefusedExportError, run
+from ..runtime.finite import for_json
 from ..verify_report import Report
 from ..verifying import verify
 from .terminal import LoadProgress, console, output, show_table, show_text
@@ -52,7 +53,7 @@ def run_verify(
 def show(report: Report, as_json: bool) -> None:
     """Print the table of a report, or the report as one JSON object."""
     if as_json:
-        print(json.dumps(as_object(report), ensure_ascii=False))
+        print(json.dumps(for_json(as_object(report)), ensure_ascii=False))
         return
     out = output()
     if report.targets:

@@ -14,6 +14,7 @@ import psutil
 
 from ..runtime.errors import EngineError
 from ..runtime.interfaces import Floats, Indices, ModelInfo, Tokens
+from ..runtime.leaving import in_engine
 from .llamacpp_library import KV_TYPES, block_bytes, function, library, listen, recent
 
 MAX_ROWS = 256  # of one decode: a prefill chunk
@@ -44,13 +45,16 @@ def capacity_for(n_entries: int) -> int:
 
 
 class Handle:
-    """A pointer of llama.cpp, freed when nobody refers to it any more."""
+    """A pointer of llama.cpp, freed when nobody refers to it any more.
+
+    Not because the process ends: a thread that nobody waits for may still use it.
+    """
 
     def __init__(self, pointer: int, free: Any, needs: Handle | None = None) -> None:
         """needs: what it lives in."""
         self.pointer = pointer
         self._needs = needs
-        weakref.finalize(self, free, pointer)
+        weakref.finalize(self, free, pointer).atexit = False
 
 
 class Context:
@@ -84,7 +88,7 @@ class Context:
         free = psutil.virtual_memory().available
         if not options.offload and self.nbytes > free:  # the system would promise the memory and then kill the process
             raise self._too_large(f"{free >> 20} MiB are free")
-        with listen() as said:
+        with listen() as said, in_engine:
             pointer = lib.llama_init_from_model(model.pointer, self._params())
         if not pointer:
             raise self._too_large(said.reason)
@@ -135,7 +139,8 @@ class Context:
         if hidden:
             self._lib.llama_set_embeddings(self._handle.pointer, True)
         try:
-            code = self._lib.llama_decode(self._handle.pointer, self._batch.struct)
+            with in_engine:
+                code = self._lib.llama_decode(self._handle.pointer, self._batch.struct)
         finally:
             if hidden:
                 self._lib.llama_set_embeddings(self._handle.pointer, False)
@@ -154,7 +159,8 @@ class Context:
         n = len(source)
         batch = _Batch(self._lib, n)
         batch.fill(source, np.arange(n), n, [range(self.max_leaves)] * n)  # a row sees what shares a sequence with it
-        code = self._lib.llama_encode(self._handle.pointer, batch.struct)
+        with in_engine:
+            code = self._lib.llama_encode(self._handle.pointer, batch.struct)
         if code:
             raise EngineError(f"llama.cpp failed at a source of {n} tokens with code {code}: {recent().reason}.")
 
@@ -207,7 +213,7 @@ class Context:
         """Keys, values and positions of a sequence, in llama.cpp's own form."""
         pointer, size = self._handle.pointer, self._lib.llama_state_seq_get_size(self._handle.pointer, sequence)
         data = bytearray(size)
-        with listen() as said:
+        with listen() as said, in_engine:
             written = self._lib.llama_state_seq_get_data(pointer, _bytes(data), size, sequence)
         if written != size:
             raise EngineError(f"llama.cpp could not give out its cache: {said.reason}.")
@@ -215,7 +221,7 @@ class Context:
 
     def load(self, data: bytearray, sequence: int = _TEXT) -> None:
         """Hold what state() gave, in a sequence that is empty."""
-        with listen() as said:
+        with listen() as said, in_engine:
             read = self._lib.llama_state_seq_set_data(self._handle.pointer, _bytes(data), len(data), sequence)
         if read != len(data):
             raise EngineError(f"llama.cpp could not take the saved cache: {said.reason}.")

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..runtime.errors import ModelFileError, OptionError
+from ..runtime.leaving import in_engine
 from .llamacpp_context import Handle
 from .llamacpp_library import KV_TYPES, block_elements, gpus, library, listen
 
@@ -152,7 +153,7 @@ def load_model(
     params.kv_overrides = overrides
     params.load_mode = lib.LLAMA_LOAD_MODE_MMAP if use_mmap else lib.LLAMA_LOAD_MODE_NONE
     params.use_extra_bufts = extra_buffers
-    with listen() as said:
+    with listen() as said, in_engine:
         pointer = lib.llama_model_load_from_file(str(path).encode(), params)
     del alive
     if not pointer:

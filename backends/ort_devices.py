@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..runtime.errors import EngineError, ModelFileError, OptionError
+from ..runtime.leaving import in_engine
 from .static_shapes import FORMAT
 
 _UNTESTED = "untested: no such device was at hand. It runs the graph of fixed shapes and never falls back to the CPU"
@@ -101,11 +102,12 @@ def create_session(
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
         model = graph
     try:  # without the wrapper's fallback: never another provider behind the user's back
-        if _plugged_in(device):
-            options.add_provider_for_devices(_plugin_devices(device), _plugin_settings(device))
-            session = onnxruntime.InferenceSession(model, options, enable_fallback=0)
-        else:
-            session = onnxruntime.InferenceSession(model, options, providers=[device.provider], enable_fallback=0)
+        with in_engine:
+            if _plugged_in(device):
+                options.add_provider_for_devices(_plugin_devices(device), _plugin_settings(device))
+                session = onnxruntime.InferenceSession(model, options, enable_fallback=0)
+            else:
+                session = onnxruntime.InferenceSession(model, options, providers=[device.provider], enable_fallback=0)
     except Exception as error:  # ONNX Runtime raises classes of its own that derive from nothing but Exception
         raise ModelFileError(f"ONNX Runtime cannot open {path} with {device.provider}: {error}") from error
     used = session.get_providers()

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from ..runtime.errors import AbilityError, EngineError
 from ..runtime.interfaces import Ability, Floats, Indices, Observation, Step, Tokens
+from ..runtime.leaving import in_engine
 from .cache_state import Array, Layout, pack, unpack
 from .decoder_only import DecoderOnly
 from .kv_rows import Rows, ancestors, room_for, take_rows
@@ -270,6 +271,7 @@ class OrtSession(DecoderOnly):
 
     def _execute(self, runner: Any, binding: Any) -> None:
         try:
-            runner.run_with_iobinding(binding)
+            with in_engine:
+                runner.run_with_iobinding(binding)
         except Exception as error:  # see OrtWeights._create
             raise EngineError(f"ONNX Runtime failed: {error}") from error

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..runtime.errors import EngineError, ModelFileError, OptionError
 from ..runtime.interfaces import EncoderInfo, Floats, Indices, Tokens
+from ..runtime.leaving import in_engine
 from ..runtime.manifest import Manifest
 from ..runtime.source import checked_source
 from .cache_state import Array, Layout, pack, unpack
@@ -55,7 +56,8 @@ class OrtEncoder:
             binding.bind_cpu_input(self._input, source[None])
             for name in self.crossed:
                 binding.bind_output(name)
-            self._runner.run_with_iobinding(binding)
+            with in_engine:
+                self._runner.run_with_iobinding(binding)
             return list(zip(self.crossed, binding.get_outputs(), strict=True))
         except Exception as error:  # ONNX Runtime raises classes of its own that derive from nothing but Exception
             raise EngineError(f"ONNX Runtime failed at the encoder: {error}") from error

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from ..runtime.bundle import open_bundle
 from ..runtime.errors import EngineError
 from ..runtime.interfaces import Floats
+from ..runtime.leaving import in_engine
 from .ort_devices import create_session, find, shapes_of
 from .static_session import Inputs, StaticWeights
 from .static_shapes import ShapeOptions, checked_options, static_bundle, static_info
@@ -66,7 +67,8 @@ class OrtRunner:
         graph = self.graph(width, window, len(inputs["logit_rows"]))
         names = [x.name for x in graph.get_outputs()]
         try:
-            return dict(zip(names, graph.run(names, dict(inputs)), strict=True))
+            with in_engine:
+                return dict(zip(names, graph.run(names, dict(inputs)), strict=True))
         except Exception as error:  # ONNX Runtime raises classes of its own that derive from nothing but Exception
             raise EngineError(f"ONNX Runtime failed: {error}") from error
 

@@ -14,6 +14,7 @@ from ..runtime.decoder_shape import decoder_shape
 from ..runtime.errors import EngineError, ModelFileError, OptionError, UnsupportedModelError
 from ..runtime.gguf_file import read_gguf
 from ..runtime.interfaces import ModelInfo, Weights
+from ..runtime.leaving import in_engine
 from ..runtime.storage import file_digest
 from ..runtime.telemetry import without_telemetry
 from . import NO_OPTIONS, require, usable
@@ -195,7 +196,8 @@ def _compiled(model: Any, name: str, settings: Mapping[str, object]) -> Any:
     import openvino
 
     try:
-        return openvino.Core().compile_model(model, "CPU", dict(settings))
+        with in_engine:
+            return openvino.Core().compile_model(model, "CPU", dict(settings))
     except RuntimeError as error:
         raise UnsupportedModelError(
             f"OpenVINO cannot run {name} with these settings: {reason(error)}. Open it with another engine."

@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from ..runtime.errors import ModelFileError, UnsupportedModelError
+from ..runtime.leaving import in_engine
 
 Node: TypeAlias = Any  # openvino.Node: the package has no types for what its graphs are made of
 Output: TypeAlias = Any  # openvino.Output
@@ -33,7 +34,8 @@ def read_ir(path: Path) -> Model:
     from openvino._offline_transformations import paged_attention_transformation
 
     try:
-        model = openvino.Core().read_model(path)
+        with in_engine:
+            model = openvino.Core().read_model(path)
     except (RuntimeError, ValueError) as error:  # ValueError: its message quotes bytes of the file that are no text
         raise ModelFileError(f"OpenVINO cannot read {path}: {reason(error)}. Build the bundle again.") from error
     names = {name for port in model.inputs for name in port.names}
@@ -85,7 +87,8 @@ def sliding_windows(model: Model) -> list[int]:
     from openvino import opset13 as op
 
     results = [op.result(node.input_value(10)) for node in attentions(model)]  # constants, or computed from some
-    found = openvino.Core().compile_model(openvino.Model(results, [], "windows"), "CPU")({})
+    with in_engine:
+        found = openvino.Core().compile_model(openvino.Model(results, [], "windows"), "CPU")({})
     return [int(found[i]) for i in range(len(results))]
 
 

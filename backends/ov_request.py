@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from ..runtime.errors import EngineError
 from ..runtime.interfaces import Floats, Indices, Tokens
+from ..runtime.leaving import in_engine
 from .ov_graph import reason
 from .ov_pool import BlockPool, Blocks
 
@@ -62,8 +63,9 @@ class Request:
         self._ids[:], self._positions[:] = tokens, positions
         self._past[0], self._total[...] = n_past, n_past + width
         try:
-            self._request.start_async()
-            self._request.wait()
+            with in_engine:
+                self._request.start_async()
+                self._request.wait()
         except RuntimeError as error:
             raise EngineError(f"OpenVINO failed: {reason(error)}.") from error
         return self._logits[:n_logits]

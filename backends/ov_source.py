@@ -12,6 +12,7 @@ import numpy as np
 from ..runtime.bundle import Bundle
 from ..runtime.errors import EngineError, ModelFileError, OptionError, UnsupportedModelError
 from ..runtime.interfaces import EncoderInfo, Floats, ModelInfo, Tokens
+from ..runtime.leaving import in_engine
 from ..runtime.manifest import Manifest
 from .ov_graph import Model, reason, weight_group
 from .ov_source_session import OvSourceSession
@@ -50,8 +51,9 @@ class OvEncoder:
         with self._turn:
             try:
                 self._request.set_tensor(self._input, Tensor(np.ascontiguousarray(source[None]), shared_memory=False))
-                self._request.start_async()
-                self._request.wait()
+                with in_engine:
+                    self._request.start_async()
+                    self._request.wait()
             except RuntimeError as error:
                 raise EngineError(f"OpenVINO failed at the encoder: {reason(error)}.") from error
             crossed = {name: i for name, i in self._outputs.items() if name.startswith("cross_")}
@@ -135,7 +137,8 @@ def _read(path: Path) -> Model:
     import openvino
 
     try:
-        return openvino.Core().read_model(path)
+        with in_engine:
+            return openvino.Core().read_model(path)
     except (RuntimeError, ValueError) as error:  # ValueError: its message quotes bytes of the file that are no text
         raise ModelFileError(f"OpenVINO cannot read {path}: {reason(error)}. Build the bundle again.") from error
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from ..runtime.errors import AbilityError, EngineError, OptionError
 from ..runtime.interfaces import Ability, Floats, Indices, Observation, Step, Tokens
+from ..runtime.leaving import in_engine
 from ..runtime.source import checked_source
 from .cache_state import Array, Layout, pack, unpack
 from .kv_arrays import KvArrays
@@ -209,8 +210,9 @@ class Decoder:
         sees = np.tri(width, dtype=bool) if parents is None else ancestors(parents)
         bias[:, n_past : n_past + width][sees] = 0.0
         try:
-            self._request.start_async()
-            self._request.wait()
+            with in_engine:
+                self._request.start_async()
+                self._request.wait()
         except RuntimeError as error:
             raise EngineError(f"OpenVINO failed: {reason(error)}.") from error
         return self._logits[:n_logits]

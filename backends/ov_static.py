@@ -12,6 +12,7 @@ import numpy as np
 from ..runtime.bundle import open_bundle
 from ..runtime.errors import EngineError, ModelFileError, OptionError
 from ..runtime.interfaces import Floats
+from ..runtime.leaving import in_engine
 from .static_session import Inputs, StaticWeights
 from .static_shapes import ShapeOptions, checked_options, static_bundle, static_info
 
@@ -84,7 +85,8 @@ class OvRunner:
         self._requests: dict[tuple[int, int, int], Any] = {}
         self._turn = threading.Lock()
         try:
-            self._model: Any = self._core.read_model(path)
+            with in_engine:
+                self._model: Any = self._core.read_model(path)
         except RuntimeError as error:
             raise ModelFileError(f"OpenVINO cannot read {path}: {error}") from error
 
@@ -99,7 +101,8 @@ class OvRunner:
             try:
                 for name, values in inputs.items():
                     request.set_tensor(name, self._ov.Tensor(values, shared_memory=True))
-                request.infer()
+                with in_engine:
+                    request.infer()
             except RuntimeError as error:
                 raise EngineError(f"OpenVINO failed: {error}") from error
             outputs = (port.get_any_name() for port in self._model.outputs)
@@ -115,7 +118,8 @@ class OvRunner:
             model = self._model.clone()
             model.reshape({port.get_any_name(): _fixed(port, width, window, n_logits) for port in model.inputs})
             try:
-                compiled = self._core.compile_model(model, "NPU", self._settings)
+                with in_engine:
+                    compiled = self._core.compile_model(model, "NPU", self._settings)
             except RuntimeError as error:
                 raise EngineError(f"OpenVINO cannot compile {self._path} for its NPU: {error}") from error
             self._requests[key] = compiled.create_infer_request()

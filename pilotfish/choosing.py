@@ -15,6 +15,7 @@ import numpy as np
 import psutil
 
 from . import backends, busy
+from .broken_weights import naming, require_numbers
 from .measuring import busy_note, doubt, known_answer, source_digest
 from .opening import Place, Progress, open_weights, usable_cores
 from .runtime.bundle import cache_dir, read_json, write_json_atomically
@@ -25,6 +26,7 @@ from .runtime.compressed_copy import missing_for_copies
 from .runtime.compression import missing_abilities
 from .runtime.cost import calibrate
 from .runtime.errors import (
+    DamagedWeightsError,
     EngineError,
     EngineMissingError,
     OptionError,
@@ -139,7 +141,7 @@ class Trials:
         self._busy: float | None = None
 
     def run(self, place: Place, report: Progress) -> Trial:
-        """What this place does; never raises for what the place cannot do."""
+        """What this place does; raises DamagedWeightsError, but nothing for what the place cannot do."""
         version = place.backend.version() or ""
         device = place.device or place.backend.devices()[0]
         key = f"{place.backend.name}-{version}-{device}-{place.threads}"
@@ -150,15 +152,19 @@ class Trials:
             head = (place.backend.name, version, device, place.threads)
             try:
                 others = busy.Others()
-                trial = self._measure(place, head, report)
+                with naming(self._path):
+                    trial = self._measure(place, head, report)
                 trial = replace(trial, busy=max(share, others.share()))
             except PilotfishError as error:
+                if isinstance(error, DamagedWeightsError):
+                    raise
                 trial = Trial(*head, step_s={}, problem=str(error))
                 if not isinstance(error, _LASTING):
                     return trial  # a full memory may be empty another time
-            self._known[key] = trial
             if trial.canary_error is not None and trial.canary_error >= WRONG:
+                require_numbers(self._path)
                 warnings.warn(f"{trial} gave a wrong answer; left out", PilotfishWarning, stacklevel=3)
+            self._known[key] = trial
             _write(_trials_path(self._path, self._wish), self._known)
             report(what, 1.0)
         trial = self._known[key]
@@ -181,6 +187,8 @@ class Trials:
             prepare(session)
             error = None if self._canary is None else canary_error(session, self._canary)
             step_s = _one_step(session)
+            if error is not None and error >= WRONG:
+                return Trial(*head, step_s={1: step_s}, canary_error=error)
             if step_s > _HOPELESS * self._best_step:
                 problem = f"a step takes {1e3 * step_s:.0f} ms, more than {_HOPELESS:.0f} times the best one"
                 return Trial(*head, step_s={1: step_s}, canary_error=error, problem=problem)
@@ -294,6 +302,7 @@ def open_first_right(
             weights.close()
             raise
         weights.close()
+    require_numbers(path)
     raise EngineError(f"{'; '.join(notes)}. Choose another engine or device, or update this one's driver.")
 
 

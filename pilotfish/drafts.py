@@ -6,6 +6,7 @@ import contextlib
 import os
 from pathlib import Path
 
+from .broken_weights import naming
 from .choosing import Wish, choose, open_first_right
 from .measuring import source_digest, token_seconds
 from .opening import Progress, read_tokenizer, resolve
@@ -59,7 +60,8 @@ def open_draft(
     places, _ = choose(found, wish, report)
     weights, _, _, notes = open_first_right(found, places, report)
     try:
-        token_s = token_seconds(weights, report)
+        with naming(found):
+            token_s = token_seconds(weights, report)
     except BaseException:
         weights.close()
         raise

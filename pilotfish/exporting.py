@@ -21,6 +21,7 @@ from .runtime.building import new_bundle
 from .runtime.bundle import Manifest, write_manifest
 from .runtime.errors import ParityError, PilotfishError
 from .runtime.pairing import Pairing
+from .runtime.several import several
 from .verify_report import Report
 
 __all__ = ["Job", "RefusedExportError", "export", "run"]
@@ -30,14 +31,14 @@ def export(
     source: str | os.PathLike[str],
     out: str | os.PathLike[str],
     *,
-    to: Sequence[str] = ("onnx",),
+    to: str | Sequence[str] = "onnx",
     weights: Stored | Literal["source"] = "int4",
     embeddings: Stored | None = None,
     head: Stored | None = None,
     block: int = 32,
     symmetric: bool = False,
     activations: Activations = "int8",
-    data_aware: Sequence[DataAware] = (),
+    data_aware: DataAware | Sequence[DataAware] = (),
     calibration: str | os.PathLike[str] | None = None,
     ratio: float = 1.0,
     gguf_kind: str | None = None,
@@ -73,10 +74,10 @@ def export(
     job = Job(
         source=source,
         out=Path(out).expanduser(),
-        to=tuple(to),
+        to=several(to),
         form=weight_form(weights, embeddings, head, block, symmetric),
         activations=activations,
-        data_aware=tuple(data_aware),
+        data_aware=several(data_aware),
         calibration=None if calibration is None else Path(calibration).expanduser(),
         ratio=ratio,
         gguf_kind=gguf_kind,

@@ -6,8 +6,10 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+from .broken_weights import explained, naming
 from .choosing import Wish, choose, open_first_right
 from .drafts import named_draft, open_draft, remembered_verdict
 from .measuring import calibration
@@ -116,11 +118,13 @@ def load(
             assistant, more = open_draft(found, tokenizer, draft, beside, report, entry)
             assistant = replace(assistant, cache=draft_policy)
             notes += more
+        with naming(found):
+            measured = calibration(weights, report)
         model = Model(
             weights,
             tokenizer,
             None if template is None else ChatTemplate(template),
-            calibration(weights, report),
+            measured,
             draft=assistant,
             policy=policy,
             proposers=proposers,
@@ -131,6 +135,7 @@ def load(
             max_context=max_context,
             choice=choice,
             suppression=read_suppression(found, weights.info.vocab_size) if suppress else None,
+            explain=partial(explained, path=found),
         )
     except BaseException:
         weights.close()

@@ -13,11 +13,13 @@ import numpy as np
 from pydantic import ValidationError
 
 from . import backends, busy
+from .broken_weights import naming
 from .opening import Place, Progress, open_weights, read_tokenizer
 from .runtime.bundle import MANIFEST_NAME, cache_dir, open_bundle, read_json, write_json_atomically
 from .runtime.canary import TEXT, Canary, make_canary
 from .runtime.cost import Calibration, CostCurve, calibrate, facts_key, too_dear
 from .runtime.errors import UnsupportedModelError
+from .runtime.finite import require_finite
 from .runtime.interfaces import Weights
 from .runtime.rows import RowClasses
 from .runtime.source import prepare
@@ -71,8 +73,9 @@ def token_seconds(weights: Weights, report: Progress) -> float:
         times = []
         for token in range(_TOKENS):
             began = time.perf_counter()
-            session.forward(np.array([token % weights.info.vocab_size]), n_logits=1)
+            step = session.forward(np.array([token % weights.info.vocab_size]), n_logits=1)
             times.append(time.perf_counter() - began)
+            require_finite(step.logits, weights.info)
         seconds = min(times)  # a first step is slower, and so is one beside another program's
     finally:
         session.close()
@@ -125,7 +128,8 @@ def _known(weights: Weights) -> Calibration | None:
 def known_answer(path: Path, report: Progress) -> Canary | None:
     """The canary of a bundle, or of a .gguf file as the reference engine answers it, which is computed once.
 
-    None where a bundle has none and where the reference engine does not know the architecture.
+    None where a bundle has none and where the reference engine does not know the architecture. Raises EngineError for
+    weights that have no answer, as some of them are not numbers.
     """
     if path.is_dir():
         return open_bundle(path).manifest.canary
@@ -139,10 +143,13 @@ def known_answer(path: Path, report: Progress) -> Canary | None:
         weights, _ = open_weights(path, place, report)
     except UnsupportedModelError:
         return None
-    session = weights.session(min(weights.info.context_length, 64))
-    canary = make_canary(session, tokenizer.encode(TEXT))
-    session.close()
-    weights.close()
+    try:
+        session = weights.session(min(weights.info.context_length, 64))
+        with naming(path), np.errstate(all="ignore"):
+            canary = make_canary(session, tokenizer.encode(TEXT))
+        session.close()
+    finally:
+        weights.close()
     write_json_atomically(kept, canary.model_dump())
     report("asking the reference engine for a known answer", 1.0)
     return canary

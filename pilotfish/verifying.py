@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ from .runtime.canary import WRONG, canary_error
 from .runtime.errors import EngineMissingError, ModelFileError, OptionError
 from .runtime.interfaces import Floats, ModelInfo, Session, Tokens
 from .runtime.manifest import Manifest
+from .runtime.several import several
 from .runtime.source import prepare
 from .verify_report import FormatReport, Report
 
@@ -35,7 +36,7 @@ def verify(
     folder: str | os.PathLike[str],
     source: str | os.PathLike[str] | None = None,
     *,
-    formats: tuple[str, ...] | None = None,
+    formats: str | Sequence[str] | None = None,
     device: str | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
@@ -51,7 +52,7 @@ def verify(
     """
     bundle = open_bundle(Path(folder).expanduser())
     tell: Progress = progress or (lambda what, share: None)
-    wanted, left_out = _wanted(bundle, formats)
+    wanted, left_out = _wanted(bundle, None if formats is None else several(formats))
     if source is None:
         answers, logits = stored_answers(bundle), None
     else:

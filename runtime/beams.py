@@ -17,6 +17,7 @@ import numpy as np
 
 from .engine import CANCELLED, Limits, end_of, read
 from .errors import AbilityError, OptionError
+from .finite import require_finite
 from .interfaces import FinishReason, Floats, Probs, Round, Tokens
 from .sampling import LogitsProcessor, Sampling
 from .sequence import CachedSequence, Cancelled
@@ -172,6 +173,8 @@ def _step(running: list[_Beginning], context: Tokens, processor: LogitsProcessor
         spent += time.perf_counter() - began
         wide = logits.astype(np.float64)
         top = wide.max()
+        if not math.isfinite(top):
+            require_finite(logits, sequence.session.info)
         logs = wide - top - np.log(np.exp(wide - top).sum())
         if processor is not None:
             logs = processor(logs, np.concatenate([context, np.array(beginning.tokens, dtype=np.int64)]))

@@ -6,6 +6,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from .errors import PilotfishError
+from .finite import require_finite
 from .interfaces import Floats, Session, Tokens, as_tokens
 from .source import prepare
 
@@ -39,11 +40,13 @@ def make_canary(session: Session, text: Tokens, source: Tokens | None = None) ->
     """What an engine that is trusted answers to the text. The session must be empty and is left empty.
 
     source: what an encoder-decoder model reads first; None for sound: the same silence for everybody.
+    Raises NotFiniteError where the weights have no answer.
     """
     _read(session, source)
     tokens = text[: min(_MOST_TOKENS, session.max_context)]
     n = min(sum(_STEPS), len(tokens))
     logits = session.forward(tokens, n_logits=n).logits
+    require_finite(logits, session.info)
     best = logits.argmax(axis=-1)
     top = np.partition(logits, -2, axis=-1)[:, -2:]
     session.truncate(0)

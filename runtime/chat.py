@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ from .conversation import Conversation, read_conversation, write_conversation
 from .engine import UpTo
 from .errors import OptionError
 from .result import Result
+from .stopping import Stop
 from .stream import Stream
 
 if TYPE_CHECKING:
@@ -63,9 +64,11 @@ class Chat:
         chat.messages = found.messages
         return chat
 
-    def send(self, text: str, *, max_new_tokens: int | None = TURN, temperature: float | None = None) -> Result:
-        """The answer to one more user message."""
-        stream = self.stream(text, max_new_tokens=max_new_tokens, temperature=temperature)
+    def send(
+        self, text: str, *, max_new_tokens: int | None = TURN, temperature: float | None = None, stop: Stop = ()
+    ) -> Result:
+        """The answer to one more user message. stop: as in Model.generate()."""
+        stream = self.stream(text, max_new_tokens=max_new_tokens, temperature=temperature, stop=stop)
         for _ in stream:
             pass
         assert stream.result is not None
@@ -77,6 +80,7 @@ class Chat:
         *,
         max_new_tokens: int | None = TURN,
         temperature: float | None = None,
+        stop: Stop = (),
         progress: Callable[[int, int], None] | None = None,
     ) -> Stream:
         """The same, piece by piece. The turn is remembered once the stream has been read to its end.
@@ -86,21 +90,15 @@ class Chat:
         asked: list[Message] = [*self.messages, {"role": "user", "content": text}]
         turn = sum(message["role"] == "assistant" for message in asked)
         seed = None if self.seed is None else self.seed + turn
-        inner = self.model.stream(
-            asked, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, progress=progress
+        stream = self.model.stream(
+            asked, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, stop=stop, progress=progress
         )
 
-        def pieces(outer: Stream) -> Iterator[str]:
-            outer.rounds = inner.rounds
-            try:
-                yield from inner
-            finally:
-                inner.close()
-            outer.result = inner.result
-            if inner.result is not None:
-                self.messages = [*asked, {"role": "assistant", "content": inner.result.text}]
+        def remember(answer: Result) -> None:
+            self.messages = [*asked, {"role": "assistant", "content": answer.text}]
 
-        return Stream(pieces, lambda: inner.trial)
+        stream.when_read = remember
+        return stream
 
 
 def _maker(model: Model) -> dict[str, str]:

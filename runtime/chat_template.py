@@ -121,8 +121,8 @@ def turn_end(tokenizer: Tokenizer, template: ChatTemplate) -> int | None:
         text = template.render(
             [{"role": "user", "content": _ANSWER.lower()}, {"role": "assistant", "content": _ANSWER}],
             add_generation_prompt=False,
-            bos_token=_text(tokenizer, tokenizer.bos_id),
-            eos_token=_text(tokenizer, tokenizer.eos_id),
+            bos_token=_token(tokenizer, tokenizer.bos_id),
+            eos_token=_token(tokenizer, tokenizer.eos_id),
         )
     except ChatTemplateError:
         return None

@@ -15,6 +15,7 @@ from operator import mul
 
 import numpy as np
 
+from .finite import require_finite
 from .interfaces import Indices, ModelInfo, Probs, Session, Tokens
 from .rows import PROBED_WIDTHS, RowClasses, classify
 from .source import prepare
@@ -212,6 +213,7 @@ def calibrate(session: Session, widths: tuple[int, ...] = PROBED_WIDTHS) -> Cali
             rows.append(step.logits.copy())
         session.truncate(_N_CONTEXT)
         logits[width] = np.concatenate(rows)
+        require_finite(logits[width], session.info)
         seconds[width] = min(times)  # a first step at a width is slower, and so is one beside another program's
     timed = list(seconds)
     for width in (*reversed(timed), *timed):  # in turns: what stalled one pass has not stalled the others

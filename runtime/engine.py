@@ -10,6 +10,7 @@ import numpy as np
 
 from .drafting import NO_DRAFT, Drafting
 from .errors import AbilityError, ContextFullError, OptionError
+from .finite import require_finite
 from .interfaces import Draft, FinishReason, Floats, Indices, Law, Proposer, Round, Tokens
 from .sampling import Sampling
 from .sequence import ENDLESS, CachedSequence, Cancelled
@@ -49,7 +50,7 @@ def generate(
     source: what an encoder-decoder model answers about; the prompt is what its answers begin with then.
 
     Between rounds, and whenever the consumer stops early, the target's cache covers the context but its last token.
-    Raises ContextFullError and OptionError before anything changes.
+    Raises ContextFullError and OptionError before anything changes, and NotFiniteError for weights without an answer.
     """
     end = end_of(target, prompt, limits, source is not None)
     context = np.empty(end, dtype=np.int64)
@@ -63,6 +64,7 @@ def generate(
         return
     drafting.begin(target.n_seen)
     target.begin_answer(sampling, len(prompt))
+    first = True
     while True:
         if limits.cancelled():
             yield CANCELLED
@@ -74,6 +76,9 @@ def generate(
             proposal = drafting.propose(proposers, committed[:n], _room(target, n, end))
         step, width, verify_s = _forward(target, context[n - 1], proposal.draft)
         try:
+            if first:  # later steps are judged by their largest logit, but processors come before that
+                require_finite(step[:1], target.session.info)
+                first = False
             verdict, laws = _verify(proposal.draft, step, sampling, context, committed, n, len(prompt), rng)
             if proposal.draft.parents is not None:
                 target.accept(np.array([0, *verdict.rows], dtype=np.int64), width)

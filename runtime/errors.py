@@ -29,6 +29,14 @@ class EngineError(PilotfishError):
     """An engine failed at something it claims to do, or gave a wrong answer to the canary."""
 
 
+class NotFiniteError(EngineError):
+    """Logits that are NaN or infinite: the weights are damaged, or the engine fails at them."""
+
+
+class DamagedWeightsError(EngineError):
+    """Weights with a value that is not a number, which no engine can answer with; the message names the tensor."""
+
+
 class AbilityError(PilotfishError):
     """This engine cannot do what was asked; the message names the engine that can."""
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 
-from .errors import ContextFullError, OptionError
+from .errors import ContextFullError, NotFiniteError, OptionError
 from .interfaces import Tokens
 from .rows import MAX_WIDTH
 from .segments import Segment, cut
@@ -169,6 +169,8 @@ def _scores(
             done += len(prompt)
             if progress is not None:
                 progress(done, total)
+    except NotFiniteError as error:
+        raise model.explain(error) from error
     finally:
         sequence.session.close()
     return found

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import threading
-import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 
-import numpy as np
-
-from .beams import Beams, check_beams, search
+from .answering import Answering, Request
+from .beams import Beams, check_beams
 from .cache_policies.policy import CachePolicy
 from .chat import Chat
 from .chat_template import ChatTemplate, Message, turn_end
@@ -21,28 +20,31 @@ from .draft_length import RenewalReward
 from .draft_weights import DraftWeights, Shared
 from .drafters import Drafters
 from .drafting import Drafting
-from .engine import Limits, UpTo, generate
-from .errors import ChatTemplateError, OptionError
-from .interfaces import DraftLengthPolicy, FinishReason, ModelInfo, Proposer, Round, Tokens, Weights
+from .engine import Limits, UpTo
+from .errors import ChatTemplateError, NotFiniteError, OptionError, PilotfishError
+from .interfaces import DraftLengthPolicy, ModelInfo, Proposer, Tokens, Weights
+from .leaving import before_leaving
 from .prompts import Prompt, Task, encode_prompt, task_of
 from .proposers import DraftModel, SelfDraft
-from .result import Result, Stats, judged
+from .result import Result
 from .sampling import Sampling
 from .sequence import SavedSequence
-from .stopping import TextAssembler
-from .stream import Stream
+from .stopping import Stop, stops_of
+from .stream import Making, Stream
 from .suppression import Suppression
 from .tokenizer import Tokenizer
-from .trial import TrialSequence, open_sequence
-from .twin import TrialReport
+from .trial import open_sequence
+from .turn import Turns
 
 __all__ = ["DraftWeights", "Model", "Prompt"]
 
 ANSWER = UpTo(256)  # tokens of an answer whose length nobody asked for
+_open: weakref.WeakSet[Model] = weakref.WeakSet()
 
 
 class Model:
-    """A loaded model. One generation at a time; a second thread waits for its turn.
+    """A loaded model. One generation at a time: a second thread waits for its turn, and a second request of the thread
+    that reads a stream ends that stream (see Stream). Models still open when the process ends are closed then.
 
     target: the weights to answer with; draft: None, or a smaller model.
     policy: how many tokens to draft; None is plain decoding.
@@ -52,7 +54,7 @@ class Model:
     quality: the agreement with the full cache at which that of `cache` takes its place; without `cache`, what the
         size of self_draft's cache holds.
     exact: stay in one row class, so that plain and speculative text are the same bits by construction.
-    suppression: tokens that no answer holds.
+    suppression: tokens that no answer holds. explain: words the error for weights whose logits are no numbers.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Model:
         max_context: int | None = None,
         choice: Choice | None = None,
         suppression: Suppression | None = None,
+        explain: Callable[[NotFiniteError], PilotfishError] = lambda error: error,
     ) -> None:
         self.choice = choice  # why this engine: what was tried, where anything was
         self.tokenizer = tokenizer
@@ -85,6 +88,7 @@ class Model:
         self._draft = draft
         rows = calibration.rows.rule() if exact else calibration.rows.free()
         self._suppression = suppression or Suppression()
+        self.explain = explain
         self._max_entries = max_context
         drafts = policy is not None
         self._sequence = open_sequence(
@@ -103,8 +107,19 @@ class Model:
         if draft is not None:
             token_s[DraftModel.name] = draft.token_s
         self._drafting = Drafting(policy or RenewalReward(), calibration.curve, rows, token_s)
-        self._turn = threading.Lock()
-        self._closed = False
+        self._answering = Answering(
+            self._sequence,
+            tokenizer,
+            self._drafters,
+            self._drafting,
+            self._suppression,
+            info=target.info,
+            exact=exact,
+            drafts=drafts,
+            explain=explain,
+        )
+        self._turns = Turns()
+        _open.add(self)
 
     def sibling(
         self,
@@ -134,6 +149,7 @@ class Model:
             quality=self.quality if self.cache is not None or drafts_itself else None,
             max_context=self._max_entries,
             suppression=self._suppression,
+            explain=self.explain,
         )
 
     @property
@@ -163,7 +179,7 @@ class Model:
         max_new_tokens: int | None = ANSWER,
         temperature: float | None = None,
         seed: int | None = None,
-        stop: Sequence[str | int] = (),
+        stop: Stop = (),
         sampling: Sampling | None = None,
         raw: bool = False,
         special: bool = False,
@@ -178,7 +194,8 @@ class Model:
         max_new_tokens: the default is 256, or fewer where there is room for fewer; a number that is given has to fit;
             None is until the context is full.
         temperature: 0 (the default) is greedy; `sampling` holds the other settings and replaces it.
-        stop: strings or token ids that end the answer; a stop string is not part of the text.
+        stop: a text or a token id that ends the answer, or several; the text is not part of the answer. That of a
+            special token stops at the token, too.
         cancel: an event that ends the generation between two steps, prompt processing included.
         beams: search for the most probable answer with so many beginnings at a time (docs/encoder-decoder.md); None
             decides token by token. It neither samples nor drafts.
@@ -208,7 +225,7 @@ class Model:
         max_new_tokens: int | None = ANSWER,
         temperature: float | None = None,
         seed: int | None = None,
-        stop: Sequence[str | int] = (),
+        stop: Stop = (),
         sampling: Sampling | None = None,
         raw: bool = False,
         special: bool = False,
@@ -223,19 +240,18 @@ class Model:
         settings = _sampling(temperature, sampling)
         wanted = Beams(beams) if isinstance(beams, int) else beams
         task = self._task(prompt, raw, special)
-        strings = tuple(s for s in stop if isinstance(s, str))
-        if "" in strings:
-            raise OptionError("a stop string is empty, so nothing could ever be generated; leave it out.")
+        strings, ids = stops_of(stop, self.tokenizer, self.info.vocab_size)
         if wanted is not None:
             drafted = self.policy is not None and self._drafters.with_model
             check_beams(settings, strings, draft=drafted, cache=self.cache is not None)
-        limits = Limits(
-            max_new_tokens=max_new_tokens,
-            stop_ids=self.ends | {s for s in stop if not isinstance(s, str)},
-            cancelled=cancel.is_set if cancel is not None else lambda: False,
-            progress=progress,
-        )
-        return Stream(lambda stream: self._run(stream, task, settings, limits, strings, seed, wanted), self._trial)
+        cancelled = cancel.is_set if cancel is not None else lambda: False
+        stop_ids = self.ends | ids
+
+        def pieces(making: Making) -> Iterator[str]:
+            limits = Limits(max_new_tokens, stop_ids, lambda: making.ended or cancelled(), progress)
+            return self._answering.pieces(making, Request(task, settings, limits, strings, seed, wanted))
+
+        return Stream(self._turns, pieces, trial=self._answering.trial, cancelled=cancelled)
 
     def chat(self, system: str | None = None, *, seed: int | None = None) -> Chat:
         """A conversation that remembers its messages; the cache of earlier turns is reused."""
@@ -254,13 +270,13 @@ class Model:
 
     def save_cache(self, context: Tokens) -> SavedSequence:
         """The cache of this context; what it covers of anything else is forgotten. Raises AbilityError."""
-        with self._turn:
+        with self._turns.errand():
             self._sequence.truncate(self._sequence.reusable(context))
             return self._sequence.save()
 
     def restore_cache(self, saved: SavedSequence) -> None:
         """Hold what save_cache() gave. Raises OptionError and ContextFullError before anything changes."""
-        with self._turn:
+        with self._turns.errand():
             self._sequence.restore(saved)
 
     def encode(self, prompt: str | Sequence[Message], *, raw: bool = False, special: bool = False) -> Tokens:
@@ -275,8 +291,7 @@ class Model:
         return self.tokenizer.eos_ids if behind is None else self.tokenizer.eos_ids | {behind}
 
     def _task(self, prompt: Prompt, raw: bool, special: bool) -> Task:
-        if self._closed:
-            raise OptionError("this model is closed; load it again.")
+        self._turns.check_open()
         return task_of(prompt, raw, self.tokenizer, self.template, self.info.encoder, special=special)
 
     def _check_template(self) -> None:
@@ -284,10 +299,16 @@ class Model:
             raise ChatTemplateError("this model has no chat template; use generate(text, raw=True).")
 
     def close(self) -> None:
-        """Free caches and weights. A second close does nothing."""
-        if self._closed:
-            return
-        self._closed = True
+        """Free caches and weights. A second close does nothing.
+
+        An answer that another thread is making ends with its step, as cancelled, and so does an unfinished stream.
+        Raises OptionError where it is called by what a step of this model calls.
+        """
+        if self._turns.close():
+            _open.discard(self)
+            self._free()
+
+    def _free(self) -> None:
         self._sequence.close()
         self._drafters.close_copy()
         self._target.close()
@@ -301,83 +322,19 @@ class Model:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _run(
-        self,
-        stream: Stream,
-        task: Task,
-        sampling: Sampling,
-        limits: Limits,
-        stop: tuple[str, ...],
-        seed: int | None,
-        beams: Beams | None,
-    ) -> Iterator[str]:
-        with self._turn:
-            began = time.perf_counter()
-            seeds = np.random.SeedSequence(seed).spawn(2)  # drafts draw from a stream of their own
-            reused = self._reused(task)
-            behind = task.context if task.continues else ()
-            text = TextAssembler(self.tokenizer, limits.stop_ids, stop, behind=behind)
-            reason: FinishReason = "length"
-            ttft_s: float | None = None
-            rounds = self._rounds(task, sampling, limits, seeds) if beams is None else self._search(task, limits, beams)
-            for done in rounds:
-                if ttft_s is None and done.tokens:
-                    ttft_s = time.perf_counter() - began
-                piece, done = text.push(done)
-                stream.rounds.append(done)
-                reason = done.finish_reason or reason
-                if piece:
-                    yield piece
-                if done.finish_reason is not None:
-                    break
-            tail = text.finish()
-            stream.result = Result(
-                text.text, text.token_ids, reason, tuple(stream.rounds), self._stats(task, reused, ttft_s, stream)
-            )
-            if tail:
-                yield tail
 
-    def _rounds(
-        self, task: Task, sampling: Sampling, limits: Limits, seeds: list[np.random.SeedSequence]
-    ) -> Iterator[Round]:
-        sampling = self._suppression.applied(sampling, len(task.context))
-        return generate(
-            self._sequence,
-            task.context,
-            source=task.source,
-            sampling=sampling,
-            drafting=self._drafting,
-            proposers=() if self.policy is None else self._drafters.of(task, sampling, seeds[1]),
-            limits=limits,
-            rng=np.random.default_rng(seeds[0]),
-        )
+def _end_all() -> Callable[[], None]:
+    """When the process ends: what threads ask of a model ends with the step that runs."""
+    ended = [model for model in list(_open) if model._turns.close(parks=True)]
 
-    def _search(self, task: Task, limits: Limits, beams: Beams) -> Iterator[Round]:
-        processor = self._suppression.processor(len(task.context))
-        return search(self._sequence, task.context, source=task.source, beams=beams, limits=limits, processor=processor)
+    def free() -> None:
+        for model in ended:
+            model._free()
 
-    def _reused(self, task: Task) -> int:
-        """How much of the prompt need not be processed again."""
-        if task.source is None:
-            return self._sequence.reusable(task.context[:-1])
-        return task.n_read if self._sequence.has_read(task.source) else 0
+    return free
 
-    def _trial(self) -> TrialReport | None:
-        return self._sequence.report() if isinstance(self._sequence, TrialSequence) else None
 
-    def _stats(self, task: Task, reused: int, ttft_s: float | None, stream: Stream) -> Stats:
-        return Stats.of(
-            stream.rounds,
-            n_prompt=task.n_read,
-            n_reused=reused,
-            ttft_s=ttft_s,
-            judged=judged(stream.rounds, SelfDraft.name),
-            kv_bytes=self._sequence.nbytes + self._drafters.nbytes,
-            trial=self._trial(),
-            kv_entries=self._sequence.n_entries,
-            info=self.info,
-            exact=self.exact,
-        )
+before_leaving(_end_all)
 
 
 def _sampling(temperature: float | None, sampling: Sampling | None) -> Sampling:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
+from .finite import for_json
 from .interfaces import FinishReason, ModelInfo, Round
 from .twin import TrialReport
 
@@ -97,7 +98,7 @@ class Stats:
     def as_dict(self) -> dict[str, object]:
         """Every field and every computed rate, for JSON."""
         rates = ("decode_s", "decode_tok_s", "acceptance", "self_acceptance", "tokens_per_round")
-        return {**asdict(self), **{name: getattr(self, name) for name in rates}}
+        return {k: for_json(v) for k, v in {**asdict(self), **{name: getattr(self, name) for name in rates}}.items()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from typing import NoReturn, TypeAlias
 
 import numpy as np
 
-from .errors import EngineError, OptionError
+from .errors import NotFiniteError, OptionError
 from .interfaces import Floats, Law, Tokens
 
 LogitsProcessor: TypeAlias = Callable[[Floats, Tokens], Floats]
@@ -130,4 +130,7 @@ def _refuse(top: float) -> NoReturn:
     """There is no most probable token: its logit is this one."""
     if top == -math.inf:
         raise OptionError("the logit processors left no token to choose from; loosen the bias, grammar or processor.")
-    raise EngineError("the engine returned logits that are not numbers; try another engine or device.")
+    raise NotFiniteError(
+        "the engine computed logits that are not numbers: the model's weights are damaged, the engine fails at them "
+        "or a logits processor made them so. Fetch or export the model anew, or choose another engine or device."
+    )

@@ -2,11 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from numbers import Integral
+from typing import TypeAlias
 
+from .errors import OptionError
 from .interfaces import Round
+from .several import several
 from .tokenizer import Tokenizer
+
+Stop: TypeAlias = str | int | Sequence[str | int]
+
+
+def stops_of(stop: Stop, tokenizer: Tokenizer, vocab_size: int) -> tuple[tuple[str, ...], frozenset[int]]:
+    """The texts and the token ids that end an answer. The text of a special token is looked for, and its id, too.
+
+    Raises OptionError for what is neither, for an empty text and for an id that the model does not have.
+    """
+    texts: list[str] = []
+    ids: set[int] = set()
+    wanted: tuple[object, ...] = several(stop)
+    for one in wanted:
+        if isinstance(one, str):
+            if not one:
+                raise OptionError("a stop string is empty, so nothing could ever be generated; leave it out.")
+            texts.append(one)
+            ids |= tokenizer.special_ids(one)
+        elif isinstance(one, Integral) and not isinstance(one, bool):
+            if not 0 <= int(one) < vocab_size:
+                raise OptionError(f"stop holds the token id {one}, but the model's are 0..{vocab_size - 1}.")
+            ids.add(int(one))
+        else:
+            raise OptionError(f"stop holds {one!r}, but must be a text, a token id, or several of them.")
+    return tuple(texts), frozenset(ids)
 
 
 class TextAssembler:

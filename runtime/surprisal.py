@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from .compression import LOGIT_ROWS
+from .finite import require_finite
 from .interfaces import Floats, Tokens
 from .sequence import CachedSequence
 
@@ -15,6 +16,7 @@ def logits_along(sequence: CachedSequence, tokens: Tokens, first: int) -> Iterat
     """(place, logits after the token there and those behind it), (n, vocab_size), from token `first` to the last.
 
     The cache is compressed where decoding would compress it. The array belongs to the caller until the next one.
+    Raises NotFiniteError.
     """
     sequence.cover(tokens[:first])
     rows = sequence.rows
@@ -27,6 +29,7 @@ def logits_along(sequence: CachedSequence, tokens: Tokens, first: int) -> Iterat
         width = n if n > rows.maximum else rows.fit(n)
         padded = np.concatenate([tokens[at : at + n], np.full(width - n, tokens[at + n - 1])])
         logits = sequence.forward(padded, n_logits=width).logits[:n]
+        require_finite(logits, sequence.session.info)
         sequence.truncate(at + n)
         yield at, logits
 

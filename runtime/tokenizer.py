@@ -96,6 +96,10 @@ class Tokenizer:
         """The text of every special token: what a chat template may write and a message may not."""
         return frozenset(self._special)
 
+    def special_ids(self, text: str) -> frozenset[int]:
+        """The ids of special tokens with exactly this text; none where it is no special token's."""
+        return frozenset(i for i, token in self._added.items() if token.special and token.content == text)
+
     def token(self, token_id: int) -> str | None:
         """The text of one special or added token, as in the vocabulary for others; None for an id without a token."""
         text: str | None = self._inner.id_to_token(token_id)

@@ -92,7 +92,8 @@ def test_a_closed_stream_leaves_a_usable_model(model: Model) -> None:
     stream = model.stream(PROMPT, max_new_tokens=30)
     next(iter(stream))
     stream.close()
-    assert stream.result is None
+    assert stream.result is not None and stream.result.finish_reason == "cancelled"
+    assert stream.result.token_ids == whole[: len(stream.result.token_ids)] and len(stream.result.token_ids) < 30
     assert model.generate(PROMPT, max_new_tokens=30).token_ids == whole
 
 
@@ -107,6 +108,48 @@ def test_stop_strings_and_ids_end_plain_and_speculative_alike(model: Model, plai
     token = whole.token_ids[7]
     cut = model.generate(PROMPT, max_new_tokens=40, stop=[int(token)])
     assert cut.token_ids == whole.token_ids[: whole.token_ids.index(token) + 1] and cut.finish_reason == "stop"
+
+
+def test_a_text_or_a_number_alone_is_one_stop(model: Model) -> None:
+    whole = model.generate(PROMPT, max_new_tokens=40)
+    text, token = whole.text[9:12], whole.token_ids[7]
+    for alone, listed in ((text, [text]), (int(token), [int(token)]), (token, (np.int64(token),))):
+        one, other = (model.generate(PROMPT, max_new_tokens=40, stop=stop) for stop in (alone, listed))
+        assert (one.text, one.token_ids, one.finish_reason) == (other.text, other.token_ids, "stop")
+    assert whole.text.startswith(model.generate(PROMPT, max_new_tokens=40, stop=text).text + text)
+    for wrong in ("", [""], [1.5], None, [None], True, [-1], [model.info.vocab_size]):
+        with pytest.raises(OptionError, match="stop"):
+            model.generate(PROMPT, stop=wrong)  # type: ignore[arg-type]
+
+
+def test_the_text_of_a_special_token_stops_at_the_token(path: Path, model: Model) -> None:
+    """It has no text, so nothing would match; the same text in plain letters does match."""
+    start = model.tokenizer.id_of("<|im_start|>")
+    assert start is not None and model.tokenizer.decode([start]) == ""
+
+    def turn(logits: np.ndarray, context: np.ndarray) -> np.ndarray:
+        logits[start] = 1e6 if len(context) == n_prompt + 5 else -1e6
+        return logits
+
+    n_prompt = len(model.encode(PROMPT))
+    sampling = Sampling(processors=(turn,))
+    whole = model.generate(PROMPT, max_new_tokens=20, sampling=sampling)
+    assert whole.token_ids[5] == start and whole.finish_reason == "length"
+    for stop in ("<|im_start|>", ["never", "<|im_start|>"], start):
+        stream = model.stream(PROMPT, max_new_tokens=20, sampling=sampling, stop=stop)
+        text = "".join(stream)
+        assert stream.result is not None and stream.result.finish_reason == "stop"
+        assert stream.result.token_ids == whole.token_ids[:6] and text == stream.result.text
+        assert text == model.tokenizer.decode(whole.token_ids[:5])
+    letters = model.tokenizer.encode("<|im_start|>").tolist()
+    assert start not in letters
+
+    def spelling(logits: np.ndarray, context: np.ndarray) -> np.ndarray:
+        logits[(letters * 9)[len(context) - n_prompt]] = 1e6
+        return logits
+
+    spelled = model.generate(PROMPT, max_new_tokens=40, sampling=Sampling(processors=(spelling,)), stop="<|im_start|>")
+    assert (spelled.text, spelled.finish_reason) == ("", "stop") and list(spelled.token_ids) == letters
 
 
 def test_the_next_turn_reuses_the_cache_and_says_the_same_as_a_fresh_model(model: Model, path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..errors import OptionError
+from ..errors import EngineError, NotFiniteError, OptionError
 from ..interfaces import EMPTY_DRAFT, Budget, Draft, Floats, Law, Tokens
 from ..pairing import Translation
 from ..sampling import Sampling
@@ -52,7 +52,18 @@ class DraftModel:
 
     def propose(self, context: Tokens, budget: Budget) -> Draft:
         """Up to budget.max_tokens tokens; fewer where the budget says that one more would not pay, or none where the
-        context has outgrown the draft model."""
+        context has outgrown the draft model. Raises EngineError for a draft model whose logits are no numbers."""
+        try:
+            return self.drafted(context, budget)
+        except NotFiniteError as error:
+            self._sequence.truncate(0)
+            raise EngineError(
+                "the draft model computed logits that are not numbers: its weights are damaged, or its engine fails at "
+                "them. Fetch or export the draft anew, choose another, or load the model with draft=None."
+            ) from error
+
+    def drafted(self, context: Tokens, budget: Budget) -> Draft:
+        """propose(), for weights that are the target's own: their errors are the target's, too."""
         if self._source is not None:
             self._sequence.encode(self._source)
         own = context if self._translation is None else self._translation.context(context)[0]

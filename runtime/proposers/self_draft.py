@@ -52,4 +52,4 @@ class SelfDraft:
         if sequence is None:
             return EMPTY_DRAFT
         drafter = DraftModel(sequence, self._sampling, self._n_prompt, self._rng, self._vocab_size)
-        return drafter.propose(context, budget)
+        return drafter.drafted(context, budget)

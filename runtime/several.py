@@ -1,0 +1,15 @@
+"""One thing or several, where either may be given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TypeVar
+
+_T = TypeVar("_T")
+
+
+def several(given: _T | Iterable[_T]) -> tuple[_T, ...]:
+    """The things given. A text, though it is a sequence, is one thing, and so is what is no sequence: a number."""
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        return (given,)
+    return tuple(given)
