@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 
+from .checks import whole
 from .errors import ContextFullError, OptionError
 from .interfaces import Tokens
 from .segments import Segment, cut
@@ -84,17 +85,21 @@ def _room(model: Model, document: str, question: str, budget: int | None, segmen
         )
     if score not in ("likelihood", "entropy"):
         raise OptionError(f"score is {score!r}, but must be 'likelihood' or 'entropy'.")
+    whole("segment", segment, 1)
+    if budget is not None:
+        whole("budget", budget, 1)
     if not document.strip() or not question.strip():
         raise OptionError(f"the {'question' if document.strip() else 'document'} is empty; give a text.")
     limit = min(model.max_context, model.info.context_length)
     room = limit * 3 // 4 if budget is None else budget
+    larger = "Open the model with a larger max_context, c" if limit < model.info.context_length else "C"
     around = len(model.encode(_prompt([], question), raw=raw))
     least = around + segment + 8  # what stands between segments
     if segment < 16 or not least <= room < limit:
         raise ContextFullError(
             f"the question has {around} tokens and a segment up to {segment} (16 or more), so the prompt's budget of "
-            f"{room} must lie in {around + max(segment, 16) + 8}..{limit - 1}, for a context of {limit}. Open the "
-            "model with a larger max_context, choose smaller segments, or shorten the question."
+            f"{room} must lie in {around + max(segment, 16) + 8}..{limit - 1}, for a context of {limit}. {larger}"
+            "hoose smaller segments, or shorten the question."
         )
     return room
 

@@ -25,6 +25,7 @@ from .errors import ChatTemplateError, OptionError
 from .interfaces import DraftLengthPolicy, FinishReason, ModelInfo, Proposer, Round, Tokens, Weights
 from .prompts import Prompt, Task, encode_prompt, task_of
 from .proposers import DraftModel, SelfDraft
+from .request import check_request
 from .result import Result, Stats, judged
 from .sampling import Sampling
 from .sequence import SavedSequence
@@ -215,12 +216,11 @@ class Model:
 
         progress: called with (tokens done, tokens in all) while the prompt is processed.
         """
+        check_request(max_new_tokens=max_new_tokens, seed=seed, stop=stop)
         settings = _sampling(temperature, sampling)
-        wanted = Beams(beams) if isinstance(beams, int) else beams
+        wanted = beams if beams is None or isinstance(beams, Beams) else Beams(beams)
         task = self._task(prompt, raw)
         strings = tuple(s for s in stop if isinstance(s, str))
-        if "" in strings:
-            raise OptionError("a stop string is empty, so nothing could ever be generated; leave it out.")
         if wanted is not None:
             drafted = self.policy is not None and self._drafters.with_model
             check_beams(settings, strings, draft=drafted, cache=self.cache is not None)
