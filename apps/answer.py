@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from ..runtime.sampling import Sampling
 from ..runtime.sound import read_wav
 from ..runtime.twin import TrialReport
 from .document import excerpt_of, facts_of, show_kept
-from .terminal import console
+from .terminal import console, print_json
 
 
 def answer(
@@ -55,7 +54,7 @@ def answer(
     assert result is not None
     if as_json:
         about = {} if found is None else {"document": facts_of(found)}
-        print(json.dumps({**as_object(result), **about}, ensure_ascii=False))
+        print_json({**as_object(result), **about})
     else:
         _show("\n")
         if found is not None:
@@ -129,7 +128,11 @@ def _talk(talk: Chat, temperature: float, max_new_tokens: int | None) -> None:
         try:
             line = sys.stdin.readline()
         except UnicodeDecodeError as error:
-            raise OptionError(f"standard input is not UTF-8 text ({error.reason}). Convert it first.") from None
+            raise OptionError(
+                f"standard input is no {sys.stdin.encoding} text ({error.reason}). Convert it first."
+            ) from None
+        except OSError as error:
+            raise OptionError(f"standard input cannot be read: {error.strerror}. Pipe in something else.") from None
         if not line or line.strip() == "/bye":
             return
         if not line.strip():

@@ -27,7 +27,7 @@ from .bench_cache_inputs import read_text
 from .bench_copies import CopyTask, copied_share, copy_tasks, forced
 from .llamacpp_peer import LlamaCpp
 from .plotting import drawn, require_plots
-from .terminal import LoadProgress, console
+from .terminal import LoadProgress, console, print_json
 
 PLAIN, SPECULATIVE, ONE_ROW, LLAMA = "plain", "speculative", "one row", "llama.cpp"
 _DOCUMENT = "document"  # the set of one long prompt
@@ -106,7 +106,7 @@ def bench(
         results = _measure(loaded, model, chosen, n_tokens, repeats)
         report = _report(loaded, results, n_tokens, repeats)
     if as_json:
-        print(json.dumps(report))
+        print_json(report)
     else:
         _show(report)
     if out is not None:

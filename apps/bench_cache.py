@@ -23,7 +23,7 @@ from .bench_cache_inputs import Settings, names_budget, read_share, read_text
 from .bench_cache_report import line, show, write_report
 from .bench_cache_rows import FULL, Bench, ExactLaw, Row
 from .plotting import require_plots
-from .terminal import LoadProgress, console
+from .terminal import LoadProgress, console, print_json
 
 _OWN = 64  # entries of the model's own cache, which is not used
 _SHARES = ("1/2", "1/4", "1/8")
@@ -80,7 +80,7 @@ def bench_cache(
     finally:  # Ctrl-C, too: what was measured is shown
         if run.info is not None:
             report = run.report(run.info)
-            print(json.dumps(report)) if as_json else show(report)
+            print_json(report) if as_json else show(report)
     if out is not None:
         written = write_report(report, out)
         console().print(f"wrote {', '.join(map(str, written))}", soft_wrap=True)

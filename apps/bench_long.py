@@ -28,7 +28,7 @@ from ..runtime.surprisal import surprisal
 from . import machine
 from .bench_cache_inputs import read_text
 from .plotting import drawn, require_plots
-from .terminal import LoadProgress
+from .terminal import LoadProgress, print_json
 
 _NEEDLE = "\nThe secret number of the lighthouse is {}.\n"
 _QUESTION = "What is the secret number of the lighthouse?"
@@ -99,7 +99,7 @@ def bench_long(
             "needles": [asdict(x) for x in needles],
             "curve": _curves(loaded, tokens[: settings.curve], settings.policy) if settings.curve else None,
         }
-    print(json.dumps(report)) if as_json else _show(report)
+    print_json(report) if as_json else _show(report)
     if out is not None:
         write_atomically(out / "long.json", json.dumps(report, indent=1).encode())
         if report["curve"]:

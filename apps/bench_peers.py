@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from statistics import mean, median
@@ -12,16 +11,18 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from .. import __version__, backends
+from .. import __version__
+from ..choosing import Wish
 from ..loading import load, resolve
 from ..runtime.errors import OptionError
 from ..runtime.model import Model
 from . import machine
 from .bench import choose_prompts, read_prompts
+from .bench_curve import engines_of
 from .genai_peer import OpenVinoGenAi
 from .llamacpp_peer import LlamaCpp
 from .onnx_peer import OnnxRuntime
-from .terminal import LoadProgress, console
+from .terminal import LoadProgress, console, print_json
 
 _PAUSE_S = 0.05  # for the threads of the one before to go to sleep
 
@@ -47,11 +48,11 @@ def bench_engines(
 ) -> None:
     """Run the benchmark and show a table; one engine after the other, each interleaved with its peer."""
     path = resolve(model)
-    names = [b.name for b in backends.openers(path)] if engines == "all" else [e.strip() for e in engines.split(",")]
+    names = [backend.name for backend in engines_of(path, engines)]
+    Wish(threads=threads)  # checks the number
     prompts = [r.prompt for r in choose_prompts(read_prompts(None), "all", max(1, -(-n_prompts // 5)))][:n_prompts]
     rows = []
     for name in names:
-        backends.named(path, name)
         with LoadProgress() as progress:
             bare = {"pair_rows": False} if name == "llamacpp" else {}  # its single row as it is, whatever its bits
             ours = load(path, name, speculate=False, exact=False, threads=threads, options=bare, progress=progress)
@@ -77,7 +78,7 @@ def bench_engines(
         "engines": rows,
     }
     if as_json:
-        print(json.dumps(report))
+        print_json(report)
     else:
         _show(report, rows)
 

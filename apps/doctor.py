@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import platform
 from dataclasses import asdict
@@ -21,7 +20,7 @@ from ..runtime.choice import Choice, Job
 from ..runtime.cost import CostCurve
 from ..runtime.errors import EngineMissingError
 from . import machine
-from .terminal import LoadProgress
+from .terminal import LoadProgress, print_json
 
 
 def report(model: str | None, *, job: Job, again: bool, as_json: bool) -> None:
@@ -30,7 +29,7 @@ def report(model: str | None, *, job: Job, again: bool, as_json: bool) -> None:
     choice = None if model is None else _try_out(model, job, again)
     if as_json:
         chosen = None if choice is None else _choice_facts(choice)
-        print(json.dumps({**found, "choice": chosen}))
+        print_json({**found, "choice": chosen})
         return
     out = Console(highlight=False, markup=False)
     if choice is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,8 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from ..runtime.errors import OptionError
-from .options import DraftEngine, Exact, Threads
-from .terminal import LoadProgress
+from .options import DraftEngine, Exact, NewTokens, Threads
+from .terminal import LoadProgress, print_json
 
 if TYPE_CHECKING:
     from ..draft_check import DraftCheck
@@ -23,8 +22,7 @@ draft_app = typer.Typer(help="Draft models: whether one pays here, and making on
 Target = Annotated[str, typer.Argument(help="Catalogue name, .gguf file or bundle folder.", show_default=False)]
 Engine = Annotated[str | None, typer.Option(help="Engine of the target; default: the fastest here.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-NTokens = Annotated[int, typer.Option("--tokens", help="New tokens per prompt.")]
-PerSet = Annotated[int, typer.Option(help="Prompts of each kind, at most 4.")]
+PerSet = Annotated[int, typer.Option(min=1, max=4, help="Prompts of each kind.")]
 
 
 @draft_app.command()
@@ -34,11 +32,11 @@ def check(
     engine: Engine = None,
     draft_engine: DraftEngine = None,
     threads: Threads = None,
-    tokens: NTokens = 64,
+    tokens: NewTokens = 64,
     per_set: PerSet = 4,
     exact: Exact = True,
     measure: Annotated[bool, typer.Option("--measure", help="Also run with and without it, in turns.")] = False,
-    repeats: Annotated[int, typer.Option(help="Turns of --measure.")] = 3,
+    repeats: Annotated[int, typer.Option(min=1, max=1000, help="Turns of --measure.")] = 3,
     as_json: AsJson = False,
 ) -> None:
     """Measure how often a draft's tokens are accepted, and whether that is worth its time on this machine."""
@@ -98,7 +96,7 @@ def make(
         else:
             made = drop_layers(target, out, n_dropped=drop, threads=threads, progress=progress)
     if as_json:
-        print(json.dumps(made.as_dict()))
+        print_json(made.as_dict())
         return
     _show_options(made)
     show(made.check, False)
@@ -119,7 +117,7 @@ def _show_options(made: MadeDraft) -> None:
 def show(result: DraftCheck, as_json: bool) -> None:
     """Print a check."""
     if as_json:
-        print(json.dumps(result.as_dict()))
+        print_json(result.as_dict())
         return
     out = Console(highlight=False, markup=False)
     shared = (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from pathlib import Path
@@ -16,6 +15,7 @@ from ..exporters.parity import Parity
 from ..exporting import Job, RefusedExportError, run
 from ..verify_report import Report
 from ..verifying import verify
+from .terminal import print_json
 
 _LEGEND = """\
 top-1: the same best token; agree: the same, or one that the source finds all but as good; other from:
@@ -94,7 +94,7 @@ def run_verify(
 def show(report: Report, as_json: bool) -> None:
     """Print the table of a report, or the report as one JSON object."""
     if as_json:
-        print(json.dumps(as_object(report), ensure_ascii=False))
+        print_json(as_object(report))
         return
     out = Console(highlight=False, markup=False)
     if report.targets:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Callable
 
 from rich.console import Console
@@ -11,6 +13,16 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 def console() -> Console:
     """Where everything that is not the answer goes."""
     return Console(stderr=True, highlight=False, markup=False)
+
+
+def print_json(value: object) -> None:
+    """One line of JSON on standard output: its characters as they are, or as escapes where the encoding lacks some."""
+    text = json.dumps(value, ensure_ascii=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(value)
+    print(text)
 
 
 class LoadProgress:

@@ -14,10 +14,13 @@ from .draft_prompts import MAKE
 from .drafts import context_length
 from .loading import load
 from .opening import Progress, resolve
+from .runtime.building import refuse_foreign
 from .runtime.bundle import open_bundle
+from .runtime.checks import whole
 from .runtime.errors import OptionError, UnsupportedModelError
 from .runtime.gguf_file import read_gguf
 from .runtime.storage import write_error
+from .wish import Wish, refuse_impossible
 
 if TYPE_CHECKING:
     from .exporters.layer_search import Candidate
@@ -69,6 +72,11 @@ def drop_layers(
     Needs the onnx engine, for the search runs on it. Raises what load() raises, UnsupportedModelError for graphs
     that are not attention and MLP in turn, OptionError for a number of blocks that cannot be left out.
     """
+    if n_dropped is not None:
+        whole("blocks to drop", n_dropped, 1)
+    wish = Wish(engine="onnx", threads=threads)
+    refuse_impossible(wish)
+    refuse_foreign(out)
     report = progress or (lambda what, share: None)
     source = onnx_bundle(target, report)
     from .exporters.dropped_bundle import write_dropped
@@ -124,16 +132,23 @@ def lower_bits(
     """
     if (kind is None) == (bits is None):
         raise OptionError("give a kind of GGUF file or a number of bits, and not both.")
+    from .exporters.gguf_quantize import BITS, bits_per_weight, check_types, kind_of_bits, quantize_gguf
+
+    if bits is not None:
+        whole("bits a weight", bits, min(BITS), max(BITS))
+    if kind is not None:
+        check_types(kind, None, None)
+    Wish(threads=threads)  # checks the number
+    if engine is not None:
+        backends.installed(engine)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise OptionError(f"{out} exists and is not an empty folder; choose another.")
     report = progress or (lambda what, share: None)
     found = resolve(target, report)
     source = _gguf_of(found if draft is None else resolve(draft, report))
-    from .exporters.gguf_quantize import bits_per_weight, kind_of_bits, quantize_gguf
-
     before = read_gguf(source)
     kind = kind or kind_of_bits(bits or 0, before)
     made = out / f"{source.stem}-{kind}.gguf"
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise OptionError(f"{out} exists and is not an empty folder; choose another.")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from . import backends
 from .choosing import Wish, choose, open_first_right, refuse_impossible
-from .drafts import named_draft, open_draft, remembered_verdict
+from .drafts import context_length, named_draft, open_draft, reads_source, remembered_verdict
 from .measuring import calibration
 from .opening import Progress, read_suppression, read_tokenizer, resolve
 from .runtime.bundle import DraftEntry
@@ -24,7 +24,7 @@ from .runtime.errors import OptionError, PilotfishWarning
 from .runtime.interfaces import DraftLengthPolicy, ModelInfo, Proposer
 from .runtime.model import DraftWeights, Model
 from .runtime.proposers import SelfDraft
-from .runtime.trial import AUTO
+from .runtime.trial import AUTO, tried_policy
 
 __all__ = ["load", "resolve"]
 
@@ -101,8 +101,15 @@ def load(
     wish = Wish(engine, device, threads, kv_dtype, options or {}, job, exact, compression, copied).with_environment()
     refuse_impossible(wish)
     if draft_engine is not None:
-        backends.get(draft_engine)
+        backends.installed(draft_engine)
+    if wanted is not None:
+        tried_policy(compression, self_draft)
     found = resolve(path, report)
+    if max_context is not None and not reads_source(found):
+        known = context_length(found)
+        whole("max_context", max_context, 2, known, hint="the model was trained for no more")
+    if draft not in (None, "auto"):
+        draft = resolve(draft, report)
     named = named_draft(found) if draft == "auto" and speculate else None
     if draft_engine is not None and named is None and draft in (None, "auto"):
         raise OptionError(f"draft_engine is {draft_engine!r}, but there is no draft model; give one, or drop it.")

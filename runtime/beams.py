@@ -118,8 +118,8 @@ def _require_room(info: ModelInfo, beams: Beams, n_tokens: int) -> None:
     free = psutil.virtual_memory().available
     if beams.size * each > free:
         raise OptionError(
-            f"{beams.size} beams of up to {n_tokens} tokens take {beams.size * each / 1e9:.1f} GB, and {free / 1e9:.1f} "
-            f"GB of memory are free; ask for {max(free // each, 1)} beams or fewer, or for fewer new tokens."
+            f"{beams.size} beams of up to {n_tokens} tokens take {beams.size * each / 1e9:.1f} GB, and "
+            f"{free / 1e9:.1f} GB of memory are free; ask for {max(free // each, 1)} beams, or for fewer new tokens."
         )
 
 
