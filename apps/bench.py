@@ -11,12 +11,12 @@ from pathlib import Path
 from statistics import mean, median
 
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from .. import __version__
 from ..drafts import context_length, reads_source
 from ..loading import load, resolve
+from ..runtime.checks import shown
 from ..runtime.errors import OptionError
 from ..runtime.interfaces import Round
 from ..runtime.model import Model
@@ -27,7 +27,7 @@ from .bench_cache_inputs import read_text
 from .bench_copies import CopyTask, copied_share, copy_tasks, forced
 from .llamacpp_peer import LlamaCpp
 from .plotting import drawn, require_plots
-from .terminal import LoadProgress, console, print_json
+from .terminal import LoadProgress, bars, console, print_json
 
 PLAIN, SPECULATIVE, ONE_ROW, LLAMA = "plain", "speculative", "one row", "llama.cpp"
 _DOCUMENT = "document"  # the set of one long prompt
@@ -96,7 +96,10 @@ def bench(
             if prompts is None and reads_source(path)
             else choose_prompts(rows, sets, per_set)
         )
-        room = None if max_context is None else min(max_context, context_length(path))
+        known = context_length(path)
+        room = known if max_context is None else min(max_context, known)
+        if n_tokens >= room:
+            raise OptionError(f"--tokens is {shown(n_tokens)}, and a prompt comes before them: of {room} in all.")
         loaded = load(
             model, engine, draft=draft or "auto", cache=cache, threads=threads, max_context=room, progress=progress
         )
@@ -166,7 +169,7 @@ def _measure(model: Model, source: str, results: list[PromptResult], n_tokens: i
     try:
         for decode in contestants.values():
             decode(results[0], 8)  # the first steps of a process are slower
-        with Progress(console=console(), transient=True) as progress:
+        with bars() as progress:
             task = progress.add_task("measuring", total=len(results) * repeats * len(names))
             for turn in range(repeats):
                 for result in results:

@@ -9,7 +9,6 @@ from statistics import median
 
 import numpy as np
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from .. import __version__, backends
@@ -24,7 +23,7 @@ from ..runtime.source import stand_in
 from ..runtime.storage import write_atomically
 from . import machine
 from .plotting import drawn, require_plots
-from .terminal import LoadProgress, console, print_json
+from .terminal import LoadProgress, bars, console, print_json
 
 WIDTHS = (1, 2, 4, 8, 16, 32)
 _PAUSE_S = 0.05  # for the threads of the engine before to go to sleep
@@ -86,7 +85,7 @@ def _measure(sessions: dict[str, Session], context: int, repeats: int) -> dict[s
     """Median milliseconds by engine and width; engines take turns within every repeat."""
     steps: dict[str, dict[int, list[float]]] = {name: {w: [] for w in WIDTHS} for name in sessions}
     prefill: dict[str, list[float]] = {name: [] for name in sessions}
-    with Progress(console=console(), transient=True) as progress:
+    with bars() as progress:
         task = progress.add_task("measuring", total=repeats * len(sessions))
         for _ in range(repeats):
             for name, session in sessions.items():

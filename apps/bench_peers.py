@@ -8,12 +8,13 @@ from statistics import mean, median
 from typing import Protocol
 
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from .. import __version__
 from ..choosing import Wish
+from ..drafts import context_length
 from ..loading import load, resolve
+from ..runtime.checks import whole
 from ..runtime.errors import OptionError
 from ..runtime.model import Model
 from . import machine
@@ -22,7 +23,7 @@ from .bench_curve import engines_of
 from .genai_peer import OpenVinoGenAi
 from .llamacpp_peer import LlamaCpp
 from .onnx_peer import OnnxRuntime
-from .terminal import LoadProgress, console, print_json
+from .terminal import LoadProgress, bars, console, print_json
 
 _PAUSE_S = 0.05  # for the threads of the one before to go to sleep
 
@@ -50,6 +51,7 @@ def bench_engines(
     path = resolve(model)
     names = [backend.name for backend in engines_of(path, engines)]
     Wish(threads=threads)  # checks the number
+    whole("--tokens", n_tokens, 1, context_length(path), hint="the model knows no more")
     prompts = [r.prompt for r in choose_prompts(read_prompts(None), "all", max(1, -(-n_prompts // 5)))][:n_prompts]
     rows = []
     for name in names:
@@ -57,8 +59,10 @@ def bench_engines(
             bare = {"pair_rows": False} if name == "llamacpp" else {}  # its single row as it is, whatever its bits
             ours = load(path, name, speculate=False, exact=False, threads=threads, options=bare, progress=progress)
         with ours:
-            longest = max(len(ours.encode(p)) for p in prompts)
-            peer = _peer(name, path, ours.info.threads, longest + n_tokens + 8)
+            need = max(len(ours.encode(p)) for p in prompts) + n_tokens + 8
+            if need > ours.info.context_length:
+                raise OptionError(f"--tokens is {n_tokens}: the model knows {ours.info.context_length}, not {need}.")
+            peer = _peer(name, path, ours.info.threads, need)
             if peer is None:
                 console().print(f"{name}: its own way of decoding this model is not installed; left out")
                 continue
@@ -88,7 +92,7 @@ def _compare(ours: Model, peer: Peer, prompts: list[str], n_tokens: int, repeats
     rates: dict[str, list[float]] = {"ours": [], "theirs": []}
     own, steps, same = [], [], 0
     info = ours.info
-    with Progress(console=console(), transient=True) as progress:
+    with bars() as progress:
         task = progress.add_task(f"{info.engine}", total=repeats * len(prompts))
         for turn in range(repeats + 1):  # the first warms up
             for prompt in prompts if turn else prompts[:1]:

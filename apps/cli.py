@@ -110,23 +110,23 @@ def _show_warning(message: Warning | str, category: type[Warning], *where: Any, 
 def main() -> None:
     """Entry point. Exit codes: 0, 2 for anything a user can mend, with one line that says how, 130 for Ctrl-C."""
     warnings.showwarning = _show_warning
-    code, said = 2, ""
+    code, said = 0, ""
     try:
         with standard_streams():
             code = app(standalone_mode=False) or 0
     except PilotfishError as error:
-        said = str(error)
+        code, said = 2, str(error)
     except _UsageError as error:
-        said = _usage(error)
+        code, said = 2, _usage(error)
     except OSError as error:  # of a path that no one had thought of; any other is a fault of ours
         if error.filename is None:
             raise
-        said = f"{shown(os.fspath(error.filename))}: {error.strerror}. Give another path."
+        code, said = 2, f"{shown(os.fspath(error.filename))}: {error.strerror}. Give another path."
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     except ReaderGoneError:
         code = 0
-    with contextlib.suppress(OSError):  # standard error may be full, too
+    with contextlib.suppress(OSError):  # standard error may be full
         if said:
             console().print(f"pilotfish: {' '.join(said.split())}", style="red", soft_wrap=True)
         if code == 130:

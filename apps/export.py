@@ -42,7 +42,8 @@ class StepProgress:
 
     def __exit__(self, *exc: object) -> None:
         self._end_step()
-        self._bars.stop()
+        if self._console.is_terminal:
+            self._bars.stop()
 
     def __call__(self, what: str, share: float) -> None:
         if what != self._step:

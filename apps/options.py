@@ -48,6 +48,7 @@ MaxNewTokens = Annotated[
     typer.Option(
         "--max-new-tokens",
         "-n",
+        min=0,
         help="Default: 256 (chat: 512), or what there is room for. 0: until the context is full.",
     ),
 ]

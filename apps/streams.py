@@ -36,15 +36,18 @@ def standard_streams() -> Iterator[None]:
         if sys.stdout is None:
             raise OptionError("standard output is closed, and answers go there; leave it open, or give it a file.")
         if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout = _guarded(sys.stdout)
+            sys.stdout = _guarded(sys.stdout, "replace", answers=True)
+        if isinstance(sys.stderr, io.TextIOWrapper):
+            sys.stderr = _guarded(sys.stderr, "backslashreplace", answers=False)
         yield
         sys.stdout.flush()
     finally:
-        guarded = sys.stdout
+        guarded = sys.stdout, sys.stderr
         sys.stdin, sys.stdout, sys.stderr = before
-        if guarded is not None:
-            with contextlib.suppress(OutputError, ReaderGoneError):
-                guarded.flush()  # here, and not when it is collected
+        for stream in guarded:
+            if stream is not None:
+                with contextlib.suppress(OutputError, ReaderGoneError):
+                    stream.flush()  # here, and not when it is collected
 
 
 def _fill_closed() -> None:
@@ -55,18 +58,18 @@ def _fill_closed() -> None:
     os.close(number)
 
 
-def _guarded(out: io.TextIOWrapper) -> io.TextIOWrapper:
-    """The same output, which says by errors of ours what became of it."""
+def _guarded(out: io.TextIOWrapper, errors: str, *, answers: bool) -> io.TextIOWrapper:
+    """The same output, which says by errors of ours what became of it, where it is for answers."""
     below: Any = out.buffer
-    guard = _Guard(below.raw if isinstance(below, io.BufferedWriter) else below)
-    return io.TextIOWrapper(io.BufferedWriter(guard), out.encoding, "replace", line_buffering=out.line_buffering)
+    guard = _Guard(below.raw if isinstance(below, io.BufferedWriter) else below, answers)
+    return io.TextIOWrapper(io.BufferedWriter(guard), out.encoding, errors, line_buffering=out.line_buffering)
 
 
 class _Guard(io.RawIOBase):
-    """What lies under standard output. Once it failed, it swallows the rest."""
+    """What lies under a stream. Once that failed it swallows the rest; where no answers go, what failed, too."""
 
-    def __init__(self, raw: io.RawIOBase) -> None:
-        self._raw, self._failed = raw, False
+    def __init__(self, raw: io.RawIOBase, answers: bool) -> None:
+        self._raw, self._answers, self._failed = raw, answers, False
 
     def write(self, data: Any) -> int | None:
         if self._failed:
@@ -75,6 +78,8 @@ class _Guard(io.RawIOBase):
             return self._raw.write(data)
         except OSError as error:
             self._failed = True
+            if not self._answers:  # nobody can be told
+                return memoryview(data).nbytes
             if isinstance(error, BrokenPipeError):
                 raise ReaderGoneError from None
             raise OutputError(

@@ -7,12 +7,18 @@ import sys
 from collections.abc import Callable
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 
 
 def console() -> Console:
     """Where everything that is not the answer goes."""
     return Console(stderr=True, highlight=False, markup=False)
+
+
+def bars(*columns: ProgressColumn) -> Progress:
+    """Bars on standard error while something is done, where that is a terminal; elsewhere they would be empty lines."""
+    screen = console()
+    return Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal)
 
 
 def print_json(value: object) -> None:
@@ -42,7 +48,7 @@ class LoadProgress:
     def _report(self, what: str, share: float) -> None:
         if self._progress is None:
             columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
-            self._progress = Progress(*columns, TimeRemainingColumn(), console=console(), transient=True)
+            self._progress = bars(*columns, TimeRemainingColumn())
             self._progress.start()
         if what not in self._tasks:
             self._tasks[what] = self._progress.add_task(what, total=1.0)

@@ -16,7 +16,7 @@ from .loading import load
 from .opening import Progress, resolve
 from .runtime.building import refuse_foreign
 from .runtime.bundle import open_bundle
-from .runtime.checks import whole
+from .runtime.checks import shown, whole
 from .runtime.errors import OptionError, UnsupportedModelError
 from .runtime.gguf_file import read_gguf
 from .runtime.storage import write_error
@@ -25,6 +25,7 @@ from .wish import Wish, refuse_impossible
 if TYPE_CHECKING:
     from .exporters.layer_search import Candidate
 
+_FEWEST = 4  # blocks that stay
 _N_TOKENS = 24  # of each answer that candidates are compared on
 _OUTPUT = "Q4_0"  # as llama.cpp has it, in 6 or 8 bits, it is a third of a small draft's step
 _MORE_BITS = 1.5  # than those asked for are no longer what was asked for
@@ -79,21 +80,25 @@ def drop_layers(
     refuse_foreign(out)
     report = progress or (lambda what, share: None)
     source = onnx_bundle(target, report)
+    bundle = open_bundle(source)
+    graph = bundle.file(bundle.manifest.formats["onnx"])
     from .exporters.dropped_bundle import write_dropped
+    from .exporters.layer_drop import blocks_of
     from .exporters.layer_search import Scorer, search, step_shares
+
+    n_blocks = len(blocks_of(graph))
+    if not 1 <= (n_dropped or 1) <= n_blocks - _FEWEST:
+        asked = "no block" if n_dropped is None else f"{shown(n_dropped)} blocks"
+        can = f"1 to {n_blocks - _FEWEST} can" if n_blocks > _FEWEST else "none can"
+        raise OptionError(f"{asked} can be left out: of {n_blocks} {can}, so that {_FEWEST} stay.")
 
     with load(
         source, "onnx", draft=None, threads=threads, max_context=min(1024, context_length(source)), progress=report
     ) as model:
         answers = [answer(model, prompt, _N_TOKENS) for prompt in MAKE]
         costs, n_threads = target_costs(model), model.info.threads
-    bundle = open_bundle(source)
     window = bundle.manifest.recipe_of("onnx").get("sliding_window")
-    graph = bundle.file(bundle.manifest.formats["onnx"])
     scorer = Scorer(graph, answers, n_threads, int(window) if window else None)
-    n_blocks = len(scorer.blocks)
-    if n_dropped is not None and not 1 <= n_dropped <= n_blocks - 4:
-        raise OptionError(f"{n_dropped} blocks cannot be left out: of {n_blocks}, 1 to {n_blocks - 4} can.")
     price = _Price(step_shares(graph, n_threads, int(window) if window else None), costs)
     what = "looking for layers that can be left out"
     path = search(
