@@ -113,7 +113,7 @@ def main() -> None:
     code, said = 0, ""
     try:
         with standard_streams():
-            code = app(standalone_mode=False) or 0
+            code = app(prog_name="pilotfish", standalone_mode=False) or 0
     except PilotfishError as error:
         code, said = 2, str(error)
     except _UsageError as error:

@@ -65,5 +65,5 @@ def numbers_of(option: str, text: str, least: int) -> tuple[int, ...]:
     """Numbers with commas between; an empty text has none. Raises OptionError for anything else, or a smaller one."""
     numbers = [whole_text(part.strip()) for part in text.split(",") if part]
     if any(number is None or number < least for number in numbers):
-        raise OptionError(f"{option} is {shown(text)}, but must be numbers from {least} on, with commas between.")
+        raise OptionError(f"{option} is {shown(text)}, but must be numbers of {least} or more, with commas between.")
     return tuple(number for number in numbers if number is not None)
