@@ -30,24 +30,25 @@ def standard_streams() -> Iterator[None]:
     """
     _fill_closed()
     before = sys.stdin, sys.stdout, sys.stderr
-    try:
-        if sys.stderr is None:
-            sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - as long as the process lives
-        if sys.stdout is None:
-            raise OptionError("standard output is closed, and answers go there; leave it open, or give it a file.")
-        if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout = _guarded(sys.stdout, "replace", answers=True)
-        if isinstance(sys.stderr, io.TextIOWrapper):
-            sys.stderr = _guarded(sys.stderr, "backslashreplace", answers=False)
-        yield
-        sys.stdout.flush()
-    finally:
-        guarded = sys.stdout, sys.stderr
-        sys.stdin, sys.stdout, sys.stderr = before
-        for stream in guarded:
-            if stream is not None:
-                with contextlib.suppress(OutputError, ReaderGoneError):
-                    stream.flush()  # here, and not when it is collected
+    with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
+        try:
+            if sys.stdout is None:
+                raise OptionError("standard output is closed, and answers go there; leave it open, or give it a file.")
+            if isinstance(sys.stdout, io.TextIOWrapper):
+                sys.stdout = _guarded(sys.stdout, "replace", answers=True)
+            if sys.stderr is None:
+                sys.stderr = nowhere
+            elif isinstance(sys.stderr, io.TextIOWrapper):
+                sys.stderr = _guarded(sys.stderr, "backslashreplace", answers=False)
+            yield
+            sys.stdout.flush()
+        finally:
+            guarded = sys.stdout, sys.stderr
+            sys.stdin, sys.stdout, sys.stderr = before
+            for stream in guarded:
+                if stream is not None:
+                    with contextlib.suppress(OutputError, ReaderGoneError):
+                        stream.flush()  # here, and not when it is collected
 
 
 def _fill_closed() -> None:
