@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from ..runtime.chat import Chat
 from ..runtime.errors import OptionError, PilotfishError
-from ..runtime.finite import for_json
 from ..runtime.model import Model, Prompt
 from ..runtime.result import Result, Stats
 from ..runtime.sampling import Sampling
@@ -17,7 +15,7 @@ from ..runtime.sound import read_wav
 from ..runtime.stream import Stream
 from ..runtime.twin import TrialReport
 from .document import excerpt_of, facts_of, show_kept
-from .terminal import LoadProgress, console
+from .terminal import LoadProgress, console, print_json
 
 _READING, _PATIENCE_S = "reading the prompt", 1.0
 
@@ -70,7 +68,7 @@ def answer(
     assert result is not None
     if as_json:
         about = {} if found is None else {"document": facts_of(found)}
-        print(json.dumps(for_json({**as_object(result), **about}), ensure_ascii=False))
+        print_json({**as_object(result), **about})
     else:
         _show("\n")
         if found is not None:
@@ -144,7 +142,11 @@ def _talk(talk: Chat, temperature: float, max_new_tokens: int | None) -> None:
         try:
             line = sys.stdin.readline()
         except UnicodeDecodeError as error:
-            raise OptionError(f"standard input is not UTF-8 text ({error.reason}). Convert it first.") from None
+            raise OptionError(
+                f"standard input is no {sys.stdin.encoding} text ({error.reason}). Convert it first."
+            ) from None
+        except OSError as error:
+            raise OptionError(f"standard input cannot be read: {error.strerror}. Pipe in something else.") from None
         if not line or line.strip() == "/bye":
             return
         if not line.strip():

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..runtime.errors import OptionError
+from .inputs import read_prompt, require_input, require_readable
 from .options import (
     Cache,
     Device,
@@ -86,6 +86,7 @@ def run(
     PROMPT: a text; default: standard input.
     """
     from ..runtime.model import ANSWER
+    from ..runtime.request import check_request
     from ..runtime.sampling import Sampling
     from .answer import answer
     from .demo_models import of_demo
@@ -112,6 +113,10 @@ def run(
         presence_penalty=presence_penalty,
         frequency_penalty=frequency_penalty,
     )
+    n_tokens = ANSWER if max_new_tokens is None else max_new_tokens or None
+    check_request(max_new_tokens=n_tokens, seed=seed, stop=stop or ())
+    if document is not None:
+        require_readable(document)
     if beams is not None:
         _check_beams(beams, sampling, stop, draft, cache or quality)
     text = read_prompt(prompt)
@@ -142,7 +147,7 @@ def run(
             raw=raw,
             special=special,
             document=document,
-            max_new_tokens=ANSWER if max_new_tokens is None else max_new_tokens or None,
+            max_new_tokens=n_tokens,
             beams=beams,
             as_json=as_json,
         )
@@ -176,12 +181,20 @@ def chat(
     MODEL: a catalogue name (`pilotfish pull --help` lists them), a .gguf file or a bundle folder.
     """
     from ..runtime.chat import TURN
+    from ..runtime.request import check_request
+    from ..runtime.sampling import Sampling
     from .answer import converse
 
     if plain and draft is not None:
         raise OptionError("--plain and --draft contradict each other; drop one of the two.")
     if reread and resume is None:
         raise OptionError("--reread is about the file of --resume; give one, or drop it.")
+    require_input("that is where a conversation comes from")
+    Sampling(temperature=temperature)  # checks the number
+    n_tokens = TURN if max_new_tokens is None else max_new_tokens or None
+    check_request(max_new_tokens=n_tokens)
+    if resume is not None and resume.exists():
+        require_readable(resume)
     with _load(
         model,
         engine=engine,
@@ -202,27 +215,10 @@ def chat(
             loaded,
             system=system,
             temperature=temperature,
-            max_new_tokens=TURN if max_new_tokens is None else max_new_tokens or None,
+            max_new_tokens=n_tokens,
             resume=resume,
             reread=reread,
         )
-
-
-def read_prompt(prompt: str | None) -> str:
-    """The prompt given, or standard input. Raises OptionError where there is none, or it is not UTF-8."""
-    if prompt is None:
-        if sys.stdin is None or sys.stdin.isatty():
-            raise OptionError("no prompt: give one as an argument, or pipe it in.")
-        data = sys.stdin.buffer.read()
-        try:
-            prompt = data.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise OptionError(
-                f"standard input is not UTF-8 text: byte {error.start} is 0x{data[error.start]:02x}. Convert it first."
-            ) from None
-    if not prompt.strip():
-        raise OptionError("the prompt is empty.")
-    return prompt
 
 
 def _check_beams(beams: int, sampling: Sampling, stop: list[str] | None, draft: str | None, cache: str | None) -> None:
@@ -289,5 +285,7 @@ def _options(given: list[str] | None) -> dict[str, str]:
         name, equals, value = text.partition("=")
         if not (name and equals):
             raise OptionError(f"--option {text!r} must be NAME=VALUE.")
+        if name in pairs:
+            raise OptionError(f"--option {name} is given twice; leave one of the two out.")
         pairs[name] = value
     return pairs

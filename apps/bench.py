@@ -13,6 +13,7 @@ from statistics import mean, median
 from .. import __version__
 from ..drafts import context_length, reads_source
 from ..loading import load, resolve
+from ..runtime.checks import shown
 from ..runtime.errors import OptionError
 from ..runtime.finite import for_json
 from ..runtime.interfaces import Round
@@ -24,7 +25,7 @@ from .bench_cache_inputs import read_text
 from .bench_copies import CopyTask, copied_share, copy_tasks, forced
 from .llamacpp_peer import LlamaCpp
 from .plotting import drawn, require_plots
-from .terminal import LoadProgress, console, output, show_table, show_text
+from .terminal import LoadProgress, console, output, print_json, show_table, show_text
 
 PLAIN, SPECULATIVE, ONE_ROW, LLAMA = "plain", "speculative", "one row", "llama.cpp"
 _DOCUMENT = "document"  # the set of one long prompt
@@ -93,7 +94,10 @@ def bench(
             if prompts is None and reads_source(path)
             else choose_prompts(rows, sets, per_set)
         )
-        room = None if max_context is None else min(max_context, context_length(path))
+        known = context_length(path)
+        room = known if max_context is None else min(max_context, known)
+        if n_tokens >= room:
+            raise OptionError(f"--tokens is {shown(n_tokens)}, and a prompt comes before them: of {room} in all.")
         loaded = load(
             model, engine, draft=draft or "auto", cache=cache, threads=threads, max_context=room, progress=progress
         )
@@ -103,7 +107,7 @@ def bench(
         results = _measure(loaded, model, chosen, n_tokens, repeats)
         report = _report(loaded, results, n_tokens, repeats)
     if as_json:
-        print(json.dumps(for_json(report)))
+        print_json(report)
     else:
         _show(report)
     if out is not None:

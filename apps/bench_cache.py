@@ -10,9 +10,10 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from .. import __version__
+from ..choosing import Wish, refuse_impossible
 from ..loading import load
 from ..runtime.cache_policies import POLICIES, policy_by_name
 from ..runtime.errors import AbilityError, OptionError
@@ -24,7 +25,7 @@ from .bench_cache_inputs import Settings, names_budget, read_share, read_text
 from .bench_cache_report import line, show, write_report
 from .bench_cache_rows import FULL, Bench, ExactLaw, Row
 from .plotting import require_plots
-from .terminal import LoadProgress, Ticker, console
+from .terminal import LoadProgress, Ticker, bars, console, print_json
 
 _OWN = 64  # entries of the model's own cache, which is not used
 _SHARES = ("1/2", "1/4", "1/8")
@@ -71,6 +72,8 @@ def bench_cache(
     if shares and not sizes:
         raise OptionError("--share sizes policies without a budget of their own, and none is given; leave it out.")
     wanted: list[tuple[str, str | None]] = [*sizes, *((n, None) for n in names if names_budget(n))]
+    for stored in (None, *kv_dtypes):
+        refuse_impossible(Wish(engine=engine, threads=threads, kv_dtype=stored).with_environment())
     measured = _Measured(out)
     types: list[str | None] = [None, *kv_dtypes]
     run = _Run(model, settings, text, threads, measured)
@@ -81,7 +84,7 @@ def bench_cache(
     finally:  # Ctrl-C, too: what was measured is shown
         if run.info is not None:
             report = run.report(run.info)
-            print(json.dumps(for_json(report))) if as_json else show(report)
+            print_json(report) if as_json else show(report)
     if out is not None:
         written = write_report(report, out)
         console().print(f"wrote {', '.join(map(str, written))}", soft_wrap=True)
@@ -213,7 +216,7 @@ class _Display:
     def __init__(self, n_rows: int) -> None:
         counted = TextColumn("{task.completed} of {task.total} {task.description}")
         columns = (SpinnerColumn(), counted, TimeElapsedColumn())
-        self._progress = Progress(*columns, console=console(), transient=True)
+        self._progress = bars(*columns)
         self._task = self._progress.add_task("", total=n_rows, completed=-1)
         self._name, self._ticker = "", Ticker()
         self.tell: Callable[[str], None] = self._tell

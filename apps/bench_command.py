@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ..runtime.errors import OptionError
-from .options import Cache, DraftOption, Engine, MaxContext, Threads
+from .options import Cache, DraftOption, Engine, MaxContext, NewTokens, Repeats, Threads, numbers_of
 
 bench_app = typer.Typer(help="Measure speed, engines, caches and long texts on this machine.", no_args_is_help=True)
 
@@ -20,14 +20,14 @@ def bench_run(
         str, typer.Option(help="Prompt sets, comma-separated: chat, code, edit, math, summary; or all.")
     ] = "all",
     prompts: Annotated[Path | None, typer.Option(help="A JSONL file of your own: {set, prompt} a line.")] = None,
-    per_set: Annotated[int, typer.Option(help="Prompts per set.")] = 4,
-    tokens: Annotated[int, typer.Option(help="New tokens per prompt.")] = 96,
-    repeats: Annotated[int, typer.Option(help="Interleaved passes over every prompt.")] = 3,
+    per_set: Annotated[int, typer.Option(min=1, help="Prompts per set.")] = 4,
+    tokens: NewTokens = 96,
+    repeats: Repeats = 3,
     engine: Engine = None,
     draft: DraftOption = None,
     cache: Cache = None,
     document: Annotated[
-        int | None, typer.Option(help="Ask one prompt of so many tokens, a manual that Python brings, instead.")
+        int | None, typer.Option(min=1, help="Ask one prompt of so many tokens, a manual that Python brings, instead.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for results.json and a plot.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
@@ -40,10 +40,6 @@ def bench_run(
     """
     from .bench import bench
 
-    numbers = (("--per-set", per_set), ("--tokens", tokens), ("--repeats", repeats), ("--document", document))
-    for name, value in numbers:
-        if value is not None and value < 1:
-            raise OptionError(f"{name} is {value}, but must be 1 or more.")
     bench(
         model,
         sets=sets,
@@ -66,8 +62,8 @@ def bench_run(
 def bench_curve_command(
     model: Annotated[str, typer.Argument()] = "smollm2-135m",
     engines: Annotated[str, typer.Option(help="Engines, comma-separated; all: every installed one.")] = "all",
-    context: Annotated[int, typer.Option(help="Tokens in the cache before the step.")] = 256,
-    repeats: Annotated[int, typer.Option(help="Turns of every engine.")] = 5,
+    context: Annotated[int, typer.Option(min=1, help="Tokens in the cache before the step.")] = 256,
+    repeats: Annotated[int, typer.Option(min=1, max=1000, help="Turns of every engine.")] = 5,
     out: Annotated[Path | None, typer.Option(help="Folder for curve.json and a plot.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
     threads: Threads = None,
@@ -78,9 +74,6 @@ def bench_curve_command(
     """
     from .bench_curve import bench_curve
 
-    for name, value in (("--context", context), ("--repeats", repeats)):
-        if value < 1:
-            raise OptionError(f"{name} is {value}, but must be 1 or more.")
     bench_curve(model, engines=engines, context=context, repeats=repeats, threads=threads, out=out, as_json=as_json)
 
 
@@ -88,9 +81,9 @@ def bench_curve_command(
 def bench_engines_command(
     model: Annotated[str, typer.Argument()] = "smollm2-135m",
     engines: Annotated[str, typer.Option(help="Engines, comma-separated; all: every installed one.")] = "all",
-    prompts: Annotated[int, typer.Option(help="Prompts.")] = 5,
-    tokens: Annotated[int, typer.Option(help="New tokens per prompt.")] = 96,
-    repeats: Annotated[int, typer.Option(help="Interleaved passes over every prompt.")] = 3,
+    prompts: Annotated[int, typer.Option(min=1, help="Prompts.")] = 5,
+    tokens: NewTokens = 96,
+    repeats: Repeats = 3,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
     threads: Threads = None,
 ) -> None:
@@ -100,9 +93,6 @@ def bench_engines_command(
     """
     from .bench_peers import bench_engines
 
-    for name, value in (("--prompts", prompts), ("--tokens", tokens), ("--repeats", repeats)):
-        if value < 1:
-            raise OptionError(f"{name} is {value}, but must be 1 or more.")
     bench_engines(
         model, engines=engines, n_prompts=prompts, n_tokens=tokens, repeats=repeats, threads=threads, as_json=as_json
     )
@@ -116,15 +106,15 @@ def bench_cache_command(
         list[str] | None,
         typer.Option(help="Share of the text's entries that stay; several times; default: 1/2, 1/4 and 1/8."),
     ] = None,
-    length: Annotated[int, typer.Option(help="Tokens of the text.")] = 1024,
+    length: Annotated[int, typer.Option(min=3, help="Tokens of the text.")] = 1024,
     predicted: Annotated[
-        int | None, typer.Option(help="Tokens at its end that are predicted; default: half of it, at most 512.")
+        int | None, typer.Option(min=2, help="Tokens at its end that are predicted; default: half of it, at most 512.")
     ] = None,
     needle_lengths: Annotated[
         str, typer.Option(help="Tokens around a needle, comma-separated; '': none.")
     ] = "512,1024",
-    depths: Annotated[int, typer.Option(help="Places of the needle in each length.")] = 3,
-    keys: Annotated[int, typer.Option(help="Numbers hidden in one text and all asked for; 0: none.")] = 4,
+    depths: Annotated[int, typer.Option(min=1, max=100, help="Places of the needle in each length.")] = 3,
+    keys: Annotated[int, typer.Option(min=0, help="Numbers hidden in one text and all asked for; 0: none.")] = 4,
     text: Annotated[Path | None, typer.Option(help="A text of your own; default: a manual that Python brings.")] = None,
     engine: Engine = None,
     kv_dtype: Annotated[
@@ -144,9 +134,7 @@ def bench_cache_command(
     from .bench_cache import bench_cache
     from .bench_cache_inputs import MAX_KEYS, Settings
 
-    lengths = [n for n in needle_lengths.split(",") if n]
-    if depths < 1 or not all(n.isdecimal() and int(n) >= 64 for n in lengths):
-        raise OptionError(f"--depths {depths} and --needle-lengths {needle_lengths!r}: give 1 or more, and 64 or more.")
+    lengths = numbers_of("--needle-lengths", needle_lengths, 64)
     if not 0 <= keys <= MAX_KEYS:
         raise OptionError(f"--keys is {keys}, but must lie in 0..{MAX_KEYS}.")
     n_predicted = min(length // 2, 512) if predicted is None else predicted
@@ -156,7 +144,7 @@ def bench_cache_command(
         model,
         policies=policy or [],
         shares=share or [],
-        settings=Settings(length, n_predicted, tuple(map(int, lengths)), depths, keys),
+        settings=Settings(length, n_predicted, lengths, depths, keys),
         text=text,
         engine=engine,
         kv_dtypes=kv_dtype or [],
@@ -170,10 +158,12 @@ def bench_cache_command(
 def bench_long_command(
     model: Annotated[str, typer.Argument()] = "smollm2-135m",
     times: Annotated[str, typer.Option(help="Lengths of texts with a needle, in contexts; '': none.")] = "2,4",
-    depths: Annotated[int, typer.Option(help="Places of the needle in each text.")] = 5,
-    budget: Annotated[int | None, typer.Option(help="Tokens of the prompt; default: as for run --document.")] = None,
-    segment: Annotated[int, typer.Option(help="Tokens of a segment.")] = 256,
-    curve: Annotated[int, typer.Option(help="Tokens of a text to read to its end; 0: none.")] = 0,
+    depths: Annotated[int, typer.Option(min=1, max=100, help="Places of the needle in each text.")] = 5,
+    budget: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of the prompt; default: as for run --document.")
+    ] = None,
+    segment: Annotated[int, typer.Option(min=16, help="Tokens of a segment.")] = 256,
+    curve: Annotated[int, typer.Option(min=0, help="Tokens of a text to read to its end; 0: none.")] = 0,
     policy: Annotated[
         str, typer.Option(help="Cache policy that reads the text of --curve.")
     ] = "sinks:budget=1024,every=256",
@@ -190,12 +180,10 @@ def bench_long_command(
     """
     from .bench_long import Settings, bench_long
 
-    lengths = [n for n in times.split(",") if n]
-    if depths < 1 or curve < 0 or not all(n.isdecimal() and int(n) >= 2 for n in lengths):
-        raise OptionError(f"--depths {depths}, --curve {curve}, --times {times!r}: give 1, 0, and 2 or more.")
+    lengths = numbers_of("--times", times, 2)
     bench_long(
         model,
-        settings=Settings(tuple(map(int, lengths)), depths, budget, segment, curve, policy),
+        settings=Settings(lengths, depths, budget, segment, curve, policy),
         max_context=max_context,
         text=text,
         engine=engine,

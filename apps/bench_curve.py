@@ -10,7 +10,9 @@ from statistics import median
 import numpy as np
 
 from .. import __version__, backends
-from ..choosing import first_threads
+from ..backends import Backend
+from ..choosing import Wish, first_threads
+from ..drafts import context_length
 from ..loading import resolve
 from ..opening import Place, open_weights
 from ..runtime.errors import OptionError
@@ -20,7 +22,7 @@ from ..runtime.source import stand_in
 from ..runtime.storage import write_atomically
 from . import machine
 from .plotting import drawn, require_plots
-from .terminal import LoadProgress, console, output, show_table, show_text
+from .terminal import LoadProgress, console, output, print_json, show_table, show_text
 
 WIDTHS = (1, 2, 4, 8, 16, 32)
 _PAUSE_S = 0.05  # for the threads of the engine before to go to sleep
@@ -32,17 +34,18 @@ def bench_curve(
     """Measure and show a table; with `out`, write curve.json and curve.png there."""
     require_plots(out)
     path = resolve(model)
-    names = [b.name for b in backends.openers(path)] if engines == "all" else [e.strip() for e in engines.split(",")]
+    chosen = engines_of(path, engines)
+    n_context, known = context + 2 * WIDTHS[-1], context_length(path)
+    if n_context > known:
+        raise OptionError(
+            f"--context {context} is too long: the model knows {known}, and {2 * WIDTHS[-1]} rows follow."
+        )
+    n_threads = Wish(threads=threads).threads or first_threads()
     opened = []
     try:
         with LoadProgress() as progress:
-            for name in names:
-                place = Place(backends.named(path, name), None, threads or first_threads())
-                opened.append(open_weights(path, place, progress)[0])
-        n_context = context + 2 * WIDTHS[-1]
-        for weights in opened:
-            if weights.info.context_length < n_context:
-                raise OptionError(f"--context {context} is too long: the model knows {weights.info.context_length}.")
+            for backend in chosen:
+                opened.append(open_weights(path, Place(backend, None, n_threads), progress)[0])
         sessions = {w.info.engine: w.session(n_context) for w in opened}
         rows = _measure(sessions, context, repeats)
         for session in sessions.values():
@@ -57,14 +60,24 @@ def bench_curve(
         "date": time.strftime("%Y-%m-%d"),
         "model": path.name,
         "context": context,
-        "threads": threads or first_threads(),
+        "threads": n_threads,
         "engines": {versions[name]: row for name, row in rows.items()},
     }
-    print(json.dumps(for_json(report))) if as_json else _show(report)
+    print_json(report) if as_json else _show(report)
     if out is not None:
         write_atomically(out / "curve.json", json.dumps(for_json(report), indent=1).encode())
         _plot(report, out / "curve.png")
         console().print(f"wrote {out / 'curve.json'} and {out / 'curve.png'}", soft_wrap=True)
+
+
+def engines_of(path: Path, names: str) -> list[Backend]:
+    """The engines of these names, comma-separated, each once, or for "all" those that open the model; each is here.
+
+    Raises EngineMissingError, OptionError and UnsupportedModelError.
+    """
+    if names == "all":
+        return backends.openers(path)
+    return [backends.named(path, name) for name in dict.fromkeys(part.strip() for part in names.split(","))]
 
 
 def _measure(sessions: dict[str, Session], context: int, repeats: int) -> dict[str, dict[str, object]]:

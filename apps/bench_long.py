@@ -27,7 +27,7 @@ from ..runtime.surprisal import surprisal
 from . import machine
 from .bench_cache_inputs import read_text
 from .plotting import drawn, require_plots
-from .terminal import LoadProgress, output, show_table, show_text
+from .terminal import LoadProgress, output, print_json, show_table, show_text
 
 _NEEDLE = "\nThe secret number of the lighthouse is {}.\n"
 _QUESTION = "What is the secret number of the lighthouse?"
@@ -102,7 +102,7 @@ def bench_long(
             "needles": [asdict(x) for x in needles],
             "curve": curves,
         }
-    print(json.dumps(for_json(report))) if as_json else _show(report)
+    print_json(report) if as_json else _show(report)
     if out is not None:
         write_atomically(out / "long.json", json.dumps(for_json(report), indent=1).encode())
         if report["curve"]:

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from statistics import mean, median
 from typing import Protocol
 
-from .. import __version__, backends
+from .. import __version__
+from ..choosing import Wish
+from ..drafts import context_length
 from ..loading import load, resolve
+from ..runtime.checks import whole
 from ..runtime.errors import OptionError
-from ..runtime.finite import for_json
 from ..runtime.model import Model
 from . import machine
 from .bench import choose_prompts, read_prompts
+from .bench_curve import engines_of
 from .genai_peer import OpenVinoGenAi
 from .llamacpp_peer import LlamaCpp
 from .onnx_peer import OnnxRuntime
-from .terminal import LoadProgress, console, output, show_table, show_text
+from .terminal import LoadProgress, console, output, print_json, show_table, show_text
 
 _PAUSE_S = 0.05  # for the threads of the one before to go to sleep
 
@@ -44,17 +46,20 @@ def bench_engines(
 ) -> None:
     """Run the benchmark and show a table; one engine after the other, each interleaved with its peer."""
     path = resolve(model)
-    names = [b.name for b in backends.openers(path)] if engines == "all" else [e.strip() for e in engines.split(",")]
+    names = [backend.name for backend in engines_of(path, engines)]
+    Wish(threads=threads)  # checks the number
+    whole("--tokens", n_tokens, 1, context_length(path), hint="the model knows no more")
     prompts = [r.prompt for r in choose_prompts(read_prompts(None), "all", max(1, -(-n_prompts // 5)))][:n_prompts]
     rows = []
     for name in names:
-        backends.named(path, name)
         with LoadProgress() as progress:
             bare = {"pair_rows": False} if name == "llamacpp" else {}  # its single row as it is, whatever its bits
             ours = load(path, name, speculate=False, exact=False, threads=threads, options=bare, progress=progress)
         with ours:
-            longest = max(len(ours.encode(p)) for p in prompts)
-            peer = _peer(name, path, ours.info.threads, longest + n_tokens + 8)
+            need = max(len(ours.encode(p)) for p in prompts) + n_tokens + 8
+            if need > ours.info.context_length:
+                raise OptionError(f"--tokens is {n_tokens}: the model knows {ours.info.context_length}, not {need}.")
+            peer = _peer(name, path, ours.info.threads, need)
             if peer is None:
                 console().print(f"{name}: its own way of decoding this model is not installed; left out")
                 continue
@@ -74,7 +79,7 @@ def bench_engines(
         "engines": rows,
     }
     if as_json:
-        print(json.dumps(for_json(report)))
+        print_json(report)
     else:
         _show(report, rows)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import warnings
@@ -10,12 +11,14 @@ from typing import Annotated, Any
 import typer
 
 from ..exporters.catalogue import CATALOGUE
+from ..runtime.checks import shown
 from ..runtime.errors import OptionError, PilotfishError, PilotfishWarning
 from .answer_command import chat, run
 from .bench_command import bench_app
 from .draft import draft_app
 from .export_command import export, verify
-from .options import ModelArgument, Threads
+from .options import ModelArgument, Threads, whole_text
+from .streams import ReaderGoneError, standard_streams
 from .terminal import LoadProgress, console
 
 app = typer.Typer(
@@ -33,6 +36,7 @@ app.command()(chat)
 app.command()(export)
 app.command()(verify)
 
+_UsageError: Any = typer.BadParameter.__base__  # click's, which may be typer's own copy
 _shown_by_python = warnings.showwarning
 
 
@@ -99,10 +103,10 @@ def doctor(
         raise OptionError("--job and --again are about a model; name one.")
     wanted = Job()
     if job is not None:
-        numbers = job.split("x")
-        if len(numbers) != 2 or not all(n.isdecimal() for n in numbers):
-            raise OptionError(f"--job is {job!r}, but must be two numbers of tokens, as in 2000x100.")
-        wanted = Job(int(numbers[0]), int(numbers[1]))
+        prompt_tokens, _, new_tokens = map(whole_text, job.partition("x"))
+        if not prompt_tokens or not new_tokens:
+            raise OptionError(f"--job is {shown(job)}, but must be two numbers of tokens from 1 on, as in 2000x100.")
+        wanted = Job(prompt_tokens, new_tokens)
     report(model, job=wanted, again=again, as_json=as_json)
 
 
@@ -115,19 +119,38 @@ def _show_warning(message: Warning | str, category: type[Warning], *where: Any, 
 
 
 def main() -> None:
-    """Entry point. Exit codes: 0, 2 for anything a user can mend, 130 for Ctrl-C."""
+    """Entry point. Exit codes: 0, 2 for anything a user can mend, with one line that says how, 130 for Ctrl-C."""
     warnings.showwarning = _show_warning
+    code, said = 0, ""
     try:
-        app()
+        with standard_streams():
+            code = app(prog_name="pilotfish", standalone_mode=False) or 0
     except PilotfishError as error:
-        console().print(f"pilotfish: {error}", style="red", soft_wrap=True)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        console().print("stopped", style="dim")
-        sys.exit(130)
-    except BrokenPipeError:  # `pilotfish run ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+        code, said = 2, str(error)
+    except _UsageError as error:
+        code, said = 2, _usage(error)
+    except OSError as error:  # of a path that no one had thought of; any other is a fault of ours
+        if error.filename is None:
+            raise
+        code, said = 2, f"{shown(os.fspath(error.filename))}: {error.strerror}. Give another path."
+    except (KeyboardInterrupt, typer.Abort):
+        code = 130
+    except ReaderGoneError:
+        code = 0
+    with contextlib.suppress(OSError):  # standard error may be full
+        if said:
+            console().print(f"pilotfish: {' '.join(said.split())}", style="red", soft_wrap=True)
+        if code == 130:
+            console().print("stopped", style="dim")
+    sys.exit(code)
+
+
+def _usage(error: Any) -> str:
+    """What is wrong with a command line, in one line; nothing for a bare group of commands, whose help is shown."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        return ""
+    command = error.ctx.command_path if error.ctx is not None else app.info.name
+    return f"{error.format_message()} `{command} --help` says what there is."
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import platform
 from collections.abc import Mapping
@@ -22,9 +21,8 @@ from ..runtime.bundle import cache_dir, read_json
 from ..runtime.choice import Choice, Job
 from ..runtime.cost import CostCurve
 from ..runtime.errors import EngineMissingError
-from ..runtime.finite import for_json
 from . import machine
-from .terminal import LoadProgress, output, show_table, show_text
+from .terminal import LoadProgress, output, print_json, show_table, show_text
 
 
 def report(model: str | None, *, job: Job, again: bool, as_json: bool) -> None:
@@ -33,7 +31,7 @@ def report(model: str | None, *, job: Job, again: bool, as_json: bool) -> None:
     choice = None if model is None else _try_out(model, job, again)
     if as_json:
         chosen = None if choice is None else _choice_facts(choice)
-        print(json.dumps(for_json({**found, "choice": chosen})))
+        print_json({**found, "choice": chosen})
         return
     out = output()
     if choice is not None:

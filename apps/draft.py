@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..runtime.errors import OptionError
-from ..runtime.finite import for_json
-from .options import DraftEngine, Exact, Threads
-from .terminal import LoadProgress, output, show_table, show_text
+from .options import DraftEngine, Exact, NewTokens, Threads
+from .terminal import LoadProgress, output, print_json, show_table, show_text
 
 if TYPE_CHECKING:
     from ..draft_check import DraftCheck
@@ -22,8 +20,7 @@ draft_app = typer.Typer(help="Draft models: whether one pays here, and making on
 Target = Annotated[str, typer.Argument(show_default=False)]
 Engine = Annotated[str | None, typer.Option(help="Engine of the target; default: the fastest here.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-NTokens = Annotated[int, typer.Option("--tokens", help="New tokens per prompt.")]
-PerSet = Annotated[int, typer.Option(help="Prompts of each kind, at most 4.")]
+PerSet = Annotated[int, typer.Option(min=1, max=4, help="Prompts of each kind.")]
 
 
 @draft_app.command()
@@ -33,11 +30,11 @@ def check(
     engine: Engine = None,
     draft_engine: DraftEngine = None,
     threads: Threads = None,
-    tokens: NTokens = 64,
+    tokens: NewTokens = 64,
     per_set: PerSet = 4,
     exact: Exact = True,
     measure: Annotated[bool, typer.Option("--measure", help="Also run with and without it, in turns.")] = False,
-    repeats: Annotated[int, typer.Option(help="Turns of --measure.")] = 3,
+    repeats: Annotated[int, typer.Option(min=1, max=1000, help="Turns of --measure.")] = 3,
     as_json: AsJson = False,
 ) -> None:
     """Measure how often a draft's tokens are accepted, and whether that is worth its time on this machine.
@@ -104,7 +101,7 @@ def make(
         else:
             made = drop_layers(target, out, n_dropped=drop, threads=threads, progress=progress)
     if as_json:
-        print(json.dumps(for_json(made.as_dict())))
+        print_json(made.as_dict())
         return
     _show_options(made)
     show(made.check, False)
@@ -123,7 +120,7 @@ def _show_options(made: MadeDraft) -> None:
 def show(result: DraftCheck, as_json: bool) -> None:
     """Print a check."""
     if as_json:
-        print(json.dumps(for_json(result.as_dict())))
+        print_json(result.as_dict())
         return
     out = output()
     shared = (

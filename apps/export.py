@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
@@ -10,10 +9,9 @@ from rich.console import Console
 
 from ..exporters.parity import Parity
 from ..exporting import Job, RefusedExportError, run
-from ..runtime.finite import for_json
 from ..verify_report import Report
 from ..verifying import verify
-from .terminal import LoadProgress, console, output, show_table, show_text
+from .terminal import LoadProgress, console, output, print_json, show_table, show_text
 
 _LEGEND = """top-1: the same best token; agree: the same, or one that the source finds all but as good; other from:
 where the first greedy answer leaves the source's, and in how many of all"""
@@ -53,7 +51,7 @@ def run_verify(
 def show(report: Report, as_json: bool) -> None:
     """Print the table of a report, or the report as one JSON object."""
     if as_json:
-        print(json.dumps(for_json(as_object(report)), ensure_ascii=False))
+        print_json(as_object(report))
         return
     out = output()
     if report.targets:

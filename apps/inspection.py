@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from ..loading import resolve
 from ..runtime.bundle import Bundle, open_bundle
 from ..runtime.gguf_file import read_gguf
 from ..runtime.manifest import DraftEntry, Manifest
-from .terminal import output, show_facts, show_table
+from .terminal import output, print_json, show_facts, show_table
 
 _LONG = 120  # characters of a value that a terminal shows
 
@@ -26,13 +25,13 @@ def inspect_model(model: str, as_json: bool) -> None:
         bundle = open_bundle(path)
         if as_json:
             facts = {"path": str(path), **bundle.manifest.model_dump(mode="json")}
-            print(json.dumps(facts, ensure_ascii=False))
+            print_json(facts)
         else:
             _show_bundle(bundle, out)
         return
     found = _gguf_facts(path)
     if as_json:
-        print(json.dumps(found, ensure_ascii=False))
+        print_json(found)
     else:
         show_facts(out, _shortened(out, found))
 

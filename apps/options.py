@@ -6,6 +6,9 @@ from typing import Annotated
 
 import typer
 
+from ..runtime.checks import shown
+from ..runtime.errors import OptionError
+
 # What an argument is stands in the help of its command: click from 8.5 on loses what typer is told of it.
 ModelArgument = Annotated[str, typer.Argument(show_default=False)]
 Engine = Annotated[
@@ -48,6 +51,22 @@ MaxNewTokens = Annotated[
     typer.Option(
         "--max-new-tokens",
         "-n",
+        min=0,
         help="Default: 256 (chat: 512), or what there is room for. 0: until the context is full.",
     ),
 ]
+NewTokens = Annotated[int, typer.Option("--tokens", min=1, help="New tokens per prompt.")]
+Repeats = Annotated[int, typer.Option(min=1, max=1000, help="Interleaved passes over every prompt.")]
+
+
+def whole_text(text: str) -> int | None:
+    """The number that a text of digits stands for; None for any other text, and for what nothing has so many of."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) <= 18 else None
+
+
+def numbers_of(option: str, text: str, least: int) -> tuple[int, ...]:
+    """Numbers with commas between; an empty text has none. Raises OptionError for anything else, or a smaller one."""
+    numbers = [whole_text(part.strip()) for part in text.split(",") if part]
+    if any(number is None or number < least for number in numbers):
+        raise OptionError(f"{option} is {shown(text)}, but must be numbers of {least} or more, with commas between.")
+    return tuple(number for number in numbers if number is not None)

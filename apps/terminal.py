@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from rich.cells import cell_len
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from ..runtime.finite import for_json
 
 _LINE_S = 5.0  # the least time between two lines about a step
 _LINE_SHARE = 0.1  # of all the time so far, where that is longer
@@ -136,6 +148,23 @@ class Ticker:
             return False
         self._told = now
         return True
+
+
+def bars(*columns: ProgressColumn) -> Progress:
+    """Bars on standard error while something is done, where that is a terminal; elsewhere they would be empty lines."""
+    screen = console()
+    return Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal)
+
+
+def print_json(value: object) -> None:
+    """One line of JSON on standard output: its characters as they are, or as escapes where the encoding lacks some."""
+    value = for_json(value)
+    text = json.dumps(value, ensure_ascii=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(value)
+    print(text)
 
 
 class LoadProgress:

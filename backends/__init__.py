@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from types import MappingProxyType
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from ..runtime.bundle import MANIFEST_NAME, read_json
 from ..runtime.errors import EngineError, EngineMissingError, OptionError, PilotfishWarning, UnsupportedModelError
@@ -80,6 +80,28 @@ class Backend(Protocol):
         Raises EngineMissingError, OptionError, ModelFileError, UnsupportedModelError.
         """
         ...
+
+
+@runtime_checkable
+class ChecksSettings(Protocol):
+    """A backend that can say what it has before there is a model; one of another package may leave it to open()."""
+
+    def check(self, device: str | None, kv_dtype: str | None, options: Mapping[str, object]) -> None:
+        """Raise OptionError for a device, type or setting with which nothing can be opened here."""
+        ...
+
+
+def check_settings(backend: Backend, device: str | None, kv_dtype: str | None, options: Mapping[str, object]) -> None:
+    """Raise OptionError for what this engine is known not to have, whatever the model."""
+    if isinstance(backend, ChecksSettings):
+        backend.check(device, kv_dtype, options)
+
+
+def installed(name: str) -> Backend:
+    """The engine of this name, which runs here. Raises OptionError, and what require() raises."""
+    backend = get(name)
+    require(backend)
+    return backend
 
 
 def names() -> tuple[str, ...]:
@@ -154,8 +176,7 @@ def named(path: Path, name: str, device: str | None = None) -> Backend:
 
     Raises EngineMissingError and EngineError with the command that mends it, OptionError, UnsupportedModelError.
     """
-    backend = get(name)
-    require(backend)
+    backend = installed(name)
     if not opens(backend, path, device if device in backend.devices() else None):  # else open() says what is wrong
         raise UnsupportedModelError(
             f"the {name} engine does not open {path}{_held(path)}; leave the engine out to pick another."

@@ -42,9 +42,11 @@ class Rows:
         if width == 0 or not 0 <= n_logits <= width:
             raise OptionError(f"{n_logits} logit rows of {width} tokens are impossible.")
         if self.n + width > self.max_context:
+            need = self.n + width
+            larger = f", or open it with max_context={need} or more" if need <= len(self._numbers) else ""
             raise ContextFullError(
-                f"{width} tokens do not fit: {self.n} of {self.max_context} entries are used. "
-                f"Open the session with max_context={self.n + width} or more, or truncate it first."
+                f"{width} tokens do not fit: {self.n} of {self.max_context} entries are used. Truncate the session "
+                f"first{larger}."
             )
         ids = tokens.tolist()  # of a handful, minimum and maximum are faster in Python
         if min(ids) < 0 or max(ids) >= vocab_size:

@@ -20,6 +20,7 @@ from .llamacpp_model import (
     Placement,
     cache_types,
     load_model,
+    named_types,
     parse_options,
     uses_flash,
     without_flash,
@@ -66,6 +67,12 @@ class LlamaCppBackend:
         Keys "verdict", "how", "system_info" and "build"; empty where the engine is not installed.
         """
         return {} if self.version() is None else build_verdict().facts()
+
+    def check(self, device: str | None, kv_dtype: str | None, options: Mapping[str, object]) -> None:
+        chosen = parse_options(dict(options))
+        named_types(kv_dtype)
+        if self.devices():
+            Placement(device or "cpu", chosen)
 
     def open(
         self,

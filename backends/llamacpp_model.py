@@ -51,8 +51,8 @@ def without_flash(options: LlamaCppOptions) -> LlamaCppOptions:
     return options.model_copy(update={"flash_attention": "off"})
 
 
-def cache_types(kv_dtype: str | None, head_dim: int, flash_attention: str) -> tuple[str, str]:
-    """Types of keys and values for a kv_dtype such as "f16" or "q8_0/f16"; None is f16. Raises OptionError."""
+def named_types(kv_dtype: str | None) -> tuple[str, str]:
+    """Types of keys and values by name, whatever the model's heads. Raises OptionError for names there are not."""
     keys, _, values = (kv_dtype or "f16").partition("/")
     values = values or keys
     for kind in (keys, values):
@@ -61,6 +61,13 @@ def cache_types(kv_dtype: str | None, head_dim: int, flash_attention: str) -> tu
                 f"kv_dtype={kv_dtype!r}: the llamacpp engine stores keys and values as {', '.join(KV_TYPES)}, "
                 'or apart as in "q8_0/f16".'
             )
+    return keys, values
+
+
+def cache_types(kv_dtype: str | None, head_dim: int, flash_attention: str) -> tuple[str, str]:
+    """Types of keys and values for a kv_dtype such as "f16" or "q8_0/f16"; None is f16. Raises OptionError."""
+    keys, values = named_types(kv_dtype)
+    for kind in (keys, values):
         if head_dim % block_elements(kind):
             raise OptionError(
                 f"kv_dtype={kv_dtype!r}: {kind} has blocks of {block_elements(kind)} numbers, which do not fit the "

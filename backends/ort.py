@@ -19,7 +19,7 @@ from .ort_devices import DEVICES, create_session, find, present, shapes_of
 from .ort_kv import channel_scales, check_kv_dtype, eight_bit_graph, stored_as
 from .ort_session import OrtSession
 from .ort_source import OrtEncoder, OrtSourceSession
-from .ort_static import open_static
+from .ort_static import open_static, static_options
 from .packages import package_version, problem_of
 
 _NO_TILES = "ORT_GQA_DISABLE_FLASH_ATTENTION"
@@ -51,6 +51,15 @@ class OrtBackend:
         known = DEVICES.get(device or "cpu")
         return (known.format,) if known else ()
 
+    def check(self, device: str | None, kv_dtype: str | None, options: Mapping[str, object]) -> None:
+        device = device or "cpu"
+        found = find(device)
+        check_kv_dtype(kv_dtype, device, False)
+        if found.format != "onnx":
+            static_options(device, options)
+        else:
+            refuse_options(self.name, options)
+
     def open(
         self,
         path: Path,
@@ -61,12 +70,10 @@ class OrtBackend:
         options: Mapping[str, object] = NO_OPTIONS,
     ) -> Weights:
         require(self)
+        self.check(device, kv_dtype, options)
         device = device or "cpu"
-        found = find(device)
-        check_kv_dtype(kv_dtype, device, False)
-        if found.format != "onnx":
+        if find(device).format != "onnx":
             return open_static(path, device, threads, options)
-        refuse_options(self.name, options)
         bundle = open_bundle(path)
         if not check_kv_dtype(kv_dtype, device, "onnx" in bundle.manifest.encoders):
             return OrtWeights(bundle, device, threads)

@@ -24,11 +24,16 @@ class StaticOptions(ShapeOptions):
     activations: Literal["int8", "f32"] = "int8"
 
 
+def static_options(device: str, options: Mapping[str, object]) -> StaticOptions:
+    """The checked settings of a device. Raises OptionError."""
+    return checked_options(StaticOptions, f"the onnx engine on {device}", options)
+
+
 def open_static(path: Path, device: str, threads: int, options: Mapping[str, object]) -> StaticWeights:
     """The static graph of a bundle folder on a device of ort_devices. Raises OptionError and ModelFileError."""
     import onnxruntime
 
-    chosen = checked_options(StaticOptions, f"the onnx engine on {device}", options)
+    chosen = static_options(device, options)
     ladder = chosen.ladder
     bundle = open_bundle(path)
     model = bundle.folder / static_bundle(bundle)

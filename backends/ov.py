@@ -24,7 +24,7 @@ from .ov_pool import BlockPool, BlockShape
 from .ov_request import Request
 from .ov_session import OvSession
 from .ov_source import OvSourceWeights, check_source_options
-from .ov_static import NOTES, open_static, static_devices
+from .ov_static import NOTES, ladder_of, open_static, static_devices
 from .packages import package_version, problem_of
 from .static_shapes import FORMAT
 
@@ -80,6 +80,17 @@ class OvBackend:
             return (FORMAT,)
         return ("openvino", "gguf") if device in (None, "cpu") else ()
 
+    def check(self, device: str | None, kv_dtype: str | None, options: Mapping[str, object]) -> None:
+        if device in NOTES:
+            if kv_dtype not in (None, "f32"):
+                raise OptionError(f"the openvino engine on {device} stores its cache in f32 only, not {kv_dtype!r}.")
+            ladder_of(device, options)
+            return
+        chosen = _options(options)
+        if device not in (None, "cpu"):
+            raise OptionError(f"the openvino engine runs models on cpu so far, not on {device!r}.")
+        _cache_types(kv_dtype, chosen.precision)
+
     def open(
         self,
         path: Path,
@@ -90,13 +101,10 @@ class OvBackend:
         options: Mapping[str, object] = NO_OPTIONS,
     ) -> Weights:
         require(self)
+        self.check(device, kv_dtype, options)
         if device in NOTES:
-            if kv_dtype not in (None, "f32"):
-                raise OptionError(f"the openvino engine on {device} stores its cache in f32 only, not {kv_dtype!r}.")
             return open_static(path, device, threads, options)
         chosen = _options(options)
-        if device not in (None, "cpu"):
-            raise OptionError(f"the openvino engine runs models on cpu so far, not on {device!r}.")
         if path.is_dir() and "openvino" in (bundle := open_bundle(path)).manifest.encoders:
             return _open_pair(bundle, chosen, threads, kv_dtype, str(self.version()))
         cache = _cache_types(kv_dtype, chosen.precision)

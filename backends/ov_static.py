@@ -14,7 +14,7 @@ from ..runtime.errors import EngineError, ModelFileError, OptionError
 from ..runtime.interfaces import Floats
 from ..runtime.leaving import in_engine
 from .static_session import Inputs, StaticWeights
-from .static_shapes import ShapeOptions, checked_options, static_bundle, static_info
+from .static_shapes import Ladder, ShapeOptions, checked_options, static_bundle, static_info
 
 EMULATED = "npu-emulated"
 NOTES = {
@@ -31,6 +31,15 @@ def static_devices() -> tuple[str, ...]:
     return (*(("npu",) if any(d.split(".")[0] == "NPU" for d in listed) else ()), EMULATED)
 
 
+def ladder_of(device: str, options: Mapping[str, object]) -> Ladder:
+    """The shapes that a device runs. Raises OptionError where it is not here or has no such setting."""
+    if device not in static_devices():
+        raise OptionError(
+            f"the openvino engine lists no {device!r} here; without hardware and driver there is {EMULATED!r}."
+        )
+    return checked_options(ShapeOptions, f"the openvino engine on {device}", options).ladder
+
+
 def open_static(path: Path, device: str, threads: int, options: Mapping[str, object]) -> StaticWeights:
     """The static graph of a bundle folder on "npu" or "npu-emulated".
 
@@ -38,11 +47,7 @@ def open_static(path: Path, device: str, threads: int, options: Mapping[str, obj
     """
     import openvino
 
-    if device not in static_devices():
-        raise OptionError(
-            f"the openvino engine lists no {device!r} here; without hardware and driver there is {EMULATED!r}."
-        )
-    ladder = checked_options(ShapeOptions, f"the openvino engine on {device}", options).ladder
+    ladder = ladder_of(device, options)
     bundle = open_bundle(path)
     model = bundle.folder / static_bundle(bundle)
     runner = OvRunner(model, _settings(device, threads))

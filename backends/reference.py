@@ -50,6 +50,14 @@ class ReferenceBackend:
     def formats(self, device: str | None = None) -> tuple[str, ...]:
         return ("gguf",)
 
+    def check(self, device: str | None, kv_dtype: str | None, options: Mapping[str, object]) -> None:
+        if not options.keys() <= {"stream"}:
+            raise OptionError(f"the reference engine has the option stream only, but {', '.join(options)} were given.")
+        if device not in (None, "cpu"):
+            raise OptionError(f"the reference engine runs on cpu only, not on {device!r}.")
+        if kv_dtype not in (None, "f32"):
+            raise OptionError(f"the reference engine stores its cache in f32 only, not {kv_dtype!r}.")
+
     def open(
         self,
         path: Path,
@@ -59,12 +67,7 @@ class ReferenceBackend:
         kv_dtype: str | None,
         options: Mapping[str, object] = NO_OPTIONS,
     ) -> ReferenceWeights:
-        if not options.keys() <= {"stream"}:
-            raise OptionError(f"the reference engine has the option stream only, but {', '.join(options)} were given.")
-        if device not in (None, "cpu"):
-            raise OptionError(f"the reference engine runs on cpu only, not on {device!r}.")
-        if kv_dtype not in (None, "f32"):
-            raise OptionError(f"the reference engine stores its cache in f32 only, not {kv_dtype!r}.")
+        self.check(device, kv_dtype, options)
         return ReferenceWeights(read_gguf(path), file_digest(path), stream=bool(options.get("stream")))
 
 

@@ -95,7 +95,7 @@ def quantize_gguf(
     Raises OptionError, ModelFileError, CacheWriteError, EngineMissingError where llama-cpp-python is needed, and
     EngineError where llama.cpp fails. Nothing half-written stays.
     """
-    _check_types(kind, embedding, output)
+    check_types(kind, embedding, output)
     file = read_gguf(source)
     before = weights_by_type(file)
     if not allow_requantize and before.keys() - {"F32", "F16", "BF16"}:
@@ -141,7 +141,7 @@ def bits_per_weight(file: GgufFile) -> float:
     return 8 * sum(tensor.data.nbytes for tensor in matrices) / sum(math.prod(tensor.shape) for tensor in matrices)
 
 
-def _check_types(kind: str, embedding: str | None, output: str | None) -> None:
+def check_types(kind: str, embedding: str | None, output: str | None) -> None:
     if kind not in KINDS:
         raise OptionError(f"there is no kind {kind!r} of GGUF file here; there are {', '.join(KINDS)}.")
     for name, chosen in (("embedding", embedding), ("output", output)):

@@ -11,6 +11,7 @@ import re
 from collections import defaultdict
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -40,6 +41,11 @@ class SubLayer:
 
     def __str__(self) -> str:
         return f"{self.kind} {self.layer}"
+
+
+def blocks_of(path: Path) -> tuple[SubLayer, ...]:
+    """The blocks of the decoder graph in a file; see sub_layers()."""
+    return sub_layers(onnx.load(path, load_external_data=False))
 
 
 def sub_layers(model: onnx.ModelProto) -> tuple[SubLayer, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from ..runtime.checks import shown
 from ..runtime.errors import DownloadError, EngineMissingError, ModelNotFoundError
 from .ctranslate2_file import converted, is_container
 from .families import SUPPORTED
@@ -26,13 +27,27 @@ def open_source(path: str | Path) -> ModelSource:
     transformers is not installed, EngineMissingError.
     """
     found = Path(path)
+    require_source(path)
     if found.is_dir():
         return open_folder(converted(found) if is_container(found) else found)
     if found.exists():
         return open_gguf(found)
-    if found.suffix.lower() == ".gguf" or not _HUB_ID.fullmatch(str(path)):
-        raise ModelNotFoundError(f"there is no folder and no file {found}.")
     return open_folder(_download(str(path)))
+
+
+def require_source(path: str | Path) -> None:
+    """Raise ModelNotFoundError where no model can be: no folder with one, no file, and no name of the hub."""
+    found = Path(path)
+    if found.is_dir():
+        if not is_container(found) and not (found / "config.json").exists():
+            raise ModelNotFoundError(f"{found} holds no model to export: it has no config.json.")
+    elif found.exists():
+        if not found.is_file():
+            raise ModelNotFoundError(
+                f"{found} is neither a file nor a folder; give a Hugging Face folder or a .gguf file."
+            )
+    elif found.suffix.lower() == ".gguf" or not _HUB_ID.fullmatch(str(path)):
+        raise ModelNotFoundError(f"there is no folder and no file {shown(str(path))}.")
 
 
 def _download(name: str) -> Path:

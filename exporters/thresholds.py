@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 
+from ..runtime.checks import real
 from ..runtime.errors import OptionError
 from ..runtime.manifest import Manifest
 from .parity import Parity
@@ -39,8 +40,8 @@ class Thresholds:
             a measure is not to be had, and the defaults hold.
         min_agreement: instead of the default. Raises OptionError where it is no share.
         """
-        if min_agreement is not None and not 0.0 <= min_agreement <= 1.0:
-            raise OptionError(f"min_agreement is {min_agreement}, but is a share: between 0 and 1.")
+        if min_agreement is not None:
+            real("min_agreement", min_agreement, "a share, from 0 to 1", lambda x: 0 <= x <= 1)
         stored = "fp32" if form is None else max(form.layers, form.embedding_form, form.output_form, key=_ORDER.index)
         if activations != "f32" and (form is None or stored in ("int8", "int4")):
             stored = max(stored, "int8", key=_ORDER.index)

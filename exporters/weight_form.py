@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
+from ..runtime.checks import whole
 from ..runtime.errors import OptionError
 from ..runtime.interfaces import Tokens
 
@@ -34,7 +35,8 @@ class WeightForm:
         for name, stored in (("layers", self.layers), ("embedding", self.embedding), ("output", self.output)):
             if stored not in (*get_args(Stored), *([] if name == "layers" else [None])):
                 raise OptionError(f"{name} cannot be {stored!r}; choose one of {', '.join(get_args(Stored))}.")
-        if self.block < 16 or self.block & (self.block - 1):
+        whole("block", self.block, 16)
+        if self.block & (self.block - 1):
             raise OptionError(f"a block of {self.block} columns is not a power of two of at least 16; choose 32 or 64.")
 
     @property

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +18,8 @@ from .broken_weights import naming, require_numbers
 from .measuring import busy_note, doubt, known_answer, source_digest
 from .opening import Place, Progress, open_weights, usable_cores
 from .runtime.bundle import cache_dir, read_json, write_json_atomically
-from .runtime.cache_policies import CachePolicy
 from .runtime.canary import WRONG, Canary, canary_error
-from .runtime.choice import Choice, Job, Trial
-from .runtime.compressed_copy import missing_for_copies
-from .runtime.compression import missing_abilities
+from .runtime.choice import Choice, Trial
 from .runtime.cost import calibrate
 from .runtime.errors import (
     DamagedWeightsError,
@@ -34,48 +30,16 @@ from .runtime.errors import (
     PilotfishWarning,
     UnsupportedModelError,
 )
-from .runtime.interfaces import Ability, Session, Weights
+from .runtime.interfaces import Session, Weights
 from .runtime.source import prepare, stand_in
+from .wish import Wish, device_list, refuse_impossible
+
+__all__ = ["Wish", "choose", "first_threads", "open_first_right", "refuse_impossible"]
 
 _WIDTHS = (1, 2, 4, 8)
 _PROMPT = 64  # rows of the step that stands for prompt processing
 _HOPELESS = 5.0  # a first step so many times slower than the best engine's is not measured further
 _LASTING = (UnsupportedModelError, OptionError)  # a trial that ends so would end so again
-
-
-@dataclass(frozen=True, slots=True)
-class Wish:
-    """What the user left open (None) and what not."""
-
-    engine: str | None = None
-    device: str | None = None
-    threads: int | None = None
-    kv_dtype: str | None = None
-    options: Mapping[str, object] = field(default_factory=dict)
-    job: Job = field(default_factory=Job)
-    exact: bool = True
-    cache: CachePolicy | None = None
-    copied: CachePolicy | None = None  # compresses a copy beside the full cache
-
-    def with_environment(self) -> Wish:
-        """PILOTFISH_ENGINE and PILOTFISH_THREADS fill in what the call leaves open."""
-        engine, threads = os.environ.get("PILOTFISH_ENGINE"), os.environ.get("PILOTFISH_THREADS")
-        if threads and not (threads.isdecimal() and int(threads) > 0):
-            raise OptionError(f"PILOTFISH_THREADS is {threads!r}, but must be a number from 1 on.")
-        return replace(
-            self,
-            engine=self.engine or engine or None,
-            threads=self.threads or (int(threads) if threads else None),
-        )
-
-    def lacks(self, abilities: tuple[Ability, ...]) -> str:
-        """What an engine with these abilities cannot carry out of the wish, in words; empty where it can."""
-        has, problems = frozenset(abilities), []
-        if self.cache is not None and (missing := missing_abilities(self.cache, has)):
-            problems.append(f"the {self.cache.name} cache policy needs {', '.join(sorted(missing))}")
-        if self.copied is not None and (missing := missing_for_copies(self.copied, has)):
-            problems.append(f"a copy compressed by {self.copied.name} needs {', '.join(sorted(missing))}")
-        return "; ".join(problems)
 
 
 def choose(path: Path, wish: Wish, report: Progress, *, again: bool = False) -> tuple[list[Place], Choice]:
@@ -124,7 +88,7 @@ def candidates(path: Path, wish: Wish) -> list[Place]:
             devices = (wish.device,) if wish.engine or wish.device in backend.devices() else ()
         places += [Place(backend, device, threads, wish.kv_dtype, wish.options) for device in devices]
     if not places and wish.device is not None:
-        raise OptionError(f"no installed engine has a device {wish.device!r}. Devices here: {_device_list()}.")
+        raise OptionError(f"no engine opens {path} on {wish.device!r}. Devices here: {device_list()}.")
     if not places:
         raise EngineMissingError(f"no engine here opens {path}; `pilotfish doctor` shows what can be added.")
     return places
@@ -235,11 +199,6 @@ def first_threads() -> int:
 
 def _other_threads(first: int) -> list[int]:
     return sorted({max(1, first // 2), usable_cores()} - {first})
-
-
-def _device_list() -> str:
-    installed = (b for b in map(backends.get, backends.names()) if backends.usable(b))
-    return "; ".join(f"{b.name}: {', '.join(b.devices())}" for b in installed)
 
 
 def _trials_path(path: Path, wish: Wish) -> Path:

@@ -19,13 +19,14 @@ from .drafts import context_length, remember_verdict
 from .loading import load
 from .measuring import doubt
 from .opening import Progress, resolve
+from .runtime.checks import whole
 from .runtime.draft_length import RenewalReward
-from .runtime.errors import OptionError
 from .runtime.interfaces import Floats, Session, Tokens, Weights
 from .runtime.model import Model
 
 MARGIN = 1.02  # a draft that promises less over going without is not called one that pays
 _CONTEXT = 2048  # entries, where the model has so many; prompts and answers are short
+_MOST = {"n_tokens": _CONTEXT // 2, "per_set": 4, "repeats": 1000}  # prompts of a set that there are
 _CHUNK = 256  # rows of a teacher-forced step
 
 
@@ -113,8 +114,7 @@ def check_draft(
     Raises what load() raises, and OptionError for vocabularies that do not fit.
     """
     for name, value in (("n_tokens", n_tokens), ("per_set", per_set), ("repeats", repeats)):
-        if value < 1:
-            raise OptionError(f"{name} is {value}, but must be 1 or more.")
+        whole(name, value, 1, _MOST[name])
     report = progress or (lambda what, share: None)
     found, found_draft, share = resolve(target, report), resolve(draft, report), busy.busy_share()
     with load(

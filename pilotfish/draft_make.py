@@ -14,14 +14,18 @@ from .draft_prompts import MAKE
 from .drafts import context_length
 from .loading import load
 from .opening import Progress, resolve
+from .runtime.building import refuse_foreign
 from .runtime.bundle import open_bundle
+from .runtime.checks import shown, whole
 from .runtime.errors import OptionError, UnsupportedModelError
 from .runtime.gguf_file import read_gguf
 from .runtime.storage import write_error
+from .wish import Wish, refuse_impossible
 
 if TYPE_CHECKING:
     from .exporters.layer_search import Candidate
 
+_FEWEST = 4  # blocks that stay
 _N_TOKENS = 24  # of each answer that candidates are compared on
 _OUTPUT = "Q4_0"  # as llama.cpp has it, in 6 or 8 bits, it is a third of a small draft's step
 _MORE_BITS = 1.5  # than those asked for are no longer what was asked for
@@ -69,23 +73,32 @@ def drop_layers(
     Needs the onnx engine, for the search runs on it. Raises what load() raises, UnsupportedModelError for graphs
     that are not attention and MLP in turn, OptionError for a number of blocks that cannot be left out.
     """
+    if n_dropped is not None:
+        whole("blocks to drop", n_dropped, 1)
+    wish = Wish(engine="onnx", threads=threads)
+    refuse_impossible(wish)
+    refuse_foreign(out)
     report = progress or (lambda what, share: None)
     source = onnx_bundle(target, report)
+    bundle = open_bundle(source)
+    graph = bundle.file(bundle.manifest.formats["onnx"])
     from .exporters.dropped_bundle import write_dropped
+    from .exporters.layer_drop import blocks_of
     from .exporters.layer_search import Scorer, search, step_shares
+
+    n_blocks = len(blocks_of(graph))
+    if not 1 <= (n_dropped or 1) <= n_blocks - _FEWEST:
+        asked = "no block" if n_dropped is None else f"{shown(n_dropped)} blocks"
+        can = f"1 to {n_blocks - _FEWEST} can" if n_blocks > _FEWEST else "none can"
+        raise OptionError(f"{asked} can be left out: of {n_blocks} {can}, so that {_FEWEST} stay.")
 
     with load(
         source, "onnx", draft=None, threads=threads, max_context=min(1024, context_length(source)), progress=report
     ) as model:
         answers = [answer(model, prompt, _N_TOKENS) for prompt in MAKE]
         costs, n_threads = target_costs(model), model.info.threads
-    bundle = open_bundle(source)
     window = bundle.manifest.recipe_of("onnx").get("sliding_window")
-    graph = bundle.file(bundle.manifest.formats["onnx"])
     scorer = Scorer(graph, answers, n_threads, int(window) if window else None)
-    n_blocks = len(scorer.blocks)
-    if n_dropped is not None and not 1 <= n_dropped <= n_blocks - 4:
-        raise OptionError(f"{n_dropped} blocks cannot be left out: of {n_blocks}, 1 to {n_blocks - 4} can.")
     price = _Price(step_shares(graph, n_threads, int(window) if window else None), costs)
     what = "looking for layers that can be left out"
     path = search(
@@ -124,16 +137,23 @@ def lower_bits(
     """
     if (kind is None) == (bits is None):
         raise OptionError("give a kind of GGUF file or a number of bits, and not both.")
+    from .exporters.gguf_quantize import BITS, bits_per_weight, check_types, kind_of_bits, quantize_gguf
+
+    if bits is not None:
+        whole("bits a weight", bits, min(BITS), max(BITS))
+    if kind is not None:
+        check_types(kind, None, None)
+    Wish(threads=threads)  # checks the number
+    if engine is not None:
+        backends.installed(engine)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise OptionError(f"{out} exists and is not an empty folder; choose another.")
     report = progress or (lambda what, share: None)
     found = resolve(target, report)
     source = _gguf_of(found if draft is None else resolve(draft, report))
-    from .exporters.gguf_quantize import bits_per_weight, kind_of_bits, quantize_gguf
-
     before = read_gguf(source)
     kind = kind or kind_of_bits(bits or 0, before)
     made = out / f"{source.stem}-{kind}.gguf"
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise OptionError(f"{out} exists and is not an empty folder; choose another.")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

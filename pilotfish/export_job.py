@@ -18,9 +18,10 @@ from .exporters.parity import Parity
 from .exporters.thresholds import Thresholds
 from .exporters.weight_form import Activations, WeightForm
 from .exporters.writers import FORMATS, pack_bytes_needed, refuse_pair
-from .opening import resolve
+from .opening import resolve, source_place
 from .runtime.building import refuse_foreign
 from .runtime.bundle import Bundle, open_bundle
+from .runtime.checks import real, whole
 from .runtime.errors import (
     CacheWriteError,
     EngineMissingError,
@@ -66,6 +67,12 @@ class Job:
     draft: str | os.PathLike[str] | None = None
     context: int | None = None
 
+    def __post_init__(self) -> None:
+        real("ratio", self.ratio, "a share of the layers' weights, from 0 to 1", lambda x: 0 <= x <= 1)
+        if self.context is not None:
+            whole("context", self.context, 1, hint="tokens of a mobile program")
+        self.thresholds("onnx")  # checks min_agreement
+
     def thresholds(self, form: str, rounding: Parity | None = None, *, kept: bool = False) -> Thresholds:
         """What a format has to keep to, given what rounding its weights costs by itself.
 
@@ -104,14 +111,15 @@ def prepare(job: Job) -> Plan:
     engines = tuple(name for name in job.to if name in FORMATS)
     named = tuple(name for name in job.to if name in TARGETS)
     _check_names(job)
+    refuse_unused(job, (*job.to, *(DEFAULT_TARGETS if MOBILE in job.to else ())))
+    refuse_foreign(job.out)
+    for place in (job.source, *([] if job.draft is None else [job.draft])):
+        _require_source(place)
     for name in engines:
         _need_packages(name, FORMATS[name].packages)
         _need_engine(name)
     if len(engines) < len(job.to):
         _need_packages(MOBILE, ())
-    job.thresholds("onnx")  # checks min_agreement
-    refuse_unused(job, (*job.to, *(DEFAULT_TARGETS if MOBILE in job.to else ())))
-    refuse_foreign(job.out)
     source = open_job_source(job)
     refuse_pair(source, job.to, job.data_aware)
     if job.form is None and source.format != "gguf":
@@ -134,6 +142,15 @@ def prepare(job: Job) -> Plan:
     return plan
 
 
+def _require_source(source: str | os.PathLike[str]) -> None:
+    """Raise where there can be no source: asked before packages, which nobody need install for that answer."""
+    from .exporters.catalogue import CATALOGUE
+    from .exporters.sources import require_source
+
+    if str(source) not in CATALOGUE:
+        require_source(source_place(source))
+
+
 def open_job_source(job: Job) -> ModelSource:
     """The source, checked as far as headers go; a model of the catalogue is fetched. Raises what open_source raises."""
     from .exporters.catalogue import CATALOGUE
@@ -141,8 +158,7 @@ def open_job_source(job: Job) -> ModelSource:
 
     if str(job.source) in CATALOGUE:
         return open_source(resolve(job.source))
-    place = Path(job.source).expanduser()
-    return open_source(place if place.exists() else str(job.source))
+    return open_source(source_place(job.source))
 
 
 def _check_names(job: Job) -> None:
@@ -184,8 +200,6 @@ def _possible_targets(job: Job, source: ModelSource, order: Order) -> tuple[tupl
 def _context(job: Job, source: ModelSource) -> int:
     if job.context is None:
         return min(_CONTEXT, source.context_length)
-    if job.context < 1:
-        raise OptionError(f"context is {job.context}, but must be 1 or more tokens.")
     if job.context > source.context_length:
         raise OptionError(
             f"context is {job.context}, but this model was made for {source.context_length} tokens; choose no more."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -9,21 +10,23 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from . import backends
 from .broken_weights import explained, naming
-from .choosing import Wish, choose, open_first_right
-from .drafts import named_draft, open_draft, remembered_verdict
+from .choosing import Wish, choose, open_first_right, refuse_impossible
+from .drafts import context_length, named_draft, open_draft, reads_source, remembered_verdict
 from .measuring import calibration
 from .opening import Progress, read_suppression, read_tokenizer, resolve
 from .runtime.bundle import DraftEntry
 from .runtime.cache_policies import CachePolicy, policy_by_name
 from .runtime.chat_template import ChatTemplate
+from .runtime.checks import real, whole
 from .runtime.choice import Job
 from .runtime.draft_length import RenewalReward
 from .runtime.errors import OptionError, PilotfishWarning
 from .runtime.interfaces import DraftLengthPolicy, ModelInfo, Proposer
 from .runtime.model import DraftWeights, Model
 from .runtime.proposers import SelfDraft
-from .runtime.trial import AUTO
+from .runtime.trial import AUTO, tried_policy
 
 __all__ = ["load", "resolve"]
 
@@ -86,21 +89,34 @@ def load(
     Raises ModelNotFoundError, ModelFileError, UnsupportedModelError, EngineMissingError, EngineError, OptionError,
     AbilityError, DownloadError or CacheWriteError, each with the way out.
     """
-    _check(max_context, threads, speculate, draft)
+    if max_context is not None:
+        whole("max_context", max_context, 2)
+    if speculate is False and draft not in (None, "auto"):
+        raise OptionError("a draft model is given together with speculate=False; drop one of the two.")
     compression = policy_by_name(cache) if isinstance(cache, str) else cache
     wanted = _quality(quality)
     self_draft, draft = _self_draft(draft)
     report = progress or (lambda what, share: None)
+    draft_policy = policy_by_name(draft_cache) if isinstance(draft_cache, str) else draft_cache
+    job = job or (Job() if speculate else Job(acceptance=0.0))
+    copied = (self_draft if speculate else None) or (None if wanted is None else compression)
+    wish = Wish(engine, device, threads, kv_dtype, options or {}, job, exact, compression, copied).with_environment()
+    refuse_impossible(wish)
+    if draft_engine is not None:
+        backends.installed(draft_engine)
+    if wanted is not None:
+        tried_policy(compression, self_draft)
     found = resolve(path, report)
+    if max_context is not None and not reads_source(found):
+        known = context_length(found)
+        whole("max_context", max_context, 2, known, hint="the model was trained for no more")
+    if draft not in (None, "auto"):
+        draft = resolve(draft, report)
     named = named_draft(found) if draft == "auto" and speculate else None
     if draft_engine is not None and named is None and draft in (None, "auto"):
         raise OptionError(f"draft_engine is {draft_engine!r}, but there is no draft model; give one, or drop it.")
     if draft_cache is not None and named is None and draft in (None, "auto"):
         raise OptionError(f"draft_cache is {draft_cache!r}, but there is no draft model; give one, or drop it.")
-    draft_policy = policy_by_name(draft_cache) if isinstance(draft_cache, str) else draft_cache
-    job = job or (Job() if speculate else Job(acceptance=0.0))
-    copied = (self_draft if speculate else None) or (None if wanted is None else compression)
-    wish = Wish(engine, device, threads, kv_dtype, options or {}, job, exact, compression, copied).with_environment()
     places, choice = choose(found, wish, report)
     weights, location, place, notes = open_first_right(found, places, report)
     policy: DraftLengthPolicy | None = RenewalReward() if speculate is True else (speculate or None)
@@ -158,12 +174,11 @@ def _self_draft(draft: str | os.PathLike[str] | None) -> tuple[CachePolicy | Non
 
 def _quality(given: float | str | None) -> float | None:
     """A number between 0 and 1, which "auto" stands for, too."""
-    if given is None or isinstance(given, float):
-        return given
-    try:
-        return AUTO if given == "auto" else float(given)
-    except ValueError:
-        raise OptionError(f"quality is {given!r}, but must be a number between 0 and 1, or auto.") from None
+    if given is None:
+        return None
+    with contextlib.suppress(ValueError):
+        given = AUTO if given == "auto" else float(given) if isinstance(given, str) else given
+    return real("quality", given, "between 0 and 1 (0.98, say), or auto", lambda x: 0 < x < 1)
 
 
 def _does_not_pay(target: Path, named: tuple[Path, DraftEntry], info: ModelInfo) -> bool:
@@ -171,17 +186,3 @@ def _does_not_pay(target: Path, named: tuple[Path, DraftEntry], info: ModelInfo)
     path, entry = named
     here = remembered_verdict(target, path, info)
     return (entry.pays if here is None else here) is False
-
-
-def _check(
-    max_context: int | None,
-    threads: int | None,
-    speculate: bool | DraftLengthPolicy,
-    draft: object,
-) -> None:
-    if max_context is not None and max_context < 2:
-        raise OptionError(f"max_context is {max_context}, but must be 2 or more.")
-    if threads is not None and threads < 1:
-        raise OptionError(f"threads is {threads}, but must be 1 or more.")
-    if speculate is False and draft not in (None, "auto"):
-        raise OptionError("a draft model is given together with speculate=False; drop one of the two.")

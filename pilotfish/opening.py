@@ -10,6 +10,7 @@ from pathlib import Path
 
 from .backends import Backend
 from .runtime.bundle import MANIFEST_NAME, open_bundle, read_manifest
+from .runtime.checks import shown
 from .runtime.errors import ModelFileError, ModelNotFoundError, OptionError, UnsupportedModelError
 from .runtime.interfaces import Weights
 from .runtime.suppression import Suppression
@@ -67,17 +68,26 @@ def resolve(path: str | os.PathLike[str], report: Progress | None = None) -> Pat
     Raises ModelNotFoundError naming what is close, UnsupportedModelError for folders of another kind.
     """
     tell = report or (lambda what, share: None)
-    found = Path(path).expanduser()
+    name = os.fspath(path)
+    if not name.strip():
+        raise OptionError("the model's name is empty; give a catalogue name, a .gguf file or a bundle folder.")
+    try:
+        found = Path(path).expanduser()
+        found.exists()
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a zero byte, a user's home that is not there
+        why = error.strerror if isinstance(error, OSError) else error
+        raise ModelNotFoundError(f"{shown(name)} cannot be looked up: {why}.") from None
     if found.is_file():
         if found.suffix.lower() != ".gguf":
             raise ModelFileError(f"{found} is not a .gguf file; give one, or a bundle folder or a catalogue name.")
         return found
     if found.is_dir():
         return _resolve_folder(found)
+    if found.exists():
+        raise ModelFileError(f"{found} is neither a file nor a folder; give a .gguf file or a bundle folder.")
     from .exporters.catalogue import CATALOGUE
     from .exporters.fetch import fetch  # needed for names only
 
-    name = str(path)
     if name in CATALOGUE:
         return fetch(name, progress=lambda done, total: tell(f"fetching {name}", done / total if total else 0.0))
     close = difflib.get_close_matches(name, CATALOGUE, n=1, cutoff=0.5)
@@ -109,6 +119,21 @@ def _resolve_folder(folder: Path) -> Path:
             "pilotfish export FOLDER -o BUNDLE   For speech that can be a Whisper."
         )
     raise ModelNotFoundError(f"{folder} holds no model: no {MANIFEST_NAME} and no .gguf file.")
+
+
+def source_place(source: str | os.PathLike[str]) -> str | Path:
+    """What an export's or a comparison's source is: a path, where something lies there, or a name as it is.
+
+    Raises OptionError for an empty one.
+    """
+    name = os.fspath(source)
+    if not name.strip():
+        raise OptionError("the source's name is empty; give a Hugging Face folder, a hub id or a .gguf file.")
+    try:
+        place = Path(source).expanduser()
+        return place if place.exists() else name
+    except (OSError, ValueError, RuntimeError):
+        return name
 
 
 def read_tokenizer(location: Path) -> tuple[Tokenizer, str | None]:

@@ -14,7 +14,7 @@ from . import backends
 from .choosing import Wish, first_threads
 from .exporters.parity import Answers, Parity, Tally
 from .exporters.thresholds import thresholds_of
-from .opening import Place, Progress, open_weights
+from .opening import Place, Progress, open_weights, source_place
 from .runtime.bundle import Bundle, open_bundle
 from .runtime.canary import WRONG, canary_error
 from .runtime.errors import EngineMissingError, ModelFileError, OptionError
@@ -50,7 +50,8 @@ def verify(
 
     Raises OptionError, ModelNotFoundError, ModelFileError, and EngineMissingError where no engine for any is here.
     """
-    bundle = open_bundle(Path(folder).expanduser())
+    wish = Wish(device=device, threads=threads).with_environment()
+    bundle = open_bundle(_bundle_place(folder))
     tell: Progress = progress or (lambda what, share: None)
     wanted, left_out = _wanted(bundle, None if formats is None else several(formats))
     if source is None:
@@ -59,9 +60,21 @@ def verify(
         answers, logits = _ask(bundle, source, tell)
     reports = []
     for form in wanted:
-        place = Place(backends.get(ENGINE_OF[form]), device, threads or own_threads())
+        place = Place(backends.get(ENGINE_OF[form]), device, wish.threads or first_threads())
         reports.append(verify_format(bundle, form, place, answers, logits, tell))
     return Report(bundle.folder, tuple(reports), left_out, source is not None)
+
+
+def _bundle_place(folder: str | os.PathLike[str]) -> Path:
+    from .exporters.catalogue import CATALOGUE
+
+    place = Path(folder).expanduser()
+    if str(folder) in CATALOGUE and not place.exists():
+        raise OptionError(
+            f"{folder} is a model of the catalogue, and no bundle with answers of its source to compare with. Make one "
+            f"and verify that: pilotfish export {folder} -o {folder}-bundle"
+        )
+    return place
 
 
 def own_threads() -> int:
@@ -158,7 +171,7 @@ def _wanted(bundle: Bundle, formats: tuple[str, ...] | None) -> tuple[tuple[str,
 def _ask(bundle: Bundle, source: str | os.PathLike[str], tell: Progress) -> tuple[Answers, Mapping[str, Floats]]:
     from .exporters.sources import open_source
 
-    found = open_source(Path(source).expanduser() if Path(source).expanduser().exists() else str(source))
+    found = open_source(source_place(source))
     made_from = bundle.manifest.source
     if found.sha256 != made_from.sha256:
         raise ModelFileError(

@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import psutil
 
+from .checks import real, whole
 from .engine import CANCELLED, Limits, end_of, read
 from .errors import AbilityError, OptionError
 from .finite import require_finite
-from .interfaces import FinishReason, Floats, Probs, Round, Tokens
+from .interfaces import FinishReason, Floats, ModelInfo, Probs, Round, Tokens
 from .sampling import LogitsProcessor, Sampling
 from .sequence import CachedSequence, Cancelled
 
@@ -37,8 +39,8 @@ class Beams:
     early_stopping: bool | Literal["never"] = False
 
     def __post_init__(self) -> None:
-        if self.size < 1:
-            raise OptionError(f"beams is {self.size}, but must be 1 or more.")
+        whole("beams", self.size, 1)
+        real("length_penalty", self.length_penalty, "from -32 to 32", lambda x: abs(x) <= 32)
         if self.early_stopping not in (True, False, "never"):
             raise OptionError(f"early_stopping is {self.early_stopping!r}, but must be True, False or 'never'.")
 
@@ -99,6 +101,7 @@ def search(
             f"beam search forks sessions, and the {target.session.info.engine} engine cannot here; use the onnx engine."
         )
     end = end_of(target, context, limits, source is not None)
+    _require_room(target.session.info, beams, end)
     try:
         read(target, context, limits, source)
     except Cancelled:
@@ -106,6 +109,19 @@ def search(
         return
     longest = end - len(context)
     yield from beam_search(target, context, beams, longest, limits.stop_ids, limits.cancelled, processor)[1]
+
+
+def _require_room(info: ModelInfo, beams: Beams, n_tokens: int) -> None:
+    """Raise OptionError for more beginnings than there are tokens to begin with, or than fit into the free memory."""
+    whole("beams", beams.size, 1, info.vocab_size, hint="the model has no more tokens")
+    entry = 2 * 4 * info.n_layers * info.kv_heads * info.head_dim
+    each = n_tokens * entry + 3 * 8 * info.vocab_size  # a cache, and the ranked ways to go on
+    free = psutil.virtual_memory().available
+    if beams.size * each > free:
+        raise OptionError(
+            f"{beams.size} beams of up to {n_tokens} tokens take {beams.size * each / 1e9:.1f} GB, and "
+            f"{free / 1e9:.1f} GB of memory are free; ask for {max(free // each, 1)} beams, or for fewer new tokens."
+        )
 
 
 def beam_search(

@@ -63,6 +63,10 @@ def new_bundle(folder: Path, take_over: Callable[[Path], bool] | None = None) ->
 
 def refuse_foreign(folder: Path) -> None:
     """Raise OptionError where something that is not a bundle is in the way of one."""
+    if not folder.name:
+        raise OptionError(
+            f"a bundle cannot lie at {str(folder)!r}, which has no name of its own; choose another folder."
+        )
     above = next(path for path in folder.absolute().parents if path.exists())
     if not above.is_dir():
         raise OptionError(f"{above} is a file, and {folder} cannot lie in it. Choose another folder.")

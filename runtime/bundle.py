@@ -99,6 +99,8 @@ def read_manifest(folder: Path) -> Manifest:
     except FileNotFoundError:
         why = f"is not a bundle: it has no {MANIFEST_NAME}" if folder.exists() else "is not there"
         raise ModelNotFoundError(f"{folder} {why}.") from None
+    except NotADirectoryError:
+        raise ModelNotFoundError(f"{folder} is a file, and a bundle is a folder with {MANIFEST_NAME} in it.") from None
     except (OSError, ValueError, RecursionError) as error:
         raise ModelFileError(f"{path} cannot be read as JSON: {error}.") from error
     version = value.get("schema_version") if isinstance(value, dict) else None

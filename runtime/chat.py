@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .chat_template import Message
+from .checks import check_seed
 from .conversation import Conversation, read_conversation, write_conversation
 from .engine import UpTo
 from .errors import OptionError
@@ -30,6 +31,7 @@ class Chat:
     """
 
     def __init__(self, model: Model, system: str | None, seed: int | None = None) -> None:
+        check_seed(seed)
         self.model = model
         self.messages: list[Message] = [] if system is None else [{"role": "system", "content": system}]
         self.seed = seed

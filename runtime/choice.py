@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .canary import WRONG
-from .errors import OptionError
+from .checks import real, whole
 from .interfaces import Ability
 from .rows import ANY_WIDTH, RowClasses
 
@@ -24,8 +24,9 @@ class Job:
     acceptance: float = 0.5
 
     def __post_init__(self) -> None:
-        if self.prompt_tokens < 0 or self.new_tokens < 0 or not 0 <= self.acceptance < 1:
-            raise OptionError(f"{self} is no job: numbers of tokens must not be negative, 0 <= acceptance < 1.")
+        whole("prompt_tokens of a job", self.prompt_tokens, 1)
+        whole("new_tokens of a job", self.new_tokens, 1)
+        real("acceptance of a job", self.acceptance, "from 0 to below 1", lambda x: 0 <= x < 1)
 
 
 @dataclass(frozen=True, slots=True)

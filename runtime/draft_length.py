@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .errors import OptionError
+from .checks import real, whole
 from .interfaces import Forecast
 
 _RATE_STEP = 0.1  # weight of the newest round in the running rate
@@ -21,8 +21,7 @@ class Fixed:
     plain_every: int | None = None
 
     def __post_init__(self) -> None:
-        if self.k < 0:
-            raise OptionError(f"a fixed draft length of {self.k} is impossible; use 0 or more.")
+        whole("a fixed draft length", self.k, 0)
 
     def choose(self, forecast: Forecast) -> int:
         return min(self.k, len(forecast.accepted) - 1)
@@ -42,8 +41,7 @@ class Confidence:
     plain_every: int | None = None
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.threshold <= 1.0:
-            raise OptionError(f"a confidence threshold of {self.threshold} is impossible; use 0 to 1.")
+        real("a confidence threshold", self.threshold, "from 0 to 1", lambda x: 0 <= x <= 1)
 
     def choose(self, forecast: Forecast) -> int:
         last = len(forecast.confidence) - 1

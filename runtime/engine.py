@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .checks import room_hint, whole
 from .drafting import NO_DRAFT, Drafting
 from .errors import AbilityError, ContextFullError, OptionError
 from .finite import require_finite
@@ -31,6 +32,7 @@ class Limits:
     progress: Callable[[int, int], None] | None = None  # prefill: (tokens done, tokens in all)
 
 
+_GROWTH = 1 << 12  # tokens there is room for at first: an answer may be allowed more than there is memory
 CANCELLED = Round((), 0, 0, 0, 0.0, 0.0, 0.0, None, "cancelled")
 
 
@@ -53,10 +55,8 @@ def generate(
     Raises ContextFullError and OptionError before anything changes, and NotFiniteError for weights without an answer.
     """
     end = end_of(target, prompt, limits, source is not None)
-    context = np.empty(end, dtype=np.int64)
-    context[: len(prompt)] = prompt
-    committed, n = context.view(), len(prompt)
-    committed.flags.writeable = False  # proposers and processors look at it
+    n = len(prompt)
+    context, committed = _grown(prompt, min(end, n + _GROWTH))
     try:
         read(target, prompt, limits, source)
     except Cancelled:
@@ -74,6 +74,8 @@ def generate(
         proposal = NO_DRAFT
         if proposers and not drafting.rests:
             proposal = drafting.propose(proposers, committed[:n], _room(target, n, end))
+        if n + len(proposal.draft) >= len(context):
+            context, committed = _grown(context, min(end, 2 * len(context)))
         step, width, verify_s = _forward(target, context[n - 1], proposal.draft)
         try:
             if first:  # later steps are judged by their largest logit, but processors come before that
@@ -131,8 +133,8 @@ def end_of(target: CachedSequence, prompt: Tokens, limits: Limits, has_source: b
     """Length of the context at which generation ends; checks that it fits."""
     if not len(prompt):
         raise OptionError("the prompt is empty; give at least one token (a chat template or a start token does).")
-    if limits.max_new_tokens is not None and limits.max_new_tokens < 1:
-        raise OptionError(f"max_new_tokens is {limits.max_new_tokens}, but must be 1 or more.")
+    if limits.max_new_tokens is not None:
+        whole("max_new_tokens", limits.max_new_tokens, 1)
     holds = target.longest
     if limits.max_new_tokens is None and holds == ENDLESS:
         raise OptionError("max_new_tokens is None, but a context with this cache policy is never full; give a number.")
@@ -145,11 +147,10 @@ def end_of(target: CachedSequence, prompt: Tokens, limits: Limits, has_source: b
         flexible = limits.max_new_tokens is None or isinstance(limits.max_new_tokens, UpTo)
         wanted = "" if flexible else f" and max_new_tokens is {limits.max_new_tokens}"
         need = max(asked, len(prompt) + 1) + target.rows.minimum - 2
-        way_out = f"Open it with max_context={need} or more, or shorten the prompt."
-        if has_source:
-            way_out = (
-                f"Ask for fewer new tokens, or open it with max_context={need} if the model knows so many positions."
-            )
+        known = target.session.info.context_length
+        way_out = room_hint(need, known)
+        if has_source:  # there is no prompt to shorten
+            way_out = "Ask for fewer new tokens" + (f", or open it with max_context={need}." if need <= known else ".")
         if target.compression is not None:
             way_out = "That is as far as the model's positions go, whatever is evicted; shorten the prompt."
         what = "the answer begins with" if has_source else "the prompt has"
@@ -157,6 +158,15 @@ def end_of(target: CachedSequence, prompt: Tokens, limits: Limits, has_source: b
     if prompt.min() < 0 or prompt.max() >= target.session.info.vocab_size:
         raise OptionError(f"the prompt holds token ids outside of 0..{target.session.info.vocab_size - 1}.")
     return asked
+
+
+def _grown(tokens: Tokens, size: int) -> tuple[Tokens, Tokens]:
+    """A copy with room for `size` tokens, and the same memory for proposers and processors, which only look at it."""
+    room = np.empty(size, dtype=np.int64)
+    room[: len(tokens)] = tokens
+    looked_at = room.view()
+    looked_at.flags.writeable = False
+    return room, looked_at
 
 
 def _compress(target: CachedSequence) -> float:

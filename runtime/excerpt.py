@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 
+from .checks import whole
 from .errors import ContextFullError, NotFiniteError, OptionError
 from .interfaces import Tokens
 from .rows import MAX_WIDTH
@@ -110,9 +111,13 @@ def _room(
         )
     if score not in ("likelihood", "entropy"):
         raise OptionError(f"score is {score!r}, but must be 'likelihood' or 'entropy'.")
+    whole("segment", segment, 1)
+    if budget is not None:
+        whole("budget", budget, 1)
     if not document.strip() or not question.strip():
         raise OptionError(f"the {'question' if document.strip() else 'document'} is empty; give a text.")
     limit = min(model.max_context, model.info.context_length)
+    larger = "Open the model with a larger max_context. " if limit < model.info.context_length else ""
     around = len(model.encode(_prompt([], question), raw=raw))
     most = min(limit * 3 // 4, limit - (new_tokens or 0) - MAX_WIDTH)
     room = default_budget(most, limit, around, segment) if budget is None else budget
@@ -121,8 +126,7 @@ def _room(
         raise ContextFullError(
             f"the question has {around} tokens and a segment up to {segment} (16 or more), so the prompt's budget of "
             f"{room} must lie in {around + max(segment, 16) + _GAP_TOKENS}..{limit - 1}, for a context of {limit}. "
-            "Open the model with a larger max_context, ask for fewer new tokens, choose smaller segments, or "
-            "shorten the question."
+            f"{larger}Ask for fewer new tokens, choose smaller segments, or shorten the question."
         )
     return (most if budget is None else budget), room
 

@@ -26,6 +26,7 @@ from .interfaces import DraftLengthPolicy, ModelInfo, Proposer, Tokens, Weights
 from .leaving import before_leaving
 from .prompts import Prompt, Task, encode_prompt, task_of
 from .proposers import DraftModel, SelfDraft
+from .request import check_request
 from .result import Result
 from .sampling import Sampling
 from .sequence import SavedSequence
@@ -237,8 +238,9 @@ class Model:
 
         progress: called with (tokens done, tokens in all) while the prompt is processed.
         """
+        check_request(max_new_tokens=max_new_tokens, seed=seed, stop=stop)
         settings = _sampling(temperature, sampling)
-        wanted = Beams(beams) if isinstance(beams, int) else beams
+        wanted = beams if beams is None or isinstance(beams, Beams) else Beams(beams)
         task = self._task(prompt, raw, special)
         strings, ids = stops_of(stop, self.tokenizer, self.info.vocab_size)
         if wanted is not None:

@@ -9,12 +9,14 @@ from typing import NoReturn, TypeAlias
 
 import numpy as np
 
+from .checks import real, whole
 from .errors import NotFiniteError, OptionError
 from .interfaces import Floats, Law, Tokens
 
 LogitsProcessor: TypeAlias = Callable[[Floats, Tokens], Floats]
 """(logits (vocab_size,), context with the drafted path) -> logits. Keeps no state: speculation asks out of order."""
 
+_STRONGEST = 1e6  # of a penalty or bias: far beyond any logit, and far from what f32 cannot hold
 _HEAD = 1024  # tokens looked at before top-p falls back to sorting the vocabulary
 
 
@@ -38,17 +40,23 @@ class Sampling:
     _as_they_are: bool = field(init=False, repr=False, compare=False)  # whether logits are not adjusted
 
     def __post_init__(self) -> None:
-        def need(ok: bool, name: str, limit: str) -> None:
-            if not ok:
-                raise OptionError(f"{name} is {getattr(self, name)!r}, but must be {limit}.")
-
-        need(self.temperature >= 0 and np.isfinite(self.temperature), "temperature", "0 (greedy) or more")
-        need(self.top_k is None or self.top_k >= 1, "top_k", "1 or more, or absent")
-        need(self.top_p is None or 0 < self.top_p <= 1, "top_p", "above 0 and at most 1, or absent")
-        need(self.min_p is None or 0 <= self.min_p <= 1, "min_p", "from 0 to 1, or absent")
-        need(self.repetition_penalty > 0, "repetition_penalty", "above 0 (1 is off)")
-        need(np.isfinite(self.presence_penalty), "presence_penalty", "a number")
-        need(np.isfinite(self.frequency_penalty), "frequency_penalty", "a number")
+        real("temperature", self.temperature, "0 (greedy) or more", lambda x: x >= 0)
+        if self.top_k is not None:
+            whole("top_k", self.top_k, 1, hint="or absent")
+        if self.top_p is not None:
+            real("top_p", self.top_p, "above 0 and at most 1, or absent", lambda x: 0 < x <= 1)
+        if self.min_p is not None:
+            real("min_p", self.min_p, "from 0 to 1, or absent", lambda x: 0 <= x <= 1)
+        limit = f"above 0 (1 is off), and neither it nor its inverse above {_STRONGEST:g}"
+        real("repetition_penalty", self.repetition_penalty, limit, lambda x: 1 / _STRONGEST <= x <= _STRONGEST)
+        for name in ("presence_penalty", "frequency_penalty"):
+            limit = f"from -{_STRONGEST:g} to {_STRONGEST:g} (0 is off)"
+            real(name, getattr(self, name), limit, lambda x: abs(x) <= _STRONGEST)
+        for token, bias in self.logit_bias.items():
+            whole("a token of logit_bias", token, 0)
+            if bias != -math.inf:  # which rules a token out
+                limit = f"-inf, or from -{_STRONGEST:g} to {_STRONGEST:g}"
+                real(f"logit_bias[{token}]", bias, limit, lambda x: abs(x) <= _STRONGEST)
         counted = self.presence_penalty or self.frequency_penalty
         adjusted = counted or self.repetition_penalty != 1.0 or self.logit_bias or self.processors
         object.__setattr__(self, "_as_they_are", not adjusted)  # asked for every token

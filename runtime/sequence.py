@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .cache_policies.policy import CachePolicy
+from .checks import room_hint
 from .compression import Compression, SavedCompression
 from .errors import ContextFullError
 from .interfaces import Floats, Indices, Law, Session, Step, Tokens
@@ -210,7 +211,7 @@ class CachedSequence:
         if len(context) > self.longest:
             raise ContextFullError(
                 f"{len(context)} tokens do not fit into a session that holds {self.longest}. "
-                f"Open the model with max_context={len(context)} or more, or shorten the prompt."
+                + room_hint(len(context), self.session.info.context_length)
             )
         reused = self.reusable(context)
         self.truncate(reused)

@@ -33,23 +33,29 @@ def open_sequence(
         there is a policy for the cache. Raises AbilityError and OptionError.
     """
     if quality is not None:
-        policy = cache or self_draft
-        if policy is None:
-            raise OptionError(
-                "quality= says how often a smaller cache must agree with the full one, and there is no smaller one: "
-                "give cache= a policy (the full cache is dropped once the policy holds the quality), or draft='self' "
-                "(the size of its cache follows the quality)."
-            )
-        if selects(policy):
-            raise OptionError(
-                f"the {policy.name} policy keeps the whole cache, so there is none to drop; give quality= a policy "
-                "that evicts, or drop it."
-            )
+        policy = tried_policy(cache, self_draft)
         return TrialSequence(
             lambda entries: target.session(entries or max_context), rows, policy, quality, drops=cache is not None
         )
     entries = max_context if cache is None else entries_for(cache, rows, target.info, max_context)
     return CachedSequence(target.session(entries), rows, cache)
+
+
+def tried_policy(cache: CachePolicy | None, self_draft: CachePolicy | None) -> CachePolicy:
+    """The policy that a quality is asked of. Raises OptionError where there is none, or one that evicts nothing."""
+    policy = cache or self_draft
+    if policy is None:
+        raise OptionError(
+            "quality= says how often a smaller cache must agree with the full one, and there is no smaller one: "
+            "give cache= a policy (the full cache is dropped once the policy holds the quality), or draft='self' "
+            "(the size of its cache follows the quality)."
+        )
+    if selects(policy):
+        raise OptionError(
+            f"the {policy.name} policy keeps the whole cache, so there is none to drop; give quality= a policy "
+            "that evicts, or drop it."
+        )
+    return policy
 
 
 class TrialSequence(CachedSequence):

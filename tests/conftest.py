@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # real_weights.py and friends ar
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("PILOTFISH_ENGINE", "onnx")  # tests that try out engines say so
-os.environ.setdefault("PILOTFISH_THREADS", "2")
+os.environ.setdefault("PILOTFISH_THREADS", str(min(2, os.cpu_count() or 1)))
 
 # An example may take as long as the machine lets it.
 hypothesis_settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])

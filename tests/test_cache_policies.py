@@ -281,7 +281,7 @@ def test_a_cancel_while_a_policy_watches_loses_nothing(weights: ReferenceWeights
         (lambda: SnapKV(budget=30, sinks=4, window=32), "budget of 30 entries cannot hold 4 sinks and a window of 32"),
         (lambda: SnapKV(every=4), "8 rows are looked at, but only 4"),
         (lambda: SnapKV(every=16, observed=32), "32 rows are looked at, but only 16"),
-        (lambda: SnapKV(observed=0), "observed is 0, but must be 1"),
+        (lambda: SnapKV(observed=0), "observed is 0, but must be from 1"),
         (lambda: SinksAndWindow(window=0), "window is 0"),
         (lambda: KeyDiff(every=0), "every is 0"),
         (lambda: SnapKV(kernel=4), "kernel is 4, but must be odd"),

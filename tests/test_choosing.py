@@ -211,6 +211,7 @@ def test_an_engine_that_lacks_what_a_policy_needs_is_passed_over(path: Path, mon
 def test_what_is_named_is_taken_however_slow(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     slow, fast = Engine("a", 0.005), Engine("b")
     install(monkeypatch, slow, fast)
+    monkeypatch.setattr("pilotfish.wish.os.cpu_count", lambda: 4)
     with load(path, engine="a", threads=3) as model:
         assert (model.info.engine, model.info.threads) == ("a", 3)
     assert not fast.opened and len(slow.opened) == 1
@@ -314,11 +315,11 @@ def test_expected_seconds_of_a_job() -> None:
     trial = Trial("a", "1", "cpu", 1, {1: 1.0, 2: 1.2, 4: 2.0, 8: 6.0}, 0.01, 0.0, ((1,), (2, 4, 8)), 0.0)
     assert trial.seconds(Job(100, 10, 0.0), exact=False) == pytest.approx(1.0 + 10 * 1.0)
     assert trial.seconds(Job(100, 10, 0.0)) == pytest.approx(1.0 + 10 * 1.2)  # one row is of another class
-    assert trial.seconds(Job(0, 10, 0.5)) == pytest.approx(10 * 1.2 / 1.5)
-    assert trial.seconds(Job(0, 10, 0.9)) == pytest.approx(10 * 2.0 / (1 + 0.9 + 0.81 + 0.729))
+    assert trial.seconds(Job(1, 10, 0.5)) == pytest.approx(0.01 + 10 * 1.2 / 1.5)
+    assert trial.seconds(Job(1, 10, 0.9)) == pytest.approx(0.01 + 10 * 2.0 / (1 + 0.9 + 0.81 + 0.729))
     slow_to_switch = replace(trial, switch_s=0.5)
-    assert slow_to_switch.seconds(Job(0, 10, 0.9)) == pytest.approx(10 * 1.2 / 1.9)
-    for bad in (Job, lambda: Job(-1), lambda: Job(acceptance=1.0)):
+    assert slow_to_switch.seconds(Job(1, 10, 0.9)) == pytest.approx(0.01 + 10 * 1.2 / 1.9)
+    for bad in (Job, lambda: Job(-1), lambda: Job(0, 10), lambda: Job(10, 0), lambda: Job(acceptance=1.0)):
         if bad is not Job:
             with pytest.raises(OptionError):
                 bad()

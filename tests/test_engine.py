@@ -136,7 +136,7 @@ def test_a_length_that_nobody_asked_for_is_what_there_is_room_for() -> None:
 
 
 def test_what_does_not_fit_is_refused_before_anything_changes() -> None:
-    sequence = CachedSequence(ToyWeights(V, context_length=20).session())
+    sequence = CachedSequence(ToyWeights(V, context_length=23).session(20))
     list(run([1, 2, 3], sequence=sequence, limits=Limits(max_new_tokens=3)))
     before = sequence.tokens.tolist()
     with pytest.raises(ContextFullError, match=r"prompt has 15 tokens and max_new_tokens is 9, .* holds 20.*=23"):

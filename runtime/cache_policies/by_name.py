@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from ..checks import shown
 from ..errors import OptionError
 from .chunk_kv import ChunkKV
 from .critical_kv import CriticalKV
@@ -56,7 +57,10 @@ def policy_by_name(text: str) -> CachePolicy:
         raise OptionError(f"there is no cache policy {name!r}; there are {', '.join(POLICIES | SELECTING)}{wrapped}.")
     kinds = [kind, *reversed(wrappers)]
     types = {setting: of for each in kinds for setting, of in _settings(each).items()}
-    settings = dict(_setting(pair, types, name) for pair in given.split(",") if given)
+    pairs = [_setting(pair, types, name) for pair in given.split(",") if given]
+    settings = dict(pairs)
+    if len(settings) < len(pairs):
+        raise OptionError(f"{text!r} gives a setting twice; leave one of the two out.")
     made: Any = None
     for each in kinds:
         own = {setting: settings[setting] for setting in _settings(each) if setting in settings}
@@ -95,4 +99,4 @@ def _setting(pair: str, types: dict[str, type], policy: str) -> tuple[str, Any]:
         return name, _SWITCH[value] if types[name] is bool else types[name](value)
     except (KeyError, ValueError):
         wanted = "true or false" if types[name] is bool else f"a number ({types[name].__name__})"
-        raise OptionError(f"{name} of {policy} is {value!r}, but must be {wanted}.") from None
+        raise OptionError(f"{name} of {policy} is {shown(value)}, but must be {wanted}.") from None

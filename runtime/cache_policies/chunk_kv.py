@@ -8,7 +8,6 @@ from typing import ClassVar
 
 import numpy as np
 
-from ..errors import OptionError
 from ..interfaces import Floats, Indices
 from .view import CacheView
 from .wrapper import Wrapper
@@ -24,11 +23,6 @@ class ChunkKV(Wrapper):
 
     size: int = 20
     prefix: ClassVar[str] = "chunk-"
-
-    def __post_init__(self) -> None:
-        Wrapper.__post_init__(self)
-        if self.size < 1:
-            raise OptionError(f"size is {self.size}, but a chunk has 1 entry or more.")
 
     def select(self, view: CacheView) -> Indices:
         scores = self.scorer.scores(view).sum(axis=(0, 1), dtype=np.float64)

@@ -13,6 +13,8 @@ from .rotation import measured_frequencies, turned
 from .scorer import Scorer, stack
 from .view import CacheView, products, softmax
 
+_FARTHEST = 1 << 16  # positions, each of which gets a rotation for every channel
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExpectedAttention(Scorer):
@@ -37,10 +39,9 @@ class ExpectedAttention(Scorer):
 
     def __post_init__(self) -> None:
         Scorer.__post_init__(self)
-        if self.observed < 1 or self.ahead < 1 or not self.epsilon >= 0.0:
+        if self.ahead > _FARTHEST or self.epsilon < 0.0:
             raise OptionError(
-                f"observed is {self.observed}, ahead {self.ahead} and epsilon {self.epsilon}, but must be 1 or more, "
-                "1 or more and 0 or more."
+                f"ahead is {self.ahead} and epsilon {self.epsilon}, but must be from 1 to {_FARTHEST}, and 0 or more."
             )
 
     @property

@@ -35,8 +35,6 @@ class KVCrush(Wrapper):
 
     def __post_init__(self) -> None:
         Wrapper.__post_init__(self)
-        if self.size < 1:
-            raise OptionError(f"size is {self.size}, but a chunk has 1 entry or more.")
         if not 0.0 < self.share < 1.0 or self.representatives < 1:
             raise OptionError(
                 f"a share of {self.share} of {self.room} entries between sinks and window must lie between 0 and 1 "

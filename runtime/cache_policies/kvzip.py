@@ -8,7 +8,6 @@ from typing import ClassVar
 
 import numpy as np
 
-from ..errors import OptionError
 from ..interfaces import Ability, Floats, Indices, Tokens
 from .scorer import Scorer
 from .view import CacheView, products, softmax
@@ -32,11 +31,6 @@ class KVzip(Scorer):
     chunk: int = 256
     name = "kvzip"
     reads: ClassVar[frozenset[Ability]] = frozenset({"keys", "queries"})
-
-    def __post_init__(self) -> None:
-        Scorer.__post_init__(self)
-        if self.chunk < 1:
-            raise OptionError(f"chunk is {self.chunk}, but must be 1 or more.")
 
     @property
     def spare(self) -> int:

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..errors import OptionError
 from ..interfaces import Ability, Floats, Indices
+from .settings import check_settings
 from .view import CacheView
 
 
@@ -26,9 +27,7 @@ class Kept:
     window: int = 32
 
     def __post_init__(self) -> None:
-        for name, least in (("budget", 1), ("every", 1), ("sinks", 0), ("window", 1)):
-            if getattr(self, name) < least:
-                raise OptionError(f"{name} is {getattr(self, name)}, but must be {least} or more.")
+        check_settings(self)
         if self.budget < self.sinks + self.window:
             raise OptionError(
                 f"a budget of {self.budget} entries cannot hold {self.sinks} sinks and a window of {self.window}, "

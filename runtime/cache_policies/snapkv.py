@@ -12,6 +12,8 @@ from ..interfaces import Ability, Floats
 from .scorer import Scorer, stack
 from .view import CacheView
 
+_WIDEST = 255  # neighbours that are averaged
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SnapKV(Scorer):
@@ -31,10 +33,8 @@ class SnapKV(Scorer):
 
     def __post_init__(self) -> None:
         Scorer.__post_init__(self)  # super() does not know a dataclass with slots
-        if self.kernel < 1 or self.kernel % 2 == 0:
-            raise OptionError(f"kernel is {self.kernel}, but must be odd and 1 or more.")
-        if self.observed < 1:
-            raise OptionError(f"observed is {self.observed}, but must be 1 or more.")
+        if self.kernel % 2 == 0 or self.kernel > _WIDEST:
+            raise OptionError(f"kernel is {self.kernel}, but must be odd and from 1 to {_WIDEST}.")
 
     @property
     def rows(self) -> int | None:

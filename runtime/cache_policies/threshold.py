@@ -7,7 +7,6 @@ from typing import ClassVar
 
 import numpy as np
 
-from ..errors import OptionError
 from ..interfaces import Indices
 from .view import CacheView
 from .wrapper import Wrapper
@@ -26,11 +25,6 @@ class ThresholdBudget(Wrapper):
 
     threshold: float
     prefix: ClassVar[str] = "threshold-"
-
-    def __post_init__(self) -> None:
-        Wrapper.__post_init__(self)
-        if not np.isfinite(self.threshold):
-            raise OptionError(f"threshold is {self.threshold}, but must be a finite number.")
 
     def select(self, view: CacheView) -> Indices:
         scores = self.scorer.scores(view).mean(axis=(0, 1), dtype=np.float64)

@@ -33,9 +33,6 @@ class TokenSelect(Kept):
 
     def __post_init__(self) -> None:
         Kept.__post_init__(self)
-        for name in ("block", "layers", "watched"):
-            if getattr(self, name) < 1:
-                raise OptionError(f"{name} is {getattr(self, name)}, but must be 1 or more.")
         least = self.sinks + self.window + 3 * self.block
         if self.budget < least:
             raise OptionError(
@@ -57,7 +54,9 @@ class TokenSelect(Kept):
         first = -(-self.sinks // self.block) * self.block
         last = (n - self.window) // self.block * self.block
         votes = np.zeros(n)
-        for layer in np.unique(np.linspace(0, view.info.n_layers - 1, self.layers).round().astype(int)):
+        for layer in np.unique(
+            np.linspace(0, view.info.n_layers - 1, min(self.layers, view.info.n_layers)).round().astype(int)
+        ):
             for shares in view.attention(int(layer)):
                 votes += shares.sum(axis=(0, 1, 2))
         blocks = votes[first:last].reshape(-1, self.block).sum(axis=1)

@@ -8,6 +8,7 @@ from typing import ClassVar, Protocol, runtime_checkable
 from ..errors import OptionError
 from ..interfaces import Ability, Floats
 from .policy import CachePolicy
+from .settings import check_settings
 from .snapkv import SnapKV
 from .view import CacheView
 
@@ -42,6 +43,7 @@ class Wrapper:
     prefix: ClassVar[str]
 
     def __post_init__(self) -> None:
+        check_settings(self)
         if not isinstance(self.scorer, Scores):
             raise OptionError(
                 f"{self.prefix} wraps a policy that scores every entry, such as snapkv or keydiff, and {self.scorer} "
