@@ -41,7 +41,7 @@ class Thresholds:
         min_agreement: instead of the default. Raises OptionError where it is no share.
         """
         if min_agreement is not None:
-            real("min_agreement", min_agreement, "a share, from 0 to 1", lambda x: 0 <= x <= 1)
+            real("min_agreement", min_agreement, "a share between 0 and 1", lambda x: 0 <= x <= 1)
         stored = "fp32" if form is None else max(form.layers, form.embedding_form, form.output_form, key=_ORDER.index)
         if activations != "f32" and (form is None or stored in ("int8", "int4")):
             stored = max(stored, "int8", key=_ORDER.index)

@@ -87,10 +87,12 @@ def drop_layers(
     from .exporters.layer_search import Scorer, search, step_shares
 
     n_blocks = len(blocks_of(graph))
-    if not 1 <= (n_dropped or 1) <= n_blocks - _FEWEST:
-        asked = "no block" if n_dropped is None else f"{shown(n_dropped)} blocks"
-        can = f"1 to {n_blocks - _FEWEST} can" if n_blocks > _FEWEST else "none can"
-        raise OptionError(f"{asked} can be left out: of {n_blocks} {can}, so that {_FEWEST} stay.")
+    if n_blocks <= _FEWEST:
+        raise OptionError(f"no block can be left out: this model has {n_blocks}, and {_FEWEST} have to stay.")
+    if n_dropped is not None and n_dropped > n_blocks - _FEWEST:
+        raise OptionError(
+            f"{shown(n_dropped)} blocks cannot be left out: of {n_blocks}, 1 to {n_blocks - _FEWEST} can."
+        )
 
     with load(
         source, "onnx", draft=None, threads=threads, max_context=min(1024, context_length(source)), progress=report
