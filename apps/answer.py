@@ -29,6 +29,7 @@ def answer(
     max_new_tokens: int | None,
     beams: int | None,
     as_json: bool,
+    language: str | None = None,
     document: Path | None = None,
 ) -> None:
     """Stream one answer, or print it as one JSON object. document: what the text asks about."""
@@ -46,7 +47,14 @@ def answer(
     elif system is not None:
         prompt = [{"role": "system", "content": system}, {"role": "user", "content": text}]
     stream = model.stream(
-        prompt, max_new_tokens=max_new_tokens, seed=seed, stop=stop, sampling=sampling, raw=raw, beams=beams
+        prompt,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        stop=stop,
+        sampling=sampling,
+        raw=raw,
+        beams=beams,
+        language=language,
     )
     for piece in stream:
         if not as_json:

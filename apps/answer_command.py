@@ -61,6 +61,9 @@ def run(
     beams: Annotated[
         int | None, typer.Option(help="Search for the most probable answer with so many beginnings at a time.")
     ] = None,
+    language: Annotated[
+        str | None, typer.Option(help="Of the answer, by the model's own name (fr_XX); of models that ask for it.")
+    ] = None,
     stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be given several times.")] = None,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="No chat template.")] = False,
@@ -131,6 +134,7 @@ def run(
             document=document,
             max_new_tokens=ANSWER if max_new_tokens is None else max_new_tokens or None,
             beams=beams,
+            language=language,
             as_json=as_json,
         )
 

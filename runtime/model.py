@@ -20,17 +20,17 @@ from .draft_length import RenewalReward
 from .draft_weights import DraftWeights, Shared
 from .drafters import Drafters
 from .drafting import Drafting
-from .engine import Limits, UpTo, generate
+from .engine import Limits, UpTo, end_of, generate
 from .errors import ChatTemplateError, OptionError
 from .interfaces import DraftLengthPolicy, FinishReason, ModelInfo, Proposer, Round, Tokens, Weights
 from .prompts import Prompt, Task, encode_prompt, task_of
 from .proposers import DraftModel, SelfDraft
 from .result import Result, Stats, judged
+from .rules import Frame, Rules
 from .sampling import Sampling
 from .sequence import SavedSequence
 from .stopping import TextAssembler
 from .stream import Stream
-from .suppression import Suppression
 from .tokenizer import Tokenizer
 from .trial import TrialSequence, open_sequence
 from .twin import TrialReport
@@ -51,7 +51,7 @@ class Model:
     quality: the agreement with the full cache at which that of `cache` takes its place; without `cache`, what the
         size of self_draft's cache holds.
     exact: stay in one row class, so that plain and speculative text are the same bits by construction.
-    suppression: tokens that no answer holds.
+    rules: the model's own: tokens that no answer holds, and its settings for generating.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Model:
         quality: float | None = None,
         max_context: int | None = None,
         choice: Choice | None = None,
-        suppression: Suppression | None = None,
+        rules: Rules | None = None,
     ) -> None:
         self.choice = choice  # why this engine: what was tried, where anything was
         self.tokenizer = tokenizer
@@ -83,7 +83,7 @@ class Model:
         self._target = target
         self._draft = draft
         rows = calibration.rows.rule() if exact else calibration.rows.free()
-        self._suppression = suppression or Suppression()
+        self._rules = rules or Rules()
         self._max_entries = max_context
         drafts = policy is not None
         self._sequence = open_sequence(
@@ -132,7 +132,7 @@ class Model:
             cache=self.cache,
             quality=self.quality if self.cache is not None or drafts_itself else None,
             max_context=self._max_entries,
-            suppression=self._suppression,
+            rules=self._rules,
         )
 
     @property
@@ -167,18 +167,21 @@ class Model:
         raw: bool = False,
         cancel: threading.Event | None = None,
         beams: int | Beams | None = None,
+        language: str | None = None,
     ) -> Result:
         """The whole answer.
 
         prompt: a list of messages, or a text. A text is one user message where the model has a chat template;
             raw=True feeds it as it is. A model that listens takes what read_wav() gives, or features of its own.
-        max_new_tokens: the default is 256, or fewer where there is room for fewer; a number that is given has to fit;
-            None is until the context is full.
+        max_new_tokens: the default is 256, or what an encoder-decoder's own settings say, or fewer where there is room
+            for fewer; a number that is given has to fit; None is until the context is full.
         temperature: 0 (the default) is greedy; `sampling` holds the other settings and replaces it.
         stop: strings or token ids that end the answer; a stop string is not part of the text.
         cancel: an event that ends the generation between two steps, prompt processing included.
         beams: search for the most probable answer with so many beginnings at a time (docs/encoder-decoder.md); None
-            decides token by token. It neither samples nor drafts.
+            decides token by token. It neither samples nor drafts. With a number alone, length penalty and early
+            stopping are the model's own.
+        language: of the answer, by the model's own name ("fr_XX"), where it has a token for that.
         Raises ContextFullError, OptionError and ChatTemplateError before anything changes.
         """
         stream = self.stream(
@@ -191,6 +194,7 @@ class Model:
             raw=raw,
             cancel=cancel,
             beams=beams,
+            language=language,
         )
         for _ in stream:
             pass
@@ -210,14 +214,19 @@ class Model:
         cancel: threading.Event | None = None,
         progress: Callable[[int, int], None] | None = None,
         beams: int | Beams | None = None,
+        language: str | None = None,
     ) -> Stream:
         """The answer piece by piece; iterate, then read `.result`. Options as in generate().
 
         progress: called with (tokens done, tokens in all) while the prompt is processed.
         """
         settings = _sampling(temperature, sampling)
-        wanted = Beams(beams) if isinstance(beams, int) else beams
+        wanted = self._rules.beams(beams) if isinstance(beams, int) else beams
         task = self._task(prompt, raw)
+        if language is not None:
+            task = replace(task, context=self._rules.in_language(task.context, language))
+        if max_new_tokens is ANSWER and task.source is not None:
+            max_new_tokens = self._rules.longest(len(task.context), task.n_forced) or ANSWER
         strings = tuple(s for s in stop if isinstance(s, str))
         if "" in strings:
             raise OptionError("a stop string is empty, so nothing could ever be generated; leave it out.")
@@ -327,7 +336,7 @@ class Model:
     def _rounds(
         self, task: Task, sampling: Sampling, limits: Limits, seeds: list[np.random.SeedSequence]
     ) -> Iterator[Round]:
-        sampling = self._suppression.applied(sampling, len(task.context))
+        sampling = self._rules.applied(sampling, self._frame(task, limits))
         return generate(
             self._sequence,
             task.context,
@@ -340,8 +349,25 @@ class Model:
         )
 
     def _search(self, task: Task, limits: Limits, beams: Beams) -> Iterator[Round]:
-        processor = self._suppression.processor(len(task.context))
-        return search(self._sequence, task.context, source=task.source, beams=beams, limits=limits, processor=processor)
+        return search(
+            self._sequence,
+            task.context,
+            source=task.source,
+            beams=beams,
+            limits=limits,
+            processors=self._rules.processors(self._frame(task, limits)),
+            n_forced=task.n_forced,
+        )
+
+    def _frame(self, task: Task, limits: Limits) -> Frame:
+        """What the model's rules have to know of an answer. Raises ContextFullError for one that does not fit."""
+        return Frame(
+            n_prompt=len(task.context),
+            n_forced=task.n_forced,
+            end=end_of(self._sequence, task.context, limits, task.source is not None),
+            ends=self.tokenizer.eos_ids,
+            read=task.context if task.source is None else task.words,
+        )
 
     def _reused(self, task: Task) -> int:
         """How much of the prompt need not be processed again."""

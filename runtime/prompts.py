@@ -30,6 +30,11 @@ class Task:
         return int(self.context.shape[-1] if self.source is None else self.source.shape[-1])
 
     @property
+    def n_forced(self) -> int:
+        """Tokens of the context that count as the answer's first ones, though nothing chose them: a language."""
+        return 0 if self.words is None else len(self.context) - 1
+
+    @property
     def words(self) -> Tokens | None:
         """The source, where it is made of tokens."""
         return None if self.source is None or self.source.ndim != 1 else as_tokens(self.source.astype(np.int64))

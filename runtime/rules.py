@@ -1,0 +1,116 @@
+"""What a model was trained never to say and its settings for generating: part of its law, whoever drafts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from . import processors
+from .beams import Beams
+from .engine import UpTo
+from .errors import OptionError
+from .generation import Generation
+from .interfaces import Indices, Tokens, as_tokens
+from .sampling import LogitsProcessor, Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """The answer that rules are for.
+
+    n_prompt: tokens that it goes on from; n_forced: of them, those that transformers counts as generated.
+    end: length of the context at which it ends; None: nobody knows. ends: tokens that end it.
+    read: tokens of the source, or of a decoder's prompt; None: they are no tokens.
+    """
+
+    n_prompt: int
+    n_forced: int = 0
+    end: int | None = None
+    ends: frozenset[int] = frozenset()
+    read: Tokens | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """Token ids without a chance anywhere in an answer, those that no answer begins with, and the other settings.
+
+    The names are those of transformers' settings for generating.
+    """
+
+    suppress_tokens: tuple[int, ...] = ()
+    begin_suppress_tokens: tuple[int, ...] = ()
+    generation: Generation = field(default_factory=Generation)
+
+    def applied(self, sampling: Sampling, frame: Frame) -> Sampling:
+        """The same settings under these rules. What the caller's own processors do comes later, and a caller's
+        repetition penalty takes the place of the model's."""
+        found = self.processors(frame, penalty=sampling.repetition_penalty == 1.0)
+        return replace(sampling, processors=(*found, *sampling.processors)) if found else sampling
+
+    def processors(self, frame: Frame, *, penalty: bool = True) -> tuple[LogitsProcessor, ...]:
+        """What the rules do to logits, in the order of transformers. penalty: whether repetitions are penalised."""
+        return (*self._weighing(frame, penalty), *self._ending(frame), *self._silencing(frame))
+
+    def _weighing(self, frame: Frame, penalty: bool) -> Iterator[LogitsProcessor]:
+        said, read = self.generation, frame.read
+        if said.sequence_bias:
+            yield processors.biased(said.sequence_bias)
+        if said.encoder_repetition_penalty != 1.0 and read is not None:
+            yield processors.scaled(1 / said.encoder_repetition_penalty, read)
+        if said.repetition_penalty != 1.0 and penalty:
+            yield processors.scaled(said.repetition_penalty)
+        if said.no_repeat_ngram_size:
+            yield processors.without_repeats(said.no_repeat_ngram_size)
+        if said.encoder_no_repeat_ngram_size and read is not None:
+            yield processors.without_runs_of(read, said.encoder_no_repeat_ngram_size)
+        if said.bad_words_ids:
+            yield processors.biased((word, -np.inf) for word in said.bad_words_ids)
+
+    def _ending(self, frame: Frame) -> Iterator[LogitsProcessor]:
+        said, ends = self.generation, _indices(frame.ends)
+        start = frame.n_prompt - frame.n_forced
+        shortest = said.min_length if said.min_new_tokens is None else start + said.min_new_tokens
+        if shortest > frame.n_prompt and len(ends):
+            yield processors.without(ends, below=shortest)
+        if said.forced_eos_token_id and frame.end is not None:
+            yield processors.forced(_indices(said.forced_eos_token_id), frame.end - 1)
+        if said.exponential_decay_length_penalty is not None and len(ends):
+            after, factor = said.exponential_decay_length_penalty
+            yield processors.ending_sooner(ends, start + after, factor)
+
+    def _silencing(self, frame: Frame) -> Iterator[LogitsProcessor]:
+        if self.suppress_tokens:
+            yield processors.without(_indices(self.suppress_tokens))
+        if self.begin_suppress_tokens:
+            yield processors.without(_indices(self.begin_suppress_tokens), at=frame.n_prompt)
+
+    def lifted(self) -> Rules:
+        """These rules without any that changes what an answer says; languages can still be asked for."""
+        return Rules(generation=Generation(languages=self.generation.languages))
+
+    def longest(self, n_prompt: int, n_forced: int) -> UpTo | None:
+        """New tokens that an answer has at most where nobody asked for a number; None: the settings do not say."""
+        said = self.generation
+        if said.max_new_tokens is not None:
+            return UpTo(max(1, said.max_new_tokens - n_forced))
+        return None if said.max_length is None else UpTo(max(1, said.max_length - n_prompt))
+
+    def beams(self, size: int) -> Beams:
+        """So many beams, weighed as the settings say. Raises OptionError."""
+        return Beams(size, self.generation.length_penalty, self.generation.early_stopping)
+
+    def in_language(self, context: Tokens, language: str) -> Tokens:
+        """What an answer in this language goes on from. Raises OptionError for one that the model has no token for."""
+        languages = self.generation.languages
+        if language not in languages:
+            there_are = f"those it has are {', '.join(sorted(languages))}" if languages else "it has none; drop it"
+            raise OptionError(f"the model has no token for the language {language!r}; {there_are}.")
+        known = frozenset(languages.values())
+        kept = context[:-1] if int(context[-1]) in known else context
+        return as_tokens([*kept.tolist(), languages[language]])
+
+
+def _indices(tokens: frozenset[int] | tuple[int, ...]) -> Indices:
+    return np.array(sorted(tokens), dtype=np.int64)
