@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 from ..runtime.chat import Chat
 from ..runtime.errors import OptionError, PilotfishError
 from ..runtime.model import Model, Prompt
 from ..runtime.result import Result, Stats
+from ..runtime.rules import Wish
 from ..runtime.sampling import Sampling
 from ..runtime.sound import read_wav
 from ..runtime.twin import TrialReport
@@ -29,8 +31,8 @@ def answer(
     max_new_tokens: int | None,
     beams: int | None,
     as_json: bool,
-    language: str | None = None,
     document: Path | None = None,
+    wish: Wish = Wish(),  # noqa: B008 - it is frozen
 ) -> None:
     """Stream one answer, or print it as one JSON object. document: what the text asks about."""
     found = None
@@ -54,7 +56,9 @@ def answer(
         sampling=sampling,
         raw=raw,
         beams=beams,
-        language=language,
+        language=wish.language,
+        task=wish.task,
+        timestamps=wish.timestamps,
     )
     for piece in stream:
         if not as_json:
@@ -74,7 +78,10 @@ def answer(
 def as_object(result: Result) -> dict[str, object]:
     """The JSON form of an answer."""
     head = {"text": result.text, "token_ids": list(result.token_ids), "finish_reason": result.finish_reason}
-    return {**head, **result.stats.as_dict()}
+    heard: dict[str, object] = {} if result.language is None else {"language": result.language}
+    if result.spoken:
+        heard["spoken"] = [asdict(one) for one in result.spoken]
+    return {**head, **heard, **result.stats.as_dict()}
 
 
 def summary(stats: Stats) -> str:

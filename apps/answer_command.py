@@ -62,8 +62,10 @@ def run(
         int | None, typer.Option(help="Search for the most probable answer with so many beginnings at a time.")
     ] = None,
     language: Annotated[
-        str | None, typer.Option(help="Of the answer, by the model's own name (fr_XX); of models that ask for it.")
+        str | None, typer.Option(help="Of the answer (fr_XX), or of a recording (fr), by the model's own name.")
     ] = None,
+    task: Annotated[str | None, typer.Option(help="With a recording: transcribe, or translate into English.")] = None,
+    timestamps: Annotated[bool, typer.Option("--timestamps", help="What of a recording was said when.")] = False,
     stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be given several times.")] = None,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="No chat template.")] = False,
@@ -80,6 +82,7 @@ def run(
 ) -> None:
     """Answer one prompt."""
     from ..runtime.model import ANSWER
+    from ..runtime.rules import Wish
     from ..runtime.sampling import Sampling
     from .answer import answer
     from .demo_models import of_demo
@@ -134,7 +137,7 @@ def run(
             document=document,
             max_new_tokens=ANSWER if max_new_tokens is None else max_new_tokens or None,
             beams=beams,
-            language=language,
+            wish=Wish(language, task, timestamps),
             as_json=as_json,
         )
 

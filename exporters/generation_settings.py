@@ -31,12 +31,14 @@ _KEPT = (  # as they are
     "num_beams",
     "length_penalty",
     "early_stopping",
+    "no_timestamps_token_id",
+    "max_initial_timestamp_index",
 )
 _READ_ELSEWHERE = frozenset(
     {
         *("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "sequence_bias", "forced_eos_token_id"),
         *("decoder_start_token_id", "forced_bos_token_id", "forced_decoder_ids", "eos_token_id"),
-        "no_timestamps_token_id",
+        *("is_multilingual", "lang_to_id", "task_to_id"),
     }
 )
 _DRAWING = frozenset(  # how tokens are drawn, which whoever asks decides
@@ -53,7 +55,7 @@ _HARMLESS = frozenset(  # which change no text, or only how it is computed
         *("output_scores", "output_logits", "return_dict_in_generate", "remove_invalid_values", "is_assistant"),
         *("num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_confidence_threshold"),
         *("assistant_early_exit", "assistant_lookbehind", "target_lookbehind", "prompt_lookup_num_tokens"),
-        *("max_matching_ngram_size", "alignment_heads", "median_filter_width"),
+        *("max_matching_ngram_size", "alignment_heads", "median_filter_width", "prev_sot_token_id"),
     }
 )
 _OFF = {"guidance_scale": 1.0, "num_beam_groups": 1}  # values that do nothing, where it is not a false one
@@ -96,6 +98,9 @@ def generating(said: Mapping[str, Any], vocab_size: int, languages: Mapping[str,
     ]
     values["forced_eos_token_id"] = known(numbers(said.get("forced_eos_token_id")), vocab_size)
     values["languages"] = dict(languages or {})
+    if said.get("is_multilingual") is not False:
+        values["languages"] |= {name.strip("<|>"): token for name, token in _named(said, "lang_to_id").items()}
+        values["tasks"] = dict(_named(said, "task_to_id"))
     values["unheeded"] = unheeded(said)
     try:
         found = Generation.model_validate(values)
@@ -144,6 +149,14 @@ def listed(said: Mapping[str, Any], name: str) -> Sequence[Any]:
     if value is not None and not isinstance(value, (list, tuple)):
         raise ModelFileError(f"{name} is {value!r} in the settings for generating, but must be a list or null.")
     return value or ()
+
+
+def _named(said: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A setting that names tokens, or nothing. Raises ModelFileError."""
+    value = said.get(name)
+    if value is not None and not isinstance(value, dict):
+        raise ModelFileError(f"{name} is {value!r} in the settings for generating, but must name tokens, or be null.")
+    return value or {}
 
 
 def numbers(value: Any) -> tuple[Any, ...]:

@@ -37,10 +37,15 @@ class Generation(BaseModel):
     length_penalty: FiniteFloat = 1.0
     early_stopping: bool | Literal["never"] = False
     languages: dict[str, TokenId] = {}  # what an answer can be asked for in, and the token that asks for it
+    tasks: dict[str, TokenId] = {}  # the same of what a recording can be turned into
+    no_timestamps_token_id: TokenId | None = None  # asks a recording's answer for no times; the next one says 0.00
+    max_initial_timestamp_index: Count | None = None  # the latest time that an answer begins with
     unheeded: tuple[str, ...] = ()  # settings of the source that nothing here does
 
     @property
     def token_ids(self) -> tuple[int, ...]:
         """Every token that is named."""
         words = (*self.bad_words_ids, *(word for word, _ in self.sequence_bias))
-        return (*(i for word in words for i in word), *self.forced_eos_token_id, *self.languages.values())
+        asking = (*self.languages.values(), *self.tasks.values())
+        silent = () if self.no_timestamps_token_id is None else (self.no_timestamps_token_id,)
+        return (*(i for word in words for i in word), *self.forced_eos_token_id, *asking, *silent)

@@ -23,10 +23,11 @@ from .drafting import Drafting
 from .engine import Limits, UpTo, end_of, generate
 from .errors import ChatTemplateError, OptionError
 from .interfaces import DraftLengthPolicy, FinishReason, ModelInfo, Proposer, Round, Tokens, Weights
+from .listening import Lines, Windows, told
 from .prompts import Prompt, Task, encode_prompt, task_of
 from .proposers import DraftModel, SelfDraft
 from .result import Result, Stats, judged
-from .rules import Frame, Rules
+from .rules import Frame, Rules, Wish
 from .sampling import Sampling
 from .sequence import SavedSequence
 from .stopping import TextAssembler
@@ -168,6 +169,8 @@ class Model:
         cancel: threading.Event | None = None,
         beams: int | Beams | None = None,
         language: str | None = None,
+        task: str | None = None,
+        timestamps: bool = False,
     ) -> Result:
         """The whole answer.
 
@@ -181,7 +184,10 @@ class Model:
         beams: search for the most probable answer with so many beginnings at a time (docs/encoder-decoder.md); None
             decides token by token. It neither samples nor drafts. With a number alone, length penalty and early
             stopping are the model's own.
-        language: of the answer, by the model's own name ("fr_XX"), where it has a token for that.
+        language: of the answer ("fr_XX"), or of a recording ("fr"), by the model's own name, where it has a token for
+            that; without one the language of a recording is heard.
+        task: what a model of many languages that listens does: "transcribe" or "translate" (into English).
+        timestamps: of a recording tell what was said when, a line for each part (Result.spoken).
         Raises ContextFullError, OptionError and ChatTemplateError before anything changes.
         """
         stream = self.stream(
@@ -195,6 +201,8 @@ class Model:
             cancel=cancel,
             beams=beams,
             language=language,
+            task=task,
+            timestamps=timestamps,
         )
         for _ in stream:
             pass
@@ -215,6 +223,8 @@ class Model:
         progress: Callable[[int, int], None] | None = None,
         beams: int | Beams | None = None,
         language: str | None = None,
+        task: str | None = None,
+        timestamps: bool = False,
     ) -> Stream:
         """The answer piece by piece; iterate, then read `.result`. Options as in generate().
 
@@ -222,14 +232,15 @@ class Model:
         """
         settings = _sampling(temperature, sampling)
         wanted = self._rules.beams(beams) if isinstance(beams, int) else beams
-        task = self._task(prompt, raw)
-        if language is not None:
-            task = replace(task, context=self._rules.in_language(task.context, language))
-        if max_new_tokens is ANSWER and task.source is not None:
-            max_new_tokens = self._rules.longest(len(task.context), task.n_forced) or ANSWER
+        job = self._task(prompt, raw)
+        job = self._rules.asked(job, Wish(language, task, timestamps), job.hears)
+        if max_new_tokens is ANSWER and job.source is not None:
+            max_new_tokens = self._rules.longest(len(job.context), job.n_forced) or ANSWER
         strings = tuple(s for s in stop if isinstance(s, str))
         if "" in strings:
             raise OptionError("a stop string is empty, so nothing could ever be generated; leave it out.")
+        if strings and timestamps:
+            raise OptionError("with timestamps the text is told line by line, and cannot end at a string; drop stop.")
         if wanted is not None:
             drafted = self.policy is not None and self._drafters.with_model
             check_beams(settings, strings, draft=drafted, cache=self.cache is not None)
@@ -239,7 +250,7 @@ class Model:
             cancelled=cancel.is_set if cancel is not None else lambda: False,
             progress=progress,
         )
-        return Stream(lambda stream: self._run(stream, task, settings, limits, strings, seed, wanted), self._trial)
+        return Stream(lambda stream: self._run(stream, job, settings, limits, strings, seed, wanted), self._trial)
 
     def chat(self, system: str | None = None, *, seed: int | None = None) -> Chat:
         """A conversation that remembers its messages; the cache of earlier turns is reused."""
@@ -312,10 +323,20 @@ class Model:
             began = time.perf_counter()
             seeds = np.random.SeedSequence(seed).spawn(2)  # drafts draw from a stream of their own
             reused = self._reused(task)
-            text = TextAssembler(self.tokenizer, limits.stop_ids, stop)
+            windows = self._windows(task)
+            text: TextAssembler | Lines = TextAssembler(self.tokenizer, limits.stop_ids, stop)
+            if windows is not None and task.first_time is not None:
+                text = Lines(windows)
             reason: FinishReason = "length"
             ttft_s: float | None = None
-            rounds = self._rounds(task, sampling, limits, seeds) if beams is None else self._search(task, limits, beams)
+
+            def answer(part: Task) -> Iterator[Round]:
+                if beams is not None:
+                    return self._search(part, limits, beams)
+                return self._rounds(part, sampling, limits, seeds)
+
+            ends = self.tokenizer.eos_ids
+            rounds = answer(task) if windows is None else told(windows, task, self._sequence, ends, answer)
             for done in rounds:
                 if ttft_s is None and done.tokens:
                     ttft_s = time.perf_counter() - began
@@ -328,7 +349,13 @@ class Model:
                     break
             tail = text.finish()
             stream.result = Result(
-                text.text, text.token_ids, reason, tuple(stream.rounds), self._stats(task, reused, ttft_s, stream)
+                text.text,
+                text.token_ids,
+                reason,
+                tuple(stream.rounds),
+                self._stats(task, reused, ttft_s, stream),
+                spoken=() if windows is None else tuple(windows.spoken),
+                language=None if windows is None else self._rules.language_of(windows.context),
             )
             if tail:
                 yield tail
@@ -365,9 +392,18 @@ class Model:
             n_prompt=len(task.context),
             n_forced=task.n_forced,
             end=end_of(self._sequence, task.context, limits, task.source is not None),
-            ends=self.tokenizer.eos_ids,
+            ends=self.tokenizer.ordered_eos_ids,
             read=task.context if task.source is None else task.words,
+            first_time=task.first_time,
         )
+
+    def _windows(self, task: Task) -> Windows | None:
+        """The windows of a recording; None for texts."""
+        encoder = self.info.encoder
+        if encoder is None or not task.hears:
+            return None
+        heard = np.asarray(task.source, dtype=np.float32)
+        return Windows(heard, encoder.source_limit or heard.shape[1], self.tokenizer, task.first_time)
 
     def _reused(self, task: Task) -> int:
         """How much of the prompt need not be processed again."""

@@ -115,3 +115,36 @@ def ending_sooner(ends: Indices, start: int, factor: float) -> LogitsProcessor:
         return logits
 
     return apply
+
+
+def with_times(first: int, end: int, begin: int, latest: int | None) -> LogitsProcessor:
+    """Times come in pairs, never fall, and are said once they are likelier together than any word.
+    WhisperTimeStampLogitsProcessor.
+
+    first: the token that says 0.00, the one before which asks for no times; end: the token that ends an answer, which
+    words come before; begin: the context's length before the answer; latest: how far from 0.00 it may begin.
+    """
+
+    def apply(logits: Floats, context: Tokens) -> Floats:
+        logits[first - 1] = -np.inf
+        said = context[begin:]
+        times = said[said >= first]
+        after_time = len(said) > 0 and said[-1] >= first
+        if after_time and (len(said) < 2 or said[-2] >= first):
+            logits[first:] = -np.inf
+        elif after_time:
+            logits[:end] = -np.inf
+        if len(times):
+            open_pair = after_time and len(said) > 1 and said[-2] < first
+            logits[first : int(times[-1]) + (0 if open_pair else 1)] = -np.inf
+        if not len(said):
+            logits[:first] = -np.inf
+            if latest is not None:
+                logits[first + latest + 1 :] = -np.inf
+        words, clock = logits[:first].max(), logits[first:]
+        top = clock.max()
+        if np.isfinite(top) and top + np.log(np.exp(clock - top).sum()) > words:
+            logits[:first] = -np.inf
+        return logits
+
+    return apply

@@ -13,7 +13,17 @@ from .engine import UpTo
 from .errors import OptionError
 from .generation import Generation
 from .interfaces import Indices, Tokens, as_tokens
+from .prompts import Task
 from .sampling import LogitsProcessor, Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a request asks for beside its prompt: see Model.generate()."""
+
+    language: str | None = None
+    task: str | None = None
+    timestamps: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,15 +31,16 @@ class Frame:
     """The answer that rules are for.
 
     n_prompt: tokens that it goes on from; n_forced: of them, those that transformers counts as generated.
-    end: length of the context at which it ends; None: nobody knows. ends: tokens that end it.
-    read: tokens of the source, or of a decoder's prompt; None: they are no tokens.
+    end: length of the context at which it ends; None: nobody knows. ends: tokens that end it, the model's own first.
+    read: tokens of the source, or of a decoder's prompt; None: they are no tokens. first_time: as of Task.
     """
 
     n_prompt: int
     n_forced: int = 0
     end: int | None = None
-    ends: frozenset[int] = frozenset()
+    ends: tuple[int, ...] = ()
     read: Tokens | None = None
+    first_time: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +96,14 @@ class Rules:
             yield processors.without(_indices(self.suppress_tokens))
         if self.begin_suppress_tokens:
             yield processors.without(_indices(self.begin_suppress_tokens), at=frame.n_prompt)
+        if frame.first_time is not None and frame.ends:
+            latest = self.generation.max_initial_timestamp_index
+            yield processors.with_times(frame.first_time, frame.ends[0], frame.n_prompt, latest)
 
     def lifted(self) -> Rules:
-        """These rules without any that changes what an answer says; languages can still be asked for."""
-        return Rules(generation=Generation(languages=self.generation.languages))
+        """These rules without any that changes what an answer says; it can still be asked for languages and times."""
+        kept = ("languages", "tasks", "no_timestamps_token_id", "max_initial_timestamp_index")
+        return Rules(generation=Generation(**{name: getattr(self.generation, name) for name in kept}))
 
     def longest(self, n_prompt: int, n_forced: int) -> UpTo | None:
         """New tokens that an answer has at most where nobody asked for a number; None: the settings do not say."""
@@ -97,20 +112,56 @@ class Rules:
             return UpTo(max(1, said.max_new_tokens - n_forced))
         return None if said.max_length is None else UpTo(max(1, said.max_length - n_prompt))
 
+    def language_of(self, context: Tokens) -> str | None:
+        """The name of the language that a context asks for."""
+        asked = frozenset(context.tolist())
+        return next((name for name, token in self.generation.languages.items() if token in asked), None)
+
     def beams(self, size: int) -> Beams:
         """So many beams, weighed as the settings say. Raises OptionError."""
         return Beams(size, self.generation.length_penalty, self.generation.early_stopping)
 
-    def in_language(self, context: Tokens, language: str) -> Tokens:
-        """What an answer in this language goes on from. Raises OptionError for one that the model has no token for."""
+    def asked(self, task: Task, wish: Wish, hears: bool) -> Task:
+        """The task as the request wants it. hears: the source is a recording. Raises OptionError for what the model
+        cannot be asked for, with what it can."""
+        said = self.generation
+        for name, wanted, there in (("language", wish.language, said.languages), ("task", wish.task, said.tasks)):
+            if wanted is not None and wanted not in there:
+                known = f"those it has are {', '.join(sorted(there))}" if there else "it has none; drop it"
+                raise OptionError(f"the model has no token for the {name} {wanted!r}; {known}.")
+        if hears:
+            return self._listening(task, wish)
+        if wish.timestamps:
+            raise OptionError("timestamps are asked of models that listen, and this one reads text; drop them.")
+        return task if wish.language is None else replace(task, context=self._in_language(task.context, wish.language))
+
+    def _in_language(self, context: Tokens, language: str) -> Tokens:
         languages = self.generation.languages
-        if language not in languages:
-            there_are = f"those it has are {', '.join(sorted(languages))}" if languages else "it has none; drop it"
-            raise OptionError(f"the model has no token for the language {language!r}; {there_are}.")
-        known = frozenset(languages.values())
-        kept = context[:-1] if int(context[-1]) in known else context
+        kept = context[:-1] if int(context[-1]) in languages.values() else context
         return as_tokens([*kept.tolist(), languages[language]])
 
+    def _listening(self, task: Task, wish: Wish) -> Task:
+        """Start token, language, task and whether no times are wanted; without a language the one that is heard."""
+        said, (start, *rest) = self.generation, task.context.tolist()
+        silent = said.no_timestamps_token_id
+        if wish.timestamps and silent is None:
+            raise OptionError(
+                "the model's settings do not say how it tells times; drop timestamps, or export it again."
+            )
+        detect: tuple[int, ...] = ()
+        if said.languages:
+            spoken = next((t for t in rest if t in said.languages.values()), None)
+            spoken = said.languages[wish.language] if wish.language is not None else spoken
+            if spoken is None:
+                detect = tuple(sorted(said.languages.values()))
+            given = next((t for t in rest if t in said.tasks.values()), said.tasks.get("transcribe"))
+            given = said.tasks[wish.task] if wish.task is not None else given
+            told = [detect[0] if spoken is None else spoken, *([] if given is None else [given])]
+            rest = [*told, *(t for t in rest if t not in said.languages.values() and t not in said.tasks.values())]
+        rest = [t for t in rest if not (wish.timestamps and t == silent)]
+        first_time = silent + 1 if wish.timestamps and silent is not None else None
+        return replace(task, context=as_tokens([start, *rest]), detect=detect, first_time=first_time)
 
-def _indices(tokens: frozenset[int] | tuple[int, ...]) -> Indices:
+
+def _indices(tokens: tuple[int, ...]) -> Indices:
     return np.array(sorted(tokens), dtype=np.int64)

@@ -31,9 +31,10 @@ from pilotfish.runtime.engine import Limits, generate
 from pilotfish.runtime.errors import ModelFileError, OptionError, PilotfishWarning
 from pilotfish.runtime.generation import Generation
 from pilotfish.runtime.interfaces import EncoderInfo, Weights
+from pilotfish.runtime.prompts import Task
 from pilotfish.runtime.proposers import SourceCopy, Suffix
 from pilotfish.runtime.rows import ANY_WIDTH
-from pilotfish.runtime.rules import Frame, Rules
+from pilotfish.runtime.rules import Frame, Rules, Wish
 from pilotfish.runtime.sequence import CachedSequence
 from pilotfish.runtime.tokenizer import Tokenizer
 from pilotfish.testing.toy import ToyWeights
@@ -92,7 +93,7 @@ def test_a_setting_does_what_transformers_processor_of_that_name_does(name: str)
     processor = theirs(name)
     import torch
 
-    frame = Frame(START, end=9, ends=frozenset(ENDS), read=np.array(SOURCE))
+    frame = Frame(START, end=9, ends=ENDS, read=np.array(SOURCE))
     (ours,) = Rules(generation=Generation.model_validate(OURS[name])).processors(frame)
     rng, n_changed = np.random.default_rng(0), 0
     for length in range(START, 10):
@@ -111,7 +112,7 @@ def test_a_setting_does_what_transformers_processor_of_that_name_does(name: str)
 def test_an_end_without_a_chance_gets_none_by_growing() -> None:
     rules = Rules(generation=Generation(min_new_tokens=9, exponential_decay_length_penalty=(0, 2.0)))
     logits = np.ones(4, np.float32)
-    for processor in rules.processors(Frame(1, ends=frozenset({2}))):
+    for processor in rules.processors(Frame(1, ends=(2,))):
         logits = processor(logits, np.zeros(5, np.int64))
     assert logits.tolist() == [1, 1, -np.inf, 1]
 
@@ -128,7 +129,7 @@ RULES = {
     "lengths": Generation(min_new_tokens=3, forced_eos_token_id=(1,), exponential_decay_length_penalty=(1, 1.5)),
     "words": Generation(bad_words_ids=((0, 2), (1, 1, 0)), encoder_no_repeat_ngram_size=3),
 }
-FRAME = Frame(len(BEGIN), 1, len(BEGIN) + WANTED, frozenset({1}), READ)
+FRAME = Frame(len(BEGIN), 1, len(BEGIN) + WANTED, (1,), READ)
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -454,7 +455,8 @@ def test_settings_at_their_defaults_are_not_named() -> None:
 def test_a_language_replaces_the_one_that_is_set_or_comes_behind_the_start() -> None:
     rules = Rules(generation=Generation(languages={"a": 7, "b": 8}))
     for context, expected in (([2, 7], [2, 8]), ([2], [2, 8]), ([7], [8])):
-        assert rules.in_language(np.array(context), "b").tolist() == expected
+        task = Task(np.array(context), np.arange(3))
+        assert rules.asked(task, Wish("b"), False).context.tolist() == expected
     inner = tiny_tokenizer()
     inner.add_special_tokens(["fr_XX", "zho_Hans", "fr_", "<mask>"])
     assert list(languages_of(Tokenizer(inner))) == ["fr_XX", "zho_Hans"]
