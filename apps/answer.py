@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 from ..runtime.chat import Chat
 from ..runtime.errors import OptionError, PilotfishError
 from ..runtime.model import Model, Prompt
 from ..runtime.result import Result, Stats
+from ..runtime.rules import AnswerOptions
 from ..runtime.sampling import Sampling
 from ..runtime.sound import read_wav
 from ..runtime.stream import Stream
@@ -34,6 +36,7 @@ def answer(
     beams: int | None,
     as_json: bool,
     document: Path | None = None,
+    options: AnswerOptions = AnswerOptions(),  # noqa: B008 - it is frozen
 ) -> None:
     """Stream one answer, or print it as one JSON object. document: what the text asks about."""
     found = None
@@ -59,6 +62,9 @@ def answer(
         raw=raw,
         special=special,
         beams=beams,
+        language=options.language,
+        task=options.task,
+        timestamps=options.timestamps,
         progress=reading.tokens(_READING),
     )
     for piece in _pieces(stream, reading):
@@ -79,7 +85,10 @@ def answer(
 def as_object(result: Result) -> dict[str, object]:
     """The JSON form of an answer."""
     head = {"text": result.text, "token_ids": list(result.token_ids), "finish_reason": result.finish_reason}
-    return {**head, **result.stats.as_dict()}
+    heard: dict[str, object] = {} if result.language is None else {"language": result.language}
+    if result.spoken:
+        heard["spoken"] = [asdict(one) for one in result.spoken]
+    return {**head, **heard, **result.stats.as_dict()}
 
 
 def summary(stats: Stats) -> str:

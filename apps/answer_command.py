@@ -63,6 +63,11 @@ def run(
     beams: Annotated[
         int | None, typer.Option(help="Search for the most probable answer with so many beginnings at a time.")
     ] = None,
+    language: Annotated[
+        str | None, typer.Option(help="Of the answer (fr_XX), or of a recording (fr), by the model's own name.")
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="With a recording: transcribe, or translate into English.")] = None,
+    timestamps: Annotated[bool, typer.Option("--timestamps", help="What of a recording was said when.")] = False,
     stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be given several times.")] = None,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="No chat template.")] = False,
@@ -87,6 +92,7 @@ def run(
     """
     from ..runtime.model import ANSWER
     from ..runtime.request import check_request
+    from ..runtime.rules import AnswerOptions
     from ..runtime.sampling import Sampling
     from .answer import answer
     from .demo_models import of_demo
@@ -149,6 +155,7 @@ def run(
             document=document,
             max_new_tokens=n_tokens,
             beams=beams,
+            options=AnswerOptions(language, task, timestamps),
             as_json=as_json,
         )
 

@@ -51,6 +51,7 @@ def _show_bundle(bundle: Bundle, out: Console) -> None:
         "chat template": "yes" if manifest.chat_template else "none",
         "ends a text": ", ".join(map(str, manifest.eos_ids)) or "nothing",
         "never says": _suppression_words(manifest),
+        "own settings": _generation_words(manifest),
         "draft": _draft_words(manifest.draft) if manifest.draft else "none",
         "canary": _canary_words(bundle),
     }
@@ -107,6 +108,22 @@ def _suppression_words(manifest: Manifest) -> str:
     if manifest.begin_suppress_tokens:
         found.append(f"at first {' '.join(map(str, manifest.begin_suppress_tokens))}")
     return "; ".join(reversed(found)) or "nothing is ruled out"
+
+
+def _generation_words(manifest: Manifest) -> str:
+    """The settings for generating that do something, and those that nothing here does."""
+    found = manifest.generation
+    said = found.model_dump(exclude_defaults=True, exclude={"languages", "unheeded"})
+    words = [f"{name} {_listed(value)}" for name, value in said.items()]
+    if found.languages:
+        words.append(f"languages {' '.join(found.languages)}")
+    if found.unheeded:
+        words.append(f"not heeded: {' '.join(found.unheeded)}")
+    return "; ".join(words) or "none"
+
+
+def _listed(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
 def _draft_words(draft: DraftEntry) -> str:

@@ -6,6 +6,7 @@ The container is a list of named tensors. Source: CTranslate2's own model_spec.p
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import struct
 from collections.abc import Iterator, Mapping
@@ -24,9 +25,12 @@ Arrays: TypeAlias = dict[str, npt.NDArray[Any]]
 _Fused: TypeAlias = tuple[str, tuple[tuple[str, ...], ...]]  # their name, and which of our matrices are one of theirs
 
 _VERSION = 6
+_CONVERSION = 2  # of what is written here: another number, and what was kept is made anew
 _TYPES = (np.float32, np.int8, np.int16, np.int32, np.float16)  # by number; then bfloat16, which numpy lacks
 _GELU = 3  # the exact one, by number
 _MOST_AXES = 4
+_LANGUAGE = re.compile(r"<\|[a-z]{2,3}\|>")
+_LATEST_BEGINNING = 50  # steps of 0.02 s, of Whisper's own settings
 _MANY_LANGUAGES = 51865  # tokens from which on a Whisper knows more than English
 
 
@@ -78,7 +82,7 @@ def converted(path: Path) -> Path:
     """The Hugging Face folder of a container, made once and kept in the cache. Raises what whisper_folder raises."""
     files = [path / name for name in ("model.bin", "tokenizer.json", "config.json")]
     digests = "".join(file_digest(file) for file in files if file.is_file())
-    name = f"{path.resolve().name}-{sha256(digests.encode()).hexdigest()[:16]}"
+    name = f"{path.resolve().name}-{sha256(f'{_CONVERSION} {digests}'.encode()).hexdigest()[:16]}"
     folder = cache_dir() / "converted" / name
     return folder if folder.is_dir() else whisper_folder(path, folder)
 
@@ -196,13 +200,21 @@ def _config(tensors: Mapping[str, Any], special: Mapping[str, int]) -> dict[str,
 
 
 def _generation(path: Path, special: Mapping[str, int], n_tokens: int) -> dict[str, Any]:
-    """How answers begin. A model of many languages is asked for English text; another answer is another prompt."""
+    """How answers begin. A model of many languages hears which one is spoken, unless it is told."""
     said = json.loads((path / "config.json").read_bytes()) if (path / "config.json").is_file() else {}
-    prompt = ["<|en|>", "<|transcribe|>"] if n_tokens >= _MANY_LANGUAGES else []
-    forced = [*prompt, "<|notimestamps|>"]
+    many: dict[str, Any] = {"is_multilingual": n_tokens >= _MANY_LANGUAGES}
+    forced: list[list[int | None]] = [[1, special["<|notimestamps|>"]]]
+    if many["is_multilingual"]:
+        tasks = {name: special[f"<|{name}|>"] for name in ("transcribe", "translate")}
+        many["lang_to_id"] = {name: token for name, token in special.items() if _LANGUAGE.fullmatch(name)}
+        many["task_to_id"] = tasks
+        forced = [[1, None], [2, tasks["transcribe"]]]
     return {
         "decoder_start_token_id": special["<|startoftranscript|>"],
-        "forced_decoder_ids": [[i + 1, special[name]] for i, name in enumerate(forced)],
+        "forced_decoder_ids": forced,
+        "no_timestamps_token_id": special["<|notimestamps|>"],
+        "max_initial_timestamp_index": _LATEST_BEGINNING,
+        **many,
         "eos_token_id": special["<|endoftext|>"],
         "suppress_tokens": said.get("suppress_ids", []),
         "begin_suppress_tokens": said.get("suppress_ids_begin", []),

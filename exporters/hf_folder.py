@@ -16,6 +16,7 @@ from ..runtime.errors import EngineMissingError, ModelFileError, ModelNotFoundEr
 from ..runtime.storage import file_digest
 from ..runtime.tokenizer import Tokenizer
 from .families import text_settings
+from .generation_settings import generating, languages_of, said_by
 from .model_source import EXPORT_EXTRA, ModelSource, build_config
 from .seq2seq_families import ENCODER_DECODERS, pair_facts, pair_settings
 
@@ -37,15 +38,19 @@ def open_folder(path: Path) -> ModelSource:
     Raises ModelNotFoundError, ModelFileError and UnsupportedModelError, all before a weight is read.
     """
     settings, pair = _json(path / "config.json", required=True), None
+    said = said_by(_json(path / "generation_config.json"), settings)
     if settings.get("model_type") in ENCODER_DECODERS:
         settings = pair_settings(settings, path)
-        pair = pair_facts(build_config(settings, path), _json(path / "generation_config.json"))
+        config: Any = build_config(settings, path)
+        pair = pair_facts(config, said)
     else:
         settings = text_settings(settings, path)
+        config = build_config(settings, path)
     files = _weight_files(path)
     weights = SafetensorsWeights(path, files)
-    length = pair.context_length if pair is not None else int(build_config(settings, path).max_position_embeddings)
+    length = pair.context_length if pair is not None else int(config.max_position_embeddings)
     tokenizer, template = _tokenizer(path, settings)
+    languages = {} if pair is None else languages_of(tokenizer)
     digests = "".join(f"{file.name} {file_digest(file)}\n" for file in (path / "config.json", *files))
     return ModelSource(
         path=path,
@@ -63,6 +68,7 @@ def open_folder(path: Path) -> ModelSource:
         settings=settings,
         weights=weights,
         pair=pair,
+        generating=generating(said, int(config.vocab_size), languages),
     )
 
 

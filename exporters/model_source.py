@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 from ..runtime.errors import EngineMissingError, ModelFileError, UnsupportedModelError
 from ..runtime.tokenizer import Tokenizer
+from .generation_settings import Generating
 from .seq2seq_families import PairFacts
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class ModelSource:
     settings: Mapping[str, Any] = field(repr=False)  # as config.json has them
     weights: StoredWeights = field(repr=False)
     pair: PairFacts | None = None  # of an encoder-decoder
+    generating: Generating = field(default_factory=Generating)
 
     def config(self) -> PretrainedConfig:
         """transformers' configuration, made anew. Raises EngineMissingError and ModelFileError."""

@@ -12,6 +12,8 @@ from ..runtime.building import new_bundle
 from ..runtime.bundle import describe_files, write_manifest
 from ..runtime.interfaces import Tokens
 from ..runtime.manifest import Manifest, Source
+from ..runtime.tokenizer import Tokenizer
+from .generation_settings import generating, languages_of, warn_of
 from .openvino_compress import Compression
 from .seq2seq_families import pair_facts
 from .seq2seq_onnx import DECODER, ENCODER, export_seq2seq_onnx
@@ -51,7 +53,11 @@ def export_seq2seq(
     """
     generation: Any = getattr(model, "generation_config", None)
     form = form or WeightForm("int8")
-    facts = pair_facts(model.config, generation.to_dict() if generation is not None else {})
+    said = generation.to_diff_dict() if generation is not None else {}
+    facts = pair_facts(model.config, said)
+    languages = {} if tokenizer is None else languages_of(Tokenizer.from_file(tokenizer))
+    rules = generating(said, int(model.config.vocab_size), languages)
+    warn_of(rules.generation, model_id)
     with new_bundle(folder) as building:
         recipe: dict[str, str] = {}
         for name in to:
@@ -81,8 +87,9 @@ def export_seq2seq(
             decoder_start=facts.decoder_start,
             source_limit=facts.source_limit,
             source_kind=facts.source_kind,
-            suppress_tokens=facts.suppress_tokens,
-            begin_suppress_tokens=facts.begin_suppress_tokens,
+            suppress_tokens=rules.suppress_tokens,
+            begin_suppress_tokens=rules.begin_suppress_tokens,
+            generation=rules.generation,
             eos_ids=facts.eos_ids,
             tokenizer=None if tokenizer is None else "tokenizer.json",
             recipe=recipe,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..runtime.errors import ModelFileError, UnsupportedModelError
+from .generation_settings import listed, numbers
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -32,8 +33,6 @@ class PairFacts:
     source_limit: int | None
     decoder_start: tuple[int, ...]
     eos_ids: tuple[int, ...]
-    suppress_tokens: tuple[int, ...] = ()  # that transformers' generate() gives no chance
-    begin_suppress_tokens: tuple[int, ...] = ()  # the same of an answer's first
 
 
 def pair_settings(settings: Mapping[str, Any], path: Path) -> dict[str, Any]:
@@ -59,7 +58,7 @@ def pair_settings(settings: Mapping[str, Any], path: Path) -> dict[str, Any]:
 def pair_facts(config: PretrainedConfig, said: Mapping[str, Any]) -> PairFacts:
     """What a configuration and the settings for generating say. Raises UnsupportedModelError without a start token.
 
-    said: the entries of generation_config.json.
+    said: the settings for generating, as said_by() finds them.
     """
     settings: Any = config
     kind = settings.model_type
@@ -69,30 +68,13 @@ def pair_facts(config: PretrainedConfig, said: Mapping[str, Any]) -> PairFacts:
         length, limit = getattr(settings, "n_positions", None) or _UNBOUNDED, None
     else:
         length = limit = settings.max_position_embeddings
-    ends = _either(said, settings, "eos_token_id")
     return PairFacts(
         context_length=int(length),
         source_kind="audio" if kind == "whisper" else "text",
         source_limit=limit,
         decoder_start=_decoder_start(settings, said),
-        eos_ids=tuple(ends) if isinstance(ends, (list, tuple)) else () if ends is None else (int(ends),),
-        suppress_tokens=_known(
-            [*_listed(said, settings, "suppress_tokens"), *_bad_words(said, settings)], settings.vocab_size
-        ),
-        begin_suppress_tokens=_known(_listed(said, settings, "begin_suppress_tokens"), settings.vocab_size),
+        eos_ids=tuple(int(end) for end in numbers(_either(said, settings, "eos_token_id"))),
     )
-
-
-def _bad_words(said: Mapping[str, Any], settings: Any) -> list[Any]:
-    """Of the words that are not to be said those of one token; longer ones are not carried."""
-    words = _listed(said, settings, "bad_words_ids")
-    return [word[0] for word in words if isinstance(word, (list, tuple)) and len(word) == 1]
-
-
-def _known(ids: Iterable[Any], vocab_size: int) -> tuple[int, ...]:
-    """Those that are tokens; -1 stands for none."""
-    whole = {i for i in ids if isinstance(i, int) and not isinstance(i, bool) and 0 <= i < vocab_size}
-    return tuple(sorted(whole))
 
 
 def _decoder_start(settings: Any, said: Mapping[str, Any]) -> tuple[int, ...]:
@@ -104,10 +86,10 @@ def _decoder_start(settings: Any, said: Mapping[str, Any]) -> tuple[int, ...]:
             "config.json). Add it there."
         )
     found = [int(start)]
-    forced = _either(said, settings, "forced_bos_token_id")
+    forced = said.get("forced_bos_token_id")
     if forced is not None:
         found.append(int(forced))
-    for pair in _listed(said, settings, "forced_decoder_ids"):
+    for pair in listed({"forced_decoder_ids": _either(said, settings, "forced_decoder_ids")}, "forced_decoder_ids"):
         if isinstance(pair, (list, tuple)) and len(pair) == 2 and pair[1] is not None:
             found.append(int(pair[1]))
     silent = said.get("no_timestamps_token_id")
@@ -116,13 +98,6 @@ def _decoder_start(settings: Any, said: Mapping[str, Any]) -> tuple[int, ...]:
     return tuple(found)
 
 
-def _listed(said: Mapping[str, Any], settings: Any, name: str) -> Sequence[Any]:
-    """A setting that is a list, or nothing. Raises ModelFileError."""
-    value = _either(said, settings, name)
-    if value is not None and not isinstance(value, (list, tuple)):
-        raise ModelFileError(f"{name} is {value!r} in the settings for generating, but must be a list or null.")
-    return value or ()
-
-
 def _either(said: Mapping[str, Any], settings: Any, name: str) -> Any:
+    """Of tokens that a model cannot do without config.json is believed, too."""
     return said[name] if said.get(name) is not None else getattr(settings, name, None)

@@ -14,6 +14,7 @@ from .export_job import Job, prepare
 from .export_ledger import is_of
 from .export_manifest import files_of
 from .export_steps import Steps
+from .exporters.generation_settings import warn_of
 from .exporters.order import DataAware
 from .exporters.weight_form import Activations, Stored, weight_form
 from .opening import Progress
@@ -93,6 +94,7 @@ def run(job: Job, progress: Progress | None = None) -> Report:
     """The report of an export that was done: see export(). A RefusedExportError has it, too."""
     tell: Progress = progress or (lambda what, share: None)
     plan = prepare(job)
+    warn_of(plan.source.generating.generation, plan.source.model_id)
     draft = None if job.draft is None else prepare_draft(job, plan)
     with new_bundle(job.out, take_over=lambda left: is_of(left, plan.source)) as building:
         steps = Steps(job, plan, building, tell)

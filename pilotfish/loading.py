@@ -15,7 +15,7 @@ from .broken_weights import explained, naming
 from .choosing import Wish, choose, open_first_right, refuse_impossible
 from .drafts import context_length, named_draft, open_draft, reads_source, remembered_verdict
 from .measuring import calibration
-from .opening import Progress, read_suppression, read_tokenizer, resolve
+from .opening import Progress, read_rules, read_tokenizer, resolve
 from .runtime.bundle import DraftEntry
 from .runtime.cache_policies import CachePolicy, policy_by_name
 from .runtime.chat_template import ChatTemplate
@@ -81,7 +81,8 @@ def load(
     proposers: who drafts besides a draft model; the default looks the text's end up in the text before it, and copies
         from the source of an encoder-decoder model.
     progress: called while files are fetched and converted, which happens once.
-    suppress: False gives the tokens a chance that the bundle says are never to be said (docs/encoder-decoder.md).
+    suppress: False leaves out what the model's own settings for generating do to its answers, such as tokens that are
+        never to be said (docs/encoder-decoder.md).
 
     Before an answer is trusted, the device answers a question with a known answer. A wrong one moves on to the next
     device with a PilotfishWarning, or is an EngineError where engine and device were named.
@@ -123,6 +124,7 @@ def load(
     assistant: DraftWeights | None = None
     try:
         tokenizer, template = read_tokenizer(location)
+        rules = read_rules(found, weights.info.vocab_size)
         if draft == "auto":  # what the bundle names, unless it was found not to pay here
             draft = None if named is None or _does_not_pay(found, named, weights.info) else named[0]
         if draft is not None and policy is not None:
@@ -150,7 +152,7 @@ def load(
             quality=wanted,
             max_context=max_context,
             choice=choice,
-            suppression=read_suppression(found, weights.info.vocab_size) if suppress else None,
+            rules=rules if rules is None or suppress else rules.lifted(),
             explain=partial(explained, path=found),
         )
     except BaseException:

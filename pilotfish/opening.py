@@ -13,7 +13,7 @@ from .runtime.bundle import MANIFEST_NAME, open_bundle, read_manifest
 from .runtime.checks import shown
 from .runtime.errors import ModelFileError, ModelNotFoundError, OptionError, UnsupportedModelError
 from .runtime.interfaces import Weights
-from .runtime.suppression import Suppression
+from .runtime.rules import Rules
 from .runtime.tokenizer import Tokenizer
 
 Progress = Callable[[str, float], None]
@@ -149,21 +149,23 @@ def read_tokenizer(location: Path) -> tuple[Tokenizer, str | None]:
     return tokenizer_from_gguf(metadata), template if isinstance(template, str) else None
 
 
-def read_suppression(path: Path, vocab_size: int) -> Suppression | None:
-    """The tokens that a bundle says are never to be said; None for a .gguf file, which cannot say so.
+def read_rules(path: Path, vocab_size: int) -> Rules | None:
+    """What a bundle says is never to be said, and its other settings for generating; None for a .gguf file, which
+    cannot say so.
 
-    Raises ModelFileError where they are no tokens of the model.
+    Raises ModelFileError where they name tokens that the model does not have.
     """
     if not path.is_dir():
         return None
     manifest = read_manifest(path)
-    last = max((*manifest.suppress_tokens, *manifest.begin_suppress_tokens), default=0)
+    named = (*manifest.suppress_tokens, *manifest.begin_suppress_tokens, *manifest.generation.token_ids)
+    last = max(named, default=0)
     if last >= vocab_size:
         raise ModelFileError(
-            f"{path / MANIFEST_NAME} is damaged: it suppresses the token {last}, and the model has {vocab_size}. "
-            "Build the bundle again from its source."
+            f"{path / MANIFEST_NAME} is damaged: its settings for generating name the token {last}, and the model has "
+            f"{vocab_size}. Build the bundle again from its source."
         )
-    return Suppression(manifest.suppress_tokens, manifest.begin_suppress_tokens)
+    return Rules(manifest.suppress_tokens, manifest.begin_suppress_tokens, manifest.generation)
 
 
 def usable_cores() -> int:

@@ -11,17 +11,18 @@ import numpy as np
 from .beams import Beams, search
 from .drafters import Drafters
 from .drafting import Drafting
-from .engine import CANCELLED, Limits, generate
+from .engine import CANCELLED, Limits, end_of, generate
 from .errors import NotFiniteError, PilotfishError
 from .interfaces import FinishReason, ModelInfo, Round
+from .listening import Lines, Windows, told
 from .prompts import Task
 from .proposers import SelfDraft
 from .result import Result, Stats, judged
+from .rules import Frame, Rules
 from .sampling import Sampling
 from .sequence import CachedSequence
 from .stopping import TextAssembler
 from .stream import Making
-from .suppression import Suppression
 from .tokenizer import Tokenizer
 from .trial import TrialSequence
 from .twin import TrialReport
@@ -51,7 +52,7 @@ class Answering:
         tokenizer: Tokenizer,
         drafters: Drafters,
         drafting: Drafting,
-        suppression: Suppression,
+        rules: Rules,
         *,
         info: ModelInfo,
         exact: bool,
@@ -59,7 +60,7 @@ class Answering:
         explain: Callable[[NotFiniteError], PilotfishError],
     ) -> None:
         self._sequence, self._tokenizer = sequence, tokenizer
-        self._drafters, self._drafting, self._suppression = drafters, drafting, suppression
+        self._drafters, self._drafting, self._rules = drafters, drafting, rules
         self._info, self._exact, self._drafts = info, exact, drafts
         self._explain = explain
 
@@ -78,12 +79,18 @@ class Answering:
             making.result = Result("", (), "cancelled", (CANCELLED,), self._stats(asked.task, 0, None, making.rounds))
             return
         began = time.perf_counter()
-        reused = self._reused(asked.task)
-        behind = asked.task.context if asked.task.continues else ()
-        text = TextAssembler(self._tokenizer, asked.limits.stop_ids, asked.stop, behind=behind)
+        task = asked.task
+        reused = self._reused(task)
+        windows = self._windows(task)
+        text: TextAssembler | Lines
+        if windows is not None and task.first_time is not None:
+            text = Lines(windows)
+        else:
+            behind = task.context if task.continues else ()
+            text = TextAssembler(self._tokenizer, asked.limits.stop_ids, asked.stop, behind=behind)
         reason: FinishReason = "length"
         ttft_s: float | None = None
-        for done in self._rounds(asked) if asked.beams is None else self._search(asked, asked.beams):
+        for done in self._decided(asked, windows):
             if ttft_s is None and done.tokens:
                 ttft_s = time.perf_counter() - began
             piece, done = text.push(done)
@@ -94,8 +101,15 @@ class Answering:
             if done.finish_reason is not None:
                 break
         tail = text.finish()
-        stats = self._stats(asked.task, reused, ttft_s, making.rounds)
-        making.result = Result(text.text, text.token_ids, reason, tuple(making.rounds), stats)
+        making.result = Result(
+            text.text,
+            text.token_ids,
+            reason,
+            tuple(making.rounds),
+            self._stats(task, reused, ttft_s, making.rounds),
+            spoken=() if windows is None else tuple(windows.spoken),
+            language=None if windows is None else self._rules.language_of(windows.context),
+        )
         if tail:
             yield tail
 
@@ -103,26 +117,59 @@ class Answering:
         """What quality= has found out so far."""
         return self._sequence.report() if isinstance(self._sequence, TrialSequence) else None
 
-    def _rounds(self, asked: Request) -> Iterator[Round]:
-        context = asked.task.context
-        sampling = self._suppression.applied(asked.sampling, len(context))
+    def _decided(self, asked: Request, windows: Windows | None) -> Iterator[Round]:
+        """The rounds of the answer, of a recording window after window."""
         seeds = np.random.SeedSequence(asked.seed).spawn(2)  # drafts draw from a stream of their own
+
+        def answer(part: Task) -> Iterator[Round]:
+            return self._rounds(asked, part, seeds) if asked.beams is None else self._search(asked, part, asked.beams)
+
+        if windows is None:
+            return answer(asked.task)
+        return told(windows, asked.task, self._sequence, self._tokenizer.eos_ids, answer)
+
+    def _rounds(self, asked: Request, task: Task, seeds: list[np.random.SeedSequence]) -> Iterator[Round]:
+        sampling = self._rules.applied(asked.sampling, self._frame(task, asked.limits))
         return generate(
             self._sequence,
-            context,
-            source=asked.task.source,
+            task.context,
+            source=task.source,
             sampling=sampling,
             drafting=self._drafting,
-            proposers=self._drafters.of(asked.task, sampling, seeds[1]) if self._drafts else (),
+            proposers=self._drafters.of(task, sampling, seeds[1]) if self._drafts else (),
             limits=asked.limits,
             rng=np.random.default_rng(seeds[0]),
         )
 
-    def _search(self, asked: Request, beams: Beams) -> Iterator[Round]:
-        task = asked.task
-        processor = self._suppression.processor(len(task.context))
-        limits = asked.limits
-        return search(self._sequence, task.context, source=task.source, beams=beams, limits=limits, processor=processor)
+    def _search(self, asked: Request, task: Task, beams: Beams) -> Iterator[Round]:
+        return search(
+            self._sequence,
+            task.context,
+            source=task.source,
+            beams=beams,
+            limits=asked.limits,
+            processors=self._rules.processors(self._frame(task, asked.limits)),
+            n_forced=task.n_forced,
+        )
+
+    def _frame(self, task: Task, limits: Limits) -> Frame:
+        """What the model's rules have to know of an answer. Raises ContextFullError for one that does not fit."""
+        return Frame(
+            n_prompt=len(task.context),
+            n_forced=task.n_forced,
+            end=end_of(self._sequence, task.context, limits, task.source is not None),
+            ends=self._tokenizer.ordered_eos_ids,
+            read=task.context if task.source is None else task.words,
+            first_time=task.first_time,
+        )
+
+    def _windows(self, task: Task) -> Windows | None:
+        """The windows of a recording; None for texts."""
+        encoder = self._info.encoder
+        if encoder is None or not task.hears:
+            return None
+        heard = np.asarray(task.source, dtype=np.float32)
+        return Windows(heard, encoder.source_limit or heard.shape[1], self._tokenizer, task.first_time)
 
     def _reused(self, task: Task) -> int:
         """How much of the prompt need not be processed again."""

@@ -2,7 +2,8 @@
 
 The rules are those of transformers (GenerationMixin._beam_search): of all ways to go on by one token the best are
 looked at; those of the first `size` that end are answers, the best `size` that do not end are gone on with. An answer
-is worth the logarithm of its probability divided by length ** length_penalty, decoder_start or a prompt not counted.
+is worth the logarithm of its probability divided by length ** length_penalty; the token that answers start from or a
+prompt is not counted, a language that is forced to follow it is.
 """
 
 from __future__ import annotations
@@ -89,11 +90,13 @@ def search(
     beams: Beams,
     limits: Limits,
     source: Tokens | Floats | None = None,
-    processor: LogitsProcessor | None = None,
+    processors: tuple[LogitsProcessor, ...] = (),
+    n_forced: int = 0,
 ) -> Iterator[Round]:
     """Rounds as of engine.generate(), all of them at the end: nothing is decided before.
 
-    processor: is given log probabilities, as in transformers.
+    processors: are given log probabilities, as in transformers. n_forced: the last tokens of the context that count
+        as an answer's first ones where its worth is divided by its length.
     Raises AbilityError, ContextFullError and OptionError before anything changes.
     """
     if "fork" not in target.session.abilities:
@@ -108,7 +111,7 @@ def search(
         yield CANCELLED
         return
     longest = end - len(context)
-    yield from beam_search(target, context, beams, longest, limits.stop_ids, limits.cancelled, processor)[1]
+    yield from beam_search(target, context, beams, longest, limits.stop_ids, limits.cancelled, processors, n_forced)[1]
 
 
 def _require_room(info: ModelInfo, beams: Beams, n_tokens: int) -> None:
@@ -131,7 +134,8 @@ def beam_search(
     longest: int,
     stop_ids: frozenset[int],
     cancelled: Callable[[], bool] = lambda: False,
-    processor: LogitsProcessor | None = None,
+    processors: tuple[LogitsProcessor, ...] = (),
+    n_forced: int = 0,
 ) -> tuple[list[Answer], list[Round]]:
     """The best answers, best first, and one round for every step, with the tokens of the best.
 
@@ -146,7 +150,7 @@ def beam_search(
                 best = max(running, key=lambda b: b.log_prob)
                 answers.append(Answer(best.tokens, -np.inf, "cancelled"))
                 break
-            logs, width, verify_s = _step(running, context, processor)
+            logs, width, verify_s = _step(running, context, processors)
             length = len(running[0].tokens) + 1
             ranked = _best(logs, (1 + max(1, len(stop_ids))) * beams.size)
             ended, open_ends = [], []
@@ -156,7 +160,9 @@ def beam_search(
                     open_ends.append((beam, token, log_prob))
                 elif rank < beams.size:
                     reason: FinishReason = "stop" if stops else "length"
-                    ended.append(Answer((*running[beam].tokens, token), beams.worth(log_prob, length), reason))
+                    ended.append(
+                        Answer((*running[beam].tokens, token), beams.worth(log_prob, n_forced + length), reason)
+                    )
             answers = sorted([*answers, *ended], key=lambda a: -a.worth)[: beams.size]
             running = _go_on(running, open_ends[: beams.size])
             seconds.append((width, verify_s, time.perf_counter() - began - verify_s))
@@ -164,7 +170,7 @@ def beam_search(
             if full and (
                 beams.early_stopping is True
                 or not running
-                or not beams.may_improve(running[0].log_prob, answers[-1].worth, length, longest)
+                or not beams.may_improve(running[0].log_prob, answers[-1].worth, n_forced + length, n_forced + longest)
             ):
                 break
     finally:
@@ -177,7 +183,9 @@ def _fork(sequence: CachedSequence) -> CachedSequence:
     return CachedSequence(sequence.session.fork(), sequence.rows, covered=sequence.tokens.copy())
 
 
-def _step(running: list[_Beginning], context: Tokens, processor: LogitsProcessor | None) -> tuple[Probs, int, float]:
+def _step(
+    running: list[_Beginning], context: Tokens, processors: tuple[LogitsProcessor, ...]
+) -> tuple[Probs, int, float]:
     """Log probabilities of every beginning with every token behind it, (len(running), vocab_size); rows and seconds."""
     rows, spent, width = [], 0.0, running[0].sequence.rows.minimum
     for beginning in running:
@@ -192,8 +200,10 @@ def _step(running: list[_Beginning], context: Tokens, processor: LogitsProcessor
         if not math.isfinite(top):
             require_finite(logits, sequence.session.info)
         logs = wide - top - np.log(np.exp(wide - top).sum())
-        if processor is not None:
-            logs = processor(logs, np.concatenate([context, np.array(beginning.tokens, dtype=np.int64)]))
+        if processors:
+            whole = np.concatenate([context, np.array(beginning.tokens, dtype=np.int64)])
+            for processor in processors:
+                logs = processor(logs, whole)
         rows.append(beginning.log_prob + logs)
         sequence.truncate(n)  # spare rows of the class
     return np.array(rows), width * len(running), spent

@@ -8,12 +8,12 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, field_validator, model_validator
 
 from .canary import Canary
+from .generation import Generation, TokenId
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "pilotfish.json"
 
 Sha256: TypeAlias = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-TokenId: TypeAlias = Annotated[int, Field(ge=0)]
 
 
 class _Record(BaseModel):
@@ -89,6 +89,7 @@ class Manifest(_Record):
     source_kind: Literal["text", "audio"] = "text"
     suppress_tokens: tuple[TokenId, ...] = ()  # never in an answer
     begin_suppress_tokens: tuple[TokenId, ...] = ()  # never its first
+    generation: Generation = Generation()  # the model's other settings for generating
 
     @field_validator("files")
     @classmethod

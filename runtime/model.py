@@ -28,11 +28,11 @@ from .prompts import Prompt, Task, encode_prompt, task_of
 from .proposers import DraftModel, SelfDraft
 from .request import check_request
 from .result import Result
+from .rules import AnswerOptions, Rules
 from .sampling import Sampling
 from .sequence import SavedSequence
 from .stopping import Stop, stops_of
 from .stream import Making, Stream
-from .suppression import Suppression
 from .tokenizer import Tokenizer
 from .trial import open_sequence
 from .turn import Turns
@@ -55,7 +55,8 @@ class Model:
     quality: the agreement with the full cache at which that of `cache` takes its place; without `cache`, what the
         size of self_draft's cache holds.
     exact: stay in one row class, so that plain and speculative text are the same bits by construction.
-    suppression: tokens that no answer holds. explain: words the error for weights whose logits are no numbers.
+    rules: the model's own: tokens that no answer holds, and its settings for generating.
+    explain: words the error for weights whose logits are no numbers.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class Model:
         quality: float | None = None,
         max_context: int | None = None,
         choice: Choice | None = None,
-        suppression: Suppression | None = None,
+        rules: Rules | None = None,
         explain: Callable[[NotFiniteError], PilotfishError] = lambda error: error,
     ) -> None:
         self.choice = choice  # why this engine: what was tried, where anything was
@@ -88,7 +89,7 @@ class Model:
         self._target = target
         self._draft = draft
         rows = calibration.rows.rule() if exact else calibration.rows.free()
-        self._suppression = suppression or Suppression()
+        self._rules = rules or Rules()
         self.explain = explain
         self._max_entries = max_context
         drafts = policy is not None
@@ -113,7 +114,7 @@ class Model:
             tokenizer,
             self._drafters,
             self._drafting,
-            self._suppression,
+            self._rules,
             info=target.info,
             exact=exact,
             drafts=drafts,
@@ -149,7 +150,7 @@ class Model:
             cache=self.cache,
             quality=self.quality if self.cache is not None or drafts_itself else None,
             max_context=self._max_entries,
-            suppression=self._suppression,
+            rules=self._rules,
             explain=self.explain,
         )
 
@@ -186,20 +187,28 @@ class Model:
         special: bool = False,
         cancel: threading.Event | None = None,
         beams: int | Beams | None = None,
+        language: str | None = None,
+        task: str | None = None,
+        timestamps: bool = False,
     ) -> Result:
         """The whole answer.
 
         prompt: a list of messages, or a text. A text is one user message where the model has a chat template;
             raw=True feeds it as it is. A model that listens takes what read_wav() gives, or features of its own.
         special: whether "<|fim_prefix|>" in a raw prompt means the special token; it is plain text otherwise.
-        max_new_tokens: the default is 256, or fewer where there is room for fewer; a number that is given has to fit;
-            None is until the context is full.
+        max_new_tokens: the default is 256, or what an encoder-decoder's own settings say, or fewer where there is room
+            for fewer; a number that is given has to fit; None is until the context is full.
         temperature: 0 (the default) is greedy; `sampling` holds the other settings and replaces it.
         stop: a text or a token id that ends the answer, or several; the text is not part of the answer. That of a
             special token stops at the token, too.
         cancel: an event that ends the generation between two steps, prompt processing included.
         beams: search for the most probable answer with so many beginnings at a time (docs/encoder-decoder.md); None
-            decides token by token. It neither samples nor drafts.
+            decides token by token. It neither samples nor drafts. With a number alone, length penalty and early
+            stopping are the model's own.
+        language: of the answer ("fr_XX"), or of a recording ("fr"), by the model's own name, where it has a token for
+            that; without one the language of a recording is heard.
+        task: what a model of many languages that listens does: "transcribe" or "translate" (into English).
+        timestamps: of a recording tell what was said when, a line for each part (Result.spoken).
         Raises ContextFullError, OptionError and ChatTemplateError before anything changes.
         """
         stream = self.stream(
@@ -213,6 +222,9 @@ class Model:
             special=special,
             cancel=cancel,
             beams=beams,
+            language=language,
+            task=task,
+            timestamps=timestamps,
         )
         for _ in stream:
             pass
@@ -233,6 +245,9 @@ class Model:
         cancel: threading.Event | None = None,
         progress: Callable[[int, int], None] | None = None,
         beams: int | Beams | None = None,
+        language: str | None = None,
+        task: str | None = None,
+        timestamps: bool = False,
     ) -> Stream:
         """The answer piece by piece; iterate, then read `.result`. Options as in generate().
 
@@ -240,9 +255,14 @@ class Model:
         """
         check_request(max_new_tokens=max_new_tokens, seed=seed, stop=stop)
         settings = _sampling(temperature, sampling)
-        wanted = beams if beams is None or isinstance(beams, Beams) else Beams(beams)
-        task = self._task(prompt, raw, special)
+        wanted = beams if beams is None or isinstance(beams, Beams) else self._rules.beams(beams)
+        job = self._task(prompt, raw, special)
+        job = self._rules.asked(job, AnswerOptions(language, task, timestamps), job.hears)
+        if max_new_tokens is ANSWER and job.source is not None:
+            max_new_tokens = self._rules.longest(len(job.context), job.n_forced) or ANSWER
         strings, ids = stops_of(stop, self.tokenizer, self.info.vocab_size)
+        if strings and timestamps:
+            raise OptionError("with timestamps the text is told line by line, and cannot end at a string; drop stop.")
         if wanted is not None:
             drafted = self.policy is not None and self._drafters.with_model
             check_beams(settings, strings, draft=drafted, cache=self.cache is not None)
@@ -251,7 +271,7 @@ class Model:
 
         def pieces(making: Making) -> Iterator[str]:
             limits = Limits(max_new_tokens, stop_ids, lambda: making.ended or cancelled(), progress)
-            return self._answering.pieces(making, Request(task, settings, limits, strings, seed, wanted))
+            return self._answering.pieces(making, Request(job, settings, limits, strings, seed, wanted))
 
         return Stream(self._turns, pieces, trial=self._answering.trial, cancelled=cancelled)
 

@@ -11,7 +11,7 @@ import numpy as np
 from .chat_template import ChatTemplate, Message, encode_chat
 from .errors import ChatTemplateError, OptionError
 from .interfaces import EncoderInfo, Floats, Tokens, as_tokens
-from .sound import log_mel
+from .sound import checked_features, log_mel
 from .tokenizer import Tokenizer
 
 Prompt: TypeAlias = str | Sequence[Message] | Floats
@@ -22,16 +22,30 @@ class Task:
     """What one answer goes on from, and the source it is about: None where the prompt itself is continued.
 
     continues: whether the answer is more of the context's text; it is a text of its own in a chat, or about a source.
+    detect: languages of which the one that is heard takes the second place of the context. first_time: the token that
+    says 0.00, where times are asked for.
     """
 
     context: Tokens
     source: Tokens | Floats | None = None
     continues: bool = False
+    detect: tuple[int, ...] = ()
+    first_time: int | None = None
 
     @property
     def n_read(self) -> int:
         """Tokens, or frames of sound, of the prompt."""
         return int(self.context.shape[-1] if self.source is None else self.source.shape[-1])
+
+    @property
+    def n_forced(self) -> int:
+        """Tokens of the context that count as the answer's first ones, though nothing chose them: a language."""
+        return 0 if self.words is None else len(self.context) - 1
+
+    @property
+    def hears(self) -> bool:
+        """Whether the source is a recording."""
+        return self.source is not None and self.source.ndim == 2
 
     @property
     def words(self) -> Tokens | None:
@@ -59,7 +73,7 @@ def task_of(
             raise OptionError("raw=True is about texts; sound has no template. Drop it.")
         if special:
             raise OptionError("special=True is about texts; sound holds no tokens. Drop it.")
-        heard = log_mel(prompt, encoder) if prompt.ndim == 1 else prompt
+        heard = log_mel(prompt, encoder) if prompt.ndim == 1 else checked_features(prompt, encoder)
         return Task(as_tokens(encoder.decoder_start), heard)
     tokens = encode_prompt(prompt, raw, tokenizer, template, source=encoder is not None, special=special)
     if encoder is not None:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 
 from .finite import for_json
 from .interfaces import FinishReason, ModelInfo, Round
+from .listening import Spoken
 from .twin import TrialReport
 
 
@@ -110,6 +111,8 @@ class Result:
     finish_reason: FinishReason
     rounds: tuple[Round, ...]
     stats: Stats
+    spoken: tuple[Spoken, ...] = ()  # parts of a recording with their times, where those were asked for
+    language: str | None = None  # of a recording, told or heard
 
 
 def judged(rounds: Iterable[Round], proposer: str) -> tuple[int, int]:

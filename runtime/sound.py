@@ -11,11 +11,12 @@ from functools import cache
 
 import numpy as np
 
-from .errors import ContextFullError, ModelFileError, OptionError
+from .errors import ModelFileError, OptionError
 from .interfaces import EncoderInfo, Floats, Probs
 
 RATE = 16_000  # samples a second, of what models listen to
 _WINDOW, _HOP = 400, 160  # samples of a frame, and from one to the next
+_AT_ONCE = 3000  # frames transformed together: an hour of them would take gigabytes
 _LINEAR_MELS, _LINEAR_HZ = 15.0, 1000.0  # up to where mels are proportional to frequency, in both
 _OCTAVE = np.log(6.4) / 27.0  # logarithm of a frequency by mel, above
 _WAY_OUT = "Convert it, for example with: ffmpeg -i IN -ac 1 -ar 16000 -c:a pcm_s16le OUT.wav"
@@ -57,11 +58,11 @@ def resampled(samples: Probs, rate: int) -> Probs:
 
 
 def log_mel(samples: Floats, encoder: EncoderInfo) -> Floats:
-    """What an encoder reads of a sound, (bins, frames) float32, with silence behind it.
+    """What an encoder reads of a sound, (bins, frames) float32: one window with silence behind it, or more frames of a
+    sound that is longer.
 
     samples: (n,) from -1 to 1, 16,000 a second.
-    Raises OptionError for other arrays, ContextFullError for a sound that is too long, ModelFileError where the model
-    does not say how much it reads.
+    Raises OptionError for other arrays, ModelFileError where the model does not say how much it reads.
     """
     if encoder.bins is None or encoder.source_limit is None:
         raise ModelFileError("this model does not say how many features it reads; build its bundle again.")
@@ -70,20 +71,30 @@ def log_mel(samples: Floats, encoder: EncoderInfo) -> Floats:
             f"sound is given as floats from -1 to 1, {RATE} a second, and this is {samples.shape} of {samples.dtype}; "
             "read_wav() makes them out of a WAV file."
         )
-    longest = encoder.source_limit * _HOP
-    if len(samples) > longest:
-        raise ContextFullError(
-            f"the sound lasts {len(samples) / RATE:.1f} s, but this model hears {longest / RATE:g} s at a time. "
-            "Cut it where nobody speaks, and give it part by part."
-        )
-    padded = np.zeros(longest + _WINDOW)
+    length = max(encoder.source_limit * _HOP, len(samples))
+    padded = np.zeros(length + _WINDOW)
     padded[_WINDOW // 2 : _WINDOW // 2 + len(samples)] = samples
     padded[: _WINDOW // 2] = padded[_WINDOW : _WINDOW // 2 : -1]  # mirrored at both ends
     padded[-(_WINDOW // 2) :] = padded[-_WINDOW // 2 - 2 : -_WINDOW - 2 : -1]
-    frames = np.lib.stride_tricks.sliding_window_view(padded, _WINDOW)[::_HOP][: encoder.source_limit]
+    frames = np.lib.stride_tricks.sliding_window_view(padded, _WINDOW)[::_HOP][: length // _HOP]
+    loud = np.concatenate([_loudness(frames[i : i + _AT_ONCE], encoder.bins) for i in range(0, len(frames), _AT_ONCE)])
+    return np.asarray((np.maximum(loud, loud.max() - 8.0) + 4.0).T / 4.0, dtype=np.float32)
+
+
+def _loudness(frames: Probs, bins: int) -> Probs:
+    """Logarithms of what is in each bin, (frames, bins)."""
     power = np.abs(np.fft.rfft(frames * np.hanning(_WINDOW + 1)[:-1])) ** 2
-    loud = np.log10(np.maximum(power @ mel_filters(encoder.bins), 1e-10)).T
-    return np.asarray((np.maximum(loud, loud.max() - 8.0) + 4.0) / 4.0, dtype=np.float32)
+    return np.asarray(np.log10(np.maximum(power @ mel_filters(bins), 1e-10)))
+
+
+def checked_features(heard: Floats, encoder: EncoderInfo) -> Floats:
+    """Features of somebody's own, (bins, frames). Raises OptionError for another shape or kind."""
+    if heard.ndim != 2 or heard.dtype.kind != "f" or heard.shape[0] != encoder.bins or not heard.shape[1]:
+        raise OptionError(
+            f"this model listens: it takes samples, (n,), or features, ({encoder.bins}, frames), and was given an "
+            f"array of shape {heard.shape} of {heard.dtype}. read_wav() makes samples out of a WAV file."
+        )
+    return heard
 
 
 @cache

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,8 +11,8 @@ from enumerate_randomness import LazyRng, law_of
 from test_exact import POLICIES, SETTINGS, flat_curve, still_clock, total_variation  # noqa: F401 - a fixture among them
 
 from pilotfish import Sampling
-from pilotfish.exporters.seq2seq_families import pair_facts
-from pilotfish.opening import read_suppression
+from pilotfish.exporters.generation_settings import generating
+from pilotfish.opening import read_rules
 from pilotfish.runtime.bundle import write_manifest
 from pilotfish.runtime.draft_length import Fixed
 from pilotfish.runtime.drafting import Drafting
@@ -23,15 +22,15 @@ from pilotfish.runtime.interfaces import EncoderInfo
 from pilotfish.runtime.manifest import Manifest, Source
 from pilotfish.runtime.proposers import SourceCopy, Suffix, default_proposers
 from pilotfish.runtime.rows import ANY_WIDTH
+from pilotfish.runtime.rules import Frame, Rules
 from pilotfish.runtime.sequence import CachedSequence
-from pilotfish.runtime.suppression import Suppression
 from pilotfish.testing.toy import ToyWeights
 from pilotfish.testing.toy_model import toy_model, toy_weights
 
 V, WANTED = 3, 3
 SOURCE, BEGIN = np.array([1, 2, 0, 2], dtype=np.int64), np.array([2, 0], dtype=np.int64)
 TOY = {"encoder": EncoderInfo(decoder_start=(2, 0)), "copying": 1.5}
-RULE = Suppression(suppress_tokens=(2,), begin_suppress_tokens=(1,))
+RULE = Rules(suppress_tokens=(2,), begin_suppress_tokens=(1,))
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -55,7 +54,7 @@ def test_the_law_is_the_source_s_without_these_tokens(settings: str, policy: str
             CachedSequence(ToyWeights(V, **TOY).session(), ANY_WIDTH),  # type: ignore[arg-type]
             BEGIN,
             source=SOURCE,
-            sampling=RULE.applied(sampling, len(BEGIN)),
+            sampling=RULE.applied(sampling, Frame(len(BEGIN))),
             drafting=Drafting(POLICIES[policy](), flat_curve(), ANY_WIDTH),
             proposers=(SourceCopy().reading(SOURCE, len(BEGIN)),),  # which drafts what is forbidden
             limits=Limits(max_new_tokens=WANTED),
@@ -74,10 +73,10 @@ TEXT = "the dog trots to the other dog"
 @pytest.mark.parametrize("asked", [{}, {"temperature": 1.0, "seed": 3}, {"beams": 3, "max_new_tokens": 12}])
 def test_a_model_does_not_say_them(asked: dict[str, float]) -> None:
     """One that copies its source, but for a letter, and but for the first one."""
-    rule = Suppression((ord("o"),), (ord("t"),))
+    rule = Rules((ord("o"),), (ord("t"),))
     texts = {}
     for plain in (True, False):
-        with toy_model(toy_weights(), Fixed(4), plain=plain, suppression=rule) as model:
+        with toy_model(toy_weights(), Fixed(4), plain=plain, rules=rule) as model:
             result = model.generate(TEXT, **{"max_new_tokens": 31, **asked})  # type: ignore[arg-type]
             texts[plain] = result.token_ids
             assert ord("o") not in result.token_ids and result.token_ids[0] != ord("t")
@@ -91,27 +90,24 @@ def test_a_model_does_not_say_them(asked: dict[str, float]) -> None:
 
 def test_nothing_to_suppress_changes_nothing() -> None:
     sampling = Sampling(temperature=1.0)
-    assert Suppression().applied(sampling, 3) is sampling and Suppression().processor(3) is None
+    assert Rules().applied(sampling, Frame(3)) is sampling and Rules().processors(Frame(3)) == ()
 
 
 def test_a_caller_s_processor_has_the_last_word() -> None:
     def insist(logits: np.ndarray, context: np.ndarray) -> np.ndarray:
         return np.where(np.arange(len(logits)) == 2, np.float32(0), np.float32(-np.inf))
 
-    law = RULE.applied(Sampling(processors=(insist,)), 2).law(np.zeros(V, np.float32), BEGIN, 2)
+    law = RULE.applied(Sampling(processors=(insist,)), Frame(2)).law(np.zeros(V, np.float32), BEGIN, 2)
     assert law.prob(2) == 1
 
 
 def test_what_settings_for_generating_say() -> None:
-    config = SimpleNamespace(
-        model_type="marian", vocab_size=50, max_position_embeddings=64, decoder_start_token_id=49, eos_token_id=0
-    )
     said = {"suppress_tokens": [7, -1, 3, 7, 50], "bad_words_ids": [[49], [1, 2]], "begin_suppress_tokens": [0]}
-    facts = pair_facts(config, said)  # type: ignore[arg-type]
+    facts = generating(said, 50)
     assert facts.suppress_tokens == (3, 7, 49) and facts.begin_suppress_tokens == (0,)
-    assert pair_facts(config, {}).suppress_tokens == ()  # type: ignore[arg-type]
+    assert generating({}, 50).suppress_tokens == ()
     with pytest.raises(ModelFileError, match="suppress_tokens is 3"):
-        pair_facts(config, {"suppress_tokens": 3})  # type: ignore[arg-type]
+        generating({"suppress_tokens": 3}, 50)
 
 
 def test_a_manifest_may_leave_them_out() -> None:
@@ -141,10 +137,10 @@ def test_ids_that_are_no_tokens_are_refused(tmp_path: Path) -> None:
         begin_suppress_tokens=(7,),
     )
     write_manifest(tmp_path, manifest)
-    assert read_suppression(tmp_path, 8) == Suppression((4,), (7,))
-    with pytest.raises(ModelFileError, match="suppresses the token 7, and the model has 7"):
-        read_suppression(tmp_path, 7)
-    assert read_suppression(tmp_path / "model.gguf", 7) is None
+    assert read_rules(tmp_path, 8) == Rules((4,), (7,))
+    with pytest.raises(ModelFileError, match="name the token 7, and the model has 7"):
+        read_rules(tmp_path, 7)
+    assert read_rules(tmp_path / "model.gguf", 7) is None
 
 
 def test_who_drafts_for_a_model_that_listens() -> None:
