@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # GGUFWriter drops an empty list of merges, and llama.cpp refuses the file.
 #
-# Expected: add_token_merges([]) writes an array of length 0. A byte-level tokenizer that merges nothing is an ordinary one: every byte
-#   is a token.
-# Instead: the writer leaves the key out without a word, and llama.cpp refuses the file: "cannot find tokenizer merges in model file".
-#   With one merge more, of two tokens that cannot be merged because their sum is no token, it loads.
+# Expected: add_token_merges([]) writes an array of length 0. A byte-level tokenizer that merges nothing is an
+#   ordinary one: every byte is a token.
+# Instead: the writer leaves the key out without a word, and llama.cpp refuses the file: "cannot find tokenizer merges
+#   in model file". With one merge more, of two tokens that cannot be merged because their sum is no token, it loads.
 # Versions: gguf 0.19.0, llama.cpp of llama-cpp-python 0.3.36.
 # Matters to: exporters of models that read bytes, and to who writes tiny files for tests.
 # Output of 2026-11-30:
@@ -13,7 +13,7 @@ set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
-export CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DLLAVA_BUILD=OFF" # compiles for minutes, once
+export CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DLLAVA_BUILD=OFF" # for any AVX2
 "$folder/venv/bin/pip" install --quiet llama-cpp-python==0.3.36 gguf==0.19.0 numpy==2.4.6 || exit 2
 cd "$folder"
 "$folder/venv/bin/python" - <<'PY'

@@ -2,18 +2,19 @@
 # With flash attention llama.cpp gives the same bits for a key-value cache in f32 as for one in f16.
 #
 # Expected: a cache in f32 costs twice the memory and is exact; the default of f16 costs some accuracy.
-# Instead: with flash attention on the CPU, keys and values in f32 are rounded to f16 on the way in, so both caches give the same logits
-#   bit for bit, and the larger one buys nothing. With flash attention off f32 is exact to its last bits, and even f16 is nearer than it is with
-#   flash attention, which also sums in f16.
+# Instead: with flash attention on the CPU, keys and values in f32 are rounded to f16 on the way in, so both caches
+#   give the same logits bit for bit, and the larger one buys nothing. With flash attention off f32 is exact to its
+#   last bits, and even f16 is nearer than it is with flash attention, which also sums in f16.
 # Versions: llama.cpp of llama-cpp-python 0.3.36, gguf 0.19.0; weights in f32.
-# Matters to: who asks for f32 to have a reference, or to find out what a cache type costs. "auto" switches flash attention on.
+# Matters to: who asks for f32 to have a reference, or to find out what a cache type costs. "auto" switches flash
+#   attention on.
 # Output of 2026-11-30:
 #   @@
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
-export CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DLLAVA_BUILD=OFF" # compiles for minutes, once
+export CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DLLAVA_BUILD=OFF" # for any AVX2
 "$folder/venv/bin/pip" install --quiet llama-cpp-python==0.3.36 gguf==0.19.0 numpy==2.4.6 || exit 2
 cd "$folder"
 "$folder/venv/bin/python" - <<'PY'
@@ -80,7 +81,10 @@ def logits(kind, flash, step=8):
             batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.logits[i] = int(token), start + i, 1, 1
             batch.seq_id[i][0] = 0
         assert llama_cpp.llama_decode(context, batch) == 0
-        found += [np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(context, i), (words,)).copy() for i in range(len(piece))]
+        found += [
+            np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(context, i), (words,)).copy()
+            for i in range(len(piece))
+        ]
     llama_cpp.llama_batch_free(batch)
     llama_cpp.llama_free(context)
     return np.array(found)
@@ -97,7 +101,10 @@ def error(y):
 long_form, short_form, off, auto = logits(F32, 1), logits(F16, 1), logits(F16, 0), logits(F32, -1)
 same, as_auto = np.array_equal(long_form, short_form), np.array_equal(long_form, auto)
 print("llama-cpp-python", llama_cpp.__version__, "- relative difference to an f32 cache without flash attention")
-print(f"flash attention on: f32 {error(long_form):.1e}, f16 {error(short_form):.1e}, the same bits: {same}; off: f16 {error(off):.1e}")
+print(
+    f"flash attention on: f32 {error(long_form):.1e}, f16 {error(short_form):.1e}, the same bits: {same}; "
+    f"off: f16 {error(off):.1e}"
+)
 print(f"f32 with the default, auto, is as with flash attention on: {as_auto}")
 sys.exit(0 if same and as_auto and error(long_form) > error(off) > 1e-6 else 1)
 PY

@@ -2,18 +2,18 @@
 # llama.cpp computes GELU of f32 tensors by a table in f16; SiLU and the GELU with erf are exact.
 #
 # Expected: activations of f32 tensors are exact to f32's last bits on the CPU, whichever the function.
-# Instead: GELU (tanh) and quick GELU round their input to f16 and look the answer up in a table of f16: absolute errors of 2e-3 and
-#   4e-3 between -6 and 6. SiLU, sigmoid, tanh and GELU by erf have errors below 1e-6.
+# Instead: GELU (tanh) and quick GELU round their input to f16 and look the answer up in a table of f16: absolute
+#   errors of 2e-3 and 4e-3 between -6 and 6. SiLU, sigmoid, tanh and GELU by erf have errors below 1e-6.
 # Versions: llama.cpp (ggml) of llama-cpp-python 0.3.36.
-# Matters to: who compares an f32 file of a model with GELU (T5, Gemma, GPT-2) with its source: the difference of 1e-3 is no
-#   fault of the file, and a model with SiLU does not have it.
+# Matters to: who compares an f32 file of a model with GELU (T5, Gemma, GPT-2) with its source: the difference of 1e-3
+#   is no fault of the file, and a model with SiLU does not have it.
 # Output of 2026-11-30:
 #   @@
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
-export CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DLLAVA_BUILD=OFF" # compiles for minutes, once
+export CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DLLAVA_BUILD=OFF" # for any AVX2
 "$folder/venv/bin/pip" install --quiet llama-cpp-python==0.3.36 numpy==2.4.6 || exit 2
 cd "$folder"
 "$folder/venv/bin/python" - <<'PY'

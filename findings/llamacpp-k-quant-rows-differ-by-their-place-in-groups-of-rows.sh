@@ -1,21 +1,22 @@
 #!/usr/bin/env bash
 # In llama.cpp a row of a Q4_K model has other bits where it does not fill a group of four rows.
 #
-# Expected: a kernel for one row and a kernel for many: a token decoded alone has other last bits than one in a wider step, and wider steps
-#   agree with each other.
-# Instead: the kernels of repacked weights take rows by fours and the rest one by one. So steps of 1, 2 and 3 agree with each other;
-#   steps of 4, 8, 12 and 16 agree with each other and with none of the former; in a step of 5 to 7 the first four rows have the bits of
-#   a step of 4, and the rest the bits of a token alone. Which bits a token gets depends on its place in the step.
+# Expected: a kernel for one row and a kernel for many: a token decoded alone has other last bits than one in a wider
+#   step, and wider steps agree with each other.
+# Instead: the kernels of repacked weights take rows by fours and the rest one by one. So steps of 1, 2 and 3 agree
+#   with each other; steps of 4, 8, 12 and 16 agree with each other and with none of the former; in a step of 5 to 7
+#   the first four rows have the bits of a step of 4, and the rest the bits of a token alone. Which bits a token gets
+#   depends on its place in the step.
 # Versions: llama.cpp of llama-cpp-python 0.3.36, gguf 0.19.0; one thread, flash attention on.
-# Matters to: who promises that a drafted token is judged as a plain one is. Drafts of three (steps of four) are exact beside each other, drafts
-#   of four are not. Files in Q4_K_M are what most people run.
+# Matters to: who promises that a drafted token is judged as a plain one is. Drafts of three (steps of four) are exact
+#   beside each other, drafts of four are not. Files in Q4_K_M are what most people run.
 # Output of 2026-11-30:
 #   @@
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
-export CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DLLAVA_BUILD=OFF" # compiles for minutes, once
+export CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DLLAVA_BUILD=OFF" # for any AVX2
 "$folder/venv/bin/pip" install --quiet llama-cpp-python==0.3.36 gguf==0.19.0 numpy==2.4.6 || exit 2
 cd "$folder"
 "$folder/venv/bin/python" - <<'PY'
@@ -53,7 +54,9 @@ def write_model():
             writer.add_tensor(f"{layer}.{name}.weight", np.ones(width, np.float32))
     writer.add_tensor("output_norm.weight", np.ones(width, np.float32))
     for name, n in rows.items():
-        blocks = rng.integers(0, 256, (n, 144), dtype=np.uint8)  # one block of 256 a row: two f16 scales, 12 bytes of scales, codes
+        blocks = rng.integers(
+            0, 256, (n, 144), dtype=np.uint8
+        )  # one block of 256 a row: two f16 scales, 12 bytes of scales, codes
         blocks[:, :4] = (rng.uniform(0.5, 1, (n, 2)) * [0.001, 0.004]).astype(np.float16).view(np.uint8)
         writer.add_tensor(f"{name}.weight", blocks, raw_dtype=gguf.GGMLQuantizationType.Q4_K)
     writer.write_header_to_file()
@@ -83,7 +86,10 @@ def logits(step):
             batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.logits[i] = int(token), start + i, 1, 1
             batch.seq_id[i][0] = 0
         assert llama_cpp.llama_decode(context, batch) == 0
-        found += [np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(context, i), (words,)).copy() for i in range(len(piece))]
+        found += [
+            np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(context, i), (words,)).copy()
+            for i in range(len(piece))
+        ]
     llama_cpp.llama_batch_free(batch)
     llama_cpp.llama_free(context)
     return np.array(found)
@@ -110,6 +116,9 @@ for step in (5, 6, 7):
     in_four, rest = place % step < 4, place % step >= 4
     whole = place < len(tokens) // step * step  # the last, shorter step has groups of its own
     mixed[step] = same(step, 4, in_four & whole) and same(step, 1, rest & whole) and none_same(step, 4, rest & whole)
-print("steps whose first four rows have the bits of a step of four, and the others those of a token alone:", [s for s in mixed if mixed[s]])
+print(
+    "steps whose first four rows have the bits of a step of four, and the others those of a token alone:",
+    [s for s in mixed if mixed[s]],
+)
 sys.exit(0 if narrow == [1, 2, 3] and full == [4, 8, 12, 16] and none_same(1, 4) and all(mixed.values()) else 1)
 PY

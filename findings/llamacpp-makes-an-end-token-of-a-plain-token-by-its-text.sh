@@ -2,19 +2,19 @@
 # llama.cpp makes end tokens, without text, of ordinary tokens that are spelled like known ones.
 #
 # Expected: which tokens end an answer is what the file says: eos, eot. A token of type NORMAL is text.
-# Instead: "<|im_end|>", "<end_of_turn>", "<EOT>" and some more end an answer wherever they stand in a vocabulary, whatever their type and
-#   whatever the file says about ends. Their type becomes CONTROL, so that they decode to nothing, too. An end token of the file's own
-#   that is typed NORMAL, beside them, keeps its type and its text.
+# Instead: "<|im_end|>", "<end_of_turn>", "<EOT>" and some more end an answer wherever they stand in a vocabulary,
+#   whatever their type and whatever the file says about ends. Their type becomes CONTROL, so that they decode to
+#   nothing, too. An end token of the file's own that is typed NORMAL, beside them, keeps its type and its text.
 # Versions: llama.cpp of llama-cpp-python 0.3.36, gguf 0.19.0.
-# Matters to: other runtimes that open the same file: one that believes the file goes on where llama.cpp stops, and prints the
-#   token.
+# Matters to: other runtimes that open the same file: one that believes the file goes on where llama.cpp stops, and
+#   prints the token.
 # Output of 2026-11-30:
 #   @@
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
-export CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DLLAVA_BUILD=OFF" # compiles for minutes, once
+export CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DLLAVA_BUILD=OFF" # for any AVX2
 "$folder/venv/bin/pip" install --quiet llama-cpp-python==0.3.36 gguf==0.19.0 numpy==2.4.6 || exit 2
 cd "$folder"
 "$folder/venv/bin/python" - <<'PY'

@@ -1,20 +1,22 @@
 #!/usr/bin/env bash
 # In llama.cpp the name of a pre-tokenizer decides whether prompts begin with BOS and whether merges count.
 #
-# Expected: tokenizer.ggml.pre names the expression that cuts a text into words. Where a byte-level BPE file does not say add_bos_token,
-#   no BOS is added (GPT-2's rule; Llama 3 is the known exception), and a token that no merge leads to never comes out.
-# Instead: with the names tekken, pixtral, lfm2 and falcon3 BOS is added as it is with llama-bpe, and a word that is a token is taken
-#   whole, merges or not. chameleon adds BOS and keeps to merges; llama4, gpt-4o, qwen2 and others do neither. All else in the files is equal.
+# Expected: tokenizer.ggml.pre names the expression that cuts a text into words. Where a byte-level BPE file does not
+#   say add_bos_token, no BOS is added (GPT-2's rule; Llama 3 is the known exception), and a token that no merge leads
+#   to never comes out.
+# Instead: with the names tekken, pixtral, lfm2 and falcon3 BOS is added as it is with llama-bpe, and a word that is a
+#   token is taken whole, merges or not. chameleon adds BOS and keeps to merges; llama4, gpt-4o, qwen2 and others do
+#   neither. All else in the files is equal.
 # Versions: llama.cpp of llama-cpp-python 0.3.36, gguf 0.19.0.
-# Matters to: every other runtime that opens the same file and wants the same tokens: one that knows Llama 3 alone starts Mistral Nemo's
-#   and LFM2's prompts one token short.
+# Matters to: every other runtime that opens the same file and wants the same tokens: one that knows Llama 3 alone
+#   starts Mistral Nemo's and LFM2's prompts one token short.
 # Output of 2026-11-30:
 #   @@
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
-export CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DLLAVA_BUILD=OFF" # compiles for minutes, once
+export CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DLLAVA_BUILD=OFF" # for any AVX2
 "$folder/venv/bin/pip" install --quiet llama-cpp-python==0.3.36 gguf==0.19.0 numpy==2.4.6 || exit 2
 cd "$folder"
 "$folder/venv/bin/python" - <<'PY'

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# llama.cpp's quantized key-value cache holds keys and values turned by a Hadamard matrix, and its saved state does, too.
+# llama.cpp's quantized key-value cache holds keys and values turned by a Hadamard matrix, and its saved state does,
+# too.
 #
-# Expected: the state of a sequence with a q8_0 cache holds the keys and values of the f16 cache, rounded to 8 bits: dequantized they are
-#   within a percent.
-# Instead: they are as far from those as random ones, though every vector is as long. Both are multiplied by an orthogonal matrix in
-#   blocks before they are rounded, which the attention undoes. Nothing in the state says so; LLAMA_ATTN_ROT_DISABLE=1 in the
-#   environment switches it off.
+# Expected: the state of a sequence with a q8_0 cache holds the keys and values of the f16 cache, rounded to 8 bits:
+#   dequantized they are within a percent.
+# Instead: they are as far from those as random ones, though every vector is as long. Both are multiplied by an
+#   orthogonal matrix in blocks before they are rounded, which the attention undoes. Nothing in the state says so;
+#   LLAMA_ATTN_ROT_DISABLE=1 in the environment switches it off.
 # Versions: llama.cpp of llama-cpp-python 0.3.36, gguf 0.19.0; heads of 64.
 # Matters to: who reads keys out of a saved state, to choose entries or to move them to another engine.
 # Output of 2026-11-30:
@@ -14,7 +15,7 @@ set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
-export CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DLLAVA_BUILD=OFF" # compiles for minutes, once
+export CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DLLAVA_BUILD=OFF" # for any AVX2
 "$folder/venv/bin/pip" install --quiet llama-cpp-python==0.3.36 gguf==0.19.0 numpy==2.4.6 || exit 2
 cd "$folder"
 "$folder/venv/bin/python" - <<'PY'
@@ -66,7 +67,7 @@ tokens = rng.integers(0, words, 8)
 
 
 def keys_and_values(kind):
-    """Keys and values of the first layer, as the saved state of the sequence holds them: for each, its type, the bytes of a row, the rows."""
+    """Keys and values of the first layer, out of the saved state: its type, the bytes of a row and the rows for each."""
     parameters = llama_cpp.llama_context_default_params()
     parameters.n_ctx = 256
     parameters.flash_attn_type = 1
@@ -88,7 +89,11 @@ def keys_and_values(kind):
     return found[0], found[2]
 
 
-print("llama-cpp-python", llama_cpp.__version__, "- relative difference of the q8_0 cache to the f16 one, and of the vectors' lengths")
+print(
+    "llama-cpp-python",
+    llama_cpp.__version__,
+    "- relative difference of the q8_0 cache to the f16 one, and of the vectors' lengths",
+)
 differences = []
 for name, plain, quantized in zip(
     ("keys", "values"), keys_and_values(gguf.GGMLQuantizationType.F16), keys_and_values(gguf.GGMLQuantizationType.Q8_0)

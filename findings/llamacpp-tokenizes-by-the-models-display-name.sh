@@ -2,8 +2,8 @@
 # llama.cpp cuts the same text otherwise when the display name of the model contains "phi-3".
 #
 # Expected: general.name is for people. How a file's text is tokenized follows from what it says about its tokenizer.
-# Instead: where the name contains phi-3 or phi3, special tokens swallow the white space behind them. The file of a fine-tune that is
-#   renamed tokenizes its chats otherwise, and "better than phi-3" is read as Phi-3.
+# Instead: where the name contains phi-3 or phi3, special tokens swallow the white space behind them. The file of a
+#   fine-tune that is renamed tokenizes its chats otherwise, and "better than phi-3" is read as Phi-3.
 # Versions: llama.cpp of llama-cpp-python 0.3.36, gguf 0.19.0.
 # Matters to: who edits names in GGUF files, and to other runtimes that want the same tokens for the same file.
 # Output of 2026-11-30:
@@ -12,7 +12,7 @@ set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
-export CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DLLAVA_BUILD=OFF" # compiles for minutes, once
+export CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DLLAVA_BUILD=OFF" # for any AVX2
 "$folder/venv/bin/pip" install --quiet llama-cpp-python==0.3.36 gguf==0.19.0 numpy==2.4.6 || exit 2
 cd "$folder"
 "$folder/venv/bin/python" - <<'PY'

@@ -1,20 +1,21 @@
 #!/usr/bin/env bash
 # In ONNX Runtime's attention a prompt's last row has other bits where the prompt is one row longer than whole tiles.
 #
-# Expected: rows of one step do not see each other, so a row has the same bits however many are computed beside it; or else, kernels
-#   change with the number of rows in a way that separates narrow steps from wide ones.
-# Instead: GroupQueryAttention takes rows in tiles of 128 (head size 64). Steps of up to 128 rows agree bit for bit, so do 130 and
-#   256; in steps of 129 and 257 rows the one that is alone in the last tile has other last bits.
+# Expected: rows of one step do not see each other, so a row has the same bits however many are computed beside it; or
+#   else, kernels change with the number of rows in a way that separates narrow steps from wide ones.
+# Instead: GroupQueryAttention takes rows in tiles of 128 (head size 64). Steps of up to 128 rows agree bit for bit,
+#   so do 130 and 256; in steps of 129 and 257 rows the one that is alone in the last tile has other last bits.
 # Versions: onnxruntime 1.32.0, onnx 1.23.2, CPU provider, float32, one thread.
-# Matters to: who fills a prefix cache by chunks and expects the same bits from other chunks, or argues from equal bits that
-#   speculative decoding is exact. A test with short prompts shows nothing.
+# Matters to: who fills a prefix cache by chunks and expects the same bits from other chunks, or argues from equal
+#   bits that speculative decoding is exact. A test with short prompts shows nothing.
 # Output of 2026-11-30:
 #   @@
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet onnxruntime==1.32.0 onnx==1.23.2 numpy==2.4.6 ml_dtypes==0.6.0 protobuf==7.36.2 || exit 2
+"$folder/venv/bin/pip" install --quiet onnxruntime==1.32.0 onnx==1.23.2 numpy==2.4.6 ml_dtypes==0.6.0 \
+    protobuf==7.36.2 || exit 2
 "$folder/venv/bin/python" - <<'PY'
 import sys
 
@@ -33,7 +34,9 @@ shapes = {
     "total": [],
 }
 outputs = ["y", "present_key", "present_value"]
-node = helper.make_node("GroupQueryAttention", list(shapes), outputs, domain="com.microsoft", num_heads=heads, kv_num_heads=kv_heads)
+node = helper.make_node(
+    "GroupQueryAttention", list(shapes), outputs, domain="com.microsoft", num_heads=heads, kv_num_heads=kv_heads
+)
 graph = helper.make_graph(
     [node],
     "graph",

@@ -1,20 +1,22 @@
 #!/usr/bin/env bash
 # A float32 MatMul behind DequantizeLinear is computed with activations rounded to 8 bits.
 #
-# Expected: a graph of standard operators, DequantizeLinear (int4 weights in blocks, float32 scales) and MatMul, is float32
-#   arithmetic. Optimizations change speed and last bits.
+# Expected: a graph of standard operators, DequantizeLinear (int4 weights in blocks, float32 scales) and MatMul, is
+#   float32 arithmetic. Optimizations change speed and last bits.
 # Instead: from the level "extended" on, which includes the default, both operators become one MatMulNBits with
-#   accuracy_level 4, which rounds the input to 8 bits a block. The result is thousands of times further off. The session entry
-#   session.qdq_matmulnbits_accuracy_level = 1 gives float32 back.
+#   accuracy_level 4, which rounds the input to 8 bits a block. The result is thousands of times further off. The
+#   session entry session.qdq_matmulnbits_accuracy_level = 1 gives float32 back.
 # Versions: onnxruntime 1.32.0, onnx 1.23.2, CPU provider.
-# Matters to: who stores weights in 4 bits with standard operators and compares the result with its source, or with another engine.
+# Matters to: who stores weights in 4 bits with standard operators and compares the result with its source, or with
+#   another engine.
 # Output of 2026-11-30:
 #   @@
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet onnxruntime==1.32.0 onnx==1.23.2 numpy==2.4.6 ml_dtypes==0.6.0 protobuf==7.36.2 || exit 2
+"$folder/venv/bin/pip" install --quiet onnxruntime==1.32.0 onnx==1.23.2 numpy==2.4.6 ml_dtypes==0.6.0 \
+    protobuf==7.36.2 || exit 2
 "$folder/venv/bin/python" - <<'PY'
 import sys
 
@@ -55,6 +57,9 @@ levels = ort.GraphOptimizationLevel
 off, basic, default = error(levels.ORT_DISABLE_ALL), error(levels.ORT_ENABLE_BASIC), error(levels.ORT_ENABLE_ALL)
 asked = error(levels.ORT_ENABLE_ALL, [("session.qdq_matmulnbits_accuracy_level", "1")])
 print("onnxruntime", ort.__version__)
-print(f"relative error: optimizations off {off:.0e}, basic {basic:.0e}, default {default:.0e}, default and accuracy level 1 {asked:.0e}")
+print(
+    f"relative error: optimizations off {off:.0e}, basic {basic:.0e}, default {default:.0e}, "
+    f"default and accuracy level 1 {asked:.0e}"
+)
 sys.exit(0 if max(off, basic, asked) < 1e-5 and default > 1e-3 else 1)
 PY

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # GatherBlockQuantized reads the same 4-bit codes as other numbers when they are packed into uint8.
 #
-# Expected: a table of 4-bit codes without zero points means the same whether its tensor has the type uint4 or is uint8 with two
-#   codes a byte, the form for tools that have no uint4.
-# Instead: uint4 codes have the zero point 0, packed ones 8 (and uint8 codes of 8 bits 128). Changing the container of a table shifts
-#   every value of it by eight scales, and nothing is refused.
+# Expected: a table of 4-bit codes without zero points means the same whether its tensor has the type uint4 or is
+#   uint8 with two codes a byte, the form for tools that have no uint4.
+# Instead: uint4 codes have the zero point 0, packed ones 8 (and uint8 codes of 8 bits 128). Changing the container of
+#   a table shifts every value of it by eight scales, and nothing is refused.
 # Versions: onnxruntime 1.32.0, onnx 1.23.2, CPU provider.
 # Matters to: exporters that store token embeddings in 4 bits, and to converters between both forms.
 # Output of 2026-11-30:
@@ -13,7 +13,8 @@ set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet onnxruntime==1.32.0 onnx==1.23.2 numpy==2.4.6 ml_dtypes==0.6.0 protobuf==7.36.2 || exit 2
+"$folder/venv/bin/pip" install --quiet onnxruntime==1.32.0 onnx==1.23.2 numpy==2.4.6 ml_dtypes==0.6.0 \
+    protobuf==7.36.2 || exit 2
 "$folder/venv/bin/python" - <<'PY'
 import sys
 
@@ -27,7 +28,13 @@ codes = np.arange(16, dtype=np.uint8)[None]
 
 def look_up(table):
     node = helper.make_node(
-        "GatherBlockQuantized", ["table", "index", "scale"], ["y"], domain="com.microsoft", block_size=16, quantize_axis=1, gather_axis=0
+        "GatherBlockQuantized",
+        ["table", "index", "scale"],
+        ["y"],
+        domain="com.microsoft",
+        block_size=16,
+        quantize_axis=1,
+        gather_axis=0,
     )
     graph = helper.make_graph(
         [node],

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Level "all" of ONNX Runtime's converter to the ORT format leaves out what level "all" of a session bakes in.
 #
-# Expected: "all", the converter's default, is the level ORT_ENABLE_ALL: it gives this processor's layouts to convolutions, so that
-#   "extended" is what a file for other processors needs. Both ways to the same file do alike.
-# Instead: the converter's "all" writes the operators that "extended" does, unless --target_platform amd64 is given. A session with
-#   ORT_ENABLE_ALL that saves its optimized model does bake the layouts in, with a warning only. What decides is the way, not the level.
+# Expected: "all", the converter's default, is the level ORT_ENABLE_ALL: it gives this processor's layouts to
+#   convolutions, so that "extended" is what a file for other processors needs. Both ways to the same file do alike.
+# Instead: the converter's "all" writes the operators that "extended" does, unless --target_platform amd64 is given. A
+#   session with ORT_ENABLE_ALL that saves its optimized model does bake the layouts in, with a warning only. What
+#   decides is the way, not the level.
 # Versions: onnxruntime 1.32.0, onnx 1.23.2.
 # Matters to: who makes files for phones on a desktop.
 # Output of 2026-11-30:
@@ -13,7 +14,8 @@ set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet onnxruntime==1.32.0 onnx==1.23.2 numpy==2.4.6 ml_dtypes==0.6.0 protobuf==7.36.2 || exit 2
+"$folder/venv/bin/pip" install --quiet onnxruntime==1.32.0 onnx==1.23.2 numpy==2.4.6 ml_dtypes==0.6.0 \
+    protobuf==7.36.2 || exit 2
 cd "$folder"
 "$folder/venv/bin/python" - <<'PY'
 import subprocess
@@ -41,7 +43,14 @@ def has_layouts(path):
 
 
 def converted(*options):
-    command = [sys.executable, "-m", "onnxruntime.tools.convert_onnx_models_to_ort", "model.onnx", "--optimization_style", "Fixed"]
+    command = [
+        sys.executable,
+        "-m",
+        "onnxruntime.tools.convert_onnx_models_to_ort",
+        "model.onnx",
+        "--optimization_style",
+        "Fixed",
+    ]
     subprocess.run([*command, "--output_dir", "converted", *options], check=True, capture_output=True)
     return has_layouts("converted/model.ort")
 
@@ -60,6 +69,9 @@ by_converter, for_amd64 = converted(), converted("--target_platform", "amd64")
 levels = ort.GraphOptimizationLevel
 by_session, extended = saved(levels.ORT_ENABLE_ALL), saved(levels.ORT_ENABLE_EXTENDED)
 print("onnxruntime", ort.__version__, "- is the convolution in this processor's layout?")
-print(f"converter: all (its default) {by_converter}, all for amd64 {for_amd64}; session: all {by_session}, extended {extended}")
+print(
+    f"converter: all (its default) {by_converter}, all for amd64 {for_amd64}; "
+    f"session: all {by_session}, extended {extended}"
+)
 sys.exit(0 if (by_converter, for_amd64, by_session, extended) == (False, True, True, False) else 1)
 PY

@@ -1,20 +1,23 @@
 #!/usr/bin/env bash
-# OrtValue.ortvalue_from_numpy shares a whole array's memory and silently copies a slice's; copy_outputs_to_cpu copies on the CPU, too.
+# OrtValue.ortvalue_from_numpy shares a whole array's memory and silently copies a slice's; copy_outputs_to_cpu copies
+# on the CPU, too.
 #
-# Expected: ortvalue_from_numpy either always copies or always shares. And on the CPU copy_outputs_to_cpu has nothing to copy, so it
-#   returns the memory that was bound as an output, as get_outputs()[0].numpy() does.
-# Instead: a contiguous array is shared, so what is written into it later is read by the next run; a slice that is not contiguous
-#   is copied once, and the next run reads what it held on the day of binding. copy_outputs_to_cpu always copies.
+# Expected: ortvalue_from_numpy either always copies or always shares. And on the CPU copy_outputs_to_cpu has nothing
+#   to copy, so it returns the memory that was bound as an output, as get_outputs()[0].numpy() does.
+# Instead: a contiguous array is shared, so what is written into it later is read by the next run; a slice that is not
+#   contiguous is copied once, and the next run reads what it held on the day of binding. copy_outputs_to_cpu always
+#   copies.
 # Versions: onnxruntime 1.32.0, onnx 1.23.2, CPU provider.
-# Matters to: who binds key-value buffers of his own and writes into them between steps: a view of a larger buffer goes stale
-#   without a word, and fetching outputs by the documented call copies a whole cache a step.
+# Matters to: who binds key-value buffers of his own and writes into them between steps: a view of a larger buffer
+#   goes stale without a word, and fetching outputs by the documented call copies a whole cache a step.
 # Output of 2026-11-30:
 #   @@
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet onnxruntime==1.32.0 onnx==1.23.2 numpy==2.4.6 ml_dtypes==0.6.0 protobuf==7.36.2 || exit 2
+"$folder/venv/bin/pip" install --quiet onnxruntime==1.32.0 onnx==1.23.2 numpy==2.4.6 ml_dtypes==0.6.0 \
+    protobuf==7.36.2 || exit 2
 "$folder/venv/bin/python" - <<'PY'
 import sys
 

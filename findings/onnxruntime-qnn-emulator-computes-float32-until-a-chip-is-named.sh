@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
 # The emulator of Qualcomm's NPU computes in float32 as long as no chip is named, and in float16 from then on.
 #
-# Expected: the HTP backend on x86 emulates the NPU: it takes quantized graphs only, and what it computes is what a phone would.
-# Instead: it takes a plain float32 graph of fixed shape and computes it to float32's last bits. With htp_arch named, the same graph
-#   has float16's error, a thousand times as large. An accuracy check that names no chip says nothing about the device.
+# Expected: the HTP backend on x86 emulates the NPU: it takes quantized graphs only, and what it computes is what a
+#   phone would.
+# Instead: it takes a plain float32 graph of fixed shape and computes it to float32's last bits. With htp_arch named,
+#   the same graph has float16's error, a thousand times as large. An accuracy check that names no chip says nothing
+#   about the device.
 # Versions: onnxruntime-qnn 2.7.0 beside onnxruntime 1.32.0, onnx 1.23.2.
 # Matters to: who checks an export for a Snapdragon NPU on a desktop.
 # Output of 2026-11-30:
@@ -12,8 +14,8 @@ set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet onnxruntime-qnn==2.7.0 onnxruntime==1.32.0 onnx==1.23.2 numpy==2.4.6 ml_dtypes==0.6.0 \
-    protobuf==7.36.2 || exit 2
+"$folder/venv/bin/pip" install --quiet onnxruntime-qnn==2.7.0 onnxruntime==1.32.0 onnx==1.23.2 numpy==2.4.6 \
+    ml_dtypes==0.6.0 protobuf==7.36.2 || exit 2
 cd "$folder"
 "$folder/venv/bin/python" - <<'PY'
 import sys

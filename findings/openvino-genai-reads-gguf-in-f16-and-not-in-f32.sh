@@ -2,8 +2,9 @@
 # openvino_genai reads a GGUF file in F16 or Q8_0 and refuses the same one in F32 or BF16.
 #
 # Expected: who unpacks block-quantized types reads the plainest one, F32, too.
-# Instead: "Unsupported quantization type". The file that converters make by default of a small test model, or that keeps a model as it is, is
-#   the one that is not read. What counts here is reading: the IR that is saved when a file has been read.
+# Instead: "Unsupported quantization type". The file that converters make by default of a small test model, or that
+#   keeps a model as it is, is the one that is not read. What counts here is reading: the IR that is saved when a file
+#   has been read.
 # Versions: openvino-genai and openvino-tokenizers 2026.4.1.0, openvino 2026.4.1, gguf 0.19.0.
 # Matters to: who tests a runtime with tiny unquantized files, or offers openvino_genai for "any GGUF file".
 # Output of 2026-11-30:
@@ -50,7 +51,9 @@ def write(path, kind, file_type):
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(1)
     matrices = {"token_embd": (257, width), "output": (257, width)}
-    matrices |= {f"blk.0.attn_{name}": (rows, width) for name, rows in (("q", 256), ("k", 128), ("v", 128), ("output", 256))}
+    matrices |= {
+        f"blk.0.attn_{name}": (rows, width) for name, rows in (("q", 256), ("k", 128), ("v", 128), ("output", 256))
+    }
     matrices |= {"blk.0.ffn_gate": (wide, width), "blk.0.ffn_up": (wide, width), "blk.0.ffn_down": (width, wide)}
     for name, shape in matrices.items():
         array = (rng.standard_normal(shape) / 16).astype(np.float32)

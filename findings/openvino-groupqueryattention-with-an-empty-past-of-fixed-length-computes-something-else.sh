@@ -1,21 +1,22 @@
 #!/usr/bin/env bash
 # OpenVINO answers otherwise when the empty past of GroupQueryAttention is declared with fixed dimensions.
 #
-# Expected: fixing the dimensions of a graph to those of the data it is given changes no number; and a prompt that is read behind
-#   an empty past (length 0) attends to itself.
-# Instead: with symbols OpenVINO and ONNX Runtime agree. With the very same dimensions as numbers OpenVINO takes the past for a buffer
-#   with room for all, finds none, returns a cache of length 0 and attention that is wrong, without an error. ONNX Runtime gives the
-#   same as before.
+# Expected: fixing the dimensions of a graph to those of the data it is given changes no number; and a prompt that is
+#   read behind an empty past (length 0) attends to itself.
+# Instead: with symbols OpenVINO and ONNX Runtime agree. With the very same dimensions as numbers OpenVINO takes the
+#   past for a buffer with room for all, finds none, returns a cache of length 0 and attention that is wrong, without
+#   an error. ONNX Runtime gives the same as before.
 # Versions: openvino 2026.4.1, onnxruntime 1.32.0, onnx 1.23.2.
-# Matters to: who fixes shapes, as for an NPU, of ONNX decoders that onnxruntime-genai's builder or others have written.
+# Matters to: who fixes shapes, as for an NPU, of ONNX decoders that onnxruntime-genai's builder or others have
+#   written.
 # Output of 2026-11-30:
 #   @@
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet openvino==2026.4.1 openvino-telemetry==2025.2.0 onnxruntime==1.32.0 onnx==1.23.2 \
-    numpy==2.4.6 ml_dtypes==0.6.0 protobuf==7.36.2 || exit 2
+"$folder/venv/bin/pip" install --quiet openvino==2026.4.1 openvino-telemetry==2025.2.0 onnxruntime==1.32.0 \
+    onnx==1.23.2 numpy==2.4.6 ml_dtypes==0.6.0 protobuf==7.36.2 || exit 2
 HOME=$folder "$folder/venv/bin/python" - <<'PY'
 import sys
 
@@ -45,7 +46,9 @@ def model(symbols):
             shape[1] = "rows"
         if symbols and array.ndim == 4:
             shape[2] = "past"
-        inputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT if array.ndim > 2 else TensorProto.INT32, shape))
+        inputs.append(
+            helper.make_tensor_value_info(name, TensorProto.FLOAT if array.ndim > 2 else TensorProto.INT32, shape)
+        )
     outputs = ["y", "present_key", "present_value"]
     node = helper.make_node(
         "GroupQueryAttention", list(feeds), outputs, domain="com.microsoft", num_heads=heads, kv_num_heads=kv_heads
@@ -73,7 +76,10 @@ for name, run in (("ONNX Runtime", by_ort), ("OpenVINO", by_openvino)):
     for symbols in (True, False):
         y, present, _ = run(symbols)
         errors[name, symbols] = float(abs(y - right).max())
-        print(f"{name}, {'symbols' if symbols else 'numbers'}: cache of {present.shape[2]}, largest difference {errors[name, symbols]:.1e}")
+        print(
+            f"{name}, {'symbols' if symbols else 'numbers'}: "
+            f"cache of {present.shape[2]}, largest difference {errors[name, symbols]:.1e}"
+        )
 wrong = errors.pop(("OpenVINO", False))
 sys.exit(0 if max(errors.values()) < 1e-5 and wrong > 0.1 else 1)
 PY

@@ -2,11 +2,12 @@
 # "import openvino" alone forks the process, starts a thread and writes a client id into the home folder.
 #
 # Expected: importing a library loads it. Reports of usage, if any, belong to its command-line tools.
-# Instead: the import starts a thread, forks the process to send an event, and puts a file with an id under ~/intel. Nothing is
-#   converted or compiled, nobody was asked. Here the home folder is a temporary one, so what is written goes with it.
+# Instead: the import starts a thread, forks the process to send an event, and puts a file with an id under ~/intel.
+#   Nothing is converted or compiled, nobody was asked. Here the home folder is a temporary one, so what is written
+#   goes with it.
 # Versions: openvino 2026.4.1 with its hard dependency openvino-telemetry 2025.2.0.
-# Matters to: programs that import engines on a user's behalf: a fork in a process that already runs threads of another engine, or
-#   that counts its children, is theirs to explain.
+# Matters to: programs that import engines on a user's behalf: a fork in a process that already runs threads of
+#   another engine, or that counts its children, is theirs to explain.
 # Output of 2026-11-30:
 #   @@
 set -euo pipefail

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # An entry inside an IR silently overrides the CPU plugin's default type of the key-value cache.
 #
-# Expected: a model that is compiled without properties gets the plugin's defaults, as Core.get_property tells them: a cache in u8.
-# Instead: an entry runtime_options/KV_CACHE_PRECISION of the model wins over the default, though not over a property that is
-#   given. optimum-intel writes f16 there for models that it did not quantize, so the same weights saved by two tools get caches of two
-#   sizes, while Core.get_property says u8 for both.
+# Expected: a model that is compiled without properties gets the plugin's defaults, as Core.get_property tells them: a
+#   cache in u8.
+# Instead: an entry runtime_options/KV_CACHE_PRECISION of the model wins over the default, though not over a property
+#   that is given. optimum-intel writes f16 there for models that it did not quantize, so the same weights saved by
+#   two tools get caches of two sizes, while Core.get_property says u8 for both.
 # Versions: openvino 2026.4.1.
 # Matters to: who promises memory or exactness for a cache that nobody configured.
 # Output of 2026-11-30:

@@ -1,12 +1,15 @@
 #!/usr/bin/env bash
 # OpenVINO's device NPU compiles and computes on a machine that has none.
 #
-# Expected: without the hardware, its driver and its compiler the device NPU, which is not listed, can do nothing: compile_model raises.
-# Instead: it does raise, unless NPU_USE_NPUW=YES and NPUW_DEVICES=CPU are given. Then the NPU's own path, which cuts a model of fixed
-#   shapes into parts, compiles and runs it, every part on the CPU. So what a program does for the NPU can be tested anywhere; and that
-#   a model compiled for NPU does not mean that there is one, though the compiled model says that it runs on NPU.
+# Expected: without the hardware, its driver and its compiler the device NPU, which is not listed, can do nothing:
+#   compile_model raises.
+# Instead: it does raise, unless NPU_USE_NPUW=YES and NPUW_DEVICES=CPU are given. Then the NPU's own path, which cuts
+#   a model of fixed shapes into parts, compiles and runs it, every part on the CPU. So what a program does for the
+#   NPU can be tested anywhere; and that a model compiled for NPU does not mean that there is one, though the compiled
+#   model says that it runs on NPU.
 # Versions: openvino 2026.4.1.
-# Matters to: who develops for NPUs without having one, and who takes a model that compiles for the presence of a device.
+# Matters to: who develops for NPUs without having one, and who takes a model that compiles for the presence of a
+#   device.
 # Output of 2026-11-30:
 #   @@
 set -euo pipefail
@@ -39,6 +42,9 @@ compiled = core.compile_model(model, "NPU", {"NPU_USE_NPUW": "YES", "NPUW_DEVICE
 y = compiled(np.ones((2, 4), np.float32))[0]
 right = bool(np.allclose(y, weight.data.sum(axis=0), rtol=1e-2))
 where = compiled.get_property("EXECUTION_DEVICES")
-print(f"NPU as it comes: {'refused' if refused else 'compiled'}; with both settings: compiled, right {right}, EXECUTION_DEVICES {where}")
+print(
+    f"NPU as it comes: {'refused' if refused else 'compiled'}; with both settings: compiled, right {right}, "
+    f"EXECUTION_DEVICES {where}"
+)
 sys.exit(0 if refused and right else 1)
 PY

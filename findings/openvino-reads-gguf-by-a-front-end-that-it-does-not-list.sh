@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # The plain openvino package reads GGUF files by a front end that it neither lists nor tries.
 #
-# Expected: read_model("model.gguf") raises an error, and GGUF is not among the front ends that are listed; so the openvino package
-#   cannot read GGUF, and openvino_genai's pipeline is the only way.
-# Instead: asked for by its name, a front end "gguf" loads the file and converts it: a graph with explicit caches, positions and mask,
-#   without openvino_genai and without torch.
+# Expected: read_model("model.gguf") raises an error, and GGUF is not among the front ends that are listed; so the
+#   openvino package cannot read GGUF, and openvino_genai's pipeline is the only way.
+# Instead: asked for by its name, a front end "gguf" loads the file and converts it: a graph with explicit caches,
+#   positions and mask, without openvino_genai and without torch.
 # Versions: openvino 2026.4.1, gguf 0.19.0.
 # Matters to: who wants OpenVINO to run the file that a user already has.
 # Output of 2026-11-30:
@@ -13,7 +13,8 @@ set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet openvino==2026.4.1 openvino-telemetry==2025.2.0 gguf==0.19.0 numpy==2.4.6 || exit 2
+"$folder/venv/bin/pip" install --quiet openvino==2026.4.1 openvino-telemetry==2025.2.0 gguf==0.19.0 numpy==2.4.6 || \
+    exit 2
 cd "$folder"
 HOME=$folder "$folder/venv/bin/python" - <<'PY'
 import sys
@@ -59,7 +60,9 @@ try:
     refused = False
 except RuntimeError as error:
     refused = True
-    print("read_model:", next(line for line in str(error).splitlines() if "Unable" in line).split(".gguf")[0] + '.gguf"')
+    print(
+        "read_model:", next(line for line in str(error).splitlines() if "Unable" in line).split(".gguf")[0] + '.gguf"'
+    )
 listed = sorted(FrontEndManager().get_available_front_ends())
 print("listed:", *listed)
 front_end = FrontEndManager().load_by_framework("gguf")

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # OpenVINO rotates all rows by the first position where RotaryEmbedding is given one position for a whole step.
 #
-# Expected: position_ids of shape [1] in com.microsoft's RotaryEmbedding are an offset: row i stands at position_ids[0] + i. So
-#   ONNX Runtime documents and computes it.
-# Instead: OpenVINO reads the same graph, refuses nothing, and rotates every row to position_ids[0]. A step of one row is right and
-#   every wider one is wrong, so a model looks fine while it decodes and is wrong after a prompt.
+# Expected: position_ids of shape [1] in com.microsoft's RotaryEmbedding are an offset: row i stands at
+#   position_ids[0] + i. So ONNX Runtime documents and computes it.
+# Instead: OpenVINO reads the same graph, refuses nothing, and rotates every row to position_ids[0]. A step of one row
+#   is right and every wider one is wrong, so a model looks fine while it decodes and is wrong after a prompt.
 # Versions: openvino 2026.4.1, onnxruntime 1.32.0, onnx 1.23.2.
 # Matters to: who runs ONNX decoders on both runtimes and tests them a token at a time.
 # Output of 2026-11-30:
@@ -13,8 +13,8 @@ set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet openvino==2026.4.1 openvino-telemetry==2025.2.0 onnxruntime==1.32.0 onnx==1.23.2 \
-    numpy==2.4.6 ml_dtypes==0.6.0 protobuf==7.36.2 || exit 2
+"$folder/venv/bin/pip" install --quiet openvino==2026.4.1 openvino-telemetry==2025.2.0 onnxruntime==1.32.0 \
+    onnx==1.23.2 numpy==2.4.6 ml_dtypes==0.6.0 protobuf==7.36.2 || exit 2
 HOME=$folder "$folder/venv/bin/python" - <<'PY'
 import sys
 
@@ -26,7 +26,9 @@ from onnx import TensorProto, helper, numpy_helper
 angles = np.arange(32)[:, None] * 10.0 ** -np.arange(4)
 cosine, sine = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
 x = np.random.default_rng(0).standard_normal((1, 2, 3, 8)).astype(np.float32)
-node = helper.make_node("RotaryEmbedding", ["x", "position", "cos", "sin"], ["y"], domain="com.microsoft", interleaved=0)
+node = helper.make_node(
+    "RotaryEmbedding", ["x", "position", "cos", "sin"], ["y"], domain="com.microsoft", interleaved=0
+)
 graph = helper.make_graph(
     [node],
     "graph",
