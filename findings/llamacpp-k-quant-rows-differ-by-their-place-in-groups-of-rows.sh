@@ -8,8 +8,9 @@
 #   the first four rows have the bits of a step of 4, and the rest the bits of a token alone. Which bits a token gets
 #   depends on its place in the step.
 # Versions: llama.cpp of llama-cpp-python 0.3.36, gguf 0.19.0; one thread, flash attention on.
-# Matters to: who promises that a drafted token is judged as a plain one is. Drafts of three (steps of four) are exact
-#   beside each other, drafts of four are not. Files in Q4_K_M are what most people run.
+# Matters to: who promises that a drafted token is judged as a plain one is: a step of one and one of four never
+#   agree, and in a draft of four (five rows) the last row has other bits than the first ones. Files in Q4_K_M are
+#   what most people run.
 # Output of 2026-11-30:
 #   @@
 set -euo pipefail

@@ -67,7 +67,7 @@ tokens = rng.integers(0, words, 8)
 
 
 def keys_and_values(kind):
-    """Keys and values of the first layer, out of the saved state: its type, the bytes of a row and the rows for each."""
+    """Keys and values of the first layer, out of the saved state, which has type, row size and rows of each."""
     parameters = llama_cpp.llama_context_default_params()
     parameters.n_ctx = 256
     parameters.flash_attn_type = 1

@@ -95,9 +95,7 @@ def logits(step, threads):
 alone, alone_by_two, eight, eight_by_two = (logits(step, threads) for step in (1, 8) for threads in (1, 2))
 other = np.flatnonzero((alone != alone_by_two).any(axis=1))
 print("llama-cpp-python", llama_cpp.__version__, "- 400 tokens, flash attention on")
-print(
-    f"alone, one thread against two: {len(other)} tokens differ, the first behind {min(other, default=None)} others"
-)
+print(f"alone, one thread against two: {len(other)} tokens differ, the first behind {min(other, default=None)} others")
 same = [np.array_equal(alone, eight), np.array_equal(eight, eight_by_two)]
 print(f"one thread, alone as in steps of eight: {same[0]}; steps of eight, one thread as two: {same[1]}")
 sys.exit(0 if len(other) and other[0] == 256 and all(same) else 1)
