@@ -8,7 +8,9 @@
 # Versions: onnxruntime 1.32.0, onnx 1.23.2, CPU provider.
 # Matters to: exporters that store token embeddings in 4 bits, and to converters between both forms.
 # Output of 2026-11-30:
-#   @@
+#   onnxruntime 1.32.0 - codes 0 to 15, scale 1, no zero points
+#   uint4:  0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15
+#   packed: -8 -7 -6 -5 -4 -3 -2 -1 0 1 2 3 4 5 6 7
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

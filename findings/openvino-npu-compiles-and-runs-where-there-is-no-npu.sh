@@ -5,8 +5,8 @@
 #   compile_model raises.
 # Instead: it does raise, unless NPU_USE_NPUW=YES and NPUW_DEVICES=CPU are given. Then the NPU's own path, which cuts
 #   a model of fixed shapes into parts, compiles and runs it, every part on the CPU. So what a program does for the
-#   NPU can be tested anywhere; and that a model compiled for NPU does not mean that there is one, though the compiled
-#   model says that it runs on NPU.
+#   NPU can be tested anywhere, and a model that compiled for NPU, and says that it runs there, does not mean that
+#   there is one.
 # Versions: openvino 2026.4.1.
 # Matters to: who develops for NPUs without having one, and who takes a model that compiles for the presence of a
 #   device.
