@@ -9,7 +9,8 @@
 # Versions: onnxruntime 1.32.0, onnx 1.23.2.
 # Matters to: who makes files for phones on a desktop.
 # Output of 2026-11-30:
-#   @@
+#   onnxruntime 1.32.0 - is the convolution in this processor's layout?
+#   converter: all (its default) False, all for amd64 True; session: all True, extended False
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

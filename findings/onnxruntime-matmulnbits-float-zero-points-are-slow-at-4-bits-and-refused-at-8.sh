@@ -10,7 +10,10 @@
 # Matters to: who imports weights with minima (Q4_1, Q4_K, HQQ): float zero points are the form that keeps them as
 #   they are.
 # Output of 2026-11-30:
-#   @@
+#   onnxruntime 1.32.0 - one row, accuracy_level 4
+#   4 bits: float zero points take 59 times as long; errors: packed 5e-03, float 2e-07
+#   8 bits with float zero points: MatMulNBits on CPU does not support 8-bit weights with floating-point zero
+#     points; use uint8 zero points.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -11,7 +11,9 @@
 # Matters to: who binds key-value buffers of his own and writes into them between steps: a view of a larger buffer
 #   goes stale without a word, and fetching outputs by the documented call copies a whole cache a step.
 # Output of 2026-11-30:
-#   @@
+#   onnxruntime 1.32.0 - arrays of ones are bound, then overwritten with fives
+#   the run reads 5.0 from a whole array, 1.0 from a slice
+#   shares the bound output's memory: numpy() True, copy_outputs_to_cpu() False
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -8,7 +8,11 @@
 # Versions: openvino-genai and openvino-tokenizers 2026.4.1.0, openvino 2026.4.1, gguf 0.19.0.
 # Matters to: who tests a runtime with tiny unquantized files, or offers openvino_genai for "any GGUF file".
 # Output of 2026-11-30:
-#   @@
+#   openvino_genai 2026.4.1.0-3408-ab01d1771e4
+#   F16: read
+#   Q8_0: read
+#   F32: not read: Unsupported quantization type
+#   BF16: not read: Unsupported quantization type
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

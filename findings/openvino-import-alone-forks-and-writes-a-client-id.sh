@@ -9,7 +9,8 @@
 # Matters to: programs that import engines on a user's behalf: a fork in a process that already runs threads of
 #   another engine, or that counts its children, is theirs to explain.
 # Output of 2026-11-30:
-#   @@
+#   openvino 2026.4.1-22982-e213a147257-releases/2026/4
+#   after the import: forks 1, threads started 1, files in the home folder ['intel/openvino_ga_cid', 'intel/stats']
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
