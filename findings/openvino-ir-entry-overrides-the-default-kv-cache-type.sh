@@ -9,7 +9,8 @@
 # Versions: openvino 2026.4.1.
 # Matters to: who promises memory or exactness for a cache that nobody configured.
 # Output of 2026-11-30:
-#   @@
+#   openvino 2026.4.1-22982-e213a147257-releases/2026/4
+#   no entry: u8; entry f16: f16; entry f16 and property u8: u8; Core.get_property: u8
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

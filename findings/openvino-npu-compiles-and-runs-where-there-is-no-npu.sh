@@ -11,7 +11,8 @@
 # Matters to: who develops for NPUs without having one, and who takes a model that compiles for the presence of a
 #   device.
 # Output of 2026-11-30:
-#   @@
+#   openvino 2026.4.1-22982-e213a147257-releases/2026/4 - devices ['CPU']
+#   NPU as it comes: refused; with both settings: compiled, right True, EXECUTION_DEVICES NPU
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

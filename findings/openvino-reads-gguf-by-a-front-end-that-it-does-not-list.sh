@@ -8,7 +8,11 @@
 # Versions: openvino 2026.4.1, gguf 0.19.0.
 # Matters to: who wants OpenVINO to run the file that a user already has.
 # Output of 2026-11-30:
-#   @@
+#   openvino 2026.4.1-22982-e213a147257-releases/2026/4
+#   read_model: Unable to read the model: "model.gguf"
+#   listed: ir jax onnx paddle pytorch tf tflite
+#   the front end 'gguf' gives a graph with the inputs cache_k_l0 cache_v_l0 inp_kv_idx inp_out_ids inp_pos
+#     inp_tokens self_kq_mask token_len_per_seq
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -8,7 +8,9 @@
 # Versions: openvino 2026.4.1, onnxruntime 1.32.0, onnx 1.23.2.
 # Matters to: who runs ONNX decoders on both runtimes and tests them a token at a time.
 # Output of 2026-11-30:
-#   @@
+#   openvino 2026.4.1-22982-e213a147257-releases/2026/4 onnxruntime 1.32.0 - three rows, position_ids = [4]
+#   ONNX Runtime: at 4, 5, 6 True, at 4, 4, 4 False
+#   OpenVINO:     at 4, 5, 6 False, at 4, 4, 4 True
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
