@@ -8,7 +8,10 @@
 # Versions: gguf 0.19.0, llama.cpp of llama-cpp-python 0.3.36.
 # Matters to: exporters of models that read bytes, and to who writes tiny files for tests.
 # Output of 2026-11-30:
-#   @@
+#   gguf 0.19.0 llama-cpp-python 0.3.36
+#   no merges: in the file False, llama.cpp opens it False (llama_model_load: error loading model: error loading
+#     model vocabulary: cannot find tokenizer merges in model file)
+#   one that cannot happen: in the file True, llama.cpp opens it True
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -9,7 +9,9 @@
 # Matters to: who asks for f32 to have a reference, or to find out what a cache type costs. "auto" switches flash
 #   attention on.
 # Output of 2026-11-30:
-#   @@
+#   llama-cpp-python 0.3.36 - relative difference to an f32 cache without flash attention
+#   flash attention on: f32 1.3e-03, f16 1.3e-03, the same bits: True; off: f16 5.4e-04
+#   f32 with the default, auto, is as with flash attention on: True
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

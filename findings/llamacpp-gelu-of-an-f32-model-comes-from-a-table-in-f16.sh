@@ -8,7 +8,8 @@
 # Matters to: who compares an f32 file of a model with GELU (T5, Gemma, GPT-2) with its source: the difference of 1e-3
 #   is no fault of the file, and a model with SiLU does not have it.
 # Output of 2026-11-30:
-#   @@
+#   llama-cpp-python 0.3.36 - largest absolute error of f32 tensors, inputs from -6 to 6
+#   silu 5e-07, sigmoid 8e-08, tanh 8e-08, gelu_erf 4e-07, gelu 2e-03, gelu_quick 4e-03
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

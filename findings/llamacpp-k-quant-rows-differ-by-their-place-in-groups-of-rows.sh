@@ -12,7 +12,9 @@
 #   agree, and in a draft of four (five rows) the last row has other bits than the first ones. Files in Q4_K_M are
 #   what most people run.
 # Output of 2026-11-30:
-#   @@
+#   llama-cpp-python 0.3.36 - 48 tokens in steps of so many
+#   bits of steps of one: [1, 2, 3] - bits of steps of four: [4, 8, 12, 16] - nothing in common: True
+#   steps whose first four rows have the bits of a step of four, and the others those of a token alone: [5, 6, 7]
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

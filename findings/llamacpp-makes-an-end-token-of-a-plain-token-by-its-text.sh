@@ -9,7 +9,12 @@
 # Matters to: other runtimes that open the same file: one that believes the file goes on where llama.cpp stops, and
 #   prints the token.
 # Output of 2026-11-30:
-#   @@
+#   llama-cpp-python 0.3.36 - all tokens are NORMAL, the file's eos is <my_end>
+#   <|im_end|>: ends an answer True, control True, text ''
+#   <end_of_turn>: ends an answer True, control True, text ''
+#   <EOT>: ends an answer True, control True, text ''
+#   <my_end>: ends an answer True, control False, text '<my_end>'
+#   <other>: ends an answer False, control False, text '<other>'
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

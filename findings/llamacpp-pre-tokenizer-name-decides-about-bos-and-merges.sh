@@ -11,7 +11,10 @@
 # Matters to: every other runtime that opens the same file and wants the same tokens: one that knows Llama 3 alone
 #   starts Mistral Nemo's and LFM2's prompts one token short.
 # Output of 2026-11-30:
-#   @@
+#   llama-cpp-python 0.3.36
+#   abc is ab c with gpt-2 qwen2 gpt-4o llama4 command-r
+#   abc is <bos> abc with llama-bpe tekken pixtral lfm2 falcon3
+#   abc is <bos> ab c with chameleon
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -10,7 +10,9 @@
 # Versions: llama.cpp of llama-cpp-python 0.3.36, gguf 0.19.0; heads of 64.
 # Matters to: who reads keys out of a saved state, to choose entries or to move them to another engine.
 # Output of 2026-11-30:
-#   @@
+#   llama-cpp-python 0.3.36 - relative difference of the q8_0 cache to the f16 one
+#   keys: 1.40, of the vectors' lengths 1e-03; with LLAMA_ATTN_ROT_DISABLE=1 0.005
+#   values: 1.47, of the vectors' lengths 7e-04; with LLAMA_ATTN_ROT_DISABLE=1 0.005
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -7,7 +7,10 @@
 # Versions: llama.cpp of llama-cpp-python 0.3.36, gguf 0.19.0.
 # Matters to: who edits names in GGUF files, and to other runtimes that want the same tokens for the same file.
 # Output of 2026-11-30:
-#   @@
+#   llama-cpp-python 0.3.36
+#   general.name = 'My model': '<|end|>\na' becomes ['<|end|>', '▁', '<0x0A>', 'a']
+#   general.name = 'Phi-3 mini': '<|end|>\na' becomes ['<|end|>', '▁', 'a']
+#   general.name = 'better than phi-3': '<|end|>\na' becomes ['<|end|>', '▁', 'a']
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
