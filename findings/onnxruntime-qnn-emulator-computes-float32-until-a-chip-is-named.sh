@@ -9,8 +9,6 @@
 # Versions: onnxruntime-qnn 2.7.0 beside onnxruntime 1.32.0, onnx 1.23.2.
 # Matters to: who checks an export for a Snapdragon NPU on a desktop.
 # Output of 2026-11-30:
-#    # LIBNATIVE: No alternate configuration present in libnative_tls.conf or from LIBNATIVE_CONFIG environment
-#     variable - using default thread-local behavior.
 #   onnxruntime 1.32.0 - a float32 MatMul on the emulated NPU, fallback to the CPU switched off
 #   relative error: no chip named 2e-07, htp_arch 75 3e-04
 set -euo pipefail
