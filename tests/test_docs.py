@@ -271,3 +271,20 @@ def test_every_page_is_linked_from_the_first_one() -> None:
     targets = re.findall(r"\]\(([^)#\s]+)\)", first.read_text("utf-8"))
     pages = [page.relative_to(first.parent).as_posix() for page in first.parent.rglob("*.md") if page != first]
     assert {page: targets.count(page) for page in pages} == dict.fromkeys(pages, 1)
+
+
+def test_shortcuts_run_what_the_projects_own_check_runs() -> None:
+    check = (ROOT / ".ci" / "run").read_text("utf-8").splitlines()
+    recipe = re.search(r"^lint:\n((?:    .+\n)+)", (ROOT / "justfile").read_text("utf-8"), flags=re.MULTILINE)
+    assert recipe is not None
+    lint = [line.strip() for line in recipe[1].splitlines()]
+    assert lint == [line for line in check if line in lint]
+    hooks = re.findall(r"entry: (.*)", (ROOT / ".pre-commit-config.yaml").read_text("utf-8"))
+    assert [hook.replace("--force-exclude", ".") for hook in hooks] == lint
+
+
+def test_recipes_name_files_that_are_there() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    named = re.findall(r"`((?:runtime|backends|exporters|pilotfish|tests|docs|apps)/[\w/.-]+\.\w+)`", text)
+    assert len(named) > 20
+    assert [name for name in named if "NAME" not in name and not (ROOT / name).exists()] == []
