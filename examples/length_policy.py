@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass
 
 import pilotfish
-from pilotfish.runtime.interfaces import Forecast
+from pilotfish.proposers import Forecast
 
 MODEL = sys.argv[1] if len(sys.argv) > 1 else "smollm2-135m"
 PROMPT = "Repeat this line three times: the quick brown fox jumps over the lazy dog."

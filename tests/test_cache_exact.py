@@ -57,7 +57,7 @@ def small(name: str, engine: str) -> CachePolicy:
     """A policy with a small cache; the toy has one head."""
     settings = [f"{setting}={value}" for setting, value in SMALL.items()]
     settings += [given for part, given in MORE.items() if part in name]
-    if engine == "toy" and name not in ("sinks", "sirllm"):
+    if engine == "toy" and name not in POLICIES.keys() - SCORERS.keys():
         settings.append("per_head=false")
     return policy_by_name(f"{name}:{','.join(settings)}")
 

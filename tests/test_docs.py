@@ -6,23 +6,34 @@ Every page is one program: its ```python blocks, in order, share a namespace. Th
 
 from __future__ import annotations
 
+import ast
+import dataclasses
+import importlib
+import inspect
 import re
 import runpy
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import typer
 
+import pilotfish
 from pilotfish.apps.cli import app
 from pilotfish.testing.tiny_models import tiny_gguf
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 MODEL = '"smollm2-135m"'
+EXAMPLES = sorted((ROOT / "examples").rglob("*.py"))
+DOCUMENTED = ("pilotfish", "pilotfish.errors", "pilotfish.policies", "pilotfish.proposers")  # on the reference page
+PUBLIC = {*DOCUMENTED, "pilotfish.testing", "pilotfish.backends"}  # what a user's program may import
 FENCE = re.compile(r"^```(\w*)\s*$")
 
 
@@ -161,7 +172,7 @@ def all_options() -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", *(ROOT / "docs").glob("*.md")], ids=name_of)
+@pytest.mark.parametrize("page", [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")], ids=name_of)
 def test_named_options_exist(page: Path) -> None:
     named = set(re.findall(r"(?<!`)`(--[a-z][a-z-]*)", prose(page)))
     assert named <= all_options()
@@ -196,3 +207,84 @@ def test_relative_links_resolve(page: Path) -> None:
         assert linked.is_relative_to(ROOT), target
         if anchor:
             assert anchor in anchors(linked), target
+
+
+def deep_imports(code: str) -> set[str]:
+    """What a program imports of Pilotfish that is not public."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module == "pilotfish":
+            found.update(f"pilotfish.{alias.name}" for alias in node.names if alias.name not in pilotfish.__all__)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(node.module)
+    return {name for name in found if name.split(".")[0] == "pilotfish"} - PUBLIC
+
+
+@pytest.mark.parametrize("file", [*PROGRAMS, *EXAMPLES], ids=name_of)
+def test_readers_are_shown_public_names_only(file: Path) -> None:
+    assert deep_imports(program(file) if file.suffix == ".md" else file.read_text("utf-8")) == set()
+
+
+def test_a_deep_import_is_seen() -> None:
+    code = "import os, pilotfish.runtime.model\ndef f():\n    from pilotfish import load, runtime\n"
+    assert deep_imports(code) == {"pilotfish.runtime.model", "pilotfish.runtime"}
+    assert deep_imports("from pilotfish.runtime.errors import OptionError") == {"pilotfish.runtime.errors"}
+    assert deep_imports("import pilotfish\nfrom pilotfish import Job, errors\nfrom .text import x") == set()
+
+
+def section(module: ModuleType) -> str:
+    """What the reference page says about a module."""
+    page = (ROOT / "docs" / "reference.md").read_text("utf-8")
+    _, _, found = page.partition(f"\n## `{module.__name__}`\n")
+    return re.split(r"^## ", found, flags=re.MULTILINE)[0]
+
+
+@pytest.mark.parametrize("name", DOCUMENTED)
+def test_reference_documents_every_public_name(name: str) -> None:
+    module = importlib.import_module(name)
+    entries = re.findall(r"^(?:### |\| )`([A-Za-z]\w*)`", section(module), flags=re.MULTILINE)
+    assert set(module.__all__) - set(entries) == set()
+
+
+@pytest.mark.parametrize("name", DOCUMENTED)
+def test_reference_names_every_argument(name: str) -> None:
+    module = importlib.import_module(name)
+    named = set(re.findall(r"\w+", " ".join(re.findall(r"`([^`]*)`", section(module)))))
+    for public in module.__all__:
+        value = getattr(module, public)
+        if inspect.isfunction(value) or (inspect.isclass(value) and dataclasses.is_dataclass(value)):
+            arguments = {each for each in inspect.signature(value).parameters if not each.startswith("_")}
+            assert arguments - named == set(), public
+
+
+def test_public_modules_are_imported_when_they_are_asked_for() -> None:
+    loaded = "print([m for m in sys.modules if m in ('pilotfish.errors', 'pilotfish.policies', 'pilotfish.proposers')])"
+    code = f"import sys, pilotfish; {loaded}; pilotfish.errors.OptionError, pilotfish.policies, pilotfish.proposers"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_page_is_linked_from_the_first_one() -> None:
+    first = ROOT / "docs" / "README.md"
+    targets = re.findall(r"\]\(([^)#\s]+)\)", first.read_text("utf-8"))
+    pages = [page.relative_to(first.parent).as_posix() for page in first.parent.rglob("*.md") if page != first]
+    assert {page: targets.count(page) for page in pages} == dict.fromkeys(pages, 1)
+
+
+def test_shortcuts_run_what_the_projects_own_check_runs() -> None:
+    check = (ROOT / ".ci" / "run").read_text("utf-8").splitlines()
+    recipe = re.search(r"^lint:\n((?:    .+\n)+)", (ROOT / "justfile").read_text("utf-8"), flags=re.MULTILINE)
+    assert recipe is not None
+    lint = [line.strip() for line in recipe[1].splitlines()]
+    assert lint == [line for line in check if line in lint]
+    hooks = re.findall(r"entry: (.*)", (ROOT / ".pre-commit-config.yaml").read_text("utf-8"))
+    assert [hook.replace("--force-exclude", ".") for hook in hooks] == lint
+
+
+def test_recipes_name_files_that_are_there() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    named = re.findall(r"`((?:runtime|backends|exporters|pilotfish|tests|docs|apps)/[\w/.-]+\.\w+)`", text)
+    assert len(named) > 20
+    assert [name for name in named if "NAME" not in name and not (ROOT / name).exists()] == []

