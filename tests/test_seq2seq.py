@@ -192,8 +192,11 @@ def test_a_model_that_listens() -> None:
             assert results[0].stats.n_prompt == 30
             with pytest.raises(OptionError, match="takes sound, an array"):
                 model.generate("a text")
-            with pytest.raises(OptionError, match="bins by frames"):
-                model.generate(np.zeros((8, 31), dtype=np.float32))
+            with pytest.raises(OptionError, match=r"features, \(8, frames\)"):
+                model.generate(np.zeros((7, 30), dtype=np.float32))
+            longer = np.concatenate(sounds, axis=1)  # is heard in windows
+            both = model.generate(longer, max_new_tokens=12).token_ids
+            assert both == (*results[0].token_ids, *results[1].token_ids)
             with pytest.raises(OptionError, match="sound has no template"):
                 model.generate(sounds[0], raw=True)
     assert found[0] == found[1] and found[0][0] != found[0][1]
