@@ -25,7 +25,7 @@ fix:
 
 # Run what the pages and examples say
 docs *options:
-    pytest tests/test_docs.py tests/test_examples.py "$@"
+    pytest tests/docs/test_docs.py tests/docs/test_examples.py "$@"
 
 # Drafts against plain decoding on this machine: just bench smollm2-135m --sets edit
 bench model="smollm2-135m" *options:

@@ -7,15 +7,15 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from ..runtime.chat import Chat
+from ..runtime.cache.shadow import TrialReport
 from ..runtime.errors import OptionError, PilotfishError
-from ..runtime.model import Model, Prompt
-from ..runtime.result import Result, Stats
-from ..runtime.rules import AnswerOptions
-from ..runtime.sampling import Sampling
-from ..runtime.sound import read_wav
-from ..runtime.stream import Stream
-from ..runtime.twin import TrialReport
+from ..runtime.model.chat import Chat
+from ..runtime.model.model import Model, Prompt
+from ..runtime.model.result import Result, Stats
+from ..runtime.model.rules import AnswerOptions
+from ..runtime.model.stream import Stream
+from ..runtime.sampling.sampling import Sampling
+from ..runtime.text.audio_features import read_wav
 from .document import excerpt_of, facts_of, show_kept
 from .terminal import LoadProgress, console, print_json
 

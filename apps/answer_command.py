@@ -30,8 +30,8 @@ from .options import (
 from .terminal import LoadProgress
 
 if TYPE_CHECKING:  # imported when it is needed: `--help` should not wait for it
-    from ..runtime.model import Model
-    from ..runtime.sampling import Sampling
+    from ..runtime.model.model import Model
+    from ..runtime.sampling.sampling import Sampling
 
 
 def run(
@@ -90,10 +90,10 @@ def run(
     MODEL: a catalogue name (`pilotfish pull --help` lists them), a .gguf file or a bundle folder.
     PROMPT: a text; default: standard input.
     """
-    from ..runtime.model import ANSWER
-    from ..runtime.request import check_request
-    from ..runtime.rules import AnswerOptions
-    from ..runtime.sampling import Sampling
+    from ..runtime.model.model import ANSWER
+    from ..runtime.model.request import check_request
+    from ..runtime.model.rules import AnswerOptions
+    from ..runtime.sampling.sampling import Sampling
     from .answer import answer
     from .demo_models import of_demo
 
@@ -187,9 +187,9 @@ def chat(
 
     MODEL: a catalogue name (`pilotfish pull --help` lists them), a .gguf file or a bundle folder.
     """
-    from ..runtime.chat import TURN
-    from ..runtime.request import check_request
-    from ..runtime.sampling import Sampling
+    from ..runtime.model.chat import TURN
+    from ..runtime.model.request import check_request
+    from ..runtime.sampling.sampling import Sampling
     from .answer import converse
 
     if plain and draft is not None:
@@ -230,8 +230,8 @@ def chat(
 
 def _check_beams(beams: int, sampling: Sampling, stop: list[str] | None, draft: str | None, cache: str | None) -> None:
     """Raise OptionError for what cannot be combined with --beams, before a model is opened."""
-    from ..runtime.beams import Beams
-    from ..runtime.sampling import Sampling
+    from ..runtime.decoding.beam_search import Beams
+    from ..runtime.sampling.sampling import Sampling
 
     Beams(beams)
     for names, given in (
@@ -263,7 +263,7 @@ def _load(
     options: dict[str, str],
     exact: bool,
 ) -> Model:
-    from ..loading import load
+    from ..loading.load import load
 
     with LoadProgress() as progress:
         return load(

@@ -10,11 +10,11 @@ from typing import Annotated, Any
 
 import typer
 
-from ..exporters.catalogue import CATALOGUE
+from ..fetching.catalogue import CATALOGUE
 from ..runtime.checks import shown
 from ..runtime.errors import OptionError, PilotfishError, PilotfishWarning
 from .answer_command import chat, run
-from .bench_command import bench_app
+from .bench.command import bench_app
 from .draft import draft_app
 from .export_command import export, verify
 from .options import ModelArgument, Threads, whole_text
@@ -50,7 +50,7 @@ def demo(
     from .demo import run_demo
 
     with LoadProgress() as progress:
-        from ..loading import load
+        from ..loading.load import load
 
         loaded = load(model, threads=threads, progress=progress)
     with loaded:
@@ -61,7 +61,7 @@ def demo(
     help=f"Fetch a model of the catalogue into the cache and print where it is.\n\nNAME: one of {', '.join(CATALOGUE)}."
 )
 def pull(name: Annotated[str, typer.Argument()]) -> None:
-    from ..loading import resolve
+    from ..loading.load import resolve
 
     if name not in CATALOGUE:
         raise OptionError(f"there is no model {name!r} in the catalogue; it has {', '.join(CATALOGUE)}.")
@@ -96,7 +96,7 @@ def doctor(
 
     MODEL: what to try every engine on: a catalogue name, a .gguf file or a bundle folder; default: none.
     """
-    from ..runtime.choice import Job
+    from ..runtime.profiling.engine_trial import Job
     from .doctor import report
 
     if model is None and (job is not None or again):

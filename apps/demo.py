@@ -8,8 +8,8 @@ import psutil
 from rich.console import Console
 from rich.text import Text
 
-from ..runtime.model import Model
-from ..runtime.result import Stats
+from ..runtime.model.model import Model
+from ..runtime.model.result import Stats
 from .terminal import LoadProgress, output, show_table, show_text
 
 PROMPT = """Repeat this poem, then say in one sentence what it is about.

@@ -14,13 +14,13 @@ import psutil
 from rich.console import Console
 
 from .. import __version__, backends
-from ..choosing import Wish, choose, doubt_of
-from ..loading import resolve
-from ..measuring import doubt
-from ..runtime.bundle import cache_dir, read_json
-from ..runtime.choice import Choice, Job
-from ..runtime.cost import CostCurve
+from ..loading.choosing import Wish, choose, doubt_of
+from ..loading.load import resolve
+from ..loading.measuring import doubt
 from ..runtime.errors import EngineMissingError
+from ..runtime.files.bundle import cache_dir, read_json
+from ..runtime.profiling.cost_curve import CostCurve
+from ..runtime.profiling.engine_trial import Choice, Job
 from . import machine
 from .terminal import LoadProgress, output, print_json, show_table, show_text
 

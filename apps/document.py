@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..runtime.errors import OptionError
-from ..runtime.excerpt import Excerpt, excerpt
-from ..runtime.model import Model
+from ..runtime.model.excerpt import Excerpt, excerpt
+from ..runtime.model.model import Model
 from .terminal import LoadProgress, console
 
 

@@ -12,8 +12,8 @@ from .options import DraftEngine, Exact, NewTokens, Threads
 from .terminal import LoadProgress, output, print_json, show_table, show_text
 
 if TYPE_CHECKING:
-    from ..draft_check import DraftCheck
-    from ..draft_make import MadeDraft
+    from ..drafts.check import DraftCheck
+    from ..drafts.make import MadeDraft
 
 draft_app = typer.Typer(help="Draft models: whether one pays here, and making one.", no_args_is_help=True)
 
@@ -42,7 +42,7 @@ def check(
     TARGET: the model that answers: a catalogue name, a .gguf file or a bundle folder.
     DRAFT: a smaller one, likewise.
     """
-    from ..draft_check import check_draft
+    from ..drafts.check import check_draft
 
     with LoadProgress() as progress:
         result = check_draft(
@@ -86,7 +86,7 @@ def make(
 
     TARGET: the model that answers: a catalogue name, a .gguf file or a bundle folder.
     """
-    from ..draft_make import drop_layers, lower_bits
+    from ..drafts.make import drop_layers, lower_bits
 
     lower = weights is not None or bits is not None
     if drop is not None and lower:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ..exporters.parity import Parity
-from ..exporting import Job, RefusedExportError, run
-from ..verify_report import Report
-from ..verifying import verify
+from ..exporters.parity.parity import Parity
+from ..exporting.export import Job, RefusedExportError, run
+from ..verifying.report import Report
+from ..verifying.verify import verify
 from .terminal import LoadProgress, console, output, print_json, show_table, show_text
 
 _LEGEND = """top-1: the same best token; agree: the same, or one that the source finds all but as good; other from:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, get_args
 
 import typer
 
-from ..exporters.weight_form import Stored, WeightForm, weight_form
+from ..exporters.quantize.weight_form import Stored, WeightForm, weight_form
 from ..runtime.errors import OptionError
 
 Json = Annotated[bool, typer.Option("--json", help="Print the comparison as one JSON object.")]
@@ -54,7 +54,7 @@ def export(
 
     SOURCE: a Hugging Face folder or hub id, or a .gguf file.
     """
-    from ..export_job import Job
+    from ..exporting.job import Job
     from .export import run_export
 
     job = Job(

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from ..loading import resolve
-from ..runtime.bundle import Bundle, open_bundle
-from ..runtime.gguf_file import read_gguf
-from ..runtime.manifest import DraftEntry, Manifest
+from ..loading.load import resolve
+from ..runtime.files.bundle import Bundle, open_bundle
+from ..runtime.files.gguf_file import read_gguf
+from ..runtime.files.manifest import DraftEntry, Manifest
 from .terminal import output, print_json, show_facts, show_table
 
 _LONG = 120  # characters of a value that a terminal shows

@@ -19,7 +19,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from ..runtime.finite import for_json
+from ..runtime.sampling.finite import for_json
 
 _LINE_S = 5.0  # the least time between two lines about a step
 _LINE_SHARE = 0.1  # of all the time so far, where that is longer

@@ -13,15 +13,15 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from ..runtime.decoder_shape import DecoderShape, decoder_shape
 from ..runtime.errors import AbilityError, EngineError, OptionError
-from ..runtime.gguf_file import GgufFile, read_gguf
+from ..runtime.files.decoder_shape import DecoderShape, decoder_shape
+from ..runtime.files.gguf_file import GgufFile, read_gguf
 from ..runtime.interfaces import Ability, Floats, Indices, ModelInfo, Observation, Step, Tokens
 from ..runtime.storage import file_digest
-from . import NO_OPTIONS
-from .cache_state import Layout, pack, unpack
-from .decoder_only import DecoderOnly
-from .kv_rows import Rows, ancestors, room_for
+from .common.decoder_only import DecoderOnly
+from .common.kv_rows import Rows, ancestors, room_for
+from .common.saved_cache import Layout, pack, unpack
+from .protocol import NO_OPTIONS
 
 _ABILITIES: frozenset[Ability] = frozenset(
     {"tree", "evict_tokens", "evict_heads", "attend", "keys", "hidden", "queries", "attention", "fork", "save"}

@@ -3,25 +3,25 @@
 import importlib
 from typing import TYPE_CHECKING
 
-from .loading import load
-from .runtime.beams import Beams
-from .runtime.chat import Chat
-from .runtime.choice import Job
+from .loading.load import load
+from .runtime.decoding.beam_search import Beams
 from .runtime.errors import PilotfishError
-from .runtime.excerpt import Excerpt, excerpt
-from .runtime.model import Model
-from .runtime.result import Result, Stats
-from .runtime.sampling import Sampling
-from .runtime.sound import read_wav
-from .runtime.stream import Stream
+from .runtime.model.chat import Chat
+from .runtime.model.excerpt import Excerpt, excerpt
+from .runtime.model.model import Model
+from .runtime.model.result import Result, Stats
+from .runtime.model.stream import Stream
+from .runtime.profiling.engine_trial import Job
+from .runtime.sampling.sampling import Sampling
+from .runtime.text.audio_features import read_wav
 
 if TYPE_CHECKING:
     from . import errors as errors
     from . import policies as policies
     from . import proposers as proposers
-    from .draft_check import check_draft
-    from .exporting import export
-    from .verifying import verify
+    from .drafts.check import check_draft
+    from .exporting.export import export
+    from .verifying.verify import verify
 
 __all__ = [
     "Beams",
@@ -49,15 +49,15 @@ def __getattr__(name: str) -> object:
     if name in ("errors", "policies", "proposers"):
         return importlib.import_module(f".{name}", __name__)
     if name == "check_draft":
-        from .draft_check import check_draft
+        from .drafts.check import check_draft
 
         return check_draft
     if name == "export":
-        from .exporting import export
+        from .exporting.export import export
 
         return export
     if name == "verify":
-        from .verifying import verify
+        from .verifying.verify import verify
 
         return verify
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,6 +1,6 @@
 """Cache policies, and what one needs to write another. See docs/kv-cache.md."""
 
-from .runtime.cache_policies import (
+from .runtime.cache.policies import (
     H2O,
     RKV,
     CachePolicy,

@@ -1,6 +1,5 @@
 """Proposers and draft-length policies, and what one needs to write others. See docs/adding-a-proposer.md."""
 
-from .runtime.draft_length import Confidence, Fixed, RenewalReward
 from .runtime.interfaces import (
     EMPTY_DRAFT,
     Budget,
@@ -12,7 +11,8 @@ from .runtime.interfaces import (
     SourceReader,
     Tokens,
 )
-from .runtime.proposers import SourceCopy, Suffix
+from .runtime.speculation.draft_length import Confidence, Fixed, RenewalReward
+from .runtime.speculation.proposers import SourceCopy, Suffix
 
 __all__ = [
     "EMPTY_DRAFT",

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 
-sys.path.insert(0, str(Path(__file__).parent))  # real_weights.py and friends are plain modules
+sys.path.insert(0, str(Path(__file__).parent / "helpers"))  # tiny models, real weights and friends
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("PILOTFISH_ENGINE", "onnx")  # tests that try out engines say so
@@ -32,7 +32,7 @@ _TICK_S = 2.0**-10  # differences of multiples of a power of two are exact, howe
 def quiet_machine() -> Iterator[None]:
     """A clock that ticks whenever it is looked at, and no other programs: whatever is timed in this process, and all
     that follows from it, comes out alike however busy the machine is. A test about time brings a clock of its own."""
-    from pilotfish import busy
+    from pilotfish.loading import cpu_load as busy
 
     ticks, still, own = itertools.count(), psutil.cpu_times(), psutil.Process().cpu_times()
     counts = SimpleNamespace(

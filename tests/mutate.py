@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-TESTS = ("exact", "engine", "proposers", "sampling", "draft_length", "cost", "model")
+TESTS = ("exact", "engine", "proposers", "sampling", "draft_length", "cost", "model")  # wherever they lie
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,93 +30,103 @@ class Mutant:
 MUTANTS = (
     Mutant(
         "a sampled draft is accepted by p alone",
-        "runtime/verify.py",
+        "runtime/sampling/speculative_sampling.py",
         "if rng.random() * q.prob(token) < p.prob(token):",
         "if rng.random() < p.prob(token):",
     ),
-    Mutant("the residual forgets to subtract q", "runtime/verify.py", "        p = left\n", "        pass\n"),
+    Mutant(
+        "the residual forgets to subtract q",
+        "runtime/sampling/speculative_sampling.py",
+        "        p = left\n",
+        "        pass\n",
+    ),
     Mutant(
         "acceptance reuses the bonus row of the parent",
-        "runtime/verify.py",
+        "runtime/sampling/speculative_sampling.py",
         "p = law_at(row, path)",
         "p = law_at(max(row - 1, 0), path)",
     ),
     Mutant(
         "a chain reuses the row before",
-        "runtime/verify.py",
+        "runtime/sampling/speculative_sampling.py",
         "token = law_at(accepted, tokens[:accepted])",
         "token = law_at(max(accepted - 1, 0), tokens[:accepted])",
     ),
     Mutant(
         "a greedy chain reuses the row before",
-        "runtime/verify.py",
+        "runtime/sampling/speculative_sampling.py",
         "token = best_at(accepted)",
         "token = best_at(max(accepted - 1, 0))",
     ),
     Mutant(
         "greedy penalties do not see the drafted path",
-        "runtime/engine.py",
+        "runtime/decoding/loop.py",
         "committed[: n + row], n_prompt)",
         "committed[:n], n_prompt)",
     ),
     Mutant(
         "a run of accepted tokens counts as one",
-        "runtime/acceptance.py",
+        "runtime/speculation/acceptance_rate.py",
         "chance = self._learn(confidence, hit, n)",
         "chance = self._learn(confidence, hit, 1)",
     ),
     Mutant(
         "penalties do not see the drafted path",
-        "runtime/engine.py",
+        "runtime/decoding/loop.py",
         "sampling.law(logits[row], committed[:end], n_prompt)",
         "sampling.law(logits[row], committed[:n], n_prompt)",
     ),
     Mutant(
         "a rejected draft stays in the cache",
-        "runtime/engine.py",
+        "runtime/decoding/loop.py",
         "target.truncate(n - 1)  # forgets",
         "target.truncate(n)  # forgets",
     ),
-    Mutant("tokens behind a stop id stay", "runtime/engine.py", 'return tokens[:end], "stop"', 'return tokens, "stop"'),
+    Mutant(
+        "tokens behind a stop id stay",
+        "runtime/decoding/loop.py",
+        'return tokens[:end], "stop"',
+        'return tokens, "stop"',
+    ),
     Mutant(
         "a path in a tree keeps the wrong entries",
-        "runtime/engine.py",
+        "runtime/decoding/loop.py",
         "target.accept(np.array([0, *verdict.rows], dtype=np.int64), width)",
         "target.accept(np.arange(len(verdict.rows) + 1), width)",
     ),
     Mutant(
         "a step is not padded to its class",
-        "runtime/engine.py",
+        "runtime/decoding/loop.py",
         "width = target.rows.fit(n_rows)",
         "width = n_rows",
     ),
     Mutant(
         "prefix reuse is one token too generous",
-        "runtime/sequence.py",
+        "runtime/cache/sequence.py",
         "return int(differ[0]) if len(differ) else n",
         "return min(int(differ[0]) + 1, n) if len(differ) else n",
     ),
     Mutant(
         "a draft model computes accepted tokens again",
-        "runtime/proposers/draft_model.py",
+        "runtime/speculation/proposers/draft_model.py",
         "lacking = len(context) - min(self._sequence.reusable(context), len(context) - 1)",
         "lacking = min(len(context), 8)",
     ),
     Mutant(
         "a draft model keeps its rejected tokens",
-        "runtime/proposers/draft_model.py",
+        "runtime/speculation/proposers/draft_model.py",
         "        self._sequence.truncate(len(context) - lacking)\n",
         "",
     ),
     Mutant(
         "sampled drafts lose their laws",
-        "runtime/proposers/draft_model.py",
+        "runtime/speculation/proposers/draft_model.py",
         "drawn = None if self._sampling.greedy else tuple(laws)",
         "drawn = None",
     ),
     Mutant(
         "a sampled draft is cut by its own confidence",
-        "runtime/drafting.py",
+        "runtime/speculation/controller.py",
         "        k = self.policy.choose(forecast) if draft.laws is None else len(draft)\n"
         "        record.asked(forecast, k)\n"
         "        kept = draft.head(self.rows.fit(k + 1) - 1) if draft.laws is None else draft\n",
@@ -126,80 +136,85 @@ MUTANTS = (
     ),
     Mutant(
         "drafts are accounted by a curve that may be wrong",
-        "runtime/drafting.py",
+        "runtime/speculation/controller.py",
         "            spent = min(max(verify_s, spent / _HICCUP), spent * _HICCUP)\n",
         "            pass\n",
     ),
     Mutant(
         "small errors of one width are left out",
-        "runtime/cost.py",
+        "runtime/profiling/cost_curve.py",
         "self._pending[width] += rate * error",
         "self._pending[width] += rate * error * (abs(error) > 0.1)",
     ),
     Mutant(
         "a width that always follows another is never corrected",
-        "runtime/cost.py",
+        "runtime/profiling/cost_curve.py",
         "if switched and (self._well_known(width) or not self._well_known(before)):",
         "if switched:",
     ),
     Mutant(
         "a proposer that brings nothing never rests",
-        "runtime/proposer_record.py",
+        "runtime/speculation/proposer_record.py",
         "            self.wakes = round_ + 1 + self.rest\n",
         "            self.wakes = 0\n",
     ),
     Mutant(
         "an answer after one that gained waits like any other",
-        "runtime/proposer_record.py",
+        "runtime/speculation/proposer_record.py",
         "            if not self.paid:\n",
         "            if True:\n",
     ),
     Mutant(
         "one row counts as alike where it only looks so",
-        "runtime/rows.py",
+        "runtime/profiling/row_classes.py",
         "if members[0] >= alike_from",
         "if True",
     ),
     Mutant(
         "a promise counts for what it said",
-        "runtime/drafting.py",
+        "runtime/speculation/controller.py",
         "            record.observe_saved(max(n_tokens * plain_s - spent, 0.0))\n",
         "            record.observe_saved(4.0 * plain_s)\n",
     ),
     Mutant(
         "the rejected tail counts as rejected",
-        "runtime/acceptance.py",
+        "runtime/speculation/acceptance_rate.py",
         "self._learn_chain(draft.expected[: len(rows) + 1].tolist(), len(rows))",
         "self._learn_chain(draft.expected.tolist(), len(rows))",
     ),
     Mutant(
         "no draft is no choice",
-        "runtime/draft_length.py",
+        "runtime/speculation/draft_length.py",
         "seconds, least = forecast.accepted, forecast.seconds, _MARGIN",
         "seconds, least = forecast.accepted, forecast.seconds, 0.0",
     ),
-    Mutant("drafts are allowed whatever they may lose", "runtime/draft_length.py", " and seconds[k] <= affordable", ""),
+    Mutant(
+        "drafts are allowed whatever they may lose",
+        "runtime/speculation/draft_length.py",
+        " and seconds[k] <= affordable",
+        "",
+    ),
     Mutant(
         "plain steps are never measured again",
-        "runtime/draft_length.py",
+        "runtime/speculation/draft_length.py",
         "plain_every: int | None = 64",
         "plain_every: int | None = None",
     ),
     Mutant(
         "the shortest match wins",
-        "runtime/proposers/suffix.py",
+        "runtime/speculation/proposers/suffix.py",
         "levels = _occurrences(context)[::-1]",
         "levels = _occurrences(context)[:1]",
     ),
     Mutant(
         "top-p keeps one token too few",
-        "runtime/sampling.py",
+        "runtime/sampling/sampling.py",
         "n = int(np.searchsorted(np.cumsum(probs[order]), mass)) + 1",
         "n = max(int(np.searchsorted(np.cumsum(probs[order]), mass)), 1)",
     ),
     Mutant(
         "a stop string that spans two pieces is shown",
-        "runtime/stopping.py",
+        "runtime/text/text_assembler.py",
         "pieces.append(self._release(self._certain()))",
         "pieces.append(self._release(len(self._held)))",
     ),
@@ -222,7 +237,7 @@ def survives(mutant: Mutant, folder: Path) -> bool:
             f"{mutant.file} does not hold the text of mutant {mutant.what!r} exactly once; bring it up to date"
         )
     path.write_text(whole.replace(mutant.old, mutant.new), "utf-8")
-    files = [f"tests/test_{name}.py" for name in TESTS]
+    files = [str(found.relative_to(ROOT)) for name in TESTS for found in (ROOT / "tests").rglob(f"test_{name}.py")]
     environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)

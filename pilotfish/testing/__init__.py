@@ -26,15 +26,8 @@ _PARTS = (
 )
 pytest.register_assert_rewrite(*(f"{__name__}.{part}" for part in _PARTS))  # so that a failure shows its values
 
-from ..runtime.draft_weights import Shared  # noqa: E402
-from . import (  # noqa: E402 - after the line above
-    answer_contract,
-    cache_contract,
-    copy_contract,
-    source_contract,
-    step_contract,
-    tree_contract,
-)
+from ..runtime.speculation.draft_weights import Shared  # noqa: E402
+from . import answer_contract, cache_contract, copy_contract, source_contract, step_contract, tree_contract  # noqa: E402 - after the line above
 from .subject import Subject  # noqa: E402
 from .tiny_models import tiny_gguf  # noqa: E402
 from .toy import ToyWeights  # noqa: E402

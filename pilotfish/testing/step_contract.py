@@ -10,9 +10,9 @@ from typing import get_args
 import numpy as np
 import pytest
 
+from ..runtime.encoder_input import prepare
 from ..runtime.errors import ContextFullError, EngineError, OptionError
 from ..runtime.interfaces import Ability, Floats, Session, Weights
-from ..runtime.source import prepare
 from .subject import Subject, parts, rows_of, run, text
 
 

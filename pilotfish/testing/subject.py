@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..runtime.encoder_input import prepare
 from ..runtime.interfaces import Floats, Indices, Session, Tokens, Weights
-from ..runtime.source import prepare
 
 ENGINES = r"\b(reference|onnx|openvino|llamacpp) engine\b"  # what an AbilityError names as the way out
 

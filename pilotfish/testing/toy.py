@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..backends.cache_state import pack, unpack
-from ..backends.decoder_only import DecoderOnly
+from ..backends.common.decoder_only import DecoderOnly
+from ..backends.common.saved_cache import pack, unpack
+from ..runtime.encoder_input import checked_source
 from ..runtime.errors import AbilityError, ContextFullError, EngineError, OptionError
 from ..runtime.interfaces import Ability, EncoderInfo, Floats, Indices, ModelInfo, Step, Tokens
-from ..runtime.source import checked_source
 
 ALL: frozenset[Ability] = frozenset({"tree", "evict_tokens", "attend", "fork", "save"})
 SEEN: frozenset[Ability] = frozenset(

@@ -6,12 +6,12 @@ from typing import Any
 
 import tokenizers
 
-from ..runtime.cost import calibrate
-from ..runtime.decoding import BYTES
-from ..runtime.draft_length import RenewalReward
 from ..runtime.interfaces import DraftLengthPolicy, EncoderInfo
-from ..runtime.model import Model
-from ..runtime.tokenizer import Tokenizer
+from ..runtime.model.model import Model
+from ..runtime.profiling.calibrate import calibrate
+from ..runtime.speculation.draft_length import RenewalReward
+from ..runtime.text.token_bytes import BYTES
+from ..runtime.text.tokenizer import Tokenizer
 from .toy import ToyWeights
 
 START, END, N_TOKENS = 256, 257, 258  # ids behind those of the bytes; size of the vocabulary

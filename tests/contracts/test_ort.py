@@ -10,7 +10,7 @@ import pytest
 from real_weights import smollm2
 
 from pilotfish.backends import get
-from pilotfish.exporters.import_gguf import import_gguf
+from pilotfish.exporters.gguf.import_gguf import import_gguf
 from pilotfish.runtime.interfaces import Weights
 from pilotfish.testing import CHECKS, Shared, Subject
 

@@ -12,7 +12,7 @@ from real_weights import smollm2
 from tiers import quick
 
 from pilotfish.backends import get
-from pilotfish.exporters.import_gguf import import_gguf
+from pilotfish.exporters.gguf.import_gguf import import_gguf
 from pilotfish.runtime.interfaces import Weights
 from pilotfish.testing import CHECKS, Subject
 from pilotfish.testing.tiny_models import K_SIZES, tiny_gguf

@@ -1,0 +1,1 @@
+"""`pilotfish bench`: what is measured, on what, and how it is shown."""

@@ -1,0 +1,44 @@
+"""Pictures of benchmarks: the one file that knows matplotlib."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ...runtime.errors import OptionError
+from ...runtime.storage import write_atomically
+
+
+def require_plots(out: Path | None) -> None:
+    """None if plots can be drawn into `out`, or if there is no `out`; asked before anything long begins.
+
+    Raises OptionError without matplotlib, or where `out` is a file.
+    """
+    if out is None:
+        return
+    if out.exists() and not out.is_dir():
+        raise OptionError(f"--out {out} is a file; it takes a folder, which may be new.")
+    try:
+        import matplotlib
+    except ImportError:
+        raise OptionError("--out draws a plot, which needs matplotlib: pip install 'pilotfish[demo]'") from None
+    matplotlib.use("Agg")
+
+
+@contextmanager
+def drawn(path: Path, size: tuple[float, float], rows: int = 1, columns: int = 1) -> Iterator[tuple[Any, Any]]:
+    """A figure of `size` inches and its array of axes (rows, columns), written to `path` as PNG at the end."""
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(rows, columns, figsize=size, squeeze=False)
+    try:
+        yield figure, axes
+        figure.tight_layout()
+        image = io.BytesIO()
+        figure.savefig(image, format="png", dpi=130)
+    finally:
+        pyplot.close(figure)
+    write_atomically(path, image.getvalue())

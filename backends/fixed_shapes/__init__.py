@@ -1,0 +1,1 @@
+"""A cache kept by the host, for graphs of fixed shapes."""

@@ -1,0 +1,261 @@
+"""One cache of an encoder-decoder on OpenVINO, and the keys and values of the source that it answers about.
+
+The decoder reads the cache and gives out the rows to append, in memory of their own. A row sees all of the cache but
+for what its bias hides, the room behind the entries included; so shapes change with the number of rows only, and when
+the cache grows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ...runtime.encoder_input import checked_source
+from ...runtime.errors import AbilityError, EngineError, OptionError
+from ...runtime.interfaces import Ability, Floats, Indices, Observation, Step, Tokens
+from ...runtime.leaving import in_engine
+from ..common.kv_arrays import KvArrays
+from ..common.kv_rows import Rows, ancestors, room_for
+from ..common.saved_cache import Array, Layout, pack, unpack
+from .graph import reason
+
+if TYPE_CHECKING:
+    from .encoder_decoder import OvSourceWeights
+
+_ABILITIES: frozenset[Ability] = frozenset(
+    {"tree", "evict_tokens", "hidden", "queries", "keys", "fork", "save", "encode"}
+)
+_HIDDEN = -np.inf
+
+
+class OvSourceSession:
+    """One sequence over OvSourceWeights."""
+
+    def __init__(self, weights: OvSourceWeights, max_context: int) -> None:
+        self._weights = weights
+        self.info = weights.info
+        self.abilities = _ABILITIES
+        self.max_context = max_context
+        self._rows = Rows(max_context, self.info.context_length)
+        self._cache = KvArrays(self.info)
+        self._source: Tokens | Floats | None = None
+        self._crossed: dict[str, Floats] = {}  # shared with forks, and never written
+        self._decoders: dict[bool, Decoder] = {}  # by whether queries are observed
+
+    @property
+    def positions(self) -> Indices:
+        return self._rows.positions
+
+    @property
+    def nbytes(self) -> int:
+        return self._cache.nbytes + sum(x.nbytes for x in self._crossed.values())
+
+    def encode(self, source: Tokens | Floats) -> None:
+        self._rows.check_open()
+        encoder = self._weights.encoder()
+        read = checked_source(source, encoder.info, self.info.vocab_size)
+        self._see(read.copy(), encoder.read(read))
+        self._rows.replace(np.empty(0, dtype=np.int64))
+
+    def forward(
+        self,
+        tokens: Tokens,
+        *,
+        n_logits: int,
+        parents: Indices | None = None,
+        observe: frozenset[Observation] = frozenset(),
+    ) -> Step:
+        if not observe <= _ABILITIES:
+            raise AbilityError(
+                f"the openvino engine does not give out {', '.join(sorted(observe - _ABILITIES))} of an "
+                "encoder-decoder model, and neither does the onnx engine."
+            )
+        positions = self._rows.plan(tokens, n_logits, parents, self.info.vocab_size)
+        if self._source is None:
+            raise OptionError("nothing was encoded yet: give the session a source first, with encode().")
+        decoder = self._decoder("queries" in observe)
+        n = self._rows.n
+        self._cache.reserve(n + len(tokens), n)
+        seen = self._rows.with_new(positions) if self._weights.relative else None
+        logits = decoder.run(tokens, positions, n_logits, n, self._cache, parents, seen)
+        self._cache.write(decoder.rows, n)
+        self._rows.append(positions, parents)
+        hidden = decoder.output("hidden") if "hidden" in observe else None
+        if "queries" not in observe:
+            return Step(logits, hidden=hidden)
+        queries = np.concatenate([decoder.output(f"query_{i}") for i in range(self.info.n_layers)])
+        return Step(logits, hidden=hidden, queries=queries)
+
+    def truncate(self, n_tokens: int) -> None:
+        self._rows.truncate(n_tokens)
+
+    def accept(self, rows: Indices) -> None:
+        kept = self._rows.accepted(rows)
+        self._cache.gather(kept, self._rows.n - self._rows.last_width)
+        self._rows.keep(kept)
+
+    def keep(self, entries: Indices) -> None:
+        self._rows.kept(entries)
+        self._cache.gather(entries, 0)
+        self._rows.keep(entries)
+
+    def attend(self, entries: Indices | None) -> None:
+        raise AbilityError(
+            "steps of an encoder-decoder model see the whole cache here; of decoder models the onnx engine, the "
+            "openvino engine and the reference engine can leave parts out."
+        )
+
+    def keys_values(self, layer: int) -> tuple[Floats, Floats]:
+        self._rows.check_open()
+        keys, values = self._cache.entries(self._rows.n)[2 * layer : 2 * layer + 2]
+        return keys, values
+
+    def fork(self, entries: Indices | None = None, max_context: int | None = None) -> OvSourceSession:
+        self._rows.check_settled()
+        taken = None if entries is None else self._rows.kept(entries)
+        positions = self.positions if taken is None else self.positions[taken]
+        other = OvSourceSession(self._weights, room_for(len(positions), max_context or self.max_context))
+        other._source, other._crossed = self._source, self._crossed
+        other._fill(positions, self._cache.entries(self._rows.n) if taken is None else self._cache.selected(taken))
+        return other
+
+    def save(self) -> bytes:
+        """With the source, which is read again."""
+        self._rows.check_settled()
+        source = np.empty(0, dtype=np.int64) if self._source is None else self._source
+        return pack(self.info, self.positions, [*self._cache.entries(self._rows.n), source])
+
+    def restore(self, state: bytes) -> None:
+        self._rows.check_open()
+        positions, (*entries, source) = unpack(self.info, state, self.max_context, self._layout)
+        if source.size:
+            self.encode(source.astype(np.float32) if source.ndim > 1 else source.astype(np.int64))
+        self._fill(positions, entries)
+
+    def close(self) -> None:
+        self._rows.close()
+        self._cache.close()
+        self._decoders.clear()
+        self._crossed = {}
+
+    def _layout(self, n: int) -> list[Layout]:
+        info = self.info
+        assert info.encoder is not None
+        sound = info.encoder.source_kind == "audio"
+        source: Layout = (np.float32, (info.encoder.bins, None)) if sound else (np.int64, (None,))
+        return [*[(np.float32, (info.kv_heads, n, info.head_dim))] * (2 * info.n_layers), source]
+
+    def _fill(self, positions: Indices, entries: Iterable[Array]) -> None:
+        self._cache.fill(entries, len(positions))
+        self._rows.replace(positions)
+
+    def _see(self, source: Tokens | Floats, crossed: dict[str, Floats]) -> None:
+        self._source, self._crossed = source, crossed
+        for decoder in self._decoders.values():
+            decoder.bind_source(crossed)
+
+    def _decoder(self, observing: bool) -> Decoder:
+        self._weights.check_open()
+        if observing not in self._decoders:
+            made = Decoder(self._weights.decoder(observing), self.info.vocab_size)
+            made.bind_source(self._crossed)
+            self._decoders[observing] = made
+        return self._decoders[observing]
+
+
+class Decoder:
+    """An infer request whose inputs and outputs are numpy arrays: a step tells it only what changed since the last."""
+
+    def __init__(self, compiled: Any, vocab_size: int) -> None:
+        from openvino import Tensor
+
+        self._tensor, self._request = Tensor, compiled.create_infer_request()
+        self._inputs = {name: i for i, port in enumerate(compiled.inputs) for name in port.names}
+        self._outputs = {name: i for i, port in enumerate(compiled.outputs) for name in port.names}
+        self._bound: dict[str, Array] = {}  # the request keeps no array alive that it reads or writes
+        self._cache: Array | None = None  # the one that is bound
+        self._logits: Floats = np.empty((0, vocab_size), dtype=np.float32)
+        self._shape: tuple[int, int, int] | None = None  # rows, logits and capacity that are bound
+        self.rows: Floats = np.empty((0, 0, 0, 0), dtype=np.float32)  # that the last step appends to the cache
+
+    def bind_source(self, crossed: dict[str, Floats]) -> None:
+        """Keys and values of the source, by the names of inputs."""
+        for name, values in crossed.items():
+            self._give(name, values)
+
+    def run(
+        self,
+        tokens: Tokens,
+        positions: Indices,
+        n_logits: int,
+        n_past: int,
+        cache: KvArrays,
+        parents: Indices | None,
+        seen: Indices | None,
+    ) -> Floats:
+        """Logits (n_logits, vocab_size), in memory that the next call writes over.
+
+        seen: positions of all entries, the new ones last, for models with relative positions.
+        """
+        width, bound = len(tokens), self._bound
+        self._bind(width, n_logits, cache)
+        bound["input_ids"][0], bound["position_ids"][0] = tokens, positions
+        bound["entries"][:] = np.arange(n_past, n_past + width)
+        if seen is not None:
+            bound["entry_positions"][: len(seen)] = seen
+        bias = bound["bias"][0, 0]
+        bias[:, :n_past], bias[:, n_past:] = 0.0, _HIDDEN
+        sees = np.tri(width, dtype=bool) if parents is None else ancestors(parents)
+        bias[:, n_past : n_past + width][sees] = 0.0
+        try:
+            with in_engine:
+                self._request.start_async()
+                self._request.wait()
+        except RuntimeError as error:
+            raise EngineError(f"OpenVINO failed: {reason(error)}.") from error
+        return self._logits[:n_logits]
+
+    def output(self, name: str) -> Floats:
+        """A copy of another output of the last step."""
+        found: Floats = self._request.get_output_tensor(self._outputs[name]).data.copy()
+        return found
+
+    def _bind(self, width: int, n_logits: int, cache: KvArrays) -> None:
+        if self._cache is not cache.array:
+            for i, part in enumerate(cache.array):
+                self._give(f"past_{_part(i)}", part[None])
+            self._cache = cache.array
+        if self._shape == (width, n_logits, cache.capacity):
+            return
+        self._shape = width, n_logits, cache.capacity
+        for name in ("input_ids", "position_ids"):
+            self._give(name, np.zeros((1, width), dtype=np.int64))
+        self._give("entries", np.zeros(width, dtype=np.int64))
+        self._give("logit_rows", np.arange(width - n_logits, width, dtype=np.int64))
+        self._give("bias", np.zeros((1, 1, width, cache.capacity), dtype=np.float32))
+        if "entry_positions" in self._inputs:
+            self._give("entry_positions", np.zeros(cache.capacity, dtype=np.int64))
+        if n_logits > len(self._logits):
+            self._logits = np.empty((n_logits, self._logits.shape[1]), dtype=np.float32)
+        self._take("logits", self._logits[:n_logits])
+        parts, heads, _, head_dim = cache.array.shape
+        self.rows = np.empty((parts, heads, width, head_dim), dtype=np.float32)
+        for i, part in enumerate(self.rows):
+            self._take(f"new_{_part(i)}", part[None])
+
+    def _give(self, name: str, array: Array) -> None:
+        """The array is an input, which the engine reads in place from now on."""
+        self._bound[name] = array
+        self._request.set_input_tensor(self._inputs[name], self._tensor(array, shared_memory=True))
+
+    def _take(self, name: str, array: Array) -> None:
+        """The array is an output, which the engine writes in place from now on."""
+        self._bound[name] = array
+        self._request.set_output_tensor(self._outputs[name], self._tensor(array, shared_memory=True))
+
+
+def _part(i: int) -> str:
+    """What the names of inputs and outputs end with, by the order in the cache."""
+    return f"{'value' if i % 2 else 'key'}_{i // 2}"

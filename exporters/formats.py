@@ -1,0 +1,54 @@
+"""The formats a bundle can hold: what each needs, refuses and takes on disk, and who writes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from ..runtime.errors import UnsupportedModelError
+from .export_spec import DataAware, Order, sizes, stored_bytes
+from .format import Format
+from .gguf.format import GgufFormat
+from .gguf.t5 import FAMILIES
+from .openvino.format import OpenVinoFormat
+from .sources.model_source import ModelSource
+from .torch_to_onnx.format import OnnxFormat
+
+if TYPE_CHECKING:
+    pass
+
+
+def files_of_format(name: str, source: ModelSource) -> tuple[str, str | None]:
+    """The file of a format that is opened, and that of its encoder, if it has one."""
+    return (FORMATS[name].file, None) if source.pair is None else (_PAIRS[name][0], _PAIRS[name][1])
+
+
+def refuse_pair(source: ModelSource, names: tuple[str, ...], data_aware: tuple[DataAware, ...]) -> None:
+    """Raise UnsupportedModelError where an encoder-decoder is wanted in a way that is not built yet."""
+    if source.pair is not None and data_aware:
+        raise UnsupportedModelError(
+            f"{source.path} holds an encoder-decoder ({source.architecture}), whose weights cannot be fitted to a text "
+            f"yet: leave {', '.join(data_aware)} out."
+        )
+    possible = [name for name in _PAIRS if name != "gguf" or source.architecture in FAMILIES]
+    wrong = [name for name in names if name not in possible]
+    if source.pair is not None and wrong:
+        raise UnsupportedModelError(
+            f"{source.path} holds an encoder-decoder ({source.architecture}), which cannot be exported to "
+            f"{', '.join(wrong)} yet. Formats that hold one: {', '.join(possible)}."
+        )
+
+
+_PAIRS = {
+    "onnx": ("onnx/decoder.onnx", "onnx/encoder.onnx"),
+    "openvino": ("openvino/decoder.xml", "openvino/encoder.xml"),
+    "gguf": (GgufFormat.file, GgufFormat.file),
+}
+FORMATS: Mapping[str, Format] = {"onnx": OnnxFormat(), "openvino": OpenVinoFormat(), "gguf": GgufFormat()}
+
+
+def pack_bytes_needed(name: str, source: ModelSource, order: Order) -> int:
+    """Bytes on disk at the worst moment of writing a target of the mobile pack, roughly."""
+    from .mobile.export import bytes_needed
+
+    return bytes_needed(name, stored_bytes(source, order), sum(sizes(source)))

@@ -1,0 +1,1 @@
+"""GGUF: as a source, and as a format that is written."""

@@ -1,0 +1,92 @@
+"""GGUF as a format of an export."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from ...runtime.errors import OptionError
+from ..export_spec import Order, sizes, stored_bytes
+from ..quantize.weight_form import WeightForm
+from ..sources.model_source import ModelSource, Share
+from .stored_as import is_stored_so
+from .t5 import check_t5
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+_WHOLE = "unquantized.gguf"
+
+
+class GgufFormat:
+    """One file for llama.cpp; whole first where its weights are to be quantized."""
+
+    engine: ClassVar[str] = "llamacpp"
+    packages: ClassVar[tuple[str, ...]] = ("gguf", "llama_cpp")
+    file: ClassVar[str] = "gguf/model.gguf"
+
+    def refuse(self, source: ModelSource, order: Order) -> None:
+        if order.form is None and order.gguf_kind is not None:
+            raise OptionError("weights='source' keeps the file's own types; gguf_kind has no place beside it.")
+        if order.form is not None:
+            from .quantize import KINDS
+
+            if source.pair is not None:
+                check_t5(source)
+            if self._kind(source, order) not in KINDS:
+                raise OptionError(f"there is no kind {order.gguf_kind!r} of GGUF file; there are {', '.join(KINDS)}.")
+
+    def keeps(self, source: ModelSource, order: Order, recipe: Mapping[str, str]) -> bool:
+        return order.form is None or (order.gguf_kind is None and is_stored_so(source, order.form))
+
+    def bytes_needed(self, source: ModelSource, order: Order) -> int:
+        if order.form is None:
+            return source.path.stat().st_size
+        return stored_bytes(source, order) + (4 if _has_f32(order.form) else 2) * sum(sizes(source))
+
+    def write(
+        self, source: ModelSource, order: Order, model: PreTrainedModel | None, folder: Path, progress: Share
+    ) -> dict[str, str]:
+        if order.form is None or model is None or self.keeps(source, order, {}):
+            shutil.copyfile(source.path, folder / "model.gguf")
+            return {"weights": "source"}
+        from .writer import write_gguf
+
+        stored: Literal["f32", "f16"] = "f32" if _has_f32(order.form) else "f16"
+        write_gguf(source, model, folder / _WHOLE, stored=stored, progress=progress)
+        return {"kind": self._kind(source, order)}
+
+    def finish(self, source: ModelSource, order: Order, folder: Path, progress: Share) -> dict[str, str]:
+        if order.form is None or self.keeps(source, order, {}):
+            return {}
+        from .quantize import quantize_gguf, table_types
+
+        form, kind, whole = order.form, self._kind(source, order), folder / _WHOLE
+        tables = table_types(form)
+        if {kind, *tables.values()} == {"F32" if _has_f32(form) else "F16"}:
+            whole.rename(folder / "model.gguf")
+            return {}
+        types = quantize_gguf(
+            whole,
+            folder / "model.gguf",
+            kind,
+            embedding=tables["embedding"],
+            output=tables["output"],
+            progress=progress,
+        )
+        whole.unlink()
+        return {"types": ", ".join(types)}
+
+    def _kind(self, source: ModelSource, order: Order) -> str:
+        """The kind asked for, or the one that stands for the form."""
+        from .quantize import kind_for
+
+        assert order.form is not None
+        return order.gguf_kind or kind_for(order.form, source.config())
+
+
+def _has_f32(form: WeightForm) -> bool:
+    return "fp32" in (form.layers, form.embedding_form, form.output_form)

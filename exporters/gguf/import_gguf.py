@@ -1,0 +1,109 @@
+"""A GGUF file as an ONNX bundle: made once, kept in the cache, keyed by what it was made from.
+
+Two forms: "onnx" (docs/onnx-graph.md) for engines that take steps of any width, and "onnx-static" (docs/npu.md) for
+devices that compile fixed shapes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from ...runtime.errors import EngineMissingError, ModelFileError, ModelNotFoundError
+from ...runtime.files.bundle import Manifest, Source, cache_dir, describe_files, open_bundle, write_manifest
+from ...runtime.files.gguf_file import GgufFile, read_gguf
+from ...runtime.files.staging import new_bundle
+from ...runtime.storage import file_digest
+from ...runtime.text.tokenizer_gguf import tokenizer_from_gguf
+
+Activations: TypeAlias = Literal["int8", "f32"]
+
+Form: TypeAlias = Literal["onnx", "onnx-static"]
+
+# Raise a number when that graph changes, so that older bundles are not taken for new ones.
+BUILDER = 2
+STATIC_BUILDER = 2
+_ACCURACY_LEVEL = {"int8": 4, "f32": 0}  # of MatMulNBits
+
+
+def import_gguf(
+    path: Path,
+    *,
+    activations: Activations = "int8",
+    form: Form = "onnx",
+    progress: Callable[[float, str], None] | None = None,
+) -> Path:
+    """The bundle folder of a GGUF file: found in the cache, or built.
+
+    activations: "int8" multiplies quantized weights with activations rounded to int8 per row and block, the fast
+        path; "f32" keeps them in f32. In the form "onnx-static" that is the device's choice, not the graph's.
+    form: which graph to build.
+    progress: called with the share done and what is being done.
+
+    Raises ModelNotFoundError, ModelFileError, UnsupportedModelError, EngineMissingError, and CacheWriteError where
+    the disk is full; nothing half-written stays.
+    """
+    report = progress or (lambda share, what: None)
+    file = read_gguf(path)
+    digest = file_digest(path, progress=lambda done, total: report(0.1 * done / max(total, 1), "reading"))
+    made_by = f"{activations}-{BUILDER}" if form == "onnx" else f"static-{STATIC_BUILDER}"
+    folder = cache_dir() / "bundles" / f"{path.stem}-{digest[:16]}-{made_by}"
+    try:
+        return open_bundle(folder).folder
+    except (ModelNotFoundError, ModelFileError):  # not there, or damaged: built again
+        pass
+    with new_bundle(folder) as building:
+        _build(file, building, digest, activations, form, lambda share: report(0.1 + 0.9 * share, "converting"))
+    return folder
+
+
+def _build(
+    file: GgufFile, folder: Path, digest: str, activations: Activations, form: Form, progress: Callable[[float], None]
+) -> None:
+    try:
+        from ..onnx.decoder_graph import DecoderGraph
+        from ..onnx.fixed_shape_graph import StaticGraph
+        from ..onnx.writer import OnnxWriter
+        from .decoder import GgufDecoder
+    except ImportError as error:
+        raise EngineMissingError(
+            f"converting a GGUF file needs the package {error.name}. Add it with: pip install 'pilotfish[onnx]'"
+        ) from error
+    source = GgufDecoder(file)
+    tokenizer = tokenizer_from_gguf(file.metadata)
+    types = sorted({t.type_name for t in file.tensors.values()})
+    recipe = {"weights": "+".join(types), "n_heads": str(source.shape.n_heads)}
+    with (folder / "model.onnx.data").open("wb") as data:
+        writer = OnnxWriter(data, "model.onnx.data")
+        if form == "onnx":
+            recipe |= {"activations": activations, "builder": str(BUILDER)}
+            DecoderGraph(writer, source.decoder(), _ACCURACY_LEVEL[activations]).build(lambda x: progress(0.9 * x))
+        else:
+            recipe |= {"builder": str(STATIC_BUILDER)}
+            StaticGraph(writer, source.decoder()).build(lambda x: progress(0.9 * x))
+    writer.save(folder / "model.onnx")
+    if form == "onnx":
+        writer.save(folder / "observing.onnx", observing=True)
+    tokenizer.save(folder / "tokenizer.json")
+    shape, metadata = source.shape, file.metadata
+    template, license_name = metadata.get("tokenizer.chat_template"), metadata.get("general.license")
+    losses = {f"relative_loss.{name}": loss for name, loss in source.losses.items()}
+    manifest = Manifest(
+        model_id=str(metadata.get("general.name") or file.path.stem),
+        license=license_name if isinstance(license_name, str) else None,
+        architecture=shape.architecture,
+        context_length=shape.context_length,
+        source=Source(name=file.path.name, sha256=digest, format="gguf"),
+        files=describe_files(folder),
+        formats={form: "model.onnx"},
+        tokenizer="tokenizer.json",
+        chat_template=template if isinstance(template, str) else None,
+        bos_id=tokenizer.bos_id,
+        add_bos=tokenizer.add_bos,
+        eos_ids=tokenizer.ordered_eos_ids,
+        recipe=recipe,
+        report={"requantized_tensors": float(len(losses)), **losses},
+    )
+    write_manifest(folder, manifest)
+    progress(1.0)

@@ -1,0 +1,1 @@
+"""How far an export is from its source."""

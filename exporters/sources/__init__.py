@@ -1,0 +1,1 @@
+"""What can be exported: Hugging Face folders and files of other programs."""

@@ -1,0 +1,1 @@
+"""ONNX graphs traced from a Hugging Face model."""

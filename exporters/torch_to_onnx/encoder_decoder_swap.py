@@ -1,0 +1,181 @@
+"""A Hugging Face encoder-decoder with traced modules in the place of its own, for as long as it is being exported."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ...runtime.errors import UnsupportedModelError
+from ..quantize.weight_form import WeightForm
+from .decoder_swap import Swapped, close, put, stand_in
+from .encoder_decoder_modules import (
+    Attention,
+    EncoderDecoderTrace,
+    Gather,
+    RelativeBias,
+    Role,
+    TracedPositions,
+    attend_encoder,
+    attend_past,
+    attend_source,
+    gather,
+)
+
+_NO_MASKS = "pilotfish_traced"  # a kind of attention that no model knows, so that none makes masks for it
+_PROJECTIONS = (("q", "k", "v", "o"), ("q_proj", "k_proj", "v_proj", "out_proj"))
+
+
+@dataclass(frozen=True, slots=True)
+class Operators:
+    """What a model is traced into. attend: of every role, before its last projection; stand_in: of a module, None where
+    it stays."""
+
+    attend: Mapping[Role, Callable[[EncoderDecoderTrace, Attention, Tensor], Tensor]]
+    gather: Gather
+    stand_in: Callable[[SwappedPair, str, nn.Module], nn.Module | None]
+
+
+def onnx_operators(form: WeightForm, accuracy_level: int) -> Operators:
+    """Those of ONNX Runtime, with weights in this form."""
+    return Operators(
+        {"encoder": attend_encoder, "decoder": attend_past, "cross": attend_source},
+        gather,
+        lambda state, name, module: stand_in(state, name, module, form, accuracy_level),
+    )
+
+
+@dataclass(slots=True, kw_only=True)
+class SwappedPair(Swapped):
+    """The model while it is traced. encoder_bias, decoder_bias: of models with relative positions. cross: by
+    layer."""
+
+    operators: Operators
+    cross: list[Attention] = field(default_factory=list)
+    encoder_bias: RelativeBias | None = None
+    decoder_bias: RelativeBias | None = None
+    pair: EncoderDecoderTrace | None = None
+
+    def step(self) -> EncoderDecoderTrace:
+        """The step that is being traced."""
+        assert self.pair is not None
+        return self.pair
+
+
+@contextlib.contextmanager
+def swapped_pair(model: PreTrainedModel, operators: Operators) -> Iterator[SwappedPair]:
+    """The model with every module exchanged that these operators stand for; afterwards it is as it was.
+
+    Each stand-in is compared on random input with what it stands for: a family that computes otherwise is an
+    UnsupportedModelError.
+    """
+    state = SwappedPair(model=model, operators=operators)
+    attentions = {name: Attention.of(name, *found) for name, found in _attentions(model)}
+    for attention in attentions.values():
+        _check_attention(attention)
+    state.encoder_bias = _relative_bias(attentions, "encoder")
+    state.decoder_bias = _relative_bias(attentions, "decoder")
+    new = dict(_stand_ins(state))
+    before = {name: model.get_submodule(name) for name in new}
+    with contextlib.ExitStack() as undo:
+        for name, module in new.items():
+            undo.callback(put, model, name, before[name])
+            put(model, name, module)
+        for attention in attentions.values():
+            attention.module.forward = _forward(state, attention)
+            undo.callback(attention.module.__dict__.pop, "forward")
+        state.cross = [a for a in attentions.values() if a.role == "cross"]
+        _hook(state, undo)
+        for config in {id(c): c for part in model.modules() if (c := getattr(part, "config", None))}.values():
+            undo.callback(setattr, config, "_attn_implementation", config._attn_implementation)
+            config._attn_implementation = _NO_MASKS
+        yield state
+
+
+def _attentions(model: Any) -> Iterator[tuple[str, tuple[Any, str, tuple[str, ...]]]]:
+    """Name, module, role and names of the projections of every attention, in the order of layers."""
+    for name, module in model.named_modules():
+        for names in _PROJECTIONS:
+            if all(isinstance(getattr(module, p, None), nn.Linear) for p in names):
+                crossed = name.endswith(("EncDecAttention", "encoder_attn"))
+                side = "decoder" if ".decoder." in f".{name}" else "encoder"
+                yield name, (module, "cross" if crossed else side, names)
+
+
+def _stand_ins(state: SwappedPair) -> Iterator[tuple[str, nn.Module]]:
+    model = state.model
+    for name, module in model.named_modules(remove_duplicate=False):
+        leaf = name.rpartition(".")[2]
+        if leaf == "embed_positions":
+            if ".decoder." in f".{name}":
+                yield name, _positions(state, name, module)
+        elif leaf == "relative_attention_bias" or type(module).__name__.endswith("RotaryEmbedding"):
+            continue
+        elif type(module).__name__ == "NewGELUActivation":
+            yield name, nn.GELU(approximate="tanh")
+        elif (new := state.operators.stand_in(state, name, module)) is not None:
+            yield name, new
+
+
+@torch.no_grad()
+def _positions(state: SwappedPair, name: str, module: Any) -> TracedPositions:
+    offset = int(getattr(module, "offset", 0))
+    table = module.weight.detach().float()[offset:]
+    places = torch.tensor([2, 0, 5])
+    if not close(table[places], module(torch.zeros(1, 3), 0, position_ids=places).reshape(3, -1)):
+        raise UnsupportedModelError(f"{name} is a {type(module).__name__} that is not a table of positions: not yet.")
+    return TracedPositions(table.contiguous(), state.step, state.operators.gather)
+
+
+@torch.no_grad()
+def _check_attention(attention: Attention) -> None:
+    """Raise UnsupportedModelError where this is not softmax(q k^T * scale) v with four projections."""
+    draw, module = torch.Generator().manual_seed(0), attention.module
+    width = attention.projection(0).in_features
+    x, y = (torch.randn(1, n, width, generator=draw) for n in (3, 5))
+    relative = hasattr(module, "has_relative_attention_bias")
+    zeros = {"position_bias": torch.zeros(1, attention.n_heads, 3, 5)} if relative else {}
+    theirs = module(x, key_value_states=y, **zeros)[0]
+    q, k, v = (attention.heads(i, source) for i, source in enumerate((x, y, y)))
+    mixed = torch.softmax(q @ k.transpose(2, 3) * attention.scaling, dim=-1) @ v
+    if not close(attention.projection(3)(mixed.transpose(1, 2).reshape(1, 3, -1)), theirs):
+        raise UnsupportedModelError(f"{attention.name} is a {type(module).__name__} of another kind: not yet.")
+
+
+def _relative_bias(attentions: dict[str, Attention], role: str) -> RelativeBias | None:
+    found = [
+        a for a in attentions.values() if a.role == role and getattr(a.module, "has_relative_attention_bias", False)
+    ]
+    if len(found) > 1:
+        raise UnsupportedModelError("every layer has a relative bias of its own: not yet, as none is known that does.")
+    return RelativeBias.of(found[0].module) if found else None
+
+
+def _forward(state: SwappedPair, attention: Attention) -> Callable[..., tuple[Tensor, None]]:
+    """What an attention module does while it is traced."""
+    step = state.operators.attend[attention.role]
+
+    def forward(hidden_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:
+        return attention.projection(3)(step(state.step(), attention, hidden_states)), None
+
+    return forward
+
+
+def _hook(state: SwappedPair, undo: contextlib.ExitStack) -> None:
+    """Remember what the decoder gives out, and let the head see the wanted rows only."""
+
+    def remember(_: nn.Module, __: Any, found: Any) -> None:
+        state.step().hidden = found.last_hidden_state[0]
+
+    def choose(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+        rows = state.step().logit_rows
+        assert rows is not None
+        return (inputs[0][0].index_select(0, rows),)
+
+    undo.callback(state.model.get_decoder().register_forward_hook(remember).remove)
+    undo.callback(state.model.get_output_embeddings().register_forward_pre_hook(choose).remove)

@@ -1,0 +1,79 @@
+"""ONNX as a format of an export."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from ...runtime.errors import UnsupportedModelError
+from ..export_spec import Order, stored_bytes
+from ..gguf.stored_as import is_stored_so
+from ..quantize.weight_form import as_they_come, check_activations
+from ..sources.model_source import ModelSource, Share
+from .encoder_decoder import UNHEARD
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class OnnxFormat:
+    """The graph of docs/onnx-graph.md."""
+
+    engine: ClassVar[str] = "onnx"
+    packages: ClassVar[tuple[str, ...]] = ("onnx", "onnxscript")
+    file: ClassVar[str] = "onnx/model.onnx"
+
+    def refuse(self, source: ModelSource, order: Order) -> None:
+        check_activations(order.activations, order.form, order.samples)
+        if order.activations == "static" and source.pair is not None and source.pair.source_kind == "audio":
+            raise UnsupportedModelError(UNHEARD)
+
+    def keeps(self, source: ModelSource, order: Order, recipe: Mapping[str, str]) -> bool:
+        return order.form is None or (is_stored_so(source, order.form) and order.activations != "static")
+
+    def bytes_needed(self, source: ModelSource, order: Order) -> int:
+        return stored_bytes(source, order)
+
+    def write(
+        self, source: ModelSource, order: Order, model: PreTrainedModel | None, folder: Path, progress: Share
+    ) -> dict[str, str]:
+        if order.form is None or model is None or self.keeps(source, order, {}):
+            return _import_as_is(source, order, folder, progress)
+        from .decoder import export_onnx
+        from .encoder_decoder import export_seq2seq_onnx
+
+        def tell(share: float, what: str) -> None:
+            progress(share)
+
+        if source.pair is not None:
+            return export_seq2seq_onnx(
+                model, folder, order.form, activations=order.activations, samples=order.samples, progress=tell
+            )
+        return export_onnx(
+            model,
+            folder,
+            order.form,
+            activations=order.activations,
+            samples=order.samples if "gptq" in order.data_aware or order.activations == "static" else (),
+            progress=tell,
+        )
+
+    def finish(self, source: ModelSource, order: Order, folder: Path, progress: Share) -> dict[str, str]:
+        return {}
+
+
+def _import_as_is(source: ModelSource, order: Order, folder: Path, progress: Share) -> dict[str, str]:
+    """The GGUF file's own blocks as MatMulNBits, from the bundle that opening the file makes in the cache."""
+    from ...runtime.files.bundle import open_bundle
+    from ..gguf.import_gguf import import_gguf
+
+    made = open_bundle(
+        import_gguf(source.path, activations=as_they_come(order.activations), progress=lambda share, _: progress(share))
+    )
+    for name in made.manifest.files:
+        if name.startswith(("model.", "observing.")):
+            shutil.copyfile(made.file(name), folder / name)
+    fitted = {"data_aware": "none, the source's own blocks are taken over"} if "gptq" in order.data_aware else {}
+    return {**made.manifest.recipe, **fitted}

@@ -1,0 +1,1 @@
+"""Draft models: do they pay, and how one is made."""

@@ -1,0 +1,1 @@
+"""export(): from a source to a bundle that was compared with it."""

@@ -1,0 +1,1 @@
+"""Known models, and how they are fetched."""

@@ -1,0 +1,1 @@
+"""load(): from a name or a path to a Model."""

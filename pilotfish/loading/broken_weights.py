@@ -1,0 +1,126 @@
+"""Which tensor of a model's files holds values that are not numbers: asked where its logits are none."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..runtime.errors import DamagedWeightsError, EngineError, NotFiniteError
+from ..runtime.files.bundle import MANIFEST_NAME, read_manifest
+from ..runtime.files.gguf_file import GgufTensor, read_gguf
+from ..runtime.telemetry import without_telemetry
+
+_AT_ONCE = 1 << 22  # values looked at together
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """What runs inside computes with the weights at a path: an error about their logits names file and tensor."""
+    try:
+        yield
+    except NotFiniteError as error:
+        raise explained(error, path) from error
+
+
+def explained(error: NotFiniteError, path: Path) -> EngineError:
+    """The error as it is told, with the file and, where one is to blame, the tensor: a DamagedWeightsError then."""
+    try:
+        require_numbers(path)
+    except DamagedWeightsError as found:
+        return found
+    return EngineError(f"{path}: {error}")
+
+
+def require_numbers(path: Path) -> None:
+    """Raise DamagedWeightsError where a value in the weights at a path is found not to be a number."""
+    found = broken_tensor(path)
+    if found is None:
+        return
+    file, name = found
+    raise DamagedWeightsError(
+        f"{file} is damaged: the tensor {name} holds values that are not numbers (NaN or infinite), so no answer can "
+        "be computed. Fetch the model anew, or export it anew from sound weights."
+    )
+
+
+def broken_tensor(path: Path) -> tuple[Path, str] | None:
+    """The file and the first tensor in it with a value that is not a number; None where all are, or none can be read.
+
+    path: a .gguf file, a bundle, or a folder with safetensors.
+    """
+    for file in _files(path):
+        try:
+            for name, values in _READERS[file.suffix](file):
+                if not np.isfinite(values).all():
+                    return file, name
+        except Exception:  # it only words an error: what cannot be read, for whatever reason, is not to blame
+            continue
+    return None
+
+
+def _files(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path] if path.suffix in _READERS else []
+    if (path / MANIFEST_NAME).exists():
+        files = [path / name for name in read_manifest(path).files]
+    else:
+        files = list(path.iterdir())
+    return sorted(file for file in files if file.suffix in _READERS)
+
+
+def _gguf(file: Path) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+    for tensor in read_gguf(file).tensors.values():
+        columns = tensor.shape[-1]
+        rows = tensor.data.reshape(-1, tensor.data.shape[-1])
+        n = max(_AT_ONCE // columns, 1)
+        for start in range(0, len(rows), n):
+            part = rows[start : start + n]
+            with np.errstate(all="ignore"):
+                yield tensor.name, GgufTensor(tensor.name, tensor.type_name, (len(part), columns), part).values()
+
+
+def _onnx(file: Path) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+    import onnx
+
+    for tensor in onnx.load(file, load_external_data=False).graph.initializer:
+        yield tensor.name, _floats(onnx.numpy_helper.to_array(tensor, base_dir=str(file.parent)))
+
+
+def _openvino(file: Path) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+    with without_telemetry():
+        import openvino
+
+    for node in openvino.Core().read_model(file).get_ops():
+        if node.get_type_name() == "Constant" and node.get_element_type().is_real():
+            yield node.get_friendly_name(), _floats(node.data)
+
+
+def _safetensors(file: Path) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+    """Source: the safetensors format: the header's length, a header in JSON, and the values."""
+    data = np.memmap(file, np.uint8, "r")
+    start = 8 + int(data[:8].view("<u8")[0])
+    for name, facts in json.loads(data[8:start].tobytes()).items():
+        kinds = {"F16": "<f2", "BF16": "<u2", "F32": "<f4", "F64": "<f8"}
+        if name == "__metadata__" or facts["dtype"] not in kinds:
+            continue
+        begin, end = facts["data_offsets"]
+        values = data[start + begin : start + end].view(kinds[facts["dtype"]])
+        if facts["dtype"] == "BF16":  # the upper half of an f32
+            values = (values.astype(np.uint32) << 16).view(np.float32)
+        yield name, values
+
+
+def _floats(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The values, as a type that numpy can judge; whole numbers are numbers."""
+    if values.dtype.kind in "iub":
+        return np.empty(0)
+    return values if values.dtype.kind == "f" else values.astype(np.float32)
+
+
+_READERS = {".gguf": _gguf, ".onnx": _onnx, ".xml": _openvino, ".safetensors": _safetensors}

@@ -1,0 +1,1 @@
+"""verify(): the comparison of an export with its source, again."""

@@ -1,0 +1,1 @@
+"""The tokens a session has seen: everything, compressed, selected, or gated by quality."""

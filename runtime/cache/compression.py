@@ -1,0 +1,190 @@
+"""Compresses a cache by a policy: when, after which look at the last tokens, and what is remembered until next time."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+from ..errors import AbilityError, EngineError, OptionError
+from ..interfaces import Ability, Floats, Indices, ModelInfo, Observation, Session, Step, Tokens
+from ..profiling.row_classes import RowRule
+from .policies.policy import CachePolicy
+from .policies.view import CacheView, take
+from .saved import SavedCompression
+from .selection import selects
+
+LOGIT_ROWS = 64  # rows of a watched step whose logits are wanted: they are large
+
+
+def entries_for(policy: CachePolicy, rows: RowRule, info: ModelInfo, wanted: int | None = None) -> int:
+    """How large a session to open: as large as the policy lets the cache become, and no larger than wanted."""
+    if selects(policy):
+        return info.context_length if wanted is None else wanted
+    need = min(policy.budget + policy.every + max(rows.maximum, policy.spare), info.context_length)
+    return need if wanted is None else min(need, wanted)
+
+
+class Compression:
+    """What a policy has done to one cache so far.
+
+    A cache is full with `limit` committed entries, and then again `every` tokens later, which is the same where the
+    policy keeps its whole budget. It is compressed before the token after them is run, so neither
+    drafts nor where a prompt ends nor a turn of a conversation move the points at which that happens: what a compressed
+    cache holds follows from the tokens that it covers. A draft ends where such a point is. Rolling back to before the
+    last one is impossible; the cache is filled anew then.
+    """
+
+    def __init__(self, policy: CachePolicy, session: Session, rows: RowRule) -> None:
+        """Raises AbilityError and OptionError where the session cannot carry the policy out."""
+        self.policy = policy
+        self._check(session, rows)
+        room = policy.budget + policy.every + max(rows.maximum, policy.spare)
+        # Only where the kept tokens, read anew at the first positions, leave room for the next ones.
+        self.endless = policy.restart is not None and room <= session.info.context_length
+        self._spare = max(rows.maximum, policy.spare)
+        self.observe = _observed(policy, session.abilities)
+        self.seconds = 0.0  # spent on choosing and moving entries, ever
+        self.begin()
+
+    def begin(self) -> None:
+        """Of an empty cache."""
+        self.n_evicted = 0
+        self.at = 0  # tokens covered at the last compression: nothing before them can be forgotten by itself
+        self._carried: Floats | None = None
+        self._last_logits: Floats | None = None  # of the last token that was watched for its successor's surprise
+
+    def saved(self) -> SavedCompression:
+        """What restore() takes, for a cache that is saved."""
+        return SavedCompression(self.at, self.n_evicted, self._carried, self._last_logits)
+
+    def restore(self, saved: SavedCompression) -> None:
+        """Of a cache that was restored."""
+        self.at, self.n_evicted = saved.at, saved.n_evicted
+        self._carried, self._last_logits = saved.carried, saved.last_logits
+
+    @property
+    def limit(self) -> int:
+        """Entries of a full cache."""
+        return self.policy.budget + self.policy.every
+
+    @property
+    def next(self) -> int:
+        """Number of covered tokens at which the cache is compressed next."""
+        return self.at + self.policy.every if self.at else self.limit
+
+    @property
+    def watch_from(self) -> int:
+        """Number of covered tokens from which on the policy watches every row, up to `next`."""
+        return self.at if self.policy.rows is None else self.next - self.policy.rows
+
+    @property
+    def logit_rows(self) -> int | None:
+        """How many rows a watched step may have where their logits are wanted; None: they are not."""
+        return LOGIT_ROWS if self.policy.rows is None and not self.observe else None
+
+    def restart(self, context: Tokens) -> Tokens:
+        """The tokens that the cache is filled anew with. context: all covered tokens."""
+        first = self.policy.restart or 0
+        return np.concatenate([context[:first], context[len(context) - self.policy.budget + first :]])
+
+    def fits_behind(self, session: Session) -> bool:
+        """Whether the model has positions enough for all tokens up to the next compression."""
+        return int(session.positions[-1]) + 1 + self.policy.every + self._spare <= session.info.context_length
+
+    def compress(self, session: Session, watched: list[Step], context: Tokens) -> None:
+        """Evict what the policy gives up. context: all covered tokens; watched: those from watch_from on, spare rows
+        cut off."""
+        tokens = context[self.watch_from :]
+        began = time.perf_counter()
+        queries = [step.queries for step in watched if step.queries is not None]
+        surprise, last = self._surprise(watched, tokens) if self.logit_rows else (None, None)
+        view = CacheView(
+            session,
+            tokens,
+            context,
+            queries=np.concatenate(queries, axis=2) if queries else None,
+            shares=tuple(step.attention for step in watched if step.attention is not None),
+            surprise=surprise,
+            carried=self._carried,
+        )
+        before = len(session.positions)
+        entries = self.policy.select(view)
+        self._check_selection(entries, before)
+        session.keep(entries)
+        self._carried = None if view.to_carry is None else take(view.to_carry, entries)
+        self._last_logits = last
+        self.at = self.next
+        self.n_evicted += before - entries.shape[-1]
+        self.seconds += time.perf_counter() - began
+
+    def _surprise(self, watched: list[Step], tokens: Tokens) -> tuple[Floats, Floats]:
+        """-log p of every watched token (0 for the first of all), and logits of the token after them."""
+        found = np.zeros(len(tokens), dtype=np.float32)
+        previous, row = self._last_logits, 0
+        for step in watched:
+            logits = step.logits.astype(np.float64)
+            top = logits.max(axis=1)
+            total = top + np.log(np.exp(logits - top[:, None]).sum(axis=1))
+            after = tokens[row + 1 : row + 1 + len(logits)]
+            found[row + 1 : row + 1 + len(after)] = total[: len(after)] - logits[np.arange(len(after)), after]
+            row += len(logits)
+        if previous is not None:
+            wide = previous.astype(np.float64)
+            found[0] = wide.max() + np.log(np.exp(wide - wide.max()).sum()) - wide[tokens[0]]
+        return found, watched[-1].logits[-1].copy()
+
+    def _check_selection(self, entries: Indices, n: int) -> None:
+        policy, rows = self.policy, entries.reshape(-1, entries.shape[-1])
+        if rows.shape[1] > policy.budget:
+            raise EngineError(
+                f"the {policy.name} policy kept {rows.shape[1]} entries, but its budget is {policy.budget}; mend it."
+            )
+        if not (rows[:, -policy.window :] == np.arange(n - policy.window, n)).all():
+            raise EngineError(
+                f"the {policy.name} policy gave up some of the last {policy.window} entries, its window; mend it."
+            )
+
+    def _check(self, session: Session, rows: RowRule) -> None:
+        policy, info = self.policy, session.info
+        if not 1 <= policy.window <= policy.budget or policy.every < max(1, policy.rows or 0):
+            raise OptionError(
+                f"the {policy.name} cache policy has a window of {policy.window}, a budget of {policy.budget}, every "
+                f"{policy.every} and watches {policy.rows} rows; it needs 1 <= window <= budget and rows <= every."
+            )
+        missing = missing_abilities(policy, session.abilities)
+        if missing:
+            alike = ", or per_head=False (one selection for all heads)" if missing == {"evict_heads"} else ""
+            if missing == {"attention"} and info.engine == "llamacpp":
+                alike = ", or options={'flash_attention': 'off'} (--option flash_attention=off)"
+            raise AbilityError(
+                f"the {policy.name} cache policy needs {', '.join(sorted(missing))}, which the {info.engine} engine "
+                f"does not offer here; use the onnx engine or the reference engine{alike}. "
+                "sinks and sirllm run on every engine that can drop tokens (docs/kv-cache.md)."
+            )
+        need = entries_for(policy, rows, info)
+        if session.max_context < need:
+            raise OptionError(
+                f"the {policy.name} cache policy keeps {policy.budget} entries and adds {policy.every} before it "
+                f"selects again, and a step takes up to {max(rows.maximum, policy.spare)}, but max_context is "
+                f"{session.max_context}. "
+                f"Give max_context={need} or more, or a smaller budget."
+            )
+
+
+def missing_abilities(policy: CachePolicy, abilities: frozenset[Ability]) -> frozenset[Ability]:
+    """What a session with these abilities lacks to carry the policy out."""
+    missing = policy.needs - abilities - {"attention"}
+    if "attention" in policy.needs and not _observed(policy, abilities):
+        missing |= {"attention"}
+    return missing
+
+
+def _observed(policy: CachePolicy, abilities: frozenset[Ability]) -> frozenset[Observation]:
+    """What to observe of watched rows for a policy that reads attention; nothing where that cannot be had."""
+    if "attention" not in policy.needs and not ("queries" in policy.needs and policy.rows):
+        return frozenset()
+    if {"queries", "keys"} <= abilities:
+        return frozenset({"queries"})
+    # Shown attention is rows x entries for every head: of a window, but not of all that was ever run.
+    return frozenset({"attention"}) if policy.rows is not None and "attention" in abilities else frozenset()

@@ -1,0 +1,326 @@
+"""A session and the tokens its cache covers: prefill, draft catch-up and reuse between turns are one mechanism."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..checks import room_hint
+from ..errors import ContextFullError
+from ..interfaces import Floats, Indices, Law, Session, Step, Tokens
+from ..profiling.row_classes import ANY_WIDTH, RowRule
+from ..sampling.sampling import Sampling
+from .compression import Compression
+from .policies.policy import CachePolicy
+from .saved import SavedSequence
+from .selection import Selection, selects
+
+if TYPE_CHECKING:
+    pass
+
+ENDLESS = 1 << 40  # tokens that a cache can cover which goes on whatever the model's context is
+PREFILL_CHUNK = 256  # rows of a prefill step: the bound on how long a cancel waits
+
+
+class Cancelled(Exception):  # noqa: N818 - a signal between our own frames, never seen by a caller
+    """Raised between two prefill chunks."""
+
+
+class CachedSequence:
+    """Keeps `tokens`, what the session's cache covers, equal to what the session really holds.
+
+    policy: compresses the cache whenever it is full; it covers more tokens than it holds entries then.
+    compares: whether committed() is to be told the laws.
+    covered: what the session covers already, though it may hold entries of only some, those that the policy has just
+        selected; None: what it holds is forgotten.
+    """
+
+    compares = False
+
+    def __init__(
+        self,
+        session: Session,
+        rows: RowRule = ANY_WIDTH,
+        policy: CachePolicy | None = None,
+        covered: Tokens | None = None,
+    ) -> None:
+        self.session = session
+        self.rows = rows
+        selecting = policy is not None and selects(policy)
+        self.compression = None if policy is None or selecting else Compression(policy, session, rows)
+        self.selection = Selection(policy, session) if policy is not None and selecting else None
+        self._tokens: Tokens = np.empty(256, dtype=np.int64)
+        self._source: Tokens | Floats | None = None  # what the session has read
+        self._n = self._never_held = 0
+        self.shift = 0  # how far the session's positions are behind the places of the tokens
+        if covered is not None:
+            self._never_held = len(covered) - len(session.positions)
+            if self.compression is not None:
+                self.compression.at, self.compression.n_evicted = len(covered), self._never_held
+            self._append(covered)
+            self._find_shift()
+        elif len(session.positions):
+            session.truncate(0)
+
+    @property
+    def tokens(self) -> Tokens:
+        """The covered tokens, (n,); a view."""
+        return self._tokens[: self._n]
+
+    def common_prefix(self, context: Tokens) -> int:
+        """How many leading tokens of the context the cache covers already."""
+        n = min(self._n, len(context))
+        differ = np.flatnonzero(self._tokens[:n] != context[:n])
+        return int(differ[0]) if len(differ) else n
+
+    def reusable(self, context: Tokens) -> int:
+        """How many leading tokens of the context need not be run again: the common prefix, or none where the cache
+        was compressed behind its end."""
+        n = self.common_prefix(context)
+        return 0 if self.compression is not None and n < self.compression.at else n
+
+    @property
+    def longest(self) -> int:
+        """How many tokens the cache can cover."""
+        if self.compression is None:
+            return self.session.max_context + self._never_held
+        if self.compression.endless:
+            return ENDLESS
+        spare = max(self.rows.maximum, self.compression.policy.spare)  # rows that need positions for a while
+        return self.session.info.context_length - spare
+
+    @property
+    def n_entries(self) -> int:
+        """How many of the covered tokens the cache still holds."""
+        return self._n - self.n_evicted
+
+    @property
+    def n_seen(self) -> int:
+        """How many of those a step sees."""
+        return self.n_entries - (0 if self.selection is None else self.selection.n_unseen)
+
+    @property
+    def n_evicted(self) -> int:
+        """How many of the covered tokens the cache holds no longer."""
+        return self._never_held if self.compression is None else self.compression.n_evicted
+
+    @property
+    def free(self) -> int:
+        """How many rows still fit."""
+        return self.session.max_context - self.n_entries
+
+    @property
+    def until_compression(self) -> int | None:
+        """How many tokens can be committed before the cache is compressed; None: it never is."""
+        due = self.next_compression
+        return None if due is None else due - self._n
+
+    @property
+    def next_compression(self) -> int | None:
+        """How many tokens are covered when the cache is compressed next; None: it never is."""
+        if self.selection is not None:
+            return self.selection.next(self._n)
+        return None if self.compression is None else self.compression.next
+
+    def has_read(self, source: Tokens | Floats) -> bool:
+        """Whether this is the source that the session's steps see."""
+        return self._source is not None and np.array_equal(self._source, source)
+
+    def encode(self, source: Tokens | Floats) -> None:
+        """Make the session's steps see this source; nothing happens where they do already."""
+        if self.has_read(source):
+            return
+        self.session.encode(source)
+        self._source, self._n, self._never_held, self.shift = source.copy(), 0, 0, 0
+        if self.compression is not None:
+            self.compression.begin()
+
+    def begin_answer(self, sampling: Sampling, n_prompt: int) -> None:
+        """Answer tokens follow, chosen so; for sequences that look at what is chosen."""
+
+    def committed(self, laws: Sequence[Law]) -> None:
+        """These laws have chosen the tokens just committed; for sequences that look at what is chosen."""
+
+    def close(self) -> None:
+        """Free the cache."""
+        self.session.close()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated."""
+        return self.session.nbytes
+
+    def truncate(self, n_tokens: int) -> None:
+        """Forget everything behind the first n_tokens, or all of it where some of those were evicted since."""
+        if n_tokens >= self._n:
+            return
+        if self.compression is not None and n_tokens < self.compression.at:
+            self.compression.begin()
+            n_tokens = self.shift = 0
+        if self.selection is not None and n_tokens < (self.selection.at or 0):
+            self.selection.forget(self.session)
+        self.session.truncate(max(n_tokens - self.shift, 0))
+        self._n = n_tokens
+
+    def compress(self, cancelled: Callable[[], bool] | None = None) -> None:
+        """Evict entries if the cache is full, or choose what is seen of it. Its last tokens are run again, where the
+        policy wants to watch them."""
+        if self.selection is not None and self._n == self.selection.next(self._n):
+            self._select(self.selection)
+        if self.compression is not None and self._n == self.compression.next:
+            self._fill_and_compress(self.tokens.copy(), cancelled)
+
+    def forward(self, tokens: Tokens, *, n_logits: int, parents: Indices | None = None) -> Step:
+        """Append tokens; after a tree call accept() before anything else."""
+        step = self.session.forward(tokens, n_logits=n_logits, parents=parents)
+        self._append(tokens)
+        return step
+
+    def accept(self, rows: Indices, n_rows: int) -> None:
+        """After a tree of n_rows rows: keep these rows only."""
+        base = self._n - n_rows
+        self.session.accept(rows)
+        self._tokens[base : base + len(rows)] = self._tokens[base + rows]
+        self._n = base + len(rows)
+
+    def cover(
+        self,
+        context: Tokens,
+        *,
+        cancelled: Callable[[], bool] | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> int:
+        """Make the cache cover exactly the context and return how many leading tokens were there already.
+
+        Runs the rest in chunks of allowed widths (a lone last row is padded and the padding forgotten).
+        progress: called with (tokens done, tokens in all). Raises ContextFullError before anything changes, and
+        Cancelled between chunks, with what was run so far kept.
+        """
+        if len(context) > self.longest:
+            raise ContextFullError(
+                f"{len(context)} tokens do not fit into a session that holds {self.longest}. "
+                + room_hint(len(context), self.session.info.context_length)
+            )
+        reused = self.reusable(context)
+        self.truncate(reused)
+        if self.selection is not None:
+            self.selection.forget(self.session)
+        while self._n < len(context):
+            if cancelled is not None and cancelled():
+                raise Cancelled
+            self._advance(context, cancelled)
+            if progress is not None:
+                progress(self._n, len(context))
+        return reused
+
+    def save(self) -> SavedSequence:
+        """What restore() takes. Raises AbilityError where the session cannot save."""
+        compressed = None if self.compression is None else self.compression.saved()
+        return SavedSequence(self.tokens.copy(), self.session.save(), compressed)
+
+    def restore(self, saved: SavedSequence) -> None:
+        """Cover what save() was called on, by a session over the same weights with the same policy.
+
+        Raises OptionError and ContextFullError before anything changes.
+        """
+        self.session.restore(saved.entries)
+        self._source = None  # whatever it is, it came with the entries
+        if self.compression is not None:
+            self.compression.begin() if saved.compressed is None else self.compression.restore(saved.compressed)
+        if self.selection is not None:
+            self.selection.forget(self.session)
+        self._n = 0
+        self._append(saved.tokens)
+        self._find_shift()
+
+    def _advance(self, context: Tokens, cancelled: Callable[[], bool] | None) -> None:
+        """One chunk; chunks end where a policy begins to watch."""
+        if self.compression is None or self.compression.next > len(context):
+            self._run_chunk(context)
+        elif self._n < self.compression.watch_from:
+            self._run_chunk(context[: self.compression.watch_from])
+        else:
+            self._fill_and_compress(context[: self.compression.next], cancelled)
+
+    def _fill_and_compress(self, tokens: Tokens, cancelled: Callable[[], bool] | None) -> None:
+        """Run the last of the tokens, which fill the cache, while the policy watches, and let it select."""
+        assert self.compression is not None
+        compression = self.compression
+        begin, rows = compression.watch_from, compression.logit_rows
+        self.truncate(begin)
+        watched: list[Step] = []
+        while self._n < len(tokens):
+            if cancelled is not None and cancelled():
+                raise Cancelled
+            chunk = tokens[self._n : self._n + (rows or PREFILL_CHUNK)]
+            width = len(chunk) if len(chunk) > self.rows.maximum else self.rows.fit(len(chunk))
+            padded = np.concatenate([chunk, np.full(width - len(chunk), chunk[-1])])
+            end = self._n + len(chunk)
+            step = self.session.forward(padded, n_logits=width if rows else 0, observe=compression.observe)
+            self._append(padded)
+            watched.append(_head(step, len(chunk), self.n_entries - width + len(chunk)))
+            self.truncate(end)
+        compression.compress(self.session, watched, tokens)
+        if compression.endless and not compression.fits_behind(self.session):
+            self._restart(compression.restart(tokens), cancelled)
+
+    def _select(self, selection: Selection) -> None:
+        tokens = self.tokens.copy()
+        last = tokens[len(tokens) - selection.rows :]
+        self.truncate(len(tokens) - selection.rows)
+        width = len(last) if len(last) > self.rows.maximum else self.rows.fit(len(last))
+        padded = np.concatenate([last, np.full(width - len(last), last[-1])])
+        step = self.session.forward(padded, n_logits=0, observe=frozenset({"queries"}))
+        assert step.queries is not None
+        queries = step.queries[:, :, : len(last)].copy()
+        self._append(padded)
+        self.truncate(len(tokens))
+        selection.choose(self.session, tokens, queries)
+
+    def _restart(self, kept: Tokens, cancelled: Callable[[], bool] | None) -> None:
+        """Read the kept tokens anew, at the first positions, as there are not enough behind them.
+
+        When that happens follows from the number of covered tokens. Stopped on the way, nothing is covered any more.
+        """
+        try:
+            CachedSequence(self.session, self.rows).cover(kept, cancelled=cancelled)
+        except BaseException:
+            self.truncate(0)
+            raise
+        self._find_shift()
+
+    def _find_shift(self) -> None:
+        positions = self.session.positions
+        self.shift = self._n - 1 - int(positions[-1]) if len(positions) else 0
+
+    def _run_chunk(self, context: Tokens) -> None:
+        chunk = context[self._n : self._n + PREFILL_CHUNK]
+        left = len(context) - self._n - len(chunk)
+        if 0 < left < self.rows.minimum:  # leave no remainder too narrow for the class
+            chunk = chunk[: len(chunk) - self.rows.minimum]
+        width = len(chunk) if len(chunk) > self.rows.maximum else self.rows.fit(len(chunk))
+        spare = width - len(chunk)
+        if width > self.free:  # no room for padding: run the entries before once more
+            self.truncate(self._n - spare)
+            chunk, spare = context[self._n : self._n + width], 0
+        end = self._n + len(chunk)
+        self.forward(np.concatenate([chunk, np.full(spare, chunk[-1])]), n_logits=0)
+        self.truncate(end)
+
+    def _append(self, tokens: Tokens) -> None:
+        n = self._n + len(tokens)
+        if n > len(self._tokens):
+            grown = np.empty(max(n, 2 * len(self._tokens)), dtype=np.int64)
+            grown[: self._n] = self.tokens
+            self._tokens = grown
+        self._tokens[self._n : n] = tokens
+        self._n = n
+
+
+def _head(step: Step, n: int, n_entries: int) -> Step:
+    """What the first n rows gave, to keep: the session's own arrays are overwritten by its next step."""
+    queries = None if step.queries is None else step.queries[:, :, :n].copy()
+    attention = None if step.attention is None else step.attention[:, :, :n, :n_entries].copy()
+    return Step(step.logits[:n].copy(), queries=queries, attention=attention)

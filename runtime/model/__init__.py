@@ -1,0 +1,1 @@
+"""What a caller holds: a model, a conversation, an answer."""

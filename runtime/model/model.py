@@ -1,0 +1,367 @@
+"""Model: weights, tokenizer and policies behind generate(), stream() and chat()."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import cached_property
+
+from ..cache.policies.policy import CachePolicy
+from ..cache.quality_gate import open_sequence
+from ..cache.saved import SavedSequence
+from ..decoding.beam_search import Beams, check_beams
+from ..decoding.loop import Limits, UpTo
+from ..errors import ChatTemplateError, NotFiniteError, OptionError, PilotfishError
+from ..interfaces import DraftLengthPolicy, ModelInfo, Proposer, Tokens, Weights
+from ..leaving import before_leaving
+from ..profiling.calibrate import Calibration
+from ..profiling.engine_trial import Choice
+from ..sampling.sampling import Sampling
+from ..speculation.controller import Drafting
+from ..speculation.draft_length import RenewalReward
+from ..speculation.draft_weights import DraftWeights, Shared
+from ..speculation.proposer_set import Drafters
+from ..speculation.proposers import DraftModel, SelfDraft
+from ..text.chat_template import ChatTemplate, Message, turn_end
+from ..text.prompts import Prompt, Task, encode_prompt, task_of
+from ..text.text_assembler import Stop, stops_of
+from ..text.tokenizer import Tokenizer
+from .answering import Answering, Request
+from .chat import Chat
+from .request import check_request
+from .result import Result
+from .rules import AnswerOptions, Rules
+from .stream import Making, Stream
+from .turn import Turns
+
+__all__ = ["DraftWeights", "Model", "Prompt"]
+
+ANSWER = UpTo(256)  # tokens of an answer whose length nobody asked for
+_open: weakref.WeakSet[Model] = weakref.WeakSet()
+
+
+class Model:
+    """A loaded model. One generation at a time: a second thread waits for its turn, and a second request of the thread
+    that reads a stream ends that stream (see Stream). Models still open when the process ends are closed then.
+
+    target: the weights to answer with; draft: None, or a smaller model.
+    policy: how many tokens to draft; None is plain decoding.
+    proposers: who drafts besides the draft model; None: whoever costs next to nothing for this kind of model.
+    self_draft: drafts with the target's own weights over a copy of its cache that this policy compresses.
+    cache: compresses the target's cache whenever it is full, and its size is the policy's then; None keeps everything.
+    quality: the agreement with the full cache at which that of `cache` takes its place; without `cache`, what the
+        size of self_draft's cache holds.
+    exact: stay in one row class, so that plain and speculative text are the same bits by construction.
+    rules: the model's own: tokens that no answer holds, and its settings for generating.
+    explain: words the error for weights whose logits are no numbers.
+    """
+
+    def __init__(
+        self,
+        target: Weights,
+        tokenizer: Tokenizer,
+        template: ChatTemplate | None,
+        calibration: Calibration,
+        *,
+        draft: DraftWeights | None = None,
+        policy: DraftLengthPolicy | None = None,
+        proposers: Sequence[Proposer] | None = None,
+        exact: bool = True,
+        self_draft: CachePolicy | None = None,
+        cache: CachePolicy | None = None,
+        quality: float | None = None,
+        max_context: int | None = None,
+        choice: Choice | None = None,
+        rules: Rules | None = None,
+        explain: Callable[[NotFiniteError], PilotfishError] = lambda error: error,
+    ) -> None:
+        self.choice = choice  # why this engine: what was tried, where anything was
+        self.tokenizer = tokenizer
+        self.template = template
+        self.calibration = calibration
+        self.exact = exact
+        self.policy = policy
+        self.cache = cache
+        self.quality = quality
+        self._target = target
+        self._draft = draft
+        rows = calibration.rows.rule() if exact else calibration.rows.free()
+        self._rules = rules or Rules()
+        self.explain = explain
+        self._max_entries = max_context
+        drafts = policy is not None
+        self._sequence = open_sequence(
+            target,
+            rows,
+            cache=cache,
+            self_draft=self_draft if drafts else None,
+            quality=quality,
+            max_context=max_context,
+        )
+        self._self_draft = self_draft
+        self._drafters = Drafters(
+            self._sequence, target, tokenizer, proposers, draft if drafts else None, self_draft if drafts else None
+        )
+        token_s = {SelfDraft.name: calibration.curve.seconds(1)}
+        if draft is not None:
+            token_s[DraftModel.name] = draft.token_s
+        self._drafting = Drafting(policy or RenewalReward(), calibration.curve, rows, token_s)
+        self._answering = Answering(
+            self._sequence,
+            tokenizer,
+            self._drafters,
+            self._drafting,
+            self._rules,
+            info=target.info,
+            exact=exact,
+            drafts=drafts,
+            explain=explain,
+        )
+        self._turns = Turns()
+        _open.add(self)
+
+    def sibling(
+        self,
+        *,
+        policy: DraftLengthPolicy | None,
+        exact: bool | None = None,
+        draft: bool = False,
+        proposers: Sequence[Proposer] | None = None,
+    ) -> Model:
+        """Another model over the same weights, with caches of its own: to compare policies in one process.
+
+        draft: whether it uses the draft model, or drafts for itself, too. Close it before this one.
+        """
+        beside = self._draft if draft else None
+        drafts_itself = draft and policy is not None
+        return Model(
+            Shared(self._target),
+            self.tokenizer,
+            self.template,
+            self.calibration,
+            draft=None if beside is None else replace(beside, weights=Shared(beside.weights)),
+            policy=policy,
+            proposers=proposers,
+            exact=self.exact if exact is None else exact,
+            self_draft=self._self_draft if draft else None,
+            cache=self.cache,
+            quality=self.quality if self.cache is not None or drafts_itself else None,
+            max_context=self._max_entries,
+            rules=self._rules,
+            explain=self.explain,
+        )
+
+    @property
+    def info(self) -> ModelInfo:
+        """Engine, device and shape of the target."""
+        return self._target.info
+
+    @property
+    def target(self) -> Weights:
+        """The weights that answer."""
+        return self._target
+
+    @property
+    def draft(self) -> DraftWeights | None:
+        """The model that drafts for them; None: there is none."""
+        return self._draft
+
+    @property
+    def max_context(self) -> int:
+        """Tokens that prompt and output may have together."""
+        return self._sequence.longest
+
+    def generate(
+        self,
+        prompt: Prompt,
+        *,
+        max_new_tokens: int | None = ANSWER,
+        temperature: float | None = None,
+        seed: int | None = None,
+        stop: Stop = (),
+        sampling: Sampling | None = None,
+        raw: bool = False,
+        special: bool = False,
+        cancel: threading.Event | None = None,
+        beams: int | Beams | None = None,
+        language: str | None = None,
+        task: str | None = None,
+        timestamps: bool = False,
+    ) -> Result:
+        """The whole answer.
+
+        prompt: a list of messages, or a text. A text is one user message where the model has a chat template;
+            raw=True feeds it as it is. A model that listens takes what read_wav() gives, or features of its own.
+        special: whether "<|fim_prefix|>" in a raw prompt means the special token; it is plain text otherwise.
+        max_new_tokens: the default is 256, or what an encoder-decoder's own settings say, or fewer where there is room
+            for fewer; a number that is given has to fit; None is until the context is full.
+        temperature: 0 (the default) is greedy; `sampling` holds the other settings and replaces it.
+        stop: a text or a token id that ends the answer, or several; the text is not part of the answer. That of a
+            special token stops at the token, too.
+        cancel: an event that ends the generation between two steps, prompt processing included.
+        beams: search for the most probable answer with so many beginnings at a time (docs/encoder-decoder.md); None
+            decides token by token. It neither samples nor drafts. With a number alone, length penalty and early
+            stopping are the model's own.
+        language: of the answer ("fr_XX"), or of a recording ("fr"), by the model's own name, where it has a token for
+            that; without one the language of a recording is heard.
+        task: what a model of many languages that listens does: "transcribe" or "translate" (into English).
+        timestamps: of a recording tell what was said when, a line for each part (Result.spoken).
+        Raises ContextFullError, OptionError and ChatTemplateError before anything changes.
+        """
+        stream = self.stream(
+            prompt,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            seed=seed,
+            stop=stop,
+            sampling=sampling,
+            raw=raw,
+            special=special,
+            cancel=cancel,
+            beams=beams,
+            language=language,
+            task=task,
+            timestamps=timestamps,
+        )
+        for _ in stream:
+            pass
+        assert stream.result is not None
+        return stream.result
+
+    def stream(
+        self,
+        prompt: Prompt,
+        *,
+        max_new_tokens: int | None = ANSWER,
+        temperature: float | None = None,
+        seed: int | None = None,
+        stop: Stop = (),
+        sampling: Sampling | None = None,
+        raw: bool = False,
+        special: bool = False,
+        cancel: threading.Event | None = None,
+        progress: Callable[[int, int], None] | None = None,
+        beams: int | Beams | None = None,
+        language: str | None = None,
+        task: str | None = None,
+        timestamps: bool = False,
+    ) -> Stream:
+        """The answer piece by piece; iterate, then read `.result`. Options as in generate().
+
+        progress: called with (tokens done, tokens in all) while the prompt is processed.
+        """
+        check_request(max_new_tokens=max_new_tokens, seed=seed, stop=stop)
+        settings = _sampling(temperature, sampling)
+        wanted = beams if beams is None or isinstance(beams, Beams) else self._rules.beams(beams)
+        job = self._task(prompt, raw, special)
+        job = self._rules.asked(job, AnswerOptions(language, task, timestamps), job.hears)
+        if max_new_tokens is ANSWER and job.source is not None:
+            max_new_tokens = self._rules.longest(len(job.context), job.n_forced) or ANSWER
+        strings, ids = stops_of(stop, self.tokenizer, self.info.vocab_size)
+        if strings and timestamps:
+            raise OptionError("with timestamps the text is told line by line, and cannot end at a string; drop stop.")
+        if wanted is not None:
+            drafted = self.policy is not None and self._drafters.with_model
+            check_beams(settings, strings, draft=drafted, cache=self.cache is not None)
+        cancelled = cancel.is_set if cancel is not None else lambda: False
+        stop_ids = self.ends | ids
+
+        def pieces(making: Making) -> Iterator[str]:
+            limits = Limits(max_new_tokens, stop_ids, lambda: making.ended or cancelled(), progress)
+            return self._answering.pieces(making, Request(job, settings, limits, strings, seed, wanted))
+
+        return Stream(self._turns, pieces, trial=self._answering.trial, cancelled=cancelled)
+
+    def chat(self, system: str | None = None, *, seed: int | None = None) -> Chat:
+        """A conversation that remembers its messages; the cache of earlier turns is reused."""
+        self._check_template()
+        return Chat(self, system, seed)
+
+    def resume(self, path: str | os.PathLike[str], *, reread: bool = False) -> Chat:
+        """The conversation that Chat.save() wrote, with its cache: only what is new is read.
+
+        reread: take its messages alone, and read their text anew; for another model, engine or settings.
+        Raises OptionError for a file that is damaged, or of another model, engine or settings, and ContextFullError
+        where its cache does not fit, each before anything changes.
+        """
+        self._check_template()
+        return Chat.open(self, path, reread=reread)
+
+    def save_cache(self, context: Tokens) -> SavedSequence:
+        """The cache of this context; what it covers of anything else is forgotten. Raises AbilityError."""
+        with self._turns.errand():
+            self._sequence.truncate(self._sequence.reusable(context))
+            return self._sequence.save()
+
+    def restore_cache(self, saved: SavedSequence) -> None:
+        """Hold what save_cache() gave. Raises OptionError and ContextFullError before anything changes."""
+        with self._turns.errand():
+            self._sequence.restore(saved)
+
+    def encode(self, prompt: str | Sequence[Message], *, raw: bool = False, special: bool = False) -> Tokens:
+        """Token ids of a prompt, chat template applied; of an encoder-decoder model those of the source."""
+        source = self.info.encoder is not None
+        return encode_prompt(prompt, raw, self.tokenizer, self.template, source=source, special=special)
+
+    @cached_property
+    def ends(self) -> frozenset[int]:
+        """The tokens that end every answer: the tokenizer's, and what the template puts behind one."""
+        behind = None if self.template is None else turn_end(self.tokenizer, self.template)
+        return self.tokenizer.eos_ids if behind is None else self.tokenizer.eos_ids | {behind}
+
+    def _task(self, prompt: Prompt, raw: bool, special: bool) -> Task:
+        self._turns.check_open()
+        return task_of(prompt, raw, self.tokenizer, self.template, self.info.encoder, special=special)
+
+    def _check_template(self) -> None:
+        if self.template is None:
+            raise ChatTemplateError("this model has no chat template; use generate(text, raw=True).")
+
+    def close(self) -> None:
+        """Free caches and weights. A second close does nothing.
+
+        An answer that another thread is making ends with its step, as cancelled, and so does an unfinished stream.
+        Raises OptionError where it is called by what a step of this model calls.
+        """
+        if self._turns.close():
+            _open.discard(self)
+            self._free()
+
+    def _free(self) -> None:
+        self._sequence.close()
+        self._drafters.close_copy()
+        self._target.close()
+        self._drafters.close()
+        if self._draft is not None:
+            self._draft.weights.close()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def _end_all() -> Callable[[], None]:
+    """When the process ends: what threads ask of a model ends with the step that runs."""
+    ended = [model for model in list(_open) if model._turns.close(parks=True)]
+
+    def free() -> None:
+        for model in ended:
+            model._free()
+
+    return free
+
+
+before_leaving(_end_all)
+
+
+def _sampling(temperature: float | None, sampling: Sampling | None) -> Sampling:
+    if sampling is None:
+        return Sampling(temperature=temperature or 0.0)
+    if temperature is not None:
+        raise OptionError("temperature and sampling are both given; put the temperature into Sampling.")
+    return sampling

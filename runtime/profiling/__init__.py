@@ -1,0 +1,1 @@
+"""What is measured of an engine: costs, row classes, a known answer."""

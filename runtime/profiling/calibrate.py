@@ -1,0 +1,122 @@
+"""Measuring what steps cost, and which of them give the same bits."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..encoder_input import prepare
+from ..interfaces import Session, Tokens
+from ..sampling.finite import require_finite
+from .cost_curve import (
+    _AGAIN,
+    _FAR_STEPS,
+    _FAR_WIDTH,
+    _LEAST_FAR,
+    _MOST_FAR,
+    _N_CONTEXT,
+    _N_TOKENS,
+    _SWITCHES,
+    _WORTH_A_SWITCH,
+    CostCurve,
+    too_dear,
+)
+from .row_classes import PROBED_WIDTHS, RowClasses, classify
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What one short probe finds out about a session: its costs and its row classes."""
+
+    curve: CostCurve
+    rows: RowClasses
+    busy: float = 0.0  # share of the processor that other programs used meanwhile
+
+    @property
+    def price_of_exactness(self) -> float:
+        """Time of the narrowest step of the class in use, over the engine's bare single-row step; 1.2 is 20 % more."""
+        return self.curve.seconds(self.rows.rule().minimum) / self.curve.seconds(1)
+
+
+def calibrate(session: Session, widths: tuple[int, ...] = PROBED_WIDTHS) -> Calibration:
+    """Time and compare steps of every width over the same tokens. The session must be empty and is left empty.
+
+    widths: an engine that names its own (ModelInfo.widths) is asked for no others. An encoder-decoder session is given
+        a stand-in for a source.
+    """
+    prepare(session)
+    widths = session.info.widths or widths
+    yardstick = min((w for w in widths if w > 1), default=1)  # runs as many tokens as any width: all compare with it
+    room = session.max_context - _N_CONTEXT
+    tokens = (np.arange(_N_CONTEXT + 2 * max(widths), dtype=np.int64) * 37 + 11) % session.info.vocab_size
+    logits, seconds = {}, {}
+    session.truncate(0)
+    session.forward(tokens[:_N_CONTEXT], n_logits=0)
+    for width in (w for w in widths if w <= room):
+        n_rows = max(widths) if width == yardstick else _N_TOKENS
+        n_steps = min(max(-(-n_rows // width), 2), room // width)
+        rows, times = [], []
+        for start in range(_N_CONTEXT, _N_CONTEXT + n_steps * width, width):
+            began = time.perf_counter()
+            step = session.forward(tokens[start : start + width], n_logits=width)
+            times.append(time.perf_counter() - began)
+            rows.append(step.logits.copy())
+        session.truncate(_N_CONTEXT)
+        logits[width] = np.concatenate(rows)
+        require_finite(logits[width], session.info)
+        seconds[width] = min(times)  # a first step at a width is slower, and so is one beside another program's
+    timed = list(seconds)
+    for width in (*reversed(timed), *timed):  # in turns: what stalled one pass has not stalled the others
+        seconds[width] = min(seconds[width], _fastest_s(session, tokens[:width], _N_CONTEXT, 1))
+    for _ in range(_AGAIN):
+        for width in too_dear(seconds):
+            seconds[width] = min(seconds[width], _fastest_s(session, tokens[:width], _N_CONTEXT, 2))
+    switch = _switch_s(session, tokens, yardstick, seconds)
+    fixed = bool(session.info.widths)  # such a device reads a whole window, whatever is in it
+    entry_s = _entry_s(session, _FAR_WIDTH) if _FAR_WIDTH in seconds and not fixed else 0.0
+    session.truncate(0)
+    ordered = np.array(sorted(seconds))
+    curve = CostCurve(ordered, np.array([seconds[w] for w in ordered]), switch, entry_s)
+    return Calibration(curve, classify(logits, session.info.widths, session.info.alike_from))
+
+
+def _switch_s(session: Session, tokens: Tokens, narrow: int, seconds: dict[int, float]) -> float:
+    """Seconds that a step takes longer after one of another width; 0 where that is next to nothing."""
+    wide = max((w for w in seconds if narrow < w <= 8), default=0)
+    if not wide or narrow not in seconds:
+        return 0.0
+    more = []
+    for width in (narrow, wide) * _SWITCHES:
+        began = time.perf_counter()
+        session.forward(tokens[_N_CONTEXT : _N_CONTEXT + width], n_logits=width)
+        more.append(time.perf_counter() - began - seconds[width])
+        session.truncate(_N_CONTEXT)
+    # The least of each direction, as other programs only ever add; what came before the first step is not known.
+    switch = max((min(more[2::2]) + min(more[1::2])) / 2, 0.0)
+    return switch if switch > _WORTH_A_SWITCH * seconds[narrow] else 0.0
+
+
+def _entry_s(session: Session, width: int) -> float:
+    """Seconds that a step takes longer for each row and entry it sees; 0 where the session has no room to tell."""
+    far = session.max_context - width
+    if far - _N_CONTEXT < _LEAST_FAR:
+        return 0.0
+    tokens = (np.arange(far, dtype=np.int64) * 37 + 11) % session.info.vocab_size
+    near_s = _fastest_s(session, tokens[:width], _N_CONTEXT, _FAR_STEPS)
+    session.forward(tokens[_N_CONTEXT:], n_logits=0)
+    far_s = _fastest_s(session, tokens[:width], far, _FAR_STEPS)
+    more = min(max(far_s - near_s, 0.0), _MOST_FAR * near_s)
+    return more / (width * (far - _N_CONTEXT))
+
+
+def _fastest_s(session: Session, tokens: Tokens, n_entries: int, n_steps: int) -> float:
+    """Seconds of the fastest step over these tokens behind the entries that the session has and keeps."""
+    times = []
+    for _ in range(n_steps):
+        began = time.perf_counter()
+        session.forward(tokens, n_logits=len(tokens))
+        times.append(time.perf_counter() - began)
+        session.truncate(n_entries)
+    return min(times)

@@ -1,0 +1,1 @@
+"""Who drafts, how much, and what came of it."""
