@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from ..runtime.cache.shadow import TrialReport
+from ..runtime.cache.shadow import QualityReport
 from ..runtime.errors import OptionError, PilotfishError
 from ..runtime.model.chat import Chat
 from ..runtime.model.model import Model, Prompt
@@ -105,7 +105,7 @@ def summary(stats: Stats) -> str:
     )
 
 
-def _found(trial: TrialReport) -> str:
+def _found(trial: QualityReport) -> str:
     """What became of the full cache, in words."""
     if trial.dropped_at is not None:
         return (

@@ -16,11 +16,11 @@ from ..runtime.text.tokenizer import Tokenizer
 from .openvino.compress import Compression
 from .openvino.encoder_decoder import DECODER as OV_DECODER
 from .openvino.encoder_decoder import ENCODER as OV_ENCODER
-from .openvino.encoder_decoder import compress_seq2seq_openvino, trace_seq2seq_openvino
+from .openvino.encoder_decoder import compress_encoder_decoder_openvino, trace_encoder_decoder_openvino
 from .quantize.weight_form import Activations, WeightForm, as_they_come
-from .sources.encoder_decoder_families import pair_facts
+from .sources.encoder_decoder_families import encoder_decoder_facts
 from .sources.generation_settings import generating, languages_of, warn_of
-from .torch_to_onnx.encoder_decoder import DECODER, ENCODER, export_seq2seq_onnx
+from .torch_to_onnx.encoder_decoder import DECODER, ENCODER, export_encoder_decoder_onnx
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -31,7 +31,7 @@ _FILES = {
 }
 
 
-def export_seq2seq(
+def export_encoder_decoder(
     model: PreTrainedModel,
     folder: Path,
     form: WeightForm | None = None,
@@ -47,14 +47,14 @@ def export_seq2seq(
     """Write a bundle for the engines named; its manifest.
 
     model: a T5, BART, mBART, Pegasus, Marian or Whisper model of transformers, in f32 on the CPU. form: None is int8.
-    tokenizer: a tokenizer.json. samples: as in export_seq2seq_onnx.
+    tokenizer: a tokenizer.json. samples: as in export_encoder_decoder_onnx.
     Not compared with the model: `pilotfish export` does that, from a folder.
     Raises UnsupportedModelError, EngineMissingError, OptionError and CacheWriteError; the folder is as it was then.
     """
     generation: Any = getattr(model, "generation_config", None)
     form = form or WeightForm("int8")
     said = generation.to_diff_dict() if generation is not None else {}
-    facts = pair_facts(model.config, said)
+    facts = encoder_decoder_facts(model.config, said)
     languages = {} if tokenizer is None else languages_of(Tokenizer.from_file(tokenizer))
     rules = generating(said, int(model.config.vocab_size), languages)
     warn_of(rules.generation, model_id)
@@ -63,13 +63,13 @@ def export_seq2seq(
         for name in to:
             (building / name).mkdir()
         if "onnx" in to:
-            recipe |= export_seq2seq_onnx(
+            recipe |= export_encoder_decoder_onnx(
                 model, building / "onnx", form, activations=activations, samples=samples, progress=progress
             )
         if "openvino" in to:
             wanted = Compression(form)
-            made = trace_seq2seq_openvino(model, building / "openvino", wanted)
-            made |= compress_seq2seq_openvino(building / "openvino", wanted) | {
+            made = trace_encoder_decoder_openvino(model, building / "openvino", wanted)
+            made |= compress_encoder_decoder_openvino(building / "openvino", wanted) | {
                 "activations": as_they_come(activations)
             }
             recipe |= {f"openvino.{key}": value for key, value in made.items()}

@@ -16,7 +16,7 @@ _ROUGH = 1.1  # graph, alignment, observing graph
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class ExportSpec:
     """What is to be written of a model, and how.
 
     form: None keeps a GGUF file's own quantization. samples: what data-aware methods and static activations look at.
@@ -46,7 +46,7 @@ def sizes(source: ModelSource) -> tuple[int, int]:
     return layers, ends
 
 
-def stored_bytes(source: ModelSource, order: Order) -> int:
+def stored_bytes(source: ModelSource, order: ExportSpec) -> int:
     """Bytes of the weights as they were ordered, roughly."""
     if order.form is None:
         return int(1.5 * source.path.stat().st_size)  # 5 and 6 bits widen to 8

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
-from .export_spec import Order
+from .export_spec import ExportSpec
 from .sources.model_source import ModelSource, Share
 
 if TYPE_CHECKING:
@@ -20,24 +20,24 @@ class Format(Protocol):
     packages: ClassVar[tuple[str, ...]]  # needed to write it, beside torch and transformers
     file: ClassVar[str]  # the one that is opened
 
-    def refuse(self, source: ModelSource, order: Order) -> None:
+    def refuse(self, source: ModelSource, order: ExportSpec) -> None:
         """Raise what writing would raise, before any long work."""
         ...
 
-    def keeps(self, source: ModelSource, order: Order, recipe: Mapping[str, str]) -> bool:
+    def keeps(self, source: ModelSource, order: ExportSpec, recipe: Mapping[str, str]) -> bool:
         """Whether a GGUF file's own weights were taken over, so that none was rounded. recipe: what was written."""
         ...
 
-    def bytes_needed(self, source: ModelSource, order: Order) -> int:
+    def bytes_needed(self, source: ModelSource, order: ExportSpec) -> int:
         """Bytes on disk at the worst moment, roughly."""
         ...
 
     def write(
-        self, source: ModelSource, order: Order, model: PreTrainedModel | None, folder: Path, progress: Share
+        self, source: ModelSource, order: ExportSpec, model: PreTrainedModel | None, folder: Path, progress: Share
     ) -> dict[str, str]:
         """Write into the folder of the format and say how, as entries of the recipe. model: None where form is."""
         ...
 
-    def finish(self, source: ModelSource, order: Order, folder: Path, progress: Share) -> dict[str, str]:
+    def finish(self, source: ModelSource, order: ExportSpec, folder: Path, progress: Share) -> dict[str, str]:
         """Do what needs no torch model; more entries of the recipe."""
         ...

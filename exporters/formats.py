@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from ..runtime.errors import UnsupportedModelError
-from .export_spec import DataAware, Order, sizes, stored_bytes
+from .export_spec import DataAware, ExportSpec, sizes, stored_bytes
 from .format import Format
 from .gguf.format import GgufFormat
 from .gguf.t5 import FAMILIES
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
 
 def files_of_format(name: str, source: ModelSource) -> tuple[str, str | None]:
     """The file of a format that is opened, and that of its encoder, if it has one."""
-    return (FORMATS[name].file, None) if source.pair is None else (_PAIRS[name][0], _PAIRS[name][1])
+    return (FORMATS[name].file, None) if source.encoder_decoder is None else (_PAIRS[name][0], _PAIRS[name][1])
 
 
-def refuse_pair(source: ModelSource, names: tuple[str, ...], data_aware: tuple[DataAware, ...]) -> None:
+def refuse_encoder_decoder(source: ModelSource, names: tuple[str, ...], data_aware: tuple[DataAware, ...]) -> None:
     """Raise UnsupportedModelError where an encoder-decoder is wanted in a way that is not built yet."""
-    if source.pair is not None and data_aware:
+    if source.encoder_decoder is not None and data_aware:
         raise UnsupportedModelError(
             f"{source.path} holds an encoder-decoder ({source.architecture}), whose weights cannot be fitted to a text "
             f"yet: leave {', '.join(data_aware)} out."
         )
     possible = [name for name in _PAIRS if name != "gguf" or source.architecture in FAMILIES]
     wrong = [name for name in names if name not in possible]
-    if source.pair is not None and wrong:
+    if source.encoder_decoder is not None and wrong:
         raise UnsupportedModelError(
             f"{source.path} holds an encoder-decoder ({source.architecture}), which cannot be exported to "
             f"{', '.join(wrong)} yet. Formats that hold one: {', '.join(possible)}."
@@ -47,7 +47,7 @@ _PAIRS = {
 FORMATS: Mapping[str, Format] = {"onnx": OnnxFormat(), "openvino": OpenVinoFormat(), "gguf": GgufFormat()}
 
 
-def pack_bytes_needed(name: str, source: ModelSource, order: Order) -> int:
+def pack_bytes_needed(name: str, source: ModelSource, order: ExportSpec) -> int:
     """Bytes on disk at the worst moment of writing a target of the mobile pack, roughly."""
     from .mobile.export import bytes_needed
 

@@ -43,14 +43,14 @@ MUTANTS = (
     Mutant(
         "acceptance reuses the bonus row of the parent",
         "runtime/sampling/speculative_sampling.py",
-        "p = law_at(row, path)",
-        "p = law_at(max(row - 1, 0), path)",
+        "p = distribution_at(row, path)",
+        "p = distribution_at(max(row - 1, 0), path)",
     ),
     Mutant(
         "a chain reuses the row before",
         "runtime/sampling/speculative_sampling.py",
-        "token = law_at(accepted, tokens[:accepted])",
-        "token = law_at(max(accepted - 1, 0), tokens[:accepted])",
+        "token = distribution_at(accepted, tokens[:accepted])",
+        "token = distribution_at(max(accepted - 1, 0), tokens[:accepted])",
     ),
     Mutant(
         "a greedy chain reuses the row before",
@@ -73,8 +73,8 @@ MUTANTS = (
     Mutant(
         "penalties do not see the drafted path",
         "runtime/decoding/loop.py",
-        "sampling.law(logits[row], committed[:end], n_prompt)",
-        "sampling.law(logits[row], committed[:n], n_prompt)",
+        "sampling.distribution(logits[row], committed[:end], n_prompt)",
+        "sampling.distribution(logits[row], committed[:n], n_prompt)",
     ),
     Mutant(
         "a rejected draft stays in the cache",
@@ -119,17 +119,17 @@ MUTANTS = (
         "",
     ),
     Mutant(
-        "sampled drafts lose their laws",
+        "sampled drafts lose their distributions",
         "runtime/speculation/proposers/draft_model.py",
-        "drawn = None if self._sampling.greedy else tuple(laws)",
+        "drawn = None if self._sampling.greedy else tuple(distributions)",
         "drawn = None",
     ),
     Mutant(
         "a sampled draft is cut by its own confidence",
         "runtime/speculation/controller.py",
-        "        k = self.policy.choose(forecast) if draft.laws is None else len(draft)\n"
+        "        k = self.policy.choose(forecast) if draft.distributions is None else len(draft)\n"
         "        record.asked(forecast, k)\n"
-        "        kept = draft.head(self.rows.fit(k + 1) - 1) if draft.laws is None else draft\n",
+        "        kept = draft.head(self.rows.fit(k + 1) - 1) if draft.distributions is None else draft\n",
         "        k = self.policy.choose(forecast)\n"
         "        record.asked(forecast, k)\n"
         "        kept = draft.head(self.rows.fit(k + 1) - 1)\n",

@@ -23,7 +23,7 @@ from ...runtime.storage import write_atomically
 from .. import machine
 from ..terminal import LoadProgress, Ticker, bars, console, print_json
 from .cache_report import line, show, write_report
-from .cache_rows import FULL, Bench, ExactLaw, Row
+from .cache_rows import FULL, Bench, ExactDistribution, Row
 from .inputs import Settings, names_budget, read_share, read_text
 from .plotting import require_plots
 
@@ -137,7 +137,7 @@ class _Run:
         self, model: str, settings: Settings, text: Path | None, threads: int | None, measured: _Measured
     ) -> None:
         self._model, self._settings, self._text, self._threads = model, settings, text, threads
-        self._measured, self._exact = measured, ExactLaw()
+        self._measured, self._exact = measured, ExactDistribution()
         self.info: ModelInfo | None = None
         self._rows: list[dict[str, Any]] = []
         self._refused: dict[str, str] = {}

@@ -43,7 +43,7 @@ class Row:
     entries: int  # at most
     perplexity: float
     perplexity_exact: float
-    kl: float  # nats a token, of the exact law to this one
+    kl: float  # nats a token, of the exact distribution to this one
     agreement: float  # share of places at which both find the same token most probable
     needles: tuple[tuple[int, float, float], ...]  # length, depth, share of the number's tokens that were found
     keys: tuple[tuple[int, float], ...]  # length, share of the tokens of several numbers that were found
@@ -61,10 +61,10 @@ class Row:
 
 
 @dataclass(slots=True)
-class ExactLaw:
+class ExactDistribution:
     """What the full cache in the exact type says at the text's end."""
 
-    log_law: Floats | None = None  # (predicted, vocab_size), the last row has no successor
+    log_distribution: Floats | None = None  # (predicted, vocab_size), the last row has no successor
     perplexity: float = 0.0
 
 
@@ -72,7 +72,7 @@ class Bench:
     """Weights with one type of cache, the text, and the full cache beside which everything is measured."""
 
     def __init__(
-        self, model: Model, text: str, settings: Settings, exact: ExactLaw, tell: Callable[[str], None]
+        self, model: Model, text: str, settings: Settings, exact: ExactDistribution, tell: Callable[[str], None]
     ) -> None:
         """tell: is told what is being done. Raises OptionError for a text that does not fit."""
         self._settings, self._exact, self._tell = settings, exact, tell
@@ -104,18 +104,19 @@ class Bench:
         return haystack(model.tokenizer, tokens, n, depths, seed=31 * n + i)
 
     def full(self, kv_dtype: str | None, needles: bool, command: str, made_by: str) -> Row:
-        """The full cache itself, which covers the text afterwards. Comes first: the first one of all is the exact law.
+        """The full cache itself, which covers the text afterwards. Comes first: the first one of all is the exact
+        distribution.
 
         needles: whether they are looked for, too.
         """
         self._tell("reading the text")
         self._full_prompt_s = self._read(self._full)
-        law = self._law(self._full)
+        distribution = self._distribution(self._full)
         step_ms = self._steps([self._full])[0]
         size = self._full.session.nbytes
         found = self._needles_of_full() if needles else ((), ())
         return Row(
-            kv_dtype, FULL, "1", self._settings.length, *law, *found, size, size, step_ms, step_ms, step_ms,
+            kv_dtype, FULL, "1", self._settings.length, *distribution, *found, size, size, step_ms, step_ms, step_ms,
             self._full_prompt_s, self._full_prompt_s, 0.0, 1e3 / step_ms, command, made_by,
         )  # fmt: skip
 
@@ -128,14 +129,14 @@ class Bench:
             self._tell("reading the text")
             prompt_s = self._read(sequence)
             select_s, limit = chooser.seconds, chooser.limit
-            law = self._law(sequence)
+            distribution = self._distribution(sequence)
             chosen_over = length if sequence.compression else self._settings.predicted  # prompts are seen whole there
             selecting_ms = 1e3 * chooser.seconds / chosen_over
             sizes = sequence.session.nbytes, self._full.session.nbytes  # before another session takes part in a pool
             step_ms, full_ms, ceiling_ms = self._steps([sequence, self._full], sequence.n_seen)
         found = self._needles(lambda n: self._sized(name, n, share))
         return Row(
-            kv_dtype, name, None if share is None else str(share), limit, *law, *found, *sizes,
+            kv_dtype, name, None if share is None else str(share), limit, *distribution, *found, *sizes,
             step_ms, full_ms, ceiling_ms, prompt_s, self._full_prompt_s, select_s,
             1e3 / (step_ms + selecting_ms), command, made_by,
         )  # fmt: skip
@@ -148,16 +149,16 @@ class Bench:
         sequence.cover(self._tokens[: len(self._tokens) - self._settings.predicted])
         return time.perf_counter() - began
 
-    def _law(self, sequence: CachedSequence) -> tuple[float, float, float, float]:
+    def _distribution(self, sequence: CachedSequence) -> tuple[float, float, float, float]:
         """Perplexity of the text's end with this and with the exact cache, KL and agreement."""
         self._tell("predicting its end")
         first = len(self._tokens) - self._settings.predicted
-        exact, known = self._exact, self._exact.log_law
+        exact, known = self._exact, self._exact.log_distribution
         shape = (self._settings.predicted, sequence.session.info.vocab_size)
         held = np.empty(shape, dtype=np.float32) if known is None else known
         loss = kl = same = 0.0
         for at, logits in logits_of(sequence, self._tokens, first):
-            ours = _log_law(logits)
+            ours = _log_distribution(logits)
             if known is None:
                 held[at - first : at - first + len(ours)] = ours
             after = self._tokens[at + 1 : at + 1 + len(logits)]
@@ -169,7 +170,7 @@ class Bench:
         n = self._settings.predicted - 1
         perplexity = math.exp(loss / n)
         if known is None:
-            exact.log_law, exact.perplexity = held, perplexity
+            exact.log_distribution, exact.perplexity = held, perplexity
         return perplexity, exact.perplexity, kl / n, same / n
 
     def _steps(self, sequences: list[CachedSequence], ceiling: int | None = None) -> list[float]:
@@ -252,7 +253,7 @@ def logits_of(sequence: CachedSequence, tokens: Tokens, first: int) -> Iterator[
         yield at, logits
 
 
-def _log_law(logits: Floats) -> npt.NDArray[np.float64]:
+def _log_distribution(logits: Floats) -> npt.NDArray[np.float64]:
     wide = logits.astype(np.float64)
     wide -= wide.max(axis=1, keepdims=True)
     wide -= np.log(np.exp(wide).sum(axis=1, keepdims=True))

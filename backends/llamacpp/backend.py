@@ -15,7 +15,7 @@ from ..protocol import NO_OPTIONS
 from .build_command import build_command, rebuild_command
 from .check_file import check_file
 from .context import MAX_ROWS, Context, ContextOptions, Handle
-from .encoder_decoder import LlamaCppSourceSession
+from .encoder_decoder import LlamaCppEncoderDecoderSession
 from .library import gpus, version
 from .load_model import (
     LlamaCppOptions,
@@ -177,7 +177,7 @@ class LlamaCppWeights:
         wanted = limit if max_context is None else max_context
         if not 1 <= wanted <= limit:
             raise OptionError(f"max_context is {wanted}, but this model was trained for 1..{limit} tokens.")
-        return (LlamaCppSession if self.info.encoder is None else LlamaCppSourceSession)(self, wanted)
+        return (LlamaCppSession if self.info.encoder is None else LlamaCppEncoderDecoderSession)(self, wanted)
 
     def close(self) -> None:
         self._model = None  # sessions hold it too: it is freed with the last of their contexts

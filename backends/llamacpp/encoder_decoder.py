@@ -26,7 +26,7 @@ _ENCODER_BYTES = 12  # for each head and pair of tokens: its score, what its dis
 _SAVED: Sequence[Layout] = ((np.uint8, (None,)), (np.int64, (None,)))  # llama.cpp's state, and the source
 
 
-class LlamaCppSourceSession(LlamaCppSession):
+class LlamaCppEncoderDecoderSession(LlamaCppSession):
     """One cache of a decoder, and the source that its answers are about."""
 
     def __init__(self, weights: LlamaCppWeights, max_context: int, watching: bool = False) -> None:
@@ -82,8 +82,8 @@ class LlamaCppSourceSession(LlamaCppSession):
             self._source = before
             raise OptionError(f"this saved cache is damaged; save it again ({error})") from error
 
-    def _empty(self, max_context: int) -> LlamaCppSourceSession:
-        other = LlamaCppSourceSession(self._weights, max_context, self._watching)
+    def _empty(self, max_context: int) -> LlamaCppEncoderDecoderSession:
+        other = LlamaCppEncoderDecoderSession(self._weights, max_context, self._watching)
         other._source = self._source  # read when the entries come
         return other
 

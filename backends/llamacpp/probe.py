@@ -44,7 +44,7 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True)
-class _Trial:
+class _Probe:
     survived: bool
     certain: bool  # it would end like this again
     how: str
@@ -83,7 +83,7 @@ def _judge(trial: Sequence[str], build: str) -> tuple[Verdict, bool]:
     return Verdict(False, False, how, "", build), repacked.certain and plain.certain
 
 
-def _try(trial: Sequence[str], mode: str) -> _Trial:
+def _try(trial: Sequence[str], mode: str) -> _Probe:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         try:
@@ -97,19 +97,19 @@ def _try(trial: Sequence[str], mode: str) -> _Trial:
                 stdin=subprocess.DEVNULL,
             )
         except subprocess.TimeoutExpired:
-            return _Trial(False, False, f"did not finish within {_TIMEOUT_S} seconds")
+            return _Probe(False, False, f"did not finish within {_TIMEOUT_S} seconds")
         except OSError as error:
-            return _Trial(False, False, f"could not be started ({error})")
+            return _Probe(False, False, f"could not be started ({error})")
     if done.returncode:
         died = done.returncode < 0 or done.returncode >= 0xC0000000  # by a signal, or by an exception of Windows
         said = done.stderr.decode("utf-8", "replace").strip().splitlines()
         reason = _signal(done.returncode) if died else f"failed: {said[-1] if said else done.returncode}"
-        return _Trial(False, died, reason)
+        return _Probe(False, died, reason)
     try:
         found = json.loads(done.stdout)
-        return _Trial(True, True, "", str(found["system_info"]))
+        return _Probe(True, True, "", str(found["system_info"]))
     except (ValueError, KeyError, TypeError):
-        return _Trial(False, False, "gave no answer")
+        return _Probe(False, False, "gave no answer")
 
 
 def _signal(code: int) -> str:

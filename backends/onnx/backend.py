@@ -16,7 +16,7 @@ from .. import require, usable
 from ..common.packages import package_version, problem_of
 from ..protocol import NO_OPTIONS, refuse_options
 from .devices import DEVICES, create_session, find, present, shapes_of
-from .encoder_decoder import OrtEncoder, OrtSourceSession
+from .encoder_decoder import OrtEncoder, OrtEncoderDecoderSession
 from .fixed_shapes import open_static, static_options
 from .int8_cache import channel_scales, check_kv_dtype, eight_bit_graph, stored_as
 from .partial_attention import OrtAttendingSession
@@ -188,7 +188,7 @@ class OrtWeights:
         wanted = limit if max_context is None else max_context
         if not 1 <= wanted <= limit:
             raise OptionError(f"max_context is {wanted}, but this model was trained for 1..{limit} tokens.")
-        return (OrtAttendingSession if self._encoder is None else OrtSourceSession)(self, self._ort, wanted)
+        return (OrtAttendingSession if self._encoder is None else OrtEncoderDecoderSession)(self, self._ort, wanted)
 
     def close(self) -> None:
         self._plain = self._observing = self._encoder = None

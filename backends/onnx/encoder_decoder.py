@@ -63,7 +63,7 @@ class OrtEncoder:
             raise EngineError(f"ONNX Runtime failed at the encoder: {error}") from error
 
 
-class OrtSourceSession(OrtSession):
+class OrtEncoderDecoderSession(OrtSession):
     """One cache of a decoder, and the keys and values of the source that it answers about."""
 
     def __init__(self, weights: OrtWeights, ort: Any, max_context: int) -> None:
@@ -109,8 +109,8 @@ class OrtSourceSession(OrtSession):
             kind = (np.float32, (self.info.encoder.bins, None))
         return [*super()._layout(n), kind]
 
-    def _empty(self, max_context: int) -> OrtSourceSession:
-        other = OrtSourceSession(self._weights, self._ort, max_context)
+    def _empty(self, max_context: int) -> OrtEncoderDecoderSession:
+        other = OrtEncoderDecoderSession(self._weights, self._ort, max_context)
         other._source, other._crossed = self._source, self._crossed
         return other
 

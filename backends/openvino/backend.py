@@ -22,7 +22,7 @@ from ..common.packages import package_version, problem_of
 from ..fixed_shapes.shapes import FORMAT
 from ..protocol import NO_OPTIONS
 from .block_pool import BlockPool, BlockShape
-from .encoder_decoder import OvSourceWeights, check_source_options
+from .encoder_decoder import OvEncoderDecoderWeights, check_source_options
 from .fixed_shapes import NOTES, ladder_of, open_static, static_devices
 from .gguf_graph import read_gguf_graph
 from .graph import add_queries, attentions, read_ir, reason, sliding_windows, weight_group
@@ -107,7 +107,7 @@ class OvBackend:
             return open_static(path, device, threads, options)
         chosen = _options(options)
         if path.is_dir() and "openvino" in (bundle := open_bundle(path)).manifest.encoders:
-            return _open_pair(bundle, chosen, threads, kv_dtype, str(self.version()))
+            return _open_encoder_decoder(bundle, chosen, threads, kv_dtype, str(self.version()))
         cache = _cache_types(kv_dtype, chosen.precision)
         read, facts = _bundle(path) if path.is_dir() else _gguf(path, chosen.q4_k_minima)
         return OvWeights(read, facts, chosen, cache, threads, str(self.version()))
@@ -178,16 +178,16 @@ def _digest(bundle: Bundle) -> str:
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-def _open_pair(
+def _open_encoder_decoder(
     bundle: Bundle, options: OpenVinoOptions, threads: int, kv_dtype: str | None, version: str
-) -> OvSourceWeights:
+) -> OvEncoderDecoderWeights:
     check_source_options(kv_dtype, options.precision)
 
     def compiled(model: Any, group: int) -> Any:
         return _compiled(model, str(bundle.folder), _settings(options.precision, threads, group))
 
     asked = options.dynamic_quantization
-    return OvSourceWeights(bundle, compiled, asked, digest=_digest(bundle), threads=threads, version=version)
+    return OvEncoderDecoderWeights(bundle, compiled, asked, digest=_digest(bundle), threads=threads, version=version)
 
 
 def _settings(precision: str, threads: int, group: int) -> dict[str, object]:

@@ -14,7 +14,7 @@ from ...runtime.files.bundle import Bundle
 from ...runtime.files.manifest import Manifest
 from ...runtime.interfaces import EncoderInfo, Floats, ModelInfo, Tokens
 from ...runtime.leaving import in_engine
-from .encoder_decoder_session import OvSourceSession
+from .encoder_decoder_session import OvEncoderDecoderSession
 from .graph import Model, reason, weight_group
 
 _TEXT, _SOUND = "source_ids", "source_features"
@@ -60,7 +60,7 @@ class OvEncoder:
             return {name: self._request.get_output_tensor(i).data.copy() for name, i in crossed.items()}
 
 
-class OvSourceWeights:
+class OvEncoderDecoderWeights:
     """Both graphs compiled; the decoder a second time, with queries as outputs, when they are observed.
 
     compile_graph: with the settings that the engine was opened with. asked: groups of activations, or None.
@@ -103,13 +103,13 @@ class OvSourceWeights:
             encoder=found,
         )
 
-    def session(self, max_context: int | None = None) -> OvSourceSession:
+    def session(self, max_context: int | None = None) -> OvEncoderDecoderSession:
         self.check_open()
         limit = self.info.context_length
         wanted = limit if max_context is None else max_context
         if not 1 <= wanted <= limit:
             raise OptionError(f"max_context is {wanted}, but this model was trained for 1..{limit} tokens.")
-        return OvSourceSession(self, wanted)
+        return OvEncoderDecoderSession(self, wanted)
 
     def encoder(self) -> OvEncoder:
         """What reads the source."""

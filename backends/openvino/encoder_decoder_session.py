@@ -22,7 +22,7 @@ from ..common.saved_cache import Array, Layout, pack, unpack
 from .graph import reason
 
 if TYPE_CHECKING:
-    from .encoder_decoder import OvSourceWeights
+    from .encoder_decoder import OvEncoderDecoderWeights
 
 _ABILITIES: frozenset[Ability] = frozenset(
     {"tree", "evict_tokens", "hidden", "queries", "keys", "fork", "save", "encode"}
@@ -30,10 +30,10 @@ _ABILITIES: frozenset[Ability] = frozenset(
 _HIDDEN = -np.inf
 
 
-class OvSourceSession:
-    """One sequence over OvSourceWeights."""
+class OvEncoderDecoderSession:
+    """One sequence over OvEncoderDecoderWeights."""
 
-    def __init__(self, weights: OvSourceWeights, max_context: int) -> None:
+    def __init__(self, weights: OvEncoderDecoderWeights, max_context: int) -> None:
         self._weights = weights
         self.info = weights.info
         self.abilities = _ABILITIES
@@ -112,11 +112,11 @@ class OvSourceSession:
         keys, values = self._cache.entries(self._rows.n)[2 * layer : 2 * layer + 2]
         return keys, values
 
-    def fork(self, entries: Indices | None = None, max_context: int | None = None) -> OvSourceSession:
+    def fork(self, entries: Indices | None = None, max_context: int | None = None) -> OvEncoderDecoderSession:
         self._rows.check_settled()
         taken = None if entries is None else self._rows.kept(entries)
         positions = self.positions if taken is None else self.positions[taken]
-        other = OvSourceSession(self._weights, room_for(len(positions), max_context or self.max_context))
+        other = OvEncoderDecoderSession(self._weights, room_for(len(positions), max_context or self.max_context))
         other._source, other._crossed = self._source, self._crossed
         other._fill(positions, self._cache.entries(self._rows.n) if taken is None else self._cache.selected(taken))
         return other

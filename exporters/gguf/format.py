@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from ...runtime.errors import OptionError
-from ..export_spec import Order, sizes, stored_bytes
+from ..export_spec import ExportSpec, sizes, stored_bytes
 from ..quantize.weight_form import WeightForm
 from ..sources.model_source import ModelSource, Share
 from .stored_as import is_stored_so
@@ -28,27 +28,27 @@ class GgufFormat:
     packages: ClassVar[tuple[str, ...]] = ("gguf", "llama_cpp")
     file: ClassVar[str] = "gguf/model.gguf"
 
-    def refuse(self, source: ModelSource, order: Order) -> None:
+    def refuse(self, source: ModelSource, order: ExportSpec) -> None:
         if order.form is None and order.gguf_kind is not None:
             raise OptionError("weights='source' keeps the file's own types; gguf_kind has no place beside it.")
         if order.form is not None:
             from .quantize import KINDS
 
-            if source.pair is not None:
+            if source.encoder_decoder is not None:
                 check_t5(source)
             if self._kind(source, order) not in KINDS:
                 raise OptionError(f"there is no kind {order.gguf_kind!r} of GGUF file; there are {', '.join(KINDS)}.")
 
-    def keeps(self, source: ModelSource, order: Order, recipe: Mapping[str, str]) -> bool:
+    def keeps(self, source: ModelSource, order: ExportSpec, recipe: Mapping[str, str]) -> bool:
         return order.form is None or (order.gguf_kind is None and is_stored_so(source, order.form))
 
-    def bytes_needed(self, source: ModelSource, order: Order) -> int:
+    def bytes_needed(self, source: ModelSource, order: ExportSpec) -> int:
         if order.form is None:
             return source.path.stat().st_size
         return stored_bytes(source, order) + (4 if _has_f32(order.form) else 2) * sum(sizes(source))
 
     def write(
-        self, source: ModelSource, order: Order, model: PreTrainedModel | None, folder: Path, progress: Share
+        self, source: ModelSource, order: ExportSpec, model: PreTrainedModel | None, folder: Path, progress: Share
     ) -> dict[str, str]:
         if order.form is None or model is None or self.keeps(source, order, {}):
             shutil.copyfile(source.path, folder / "model.gguf")
@@ -59,7 +59,7 @@ class GgufFormat:
         write_gguf(source, model, folder / _WHOLE, stored=stored, progress=progress)
         return {"kind": self._kind(source, order)}
 
-    def finish(self, source: ModelSource, order: Order, folder: Path, progress: Share) -> dict[str, str]:
+    def finish(self, source: ModelSource, order: ExportSpec, folder: Path, progress: Share) -> dict[str, str]:
         if order.form is None or self.keeps(source, order, {}):
             return {}
         from .quantize import quantize_gguf, table_types
@@ -80,7 +80,7 @@ class GgufFormat:
         whole.unlink()
         return {"types": ", ".join(types)}
 
-    def _kind(self, source: ModelSource, order: Order) -> str:
+    def _kind(self, source: ModelSource, order: ExportSpec) -> str:
         """The kind asked for, or the one that stands for the form."""
         from .quantize import kind_for
 

@@ -107,17 +107,18 @@ def check_t5(source: ModelSource) -> None:
             f"{source.path} cannot be written as GGUF: llama.cpp makes room for as many layers as the encoder has "
             f"({settings.num_layers}), and the decoder has {settings.num_decoder_layers}. Export it to onnx."
         )
-    if source.pair is not None and len(source.pair.decoder_start) != 1:
+    if source.encoder_decoder is not None and len(source.encoder_decoder.decoder_start) != 1:
         raise UnsupportedModelError(
-            f"{source.path} cannot be written as GGUF: its answers begin with {len(source.pair.decoder_start)} tokens, "
-            "and the format has a place for one. Export it to onnx."
+            f"{source.path} cannot be written as GGUF: its answers begin with "
+            f"{len(source.encoder_decoder.decoder_start)} tokens, and the format has a place for one. "
+            "Export it to onnx."
         )
 
 
 def t5_metadata(source: ModelSource, config: PretrainedConfig) -> dict[str, object]:
     """The metadata of this architecture. Raises UnsupportedModelError: see check_t5."""
     check_t5(source)
-    assert source.pair is not None
+    assert source.encoder_decoder is not None
     settings: Any = config
     return {
         "t5.context_length": source.context_length,
@@ -131,6 +132,6 @@ def t5_metadata(source: ModelSource, config: PretrainedConfig) -> dict[str, obje
         "t5.attention.layer_norm_epsilon": float(settings.layer_norm_epsilon),
         "t5.attention.layer_norm_rms_epsilon": float(settings.layer_norm_epsilon),
         "t5.attention.relative_buckets_count": settings.relative_attention_num_buckets,
-        "t5.decoder_start_token_id": source.pair.decoder_start[0],
+        "t5.decoder_start_token_id": source.encoder_decoder.decoder_start[0],
         "t5.vocab_size": settings.vocab_size,
     }

@@ -54,7 +54,7 @@ def tokenizer_metadata(source: ModelSource, vocab_size: int) -> dict[str, object
         "tokens": tokens,
         "token_type": types,
         "add_bos_token": source.add_bos,
-        "add_eos_token": source.pair is not None and _ends_sources(tokenizer),
+        "add_eos_token": source.encoder_decoder is not None and _ends_sources(tokenizer),
         **_rules(described, tokens, types),
     }
     if source.bos_id is not None:

@@ -17,7 +17,7 @@ from ..sources.encoder_decoder_families import ENCODER_DECODERS
 from ..sources.model_source import EXPORT_EXTRA
 from .compress import Compression, Share, compress
 from .decoder import recipe_of, remove_ir, save_ir
-from .matrices import Model, pair_matrices
+from .matrices import Model, encoder_decoder_matrices
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -29,7 +29,7 @@ _TOTAL = 19  # entries that the traced step sees: its room and its own three
 _TABLES = ("relative_attention_bias", "embed_positions", "conv", "final_logits_bias")  # two axes, and no matrices
 
 
-def check_pair_columns(shapes: dict[str, tuple[int, ...]], wanted: Compression) -> None:
+def check_encoder_decoder_columns(shapes: dict[str, tuple[int, ...]], wanted: Compression) -> None:
     """Raise OptionError where the block does not divide the columns of a matrix that becomes int8 or int4."""
     for name, shape in shapes.items():
         if len(shape) == 2 and not any(table in name for table in _TABLES):
@@ -38,7 +38,7 @@ def check_pair_columns(shapes: dict[str, tuple[int, ...]], wanted: Compression) 
             wanted.check_columns(part, shape[1], name)
 
 
-def trace_seq2seq_openvino(model: PreTrainedModel, folder: Path, wanted: Compression) -> dict[str, str]:
+def trace_encoder_decoder_openvino(model: PreTrainedModel, folder: Path, wanted: Compression) -> dict[str, str]:
     """Write both halves in f32, to be compressed; what a manifest's recipe says of the model.
 
     model: in f32 on the CPU; it is the same afterwards. Raises UnsupportedModelError, OptionError and
@@ -51,17 +51,17 @@ def trace_seq2seq_openvino(model: PreTrainedModel, folder: Path, wanted: Compres
         )
     if wanted.methods:
         raise OptionError("the weights of an encoder-decoder cannot be fitted to a text yet; leave the methods out.")
-    check_pair_columns({name: tuple(p.shape) for name, p in model.named_parameters()}, wanted)
+    check_encoder_decoder_columns({name: tuple(p.shape) for name, p in model.named_parameters()}, wanted)
     try:
         with without_telemetry():
             import openvino
 
-        from ..torch_to_onnx.encoder_decoder_swap import swapped_pair
+        from ..torch_to_onnx.encoder_decoder_swap import swapped_encoder_decoder
         from .plain_attention import PLAIN
     except ImportError as error:
         raise EngineMissingError(f"exporting to OpenVINO needs the package {error.name}. {EXPORT_EXTRA}") from error
     try:
-        with swapped_pair(model, PLAIN) as state, warnings.catch_warnings():
+        with swapped_encoder_decoder(model, PLAIN) as state, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the tracer, about every branch on a shape
             for name, made in zip(_TRACED, (_encoder(state), _decoder(state)), strict=True):
                 openvino.save_model(made, folder / name, compress_to_fp16=False)
@@ -72,7 +72,9 @@ def trace_seq2seq_openvino(model: PreTrainedModel, folder: Path, wanted: Compres
     return {"n_heads": str(n_heads)}
 
 
-def compress_seq2seq_openvino(folder: Path, wanted: Compression, progress: Share | None = None) -> dict[str, str]:
+def compress_encoder_decoder_openvino(
+    folder: Path, wanted: Compression, progress: Share | None = None
+) -> dict[str, str]:
     """Make encoder.xml and decoder.xml of what was traced, which is removed; how, as entries of a recipe.
 
     Memory: what is compressed, beside the traced weights, which lie in a file and are mapped. Raises EngineError where
@@ -84,7 +86,7 @@ def compress_seq2seq_openvino(folder: Path, wanted: Compression, progress: Share
     try:
         for i, (name, made) in enumerate(_TRACED.items()):
             graph = openvino.Core().read_model(folder / name)
-            counts.update(compress(graph, pair_matrices, wanted, _half(tell, i)))
+            counts.update(compress(graph, encoder_decoder_matrices, wanted, _half(tell, i)))
             save_ir(graph, folder / made)
     finally:
         _remove_traced(folder)

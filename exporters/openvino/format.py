@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from ...runtime.errors import UnsupportedModelError
-from ..export_spec import Order, sizes, stored_bytes
+from ..export_spec import ExportSpec, sizes, stored_bytes
 from ..gguf.stored_as import is_stored_so
 from ..quantize.weight_form import as_they_come
 from ..sources.model_source import ModelSource, Share
@@ -25,7 +25,7 @@ class OpenVinoFormat:
     packages: ClassVar[tuple[str, ...]] = ("openvino", "optimum.intel", "nncf")
     file: ClassVar[str] = "openvino/openvino_model.xml"
 
-    def refuse(self, source: ModelSource, order: Order) -> None:
+    def refuse(self, source: ModelSource, order: ExportSpec) -> None:
         form = order.form
         if form is None:
             raise UnsupportedModelError(
@@ -33,41 +33,41 @@ class OpenVinoFormat:
                 "engine opens the file itself: export to gguf instead, or choose the weights int8 or int4."
             )
         wanted = self._compression(order)
-        if source.pair is not None:
-            from .encoder_decoder import check_pair_columns
+        if source.encoder_decoder is not None:
+            from .encoder_decoder import check_encoder_decoder_columns
 
-            check_pair_columns(dict(source.weights.shapes()), wanted)
+            check_encoder_decoder_columns(dict(source.weights.shapes()), wanted)
             return
         for name, shape in source.weights.shapes().items():
             if len(shape) == 2:
                 part = "embedding" if "embed_tokens" in name else "output" if "lm_head" in name else "layers"
                 wanted.check_columns(part, shape[1], name)
 
-    def keeps(self, source: ModelSource, order: Order, recipe: Mapping[str, str]) -> bool:
+    def keeps(self, source: ModelSource, order: ExportSpec, recipe: Mapping[str, str]) -> bool:
         return order.form is not None and is_stored_so(source, order.form) and recipe.get("own_grid") == "all"
 
-    def bytes_needed(self, source: ModelSource, order: Order) -> int:
+    def bytes_needed(self, source: ModelSource, order: ExportSpec) -> int:
         return stored_bytes(source, order) + 4 * sum(sizes(source))  # what is traced is in f32
 
     def write(
-        self, source: ModelSource, order: Order, model: PreTrainedModel | None, folder: Path, progress: Share
+        self, source: ModelSource, order: ExportSpec, model: PreTrainedModel | None, folder: Path, progress: Share
     ) -> dict[str, str]:
         from .decoder import trace_openvino
-        from .encoder_decoder import trace_seq2seq_openvino
+        from .encoder_decoder import trace_encoder_decoder_openvino
 
         assert model is not None  # refuse() has seen to it
-        trace = trace_openvino if source.pair is None else trace_seq2seq_openvino
+        trace = trace_openvino if source.encoder_decoder is None else trace_encoder_decoder_openvino
         return trace(model, folder, self._compression(order)) | {"activations": as_they_come(order.activations)}
 
-    def finish(self, source: ModelSource, order: Order, folder: Path, progress: Share) -> dict[str, str]:
+    def finish(self, source: ModelSource, order: ExportSpec, folder: Path, progress: Share) -> dict[str, str]:
         from .decoder import compress_openvino
-        from .encoder_decoder import compress_seq2seq_openvino
+        from .encoder_decoder import compress_encoder_decoder_openvino
 
-        made = compress_openvino if source.pair is None else compress_seq2seq_openvino
+        made = compress_openvino if source.encoder_decoder is None else compress_encoder_decoder_openvino
         return made(folder, self._compression(order), progress)
 
     @staticmethod
-    def _compression(order: Order) -> Compression:
+    def _compression(order: ExportSpec) -> Compression:
         from .compress import Compression
 
         assert order.form is not None

@@ -85,7 +85,7 @@ def matrices(model: Model) -> Matrices:
     return Matrices(tuple(m for m in products if m.name != output[0].name), tables[0], output[0])
 
 
-def pair_matrices(model: Model) -> Matrices:
+def encoder_decoder_matrices(model: Model) -> Matrices:
     """The weight matrices of one half of an encoder-decoder; tables of positions and of distances are none."""
     products, ids = _products(model), {"input_ids", "source_ids"}
     tables = [table for table in _tables(model) if _index_of(table.node) in ids]

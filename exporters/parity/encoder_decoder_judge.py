@@ -19,13 +19,13 @@ from .parity import GreedyRun
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from ..sources.encoder_decoder_families import PairFacts
+    from ..sources.encoder_decoder_families import EncoderDecoderFacts
 
 
-class PairJudge(SourceJudge):
+class EncoderDecoderJudge(SourceJudge):
     """A torch encoder-decoder that answers. It is not changed."""
 
-    def __init__(self, model: PreTrainedModel, facts: PairFacts) -> None:
+    def __init__(self, model: PreTrainedModel, facts: EncoderDecoderFacts) -> None:
         super().__init__(model)
         self.start, self._hears = facts.decoder_start, facts.source_kind == "audio"
         self._silence: Any = None  # as the encoder sees it: the same for every text

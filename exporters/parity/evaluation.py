@@ -132,8 +132,8 @@ def evaluation_of(source: ModelSource) -> Evaluation:
     window = source.settings.get("sliding_window")
     slides = isinstance(window, int) and window <= _WIDEST_WINDOW and source.settings.get("use_sliding_window", True)
     length = source.context_length
-    if source.pair is not None:  # read by the encoder, and after the answer's first tokens by the decoder
-        length = min(length, source.pair.source_limit or length) - len(source.pair.decoder_start)
+    if source.encoder_decoder is not None:  # read by the encoder, and after the answer's first tokens by the decoder
+        length = min(length, source.encoder_decoder.source_limit or length) - len(source.encoder_decoder.decoder_start)
     return evaluation_for(source.tokenizer, source.chat_template, length, window=window if slides else None)
 
 

@@ -1,6 +1,6 @@
 """How far an export is from its source: numbers from two arrays of logits, or from one and the source's stored answers.
 
-p is the source's law, q the export's, both over what follows each token of a text. Everything is numpy.
+p is the source's distribution, q the export's, both over what follows each token of a text. Everything is numpy.
 """
 
 from __future__ import annotations

@@ -27,11 +27,11 @@ _GREEDY = 16
 
 def judge_of(source: ModelSource, model: PreTrainedModel) -> SourceJudge:
     """Who answers for a source."""
-    if source.pair is None:
+    if source.encoder_decoder is None:
         return SourceJudge(model)
-    from .encoder_decoder_judge import PairJudge
+    from .encoder_decoder_judge import EncoderDecoderJudge
 
-    return PairJudge(model, source.pair)
+    return EncoderDecoderJudge(model, source.encoder_decoder)
 
 
 def rounding_alone(judge: SourceJudge, answers: Answers, logits: Mapping[str, Floats], form: WeightForm) -> Parity:

@@ -25,7 +25,7 @@ _UNBOUNDED = 2048  # entries offered where positions are relative and the config
 
 
 @dataclass(frozen=True, slots=True)
-class PairFacts:
+class EncoderDecoderFacts:
     """An encoder-decoder, as a manifest describes it. source_limit: tokens or frames; None where there is none."""
 
     context_length: int
@@ -35,7 +35,7 @@ class PairFacts:
     eos_ids: tuple[int, ...]
 
 
-def pair_settings(settings: Mapping[str, Any], path: Path) -> dict[str, Any]:
+def encoder_decoder_settings(settings: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """The entries of config.json of an encoder-decoder of a known family.
 
     Raises UnsupportedModelError for what cannot be exported yet, and ModelFileError for what cannot be.
@@ -55,7 +55,7 @@ def pair_settings(settings: Mapping[str, Any], path: Path) -> dict[str, Any]:
     return dict(settings)
 
 
-def pair_facts(config: PretrainedConfig, said: Mapping[str, Any]) -> PairFacts:
+def encoder_decoder_facts(config: PretrainedConfig, said: Mapping[str, Any]) -> EncoderDecoderFacts:
     """What a configuration and the settings for generating say. Raises UnsupportedModelError without a start token.
 
     said: the settings for generating, as said_by() finds them.
@@ -68,7 +68,7 @@ def pair_facts(config: PretrainedConfig, said: Mapping[str, Any]) -> PairFacts:
         length, limit = getattr(settings, "n_positions", None) or _UNBOUNDED, None
     else:
         length = limit = settings.max_position_embeddings
-    return PairFacts(
+    return EncoderDecoderFacts(
         context_length=int(length),
         source_kind="audio" if kind == "whisper" else "text",
         source_limit=limit,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 from ...runtime.errors import EngineMissingError, ModelFileError, ModelNotFoundError, UnsupportedModelError
 from ...runtime.storage import file_digest
 from ...runtime.text.tokenizer import Tokenizer
-from .encoder_decoder_families import ENCODER_DECODERS, pair_facts, pair_settings
+from .encoder_decoder_families import ENCODER_DECODERS, encoder_decoder_facts, encoder_decoder_settings
 from .families import text_settings
 from .generation_settings import generating, languages_of, said_by
 from .model_source import EXPORT_EXTRA, ModelSource, build_config
@@ -40,9 +40,9 @@ def open_folder(path: Path) -> ModelSource:
     settings, pair = _json(path / "config.json", required=True), None
     said = said_by(_json(path / "generation_config.json"), settings)
     if settings.get("model_type") in ENCODER_DECODERS:
-        settings = pair_settings(settings, path)
+        settings = encoder_decoder_settings(settings, path)
         config: Any = build_config(settings, path)
-        pair = pair_facts(config, said)
+        pair = encoder_decoder_facts(config, said)
     else:
         settings = text_settings(settings, path)
         config = build_config(settings, path)
@@ -67,7 +67,7 @@ def open_folder(path: Path) -> ModelSource:
         eos_ids=tokenizer.ordered_eos_ids,
         settings=settings,
         weights=weights,
-        pair=pair,
+        encoder_decoder=pair,
         generating=generating(said, int(config.vocab_size), languages),
     )
 

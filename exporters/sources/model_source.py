@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 from ...runtime.errors import EngineMissingError, ModelFileError, UnsupportedModelError
 from ...runtime.text.tokenizer import Tokenizer
-from .encoder_decoder_families import PairFacts
+from .encoder_decoder_families import EncoderDecoderFacts
 from .generation_settings import Generating
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class ModelSource:
     eos_ids: tuple[int, ...]
     settings: Mapping[str, Any] = field(repr=False)  # as config.json has them
     weights: StoredWeights = field(repr=False)
-    pair: PairFacts | None = None  # of an encoder-decoder
+    encoder_decoder: EncoderDecoderFacts | None = None  # of an encoder-decoder
     generating: Generating = field(default_factory=Generating)
 
     def config(self) -> PretrainedConfig:
@@ -68,8 +68,8 @@ class ModelSource:
         Memory: one f32 copy. Raises ModelFileError where a tensor is missing, odd, or left over, before
         any is read.
         """
-        if self.pair is not None:
-            return load_pair(self.config(), self.path, self.pair)
+        if self.encoder_decoder is not None:
+            return load_encoder_decoder(self.config(), self.path, self.encoder_decoder)
         return load_model(self.config(), self.weights, self.path, progress or (lambda share: None))
 
 
@@ -112,7 +112,7 @@ def load_model(config: PretrainedConfig, weights: StoredWeights, path: Path, pro
     return model
 
 
-def load_pair(config: PretrainedConfig, path: Path, facts: PairFacts) -> PreTrainedModel:
+def load_encoder_decoder(config: PretrainedConfig, path: Path, facts: EncoderDecoderFacts) -> PreTrainedModel:
     """An encoder-decoder in f32 on the CPU, read by transformers, which knows what of it is tied and what is computed.
 
     Nothing is fetched, and nothing but safetensors read. Raises ModelFileError where a tensor is missing or odd.

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ...runtime.errors import EngineMissingError, UnsupportedModelError
 from ...runtime.interfaces import Tokens
 from ..quantize.weight_form import Activations, WeightForm, check_activations
-from ..sources.encoder_decoder_families import ENCODER_DECODERS, pair_facts
+from ..sources.encoder_decoder_families import ENCODER_DECODERS, encoder_decoder_facts
 from ..sources.model_source import EXPORT_EXTRA
 from .decoder import ACCURACY_LEVEL, described
 
@@ -27,7 +27,7 @@ ENCODER, DECODER = "encoder.onnx", "decoder.onnx"
 UNHEARD = "static activations are fitted to text, and this model hears; choose --activations int8 or f32."
 
 
-def export_seq2seq_onnx(
+def export_encoder_decoder_onnx(
     model: PreTrainedModel,
     folder: Path,
     form: WeightForm,
@@ -54,7 +54,7 @@ def export_seq2seq_onnx(
         raise UnsupportedModelError(UNHEARD)
     try:
         from .encoder_decoder_step import trace_decoder, trace_encoder
-        from .encoder_decoder_swap import onnx_operators, swapped_pair
+        from .encoder_decoder_swap import onnx_operators, swapped_encoder_decoder
         from .files import Data, data_file, fill, save, save_both
         from .gptq import text_rows
         from .passes import fuse, merge_siblings, parts_of, remove_transposes, store_halves
@@ -64,7 +64,7 @@ def export_seq2seq_onnx(
     tell(0.0, "tracing")
     grids = fit_inputs(model, lambda: _copy_out(model, text_rows(samples))) if activations == "static" else None
     operators = onnx_operators(form, ACCURACY_LEVEL[activations])
-    with swapped_pair(model, operators) as state, warnings.catch_warnings():
+    with swapped_encoder_decoder(model, operators) as state, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about torch's own future
         graphs = [trace_encoder(state), trace_decoder(state)]
         n_heads = state.cross[0].n_heads
@@ -103,7 +103,7 @@ def _copy_out(model: PreTrainedModel, rows: Tensor) -> object:
     from torch import cat
 
     generation: Any = getattr(model, "generation_config", None)
-    facts = pair_facts(model.config, generation.to_dict() if generation is not None else {})
+    facts = encoder_decoder_facts(model.config, generation.to_dict() if generation is not None else {})
     start = rows.new_tensor([facts.decoder_start]).expand(len(rows), -1)
     return model(input_ids=rows, decoder_input_ids=cat([start, rows], dim=1), use_cache=False)
 

@@ -11,7 +11,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from .decoder_step import Inputs, traced
 from .encoder_decoder_modules import EncoderDecoderTrace, RelativeBias
-from .encoder_decoder_swap import SwappedPair
+from .encoder_decoder_swap import SwappedEncoderDecoder
 
 _N, _ROWS, _TOTAL, _ROOM, _SOURCE = 3, 2, 7, 16, 5  # sizes of the traced step: all different, none of them special
 
@@ -19,7 +19,7 @@ _N, _ROWS, _TOTAL, _ROOM, _SOURCE = 3, 2, 7, 16, 5  # sizes of the traced step: 
 class Encode(nn.Module):
     """The encoder, and the keys and values that the decoder's layers make of its result."""
 
-    def __init__(self, state: SwappedPair) -> None:
+    def __init__(self, state: SwappedEncoderDecoder) -> None:
         super().__init__()
         self.model, self.state = state.model, state
         _hold_bias(self, state.encoder_bias)
@@ -31,7 +31,7 @@ class Encode(nn.Module):
             trace.encoder_bias = self.state.encoder_bias.between(
                 places, places, self.get_buffer("distances"), self.state.operators.gather
             )[None]
-        self.state.pair = trace
+        self.state.encoder_decoder = trace
         hidden = self.model.get_encoder()(source).last_hidden_state
         kept = (attention.heads(i, hidden) for attention in self.state.cross for i in (1, 2))
         return (*kept, hidden[0])
@@ -40,7 +40,7 @@ class Encode(nn.Module):
 class Decode(nn.Module):
     """One step of the decoder."""
 
-    def __init__(self, state: SwappedPair) -> None:
+    def __init__(self, state: SwappedEncoderDecoder) -> None:
         super().__init__()
         self.model, self.state = state.model, state
         _hold_bias(self, state.decoder_bias)
@@ -55,7 +55,7 @@ class Decode(nn.Module):
         pairs = list(zip(rest[1::2], rest[2::2], strict=True))
         past, cross = pairs[: len(layers)], pairs[len(layers) :]
         trace = EncoderDecoderTrace(position_ids, bias, None, past, cross=tuple(cross), logit_rows=logit_rows)
-        state.pair = trace
+        state.encoder_decoder = trace
         unread: Any = torch.zeros(1, 1, self.model.config.d_model)
         encoded = BaseModelOutput(last_hidden_state=unread)
         logits = self.model(encoder_outputs=encoded, decoder_input_ids=input_ids, use_cache=False).logits
@@ -69,17 +69,17 @@ def _hold_bias(step: nn.Module, bias: RelativeBias | None) -> None:
         step.register_buffer("distances", bias.table)
 
 
-def trace_encoder(state: SwappedPair) -> ir.Model:
+def trace_encoder(state: SwappedEncoderDecoder) -> ir.Model:
     """The encoder's graph, named as the contract says, weights placeholders named after their modules."""
     return traced(Encode(state), encoder_inputs(state), encoder_outputs(state), n_named=1)
 
 
-def trace_decoder(state: SwappedPair) -> ir.Model:
+def trace_decoder(state: SwappedEncoderDecoder) -> ir.Model:
     """The decoder's observing graph, named as the contract says, weights placeholders named after their modules."""
     return traced(Decode(state), decoder_inputs(state, _TOTAL), decoder_outputs(state), n_named=3)
 
 
-def encoder_inputs(state: SwappedPair) -> Inputs:
+def encoder_inputs(state: SwappedEncoderDecoder) -> Inputs:
     """What an encoder takes."""
     config: Any = state.model.config
     if hasattr(config, "num_mel_bins"):
@@ -87,12 +87,12 @@ def encoder_inputs(state: SwappedPair) -> Inputs:
     return {"source_ids": (torch.ones(1, _SOURCE, dtype=torch.int64), {1: "S"})}
 
 
-def encoder_outputs(state: SwappedPair) -> list[str]:
+def encoder_outputs(state: SwappedEncoderDecoder) -> list[str]:
     """What Encode gives, by name."""
     return [*_layers("cross", state), "encoder_hidden"]
 
 
-def decoder_inputs(state: SwappedPair, total: int) -> Inputs:
+def decoder_inputs(state: SwappedEncoderDecoder, total: int) -> Inputs:
     """What a decoder takes. total: entries that the traced step sees."""
     inputs: Inputs = {
         "input_ids": (torch.ones(1, _N, dtype=torch.int64), {1: "n"}),
@@ -110,10 +110,10 @@ def decoder_inputs(state: SwappedPair, total: int) -> Inputs:
     return inputs
 
 
-def decoder_outputs(state: SwappedPair) -> list[str]:
+def decoder_outputs(state: SwappedEncoderDecoder) -> list[str]:
     """What Decode gives, by name."""
     return ["logits", "hidden", *_layers("present", state), *(f"query_{i}" for i in range(len(state.cross)))]
 
 
-def _layers(what: str, state: SwappedPair) -> list[str]:
+def _layers(what: str, state: SwappedEncoderDecoder) -> list[str]:
     return [f"{what}_{kind}_{i}" for i in range(len(state.cross)) for kind in ("key", "value")]

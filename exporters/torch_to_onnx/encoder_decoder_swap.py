@@ -38,7 +38,7 @@ class Operators:
 
     attend: Mapping[Role, Callable[[EncoderDecoderTrace, Attention, Tensor], Tensor]]
     gather: Gather
-    stand_in: Callable[[SwappedPair, str, nn.Module], nn.Module | None]
+    stand_in: Callable[[SwappedEncoderDecoder, str, nn.Module], nn.Module | None]
 
 
 def onnx_operators(form: WeightForm, accuracy_level: int) -> Operators:
@@ -51,7 +51,7 @@ def onnx_operators(form: WeightForm, accuracy_level: int) -> Operators:
 
 
 @dataclass(slots=True, kw_only=True)
-class SwappedPair(Swapped):
+class SwappedEncoderDecoder(Swapped):
     """The model while it is traced. encoder_bias, decoder_bias: of models with relative positions. cross: by
     layer."""
 
@@ -59,22 +59,22 @@ class SwappedPair(Swapped):
     cross: list[Attention] = field(default_factory=list)
     encoder_bias: RelativeBias | None = None
     decoder_bias: RelativeBias | None = None
-    pair: EncoderDecoderTrace | None = None
+    encoder_decoder: EncoderDecoderTrace | None = None
 
     def step(self) -> EncoderDecoderTrace:
         """The step that is being traced."""
-        assert self.pair is not None
-        return self.pair
+        assert self.encoder_decoder is not None
+        return self.encoder_decoder
 
 
 @contextlib.contextmanager
-def swapped_pair(model: PreTrainedModel, operators: Operators) -> Iterator[SwappedPair]:
+def swapped_encoder_decoder(model: PreTrainedModel, operators: Operators) -> Iterator[SwappedEncoderDecoder]:
     """The model with every module exchanged that these operators stand for; afterwards it is as it was.
 
     Each stand-in is compared on random input with what it stands for: a family that computes otherwise is an
     UnsupportedModelError.
     """
-    state = SwappedPair(model=model, operators=operators)
+    state = SwappedEncoderDecoder(model=model, operators=operators)
     attentions = {name: Attention.of(name, *found) for name, found in _attentions(model)}
     for attention in attentions.values():
         _check_attention(attention)
@@ -107,7 +107,7 @@ def _attentions(model: Any) -> Iterator[tuple[str, tuple[Any, str, tuple[str, ..
                 yield name, (module, "cross" if crossed else side, names)
 
 
-def _stand_ins(state: SwappedPair) -> Iterator[tuple[str, nn.Module]]:
+def _stand_ins(state: SwappedEncoderDecoder) -> Iterator[tuple[str, nn.Module]]:
     model = state.model
     for name, module in model.named_modules(remove_duplicate=False):
         leaf = name.rpartition(".")[2]
@@ -123,7 +123,7 @@ def _stand_ins(state: SwappedPair) -> Iterator[tuple[str, nn.Module]]:
 
 
 @torch.no_grad()
-def _positions(state: SwappedPair, name: str, module: Any) -> TracedPositions:
+def _positions(state: SwappedEncoderDecoder, name: str, module: Any) -> TracedPositions:
     offset = int(getattr(module, "offset", 0))
     table = module.weight.detach().float()[offset:]
     places = torch.tensor([2, 0, 5])
@@ -156,7 +156,7 @@ def _relative_bias(attentions: dict[str, Attention], role: str) -> RelativeBias 
     return RelativeBias.of(found[0].module) if found else None
 
 
-def _forward(state: SwappedPair, attention: Attention) -> Callable[..., tuple[Tensor, None]]:
+def _forward(state: SwappedEncoderDecoder, attention: Attention) -> Callable[..., tuple[Tensor, None]]:
     """What an attention module does while it is traced."""
     step = state.operators.attend[attention.role]
 
@@ -166,7 +166,7 @@ def _forward(state: SwappedPair, attention: Attention) -> Callable[..., tuple[Te
     return forward
 
 
-def _hook(state: SwappedPair, undo: contextlib.ExitStack) -> None:
+def _hook(state: SwappedEncoderDecoder, undo: contextlib.ExitStack) -> None:
     """Remember what the decoder gives out, and let the head see the wanted rows only."""
 
     def remember(_: nn.Module, __: Any, found: Any) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from ...runtime.errors import UnsupportedModelError
-from ..export_spec import Order, stored_bytes
+from ..export_spec import ExportSpec, stored_bytes
 from ..gguf.stored_as import is_stored_so
 from ..quantize.weight_form import as_they_come, check_activations
 from ..sources.model_source import ModelSource, Share
@@ -25,30 +25,34 @@ class OnnxFormat:
     packages: ClassVar[tuple[str, ...]] = ("onnx", "onnxscript")
     file: ClassVar[str] = "onnx/model.onnx"
 
-    def refuse(self, source: ModelSource, order: Order) -> None:
+    def refuse(self, source: ModelSource, order: ExportSpec) -> None:
         check_activations(order.activations, order.form, order.samples)
-        if order.activations == "static" and source.pair is not None and source.pair.source_kind == "audio":
+        if (
+            order.activations == "static"
+            and source.encoder_decoder is not None
+            and source.encoder_decoder.source_kind == "audio"
+        ):
             raise UnsupportedModelError(UNHEARD)
 
-    def keeps(self, source: ModelSource, order: Order, recipe: Mapping[str, str]) -> bool:
+    def keeps(self, source: ModelSource, order: ExportSpec, recipe: Mapping[str, str]) -> bool:
         return order.form is None or (is_stored_so(source, order.form) and order.activations != "static")
 
-    def bytes_needed(self, source: ModelSource, order: Order) -> int:
+    def bytes_needed(self, source: ModelSource, order: ExportSpec) -> int:
         return stored_bytes(source, order)
 
     def write(
-        self, source: ModelSource, order: Order, model: PreTrainedModel | None, folder: Path, progress: Share
+        self, source: ModelSource, order: ExportSpec, model: PreTrainedModel | None, folder: Path, progress: Share
     ) -> dict[str, str]:
         if order.form is None or model is None or self.keeps(source, order, {}):
             return _import_as_is(source, order, folder, progress)
         from .decoder import export_onnx
-        from .encoder_decoder import export_seq2seq_onnx
+        from .encoder_decoder import export_encoder_decoder_onnx
 
         def tell(share: float, what: str) -> None:
             progress(share)
 
-        if source.pair is not None:
-            return export_seq2seq_onnx(
+        if source.encoder_decoder is not None:
+            return export_encoder_decoder_onnx(
                 model, folder, order.form, activations=order.activations, samples=order.samples, progress=tell
             )
         return export_onnx(
@@ -60,11 +64,11 @@ class OnnxFormat:
             progress=tell,
         )
 
-    def finish(self, source: ModelSource, order: Order, folder: Path, progress: Share) -> dict[str, str]:
+    def finish(self, source: ModelSource, order: ExportSpec, folder: Path, progress: Share) -> dict[str, str]:
         return {}
 
 
-def _import_as_is(source: ModelSource, order: Order, folder: Path, progress: Share) -> dict[str, str]:
+def _import_as_is(source: ModelSource, order: ExportSpec, folder: Path, progress: Share) -> dict[str, str]:
     """The GGUF file's own blocks as MatMulNBits, from the bundle that opening the file makes in the cache."""
     from ...runtime.files.bundle import open_bundle
     from ..gguf.import_gguf import import_gguf

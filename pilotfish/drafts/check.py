@@ -117,7 +117,7 @@ def check_draft(
     for name, value in (("n_tokens", n_tokens), ("per_set", per_set), ("repeats", repeats)):
         whole(name, value, 1, _MOST[name])
     report = progress or (lambda what, share: None)
-    found, found_draft, share = resolve(target, report), resolve(draft, report), busy.busy_share()
+    found, found_draft, share = resolve(target, report), resolve(draft, report), busy.cpu_load()
     with load(
         found,
         engine,
@@ -170,7 +170,7 @@ def _check_set(
     for i, prompt in enumerate(prompts):
         tokens, n_prompt = answer(model, prompt, n_tokens)
         answers.append((tokens, n_prompt))
-        p, q = _laws(model, tokens, n_prompt)
+        p, q = _distributions(model, tokens, n_prompt)
         agree.append(q.argmax(axis=1) == tokens[n_prompt:])
         overlap.append(np.minimum(_softmax(p), _softmax(q)).sum(axis=1))
         tell((i + 1) / steps)
@@ -194,7 +194,7 @@ def answer(model: Model, prompt: str, n_tokens: int) -> tuple[Tokens, int]:
     return np.concatenate([asked, np.array(said, dtype=np.int64)]), len(asked)
 
 
-def _laws(model: Model, tokens: Tokens, n_prompt: int) -> tuple[Floats, Floats]:
+def _distributions(model: Model, tokens: Tokens, n_prompt: int) -> tuple[Floats, Floats]:
     """Logits of target and draft, over the target's tokens, for each token of an answer, (n, vocab_size)."""
     assert model.draft is not None
     rows, weights = model.info.vocab_size, model.draft.weights

@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..exporters.export_spec import Order
+from ..exporters.export_spec import ExportSpec
 from ..exporters.formats import FORMATS
 from ..runtime.files.bundle import read_json, write_json_atomically
 from .manifest import PLAN, Made
@@ -33,10 +33,10 @@ _MAKERS = (
 _PACK_MAKERS = ("onnxruntime", "onnxruntime-qnn", "executorch", "torchao", "coremltools")
 
 
-class Ledger:
+class Checkpoint:
     """Finished formats in a folder that is being built, those of a killed process among them."""
 
-    def __init__(self, folder: Path, source: ModelSource, order: Order) -> None:
+    def __init__(self, folder: Path, source: ModelSource, order: ExportSpec) -> None:
         self._folder, self._source, self._order = folder, source, order
         self._made = _finished(folder, source)
 

@@ -36,8 +36,8 @@ def prepare_draft(job: Job, plan: Plan) -> tuple[Job, Pairing]:
     asked = replace(job, source=job.draft, draft=None, min_agreement=0.0, out=job.out / FOLDER, force=True)
     beside = only_for(asked, plan.engines)
     draft = prepare(beside).source
-    if (draft.pair is None) != (plan.source.pair is None):
-        kind = "a decoder" if draft.pair is None else "an encoder-decoder"
+    if (draft.encoder_decoder is None) != (plan.source.encoder_decoder is None):
+        kind = "a decoder" if draft.encoder_decoder is None else "an encoder-decoder"
         raise OptionError(f"{job.draft} is {kind}, and the model is not: choose a draft of the model's own kind.")
     return beside, pair(plan.source.tokenizer, draft.tokenizer)
 

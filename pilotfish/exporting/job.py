@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..exporters.export_spec import DataAware, Order
+from ..exporters.export_spec import DataAware, ExportSpec
 from ..exporters.parity.parity import Parity
 from ..exporters.parity.thresholds import Thresholds
 from ..exporters.quantize.weight_form import Activations, WeightForm
@@ -76,7 +76,7 @@ class Plan:
     """
 
     source: ModelSource
-    order: Order
+    order: ExportSpec
     kept: Bundle | None
     engines: tuple[str, ...]
     targets: tuple[str, ...]

@@ -65,7 +65,7 @@ def compose(
     recipe = {k: v for name in stays if old for k, v in _prefixed(name, old.recipe_of(name)).items()}
     for name, one in made.items():
         recipe |= _prefixed(name, one.recipe)
-    pair = source.pair
+    pair = source.encoder_decoder
     encoders = {name: file for name in made if name in FORMATS and (file := files_of_format(name, source)[1])}
     ran = {name: dict(one.report) for name, one in made.items() if one.report}
     return Manifest(

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from .. import backends
-from ..exporters.export_spec import Order
-from ..exporters.formats import FORMATS, pack_bytes_needed, refuse_pair
+from ..exporters.export_spec import ExportSpec
+from ..exporters.formats import FORMATS, pack_bytes_needed, refuse_encoder_decoder
 from ..exporters.mobile.export import DEFAULT_TARGETS, TARGETS
 from ..loading.opening import resolve, source_place
 from ..runtime.errors import (
@@ -46,10 +46,10 @@ def prepare(job: Job) -> Plan:
     if len(engines) < len(job.to):
         _need_packages(MOBILE, ())
     source = open_job_source(job)
-    refuse_pair(source, job.to, job.data_aware)
+    refuse_encoder_decoder(source, job.to, job.data_aware)
     if job.form is None and source.format != "gguf":
         raise OptionError("weights='source' is for .gguf files, whose weights are quantized; choose int4 or int8.")
-    order = Order(
+    order = ExportSpec(
         form=job.form,
         activations=job.activations,
         data_aware=job.data_aware,
@@ -88,7 +88,7 @@ def _check_names(job: Job) -> None:
             )
 
 
-def _possible_targets(job: Job, source: ModelSource, order: Order) -> tuple[tuple[str, ...], dict[str, str]]:
+def _possible_targets(job: Job, source: ModelSource, order: ExportSpec) -> tuple[tuple[str, ...], dict[str, str]]:
     """The targets of the mobile pack that can be made of this model here, and why others are left out.
 
     Raises EngineMissingError and UnsupportedModelError where one that was named cannot, or nothing of the pack can.

@@ -24,7 +24,7 @@ from ..runtime.storage import write_error
 from ..verifying.cache_types import cache_hint, measure_cache_types
 from ..verifying.report import FormatReport, Report, TargetReport
 from ..verifying.verify import format_bytes, own_threads, verify_format
-from .checkpoint import Ledger
+from .checkpoint import Checkpoint
 from .job import Job, Plan
 from .manifest import ANSWERS, TOKENIZER, Known, Made, compose
 
@@ -42,7 +42,7 @@ class Steps:
     def __init__(self, job: Job, plan: Plan, folder: Path, tell: Progress) -> None:
         self._job, self._plan, self._folder, self._tell = job, plan, folder, tell
         self._source, self._order = plan.source, plan.order
-        self._ledger = Ledger(folder, plan.source, plan.order)
+        self._ledger = Checkpoint(folder, plan.source, plan.order)
         self.failed: dict[str, Exception] = {}
         self.left_out = dict(plan.left_out)
         self.seconds = dict.fromkeys(plan.formats, 0.0)  # spent on writing each format
@@ -133,7 +133,7 @@ class Steps:
         facts = {r.form: r.facts() | {"export_s": round(self.seconds[r.form], 1)} for r in report.formats if r.ok}
         unverified = tuple(name for name in manifest.unverified if name not in facts)
         hints = manifest.kv_hints
-        if "openvino" in facts and self._source.pair is None:
+        if "openvino" in facts and self._source.encoder_decoder is None:
             hints = {k: v for k, v in hints.items() if k != "openvino"} | self._cache_hint()
         return {"unverified": unverified, "reports": {**manifest.reports, **facts}, "kv_hints": hints}
 

@@ -18,12 +18,12 @@ from ..runtime.errors import (
 )
 from ..runtime.interfaces import Weights
 from ..runtime.profiling.canary import WRONG, Canary, canary_error
-from ..runtime.profiling.engine_trial import Choice, Trial
+from ..runtime.profiling.engine_trial import Choice, EngineTrial
 from .broken_weights import require_numbers
 from .measuring import doubt, known_answer
 from .opening import Place, Progress, open_weights, usable_cores
 from .options import Wish, device_list, refuse_impossible
-from .trials import Trials, _read, _trials_path
+from .trials import EngineTrials, _read, _trials_path
 
 __all__ = ["Wish", "choose", "first_threads", "open_first_right", "refuse_impossible"]
 
@@ -37,7 +37,7 @@ def choose(path: Path, wish: Wish, report: Progress, *, again: bool = False) -> 
     places = candidates(path, wish)
     if len(places) == 1 and wish.threads is not None:
         return places, Choice.of([], wish.job, wish.exact)
-    trials = Trials(path, wish, {} if again else _read(_trials_path(path, wish)))
+    trials = EngineTrials(path, wish, {} if again else _read(_trials_path(path, wish)))
     done = _able([(place, trials.run(place, report)) for place in places], wish)
     usable = [(p, t) for p, t in done if t.usable]
     if wish.threads is None and usable:
@@ -55,7 +55,7 @@ def choose(path: Path, wish: Wish, report: Progress, *, again: bool = False) -> 
     return found, choice
 
 
-def _able(done: list[tuple[Place, Trial]], wish: Wish) -> list[tuple[Place, Trial]]:
+def _able(done: list[tuple[Place, EngineTrial]], wish: Wish) -> list[tuple[Place, EngineTrial]]:
     """The trials, with what is wrong with those that cannot do what is wished; if none can, the model will say why."""
     judged = [(p, replace(t, problem=wish.lacks(t.abilities)) if t.usable else t) for p, t in done]
     return judged if any(t.usable for _, t in judged) else done
@@ -89,7 +89,7 @@ def _other_threads(first: int) -> list[int]:
     return sorted({max(1, first // 2), usable_cores()} - {first})
 
 
-def doubt_of(trial: Trial) -> str:
+def doubt_of(trial: EngineTrial) -> str:
     """Why a trial is not remembered and made again by the next load, in words; empty where it is."""
     return doubt(trial.step_s, trial.busy) if trial.step_s else ""  # what was not timed ends so every time
 

@@ -8,7 +8,7 @@ _BUSY = 0.3
 _TICKS_S = 0.1  # below that a clock of 100 ticks a second says nothing
 
 
-def busy_share() -> float:
+def cpu_load() -> float:
     """Share of the processor in use, 0 to 1, over a tenth of a second; ask while nothing of ours runs."""
     return float(psutil.cpu_percent(interval=0.1)) / 100
 

@@ -37,7 +37,7 @@ def calibration(weights: Weights, report: Progress) -> Calibration:
     known = _known(weights)
     if known is not None:
         return known
-    share = busy.busy_share()
+    share = busy.cpu_load()
     what = f"measuring this machine{busy_note(share)}"
     report(what, 0.0)
     session, others = weights.session(min(weights.info.context_length, 256)), busy.Others()
@@ -65,7 +65,7 @@ def token_seconds(weights: Weights, report: Progress) -> float:
         facts = read_json(kept)
         if not busy.disturbed(float(facts["busy"])):  # type: ignore[index]
             return float(facts["token_s"])  # type: ignore[index]
-    share = busy.busy_share()
+    share = busy.cpu_load()
     what = f"timing the draft{busy_note(share)}"
     report(what, 0.0)
     session, others = weights.session(min(weights.info.context_length, 64)), busy.Others()

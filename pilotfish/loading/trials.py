@@ -18,7 +18,7 @@ from ..runtime.files.model_file import source_digest
 from ..runtime.interfaces import Session
 from ..runtime.profiling.calibrate import calibrate
 from ..runtime.profiling.canary import WRONG, Canary, canary_error
-from ..runtime.profiling.engine_trial import Trial
+from ..runtime.profiling.engine_trial import EngineTrial
 from . import cpu_load as busy
 from .broken_weights import naming, require_numbers
 from .choosing import doubt_of
@@ -38,17 +38,17 @@ _HOPELESS = 5.0  # a first step so many times slower than the best engine's is n
 _LASTING = (UnsupportedModelError, OptionError)  # a trial that ends so would end so again
 
 
-class Trials:
-    """Trials over one model: remembered by engine version, device and threads, or made now."""
+class EngineTrials:
+    """EngineTrials over one model: remembered by engine version, device and threads, or made now."""
 
-    def __init__(self, path: Path, wish: Wish, known: dict[str, Trial]) -> None:
+    def __init__(self, path: Path, wish: Wish, known: dict[str, EngineTrial]) -> None:
         self._path, self._wish, self._known = path, wish, known
         self._canary: Canary | None = None
         self._asked = False
         self._best_step = np.inf
         self._busy: float | None = None
 
-    def run(self, place: Place, report: Progress) -> Trial:
+    def run(self, place: Place, report: Progress) -> EngineTrial:
         """What this place does; raises DamagedWeightsError, but nothing for what the place cannot do."""
         version = place.backend.version() or ""
         device = place.device or place.backend.devices()[0]
@@ -66,7 +66,7 @@ class Trials:
             except PilotfishError as error:
                 if isinstance(error, DamagedWeightsError):
                     raise
-                trial = Trial(*head, step_s={}, problem=str(error))
+                trial = EngineTrial(*head, step_s={}, problem=str(error))
                 if not isinstance(error, _LASTING):
                     return trial  # a full memory may be empty another time
             if trial.canary_error is not None and trial.canary_error >= WRONG:
@@ -83,10 +83,10 @@ class Trials:
     def _busy_now(self) -> float:
         """Share of the processor that other programs use, asked once, while nothing of ours runs."""
         if self._busy is None:
-            self._busy = busy.busy_share()
+            self._busy = busy.cpu_load()
         return self._busy
 
-    def _measure(self, place: Place, head: tuple[str, str, str, int], report: Progress) -> Trial:
+    def _measure(self, place: Place, head: tuple[str, str, str, int], report: Progress) -> EngineTrial:
         if not self._asked:
             self._canary, self._asked = known_answer(self._path, report), True
         weights, _ = open_weights(self._path, place, report)
@@ -96,15 +96,17 @@ class Trials:
             error = None if self._canary is None else canary_error(session, self._canary)
             step_s = _one_step(session)
             if error is not None and error >= WRONG:
-                return Trial(*head, step_s={1: step_s}, canary_error=error)
+                return EngineTrial(*head, step_s={1: step_s}, canary_error=error)
             if step_s > _HOPELESS * self._best_step:
                 problem = f"a step takes {1e3 * step_s:.0f} ms, more than {_HOPELESS:.0f} times the best one"
-                return Trial(*head, step_s={1: step_s}, canary_error=error, problem=problem)
+                return EngineTrial(*head, step_s={1: step_s}, canary_error=error, problem=problem)
             measured = calibrate(session, _WIDTHS)
             steps = {w: measured.curve.seconds(w) for w in _WIDTHS if w <= int(measured.curve.widths[-1])}
             switch_s = measured.curve.switch
             able = tuple(sorted(session.abilities))
-            return Trial(*head, steps, _prefill_s(session), switch_s, measured.rows.classes, error, abilities=able)
+            return EngineTrial(
+                *head, steps, _prefill_s(session), switch_s, measured.rows.classes, error, abilities=able
+            )
         finally:
             weights.close()
 
@@ -144,14 +146,14 @@ def _trials_path(path: Path, wish: Wish) -> Path:
     return cache_dir() / "trials" / f"{name}.json"
 
 
-def _read(path: Path) -> dict[str, Trial]:
+def _read(path: Path) -> dict[str, EngineTrial]:
     kept, found = read_json(path), {}
     for key, row in kept.items() if isinstance(kept, dict) else ():
         try:
             steps = {int(w): float(s) for w, s in row["step_s"].items()}
             classes = tuple(tuple(int(w) for w in c) for c in row["classes"])
             abilities = tuple(row["abilities"])
-            trial = Trial(**{**row, "step_s": steps, "classes": classes, "abilities": abilities})
+            trial = EngineTrial(**{**row, "step_s": steps, "classes": classes, "abilities": abilities})
             if not doubt_of(trial):  # earlier versions kept whatever they measured
                 found[key] = trial
         except (KeyError, TypeError, ValueError, AttributeError):
@@ -159,5 +161,5 @@ def _read(path: Path) -> dict[str, Trial]:
     return found
 
 
-def _write(path: Path, trials: dict[str, Trial]) -> None:
+def _write(path: Path, trials: dict[str, EngineTrial]) -> None:
     write_json_atomically(path, {key: asdict(trial) for key, trial in trials.items() if not doubt_of(trial)})

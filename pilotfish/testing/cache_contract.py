@@ -154,7 +154,7 @@ def what_is_observed_has_its_shape_and_changes_nothing(subject: Subject) -> None
         assert all(getattr(step, name) is not None for name in able)
 
 
-def attention_is_a_law_over_what_is_visible(subject: Subject) -> None:
+def attention_is_a_distribution_over_what_is_visible(subject: Subject) -> None:
     """For an engine that shows it: softmax of its own queries and keys, true positions or not, evicted or not."""
     with subject.session() as session:
         if not {"attention", "queries", "keys", "evict_tokens", "tree"} <= session.abilities:
@@ -224,5 +224,5 @@ CHECKS = (
     only_what_is_attended_to_is_seen,
     keys_are_those_of_the_entries,
     what_is_observed_has_its_shape_and_changes_nothing,
-    attention_is_a_law_over_what_is_visible,
+    attention_is_a_distribution_over_what_is_visible,
 )

@@ -80,7 +80,7 @@ class ToyWeights:
             raise EngineError("these weights are closed.")
         if not 1 <= wanted <= limit:
             raise OptionError(f"max_context is {wanted}, but must lie in 1..{limit}.")
-        return ToySession(self, wanted) if self.encoder is None else ToySourceSession(self, wanted)
+        return ToySession(self, wanted) if self.encoder is None else ToyEncoderDecoderSession(self, wanted)
 
     def close(self) -> None:
         self.closed = True
@@ -255,7 +255,7 @@ class ToySession(DecoderOnly):
         self.entries, self.closed = [], True
 
 
-class ToySourceSession(ToySession):
+class ToyEncoderDecoderSession(ToySession):
     """The same of an encoder-decoder model."""
 
     n_encoded = 0  # how often the encoder was run

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..interfaces.distribution import Law
+from ..interfaces.distribution import Distribution
 
 ERROR = 0.05  # chance that a bound is ever wrong
 _ODDS = np.array([2.0, 8.0, 32.0, 128.0])  # bets on how rare disagreement is
 _BISECTIONS = 30
 
 
-def overlap(p: Law, q: Law) -> float:
+def overlap(p: Distribution, q: Distribution) -> float:
     """1 - TV: the chance that a token drawn from q would be accepted as one of p."""
     if p.ids is None:
         return float(np.minimum(p.probs, q.dense(len(p.probs))).sum())
@@ -26,7 +26,8 @@ def overlap(p: Law, q: Law) -> float:
 
 @dataclass(slots=True)
 class Agreement:
-    """The overlap of the laws of n tokens, in sum, and bounds on its mean that may be looked at as often as one likes.
+    """The overlap of the distributions of n tokens, in sum, and bounds on its mean that may be looked at as often as
+    one likes.
 
     What is bounded is the mean, over these tokens, of the overlap that was to be expected given the text before each:
     tokens need not be independent. It is a statement about the text that was seen.

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from ..errors import OptionError
-from ..interfaces import Floats, Law, Session, Tokens, Weights
+from ..interfaces import Distribution, Floats, Session, Tokens, Weights
 from ..profiling.row_classes import RowRule
 from ..sampling.sampling import Sampling
 from .compression import Compression, entries_for
@@ -14,7 +14,7 @@ from .policies.policy import CachePolicy
 from .saved import SavedSequence
 from .selection import selects
 from .sequence import CachedSequence
-from .shadow import TrialReport, Twin, resized
+from .shadow import QualityReport, ShadowCache, resized
 
 AUTO = 0.98  # quality="auto"
 
@@ -35,7 +35,7 @@ def open_sequence(
     """
     if quality is not None:
         policy = tried_policy(cache, self_draft)
-        return TrialSequence(
+        return QualityGatedCache(
             lambda entries: target.session(entries or max_context), rows, policy, quality, drops=cache is not None
         )
     entries = max_context if cache is None else entries_for(cache, rows, target.info, max_context)
@@ -59,12 +59,13 @@ def tried_policy(cache: CachePolicy | None, self_draft: CachePolicy | None) -> C
     return policy
 
 
-class TrialSequence(CachedSequence):
-    """A full cache with a compressed twin beside it.
+class QualityGatedCache(CachedSequence):
+    """A full cache with a compressed shadow beside it.
 
-    drops: once the twin is known to hold the quality, the full cache is closed and the twin goes on in its place, from
+    drops: once the shadow is known to hold the quality, the full cache is closed and the shadow goes on in its place,
+    from
         the next token on. That happens at counted tokens, where drafts end, and by what was committed alone: at the
-        same token with drafts and without. False: the full cache stays, and the twin drafts.
+        same token with drafts and without. False: the full cache stays, and the shadow drafts.
     open_session: makes the full cache (None), and makes it again where another text begins; or one of so many entries,
         for a conversation that goes on with a small one.
     """
@@ -80,7 +81,7 @@ class TrialSequence(CachedSequence):
         *,
         drops: bool,
     ) -> None:
-        """Raises AbilityError and OptionError, as Twin does."""
+        """Raises AbilityError and OptionError, as ShadowCache does."""
         self._open_session, self.drops = open_session, drops
         self._dropped_at: int | None = None  # tokens covered then
         self._answer_from = 0
@@ -89,7 +90,7 @@ class TrialSequence(CachedSequence):
         if drops:  # a compressed cache's rows need positions for a while
             self._longest = min(self._longest, self.session.info.context_length - max(rows.maximum, policy.spare))
         try:
-            self.twin = Twin(self, policy, quality, rows, shrinks=not drops)
+            self.shadow = ShadowCache(self, policy, quality, rows, shrinks=not drops)
         except BaseException:
             self.session.close()
             raise
@@ -101,45 +102,45 @@ class TrialSequence(CachedSequence):
 
     @property
     def nbytes(self) -> int:
-        """Bytes allocated; a twin that drafts counts among the drafts."""
-        return self.session.nbytes + (self.twin.nbytes if self.drops else 0)
+        """Bytes allocated; a shadow that drafts counts among the drafts."""
+        return self.session.nbytes + (self.shadow.nbytes if self.drops else 0)
 
     @property
     def until_compression(self) -> int | None:
         """How many tokens can be committed before the caches are compared, or the one that is left is compressed."""
         if self.compression is not None:
             return super().until_compression
-        return max(self.twin.due - self._n, 0)
+        return max(self.shadow.due - self._n, 0)
 
-    def report(self) -> TrialReport:
+    def report(self) -> QualityReport:
         """What the trial has found so far."""
-        twin, agreement, at = self.twin, self.twin.agreement, self._dropped_at
-        return TrialReport(
-            policy=twin.policy.name,
-            budget=twin.policy.budget,
-            quality=twin.quality,
+        shadow, agreement, at = self.shadow, self.shadow.agreement, self._dropped_at
+        return QualityReport(
+            policy=shadow.policy.name,
+            budget=shadow.policy.budget,
+            quality=shadow.quality,
             compared=agreement.n,
             agreed=agreement.total,
             at_least=agreement.at_least,
             dropped_at=None if at is None else max(at + 1 - self._answer_from, 0),
-            kv_bytes=self.session.nbytes + self.twin.nbytes,
+            kv_bytes=self.session.nbytes + self.shadow.nbytes,
         )
 
     def begin_answer(self, sampling: Sampling, n_prompt: int) -> None:
         self._answer_from = n_prompt
         if self._dropped_at is None:
-            self.twin.begin_answer(sampling, n_prompt)
+            self.shadow.begin_answer(sampling, n_prompt)
 
-    def committed(self, laws: Sequence[Law]) -> None:
+    def committed(self, distributions: Sequence[Distribution]) -> None:
         if self._dropped_at is None:
-            self.twin.committed(laws)
+            self.shadow.committed(distributions)
 
     def compress(self, cancelled: Callable[[], bool] | None = None) -> None:
         """Compare the caches, if that is due, or compress the one that is left."""
         if self.compression is not None:
             super().compress(cancelled)
-        elif self.until_compression == 0 and self.twin.look(self.tokens) and self.drops:
-            full, small = self.session, self.twin.take()
+        elif self.until_compression == 0 and self.shadow.look(self.tokens) and self.drops:
+            full, small = self.session, self.shadow.take()
             self.session, self.compression, self._dropped_at = small.session, small.compression, self._n
             self.shift = small.shift
             full.close()
@@ -148,8 +149,8 @@ class TrialSequence(CachedSequence):
         """Where evicted entries are needed again, the full cache comes back, empty."""
         if self.compression is not None and n_tokens < self.compression.at:
             self._begin_anew()
-        elif self.twin.since is not None and n_tokens < self.twin.since:
-            self.twin.forget()
+        elif self.shadow.since is not None and n_tokens < self.shadow.since:
+            self.shadow.forget()
         super().truncate(n_tokens)
 
     def encode(self, source: Tokens | Floats) -> None:
@@ -158,13 +159,14 @@ class TrialSequence(CachedSequence):
         super().encode(source)
 
     def save(self) -> SavedSequence:
-        """The cache that is there, and what is known; a twin that drafts decides nothing, so nothing of it is kept."""
+        """The cache that is there, and what is known; a shadow that drafts decides nothing, so nothing of it is
+        kept."""
         saved = super().save()
-        return replace(saved, trial=self.twin.saved(self._dropped_at)) if self.drops else saved
+        return replace(saved, trial=self.shadow.saved(self._dropped_at)) if self.drops else saved
 
     def restore(self, saved: SavedSequence) -> None:
         trial, before = saved.trial, (self.session, self.compression)
-        policy = self.twin.policy if trial is None else resized(self.twin.policy, trial.budget)
+        policy = self.shadow.policy if trial is None else resized(self.shadow.policy, trial.budget)
         small = saved.compressed is not None
         if small:
             session = self._open_session(entries_for(policy, self.rows, self.session.info))
@@ -180,17 +182,17 @@ class TrialSequence(CachedSequence):
             raise
         if self.session is not before[0]:
             before[0].close()
-        self.twin.forget()
+        self.shadow.forget()
         if trial is not None:
-            self.twin.restore(trial)
+            self.shadow.restore(trial)
         self._dropped_at = None if trial is None else trial.dropped_at
 
     def close(self) -> None:
-        self.twin.close()
+        self.shadow.close()
         super().close()
 
     def _begin_anew(self) -> None:
-        self.twin.forget()
+        self.shadow.forget()
         if self.compression is not None:
             self.session.close()
             self.session, self.compression, self._dropped_at = self._open_session(None), None, None

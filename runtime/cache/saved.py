@@ -8,8 +8,8 @@ from ..interfaces import Floats, Tokens
 
 
 @dataclass(frozen=True, slots=True)
-class SavedTrial:
-    """What a trial remembers between two answers, when there is no twin: each answer makes its own."""
+class SavedGate:
+    """What a trial remembers between two answers, when there is no shadow: each answer makes its own."""
 
     budget: int
     total: float  # of the agreement, and the tokens it is about
@@ -26,7 +26,7 @@ class SavedSequence:
     tokens: Tokens
     entries: bytes  # of Session.save()
     compressed: SavedCompression | None
-    trial: SavedTrial | None = None
+    trial: SavedGate | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..checks import room_hint
 from ..errors import ContextFullError
-from ..interfaces import Floats, Indices, Law, Session, Step, Tokens
+from ..interfaces import Distribution, Floats, Indices, Session, Step, Tokens
 from ..profiling.row_classes import ANY_WIDTH, RowRule
 from ..sampling.sampling import Sampling
 from .compression import Compression
@@ -32,7 +32,7 @@ class CachedSequence:
     """Keeps `tokens`, what the session's cache covers, equal to what the session really holds.
 
     policy: compresses the cache whenever it is full; it covers more tokens than it holds entries then.
-    compares: whether committed() is to be told the laws.
+    compares: whether committed() is to be told the distributions.
     covered: what the session covers already, though it may hold entries of only some, those that the policy has just
         selected; None: what it holds is forgotten.
     """
@@ -140,8 +140,8 @@ class CachedSequence:
     def begin_answer(self, sampling: Sampling, n_prompt: int) -> None:
         """Answer tokens follow, chosen so; for sequences that look at what is chosen."""
 
-    def committed(self, laws: Sequence[Law]) -> None:
-        """These laws have chosen the tokens just committed; for sequences that look at what is chosen."""
+    def committed(self, distributions: Sequence[Distribution]) -> None:
+        """These distributions have chosen the tokens just committed; for sequences that look at what is chosen."""
 
     def close(self) -> None:
         """Free the cache."""

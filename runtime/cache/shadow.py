@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import OptionError
-from ..interfaces import Floats, Law, Tokens
+from ..interfaces import Distribution, Floats, Tokens
 from ..profiling.row_classes import RowRule
 from ..sampling.sampling import Sampling
 from .agreement import Agreement, overlap
@@ -17,14 +17,14 @@ from .compressed_copy import check_copy, compressed_fork
 from .compression import Compression
 from .policies.policy import CachePolicy
 from .policies.wrapper import Wrapper
-from .saved import SavedTrial
+from .saved import SavedGate
 from .sequence import CachedSequence
 
-BLOCK = 32  # tokens after which the two caches are compared: read at once, and few enough to keep their laws
+BLOCK = 32  # tokens after which the two caches are compared: read at once, and few enough to keep their distributions
 
 
 @dataclass(frozen=True, slots=True)
-class TrialReport:
+class QualityReport:
     """What a trial has found. Tokens and agreement are those since the budget changed last."""
 
     policy: str
@@ -37,11 +37,12 @@ class TrialReport:
     kv_bytes: int  # of the caches that are there now
 
 
-class Twin:
+class ShadowCache:
     """What a policy keeps of the target's cache, and how often it says the same.
 
     It is made of the target's entries once these are more than the policy's, and from then on compressed by itself, as
-    it would be if it was all there is. Every BLOCK committed tokens it reads them too, in one step, and the law of each
+    it would be if it was all there is. Every BLOCK committed tokens it reads them too, in one step, and the
+    distribution of each
     is compared with the one that it was chosen by. So what is found, and all that follows from it, depends on the
     tokens alone: not on what was drafted, nor by whom.
 
@@ -57,7 +58,7 @@ class Twin:
         if not 0.0 < quality < 1.0:
             raise OptionError(f"quality is {quality}, but must lie between 0 and 1: 0.98, say.")
         check_copy(target.session, policy, f"quality= with the {policy.name} cache policy")
-        Compression(policy, target.session, rows)  # whose checks hold for the twin
+        Compression(policy, target.session, rows)  # whose checks hold for the shadow
         resized(policy, policy.budget)
         self.target, self.quality, self.rows, self.shrinks = target, quality, rows, shrinks
         self._first = policy
@@ -72,33 +73,33 @@ class Twin:
         self.since: int | None = None  # tokens covered when the first comparison began
         self._too_small = 0
 
-    def saved(self, dropped_at: int | None) -> SavedTrial:
+    def saved(self, dropped_at: int | None) -> SavedGate:
         """What restore() takes."""
         known = self.agreement
-        return SavedTrial(self.policy.budget, known.total, known.n, self.since, self._too_small, dropped_at)
+        return SavedGate(self.policy.budget, known.total, known.n, self.since, self._too_small, dropped_at)
 
-    def restore(self, saved: SavedTrial) -> None:
+    def restore(self, saved: SavedGate) -> None:
         """Know what was saved, of the text that was."""
         self.close()
         self.policy, self.agreement = resized(self._first, saved.budget), Agreement(saved.total, saved.n)
         self.since, self._too_small = saved.since, saved.too_small
 
     def close(self) -> None:
-        """Free the twin; what is known stays."""
+        """Free the shadow; what is known stays."""
         if self._sequence is not None:
             self._sequence.session.close()
         self._sequence, self._read = None, 0
-        self._laws: list[Law] = []
+        self._distributions: list[Distribution] = []
 
     def begin_answer(self, sampling: Sampling, n_prompt: int) -> None:
-        """The twin is made anew: it has not read the prompt."""
+        """The shadow is made anew: it has not read the prompt."""
         self.close()
         self._sampling, self._n_prompt = sampling, n_prompt
 
-    def committed(self, laws: Sequence[Law]) -> None:
-        """These laws have chosen the last tokens."""
+    def committed(self, distributions: Sequence[Distribution]) -> None:
+        """These distributions have chosen the last tokens."""
         if self._sequence is not None:
-            self._laws += laws
+            self._distributions += distributions
 
     @property
     def nbytes(self) -> int:
@@ -135,36 +136,38 @@ class Twin:
         return held
 
     def covering(self, context: Tokens) -> CachedSequence | None:
-        """See SmallerCache: the twin may draft between two looks."""
+        """See SmallerCache: the shadow may draft between two looks."""
         if self._sequence is None or self._sequence.common_prefix(context) < self._read:
             return None
         return self._sequence
 
     def take(self) -> CachedSequence:
-        """The twin, covering what it has read; it is the caller's from now on."""
+        """The shadow, covering what it has read; it is the caller's from now on."""
         taken, self._sequence = self._sequence, None
         assert taken is not None
         self.close()
         return taken
 
-    def _compare(self, twin: CachedSequence, tokens: Tokens) -> None:
-        twin.truncate(self._read)  # forgets what was drafted with it
-        logits = self._read_block(twin, tokens[self._read :])
-        for row, law in zip(logits, self._laws, strict=True):
+    def _compare(self, shadow: CachedSequence, tokens: Tokens) -> None:
+        shadow.truncate(self._read)  # forgets what was drafted with it
+        logits = self._read_block(shadow, tokens[self._read :])
+        for row, distribution in zip(logits, self._distributions, strict=True):
             self._read += 1
-            self.agreement.add(overlap(law, self._sampling.law(row, tokens[: self._read], self._n_prompt)))
-        self._laws.clear()
-        twin.compress()
+            self.agreement.add(
+                overlap(distribution, self._sampling.distribution(row, tokens[: self._read], self._n_prompt))
+            )
+        self._distributions.clear()
+        shadow.compress()
 
-    def _read_block(self, twin: CachedSequence, block: Tokens) -> Floats:
+    def _read_block(self, shadow: CachedSequence, block: Tokens) -> Floats:
         """Logits after each of the tokens; (n, vocab_size)."""
         parts = []
         for start in range(0, len(block), self.rows.maximum):
             part = block[start : start + self.rows.maximum]
-            width, end = self.rows.fit(len(part)), len(twin.tokens) + len(part)
-            step = twin.forward(np.concatenate([part, np.full(width - len(part), part[-1])]), n_logits=width)
+            width, end = self.rows.fit(len(part)), len(shadow.tokens) + len(part)
+            step = shadow.forward(np.concatenate([part, np.full(width - len(part), part[-1])]), n_logits=width)
             parts.append(step.logits[: len(part)].copy())
-            twin.truncate(end)
+            shadow.truncate(end)
         return np.concatenate(parts)
 
     def _shrink(self) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from ..cache.sequence import ENDLESS, CachedSequence, Cancelled
 from ..checks import room_hint, whole
 from ..errors import AbilityError, ContextFullError, OptionError
-from ..interfaces import Draft, FinishReason, Floats, Indices, Law, Proposer, Round, Tokens
+from ..interfaces import Distribution, Draft, FinishReason, Floats, Indices, Proposer, Round, Tokens
 from ..sampling.finite import require_finite
 from ..sampling.sampling import Sampling
 from ..sampling.speculative_sampling import Verdict, verify, verify_greedy
@@ -81,7 +81,7 @@ def generate(
             if first:  # later steps are judged by their largest logit, but processors come before that
                 require_finite(step[:1], target.session.info)
                 first = False
-            verdict, laws = _verify(proposal.draft, step, sampling, context, committed, n, len(prompt), rng)
+            verdict, distributions = _verify(proposal.draft, step, sampling, context, committed, n, len(prompt), rng)
             if proposal.draft.parents is not None:
                 target.accept(np.array([0, *verdict.rows], dtype=np.int64), width)
         except BaseException:  # a processor that raises, Ctrl-C: the cache must not keep what was not judged
@@ -91,7 +91,11 @@ def generate(
         context[n : n + len(tokens)] = tokens
         n += len(tokens)
         if target.compares:
-            target.committed([Law.point(token) for token in tokens] if laws is None else laws[: len(tokens)])
+            target.committed(
+                [Distribution.point(token) for token in tokens]
+                if distributions is None
+                else distributions[: len(tokens)]
+            )
         target.truncate(n - 1)  # forgets rejected drafts, spare rows and what lies behind a stop id
         drafting.observe(
             proposal,
@@ -224,28 +228,28 @@ def _verify(
     n: int,
     n_prompt: int,
     rng: np.random.Generator,
-) -> tuple[Verdict, list[Law] | None]:
-    """The verdict, and the laws that it asked for: one for each of its tokens, or None where all are certain.
+) -> tuple[Verdict, list[Distribution] | None]:
+    """The verdict, and the distributions that it asked for: one for each of its tokens, or None where all are certain.
 
     context: the first n tokens are committed; the accepted path is written behind them as it grows. committed: the
     same memory, for processors to look at.
     """
-    if sampling.greedy and draft.parents is None and draft.laws is None:
+    if sampling.greedy and draft.parents is None and draft.distributions is None:
         context[n : n + len(draft)] = draft.tokens
         return verify_greedy(
             draft.tokens.tolist(), lambda row: sampling.best(logits[row], committed[: n + row], n_prompt)
         ), None
-    asked: list[Law] = []
+    asked: list[Distribution] = []
 
-    def law_at(row: int, path: Sequence[int]) -> Law:
+    def distribution_at(row: int, path: Sequence[int]) -> Distribution:
         end = n + len(path)
         if path:
             context[end - 1] = path[-1]
-        law = sampling.law(logits[row], committed[:end], n_prompt)
-        asked.append(law)
-        return law
+        distribution = sampling.distribution(logits[row], committed[:end], n_prompt)
+        asked.append(distribution)
+        return distribution
 
-    return verify(draft, law_at, rng), asked
+    return verify(draft, distribution_at, rng), asked
 
 
 def _commit(

@@ -34,7 +34,7 @@ def logits_along(sequence: CachedSequence, tokens: Tokens, first: int) -> Iterat
         yield at, logits
 
 
-def log_law(logits: Floats) -> Floats:
+def log_distribution(logits: Floats) -> Floats:
     """log p of every token, (n, vocab_size)."""
     wide = logits - logits.max(axis=-1, keepdims=True)
     total: Floats = wide - np.log(np.exp(wide).sum(axis=-1, keepdims=True, dtype=np.float64)).astype(np.float32)
@@ -52,7 +52,7 @@ def surprisal(
     last: Floats = np.empty(0, dtype=np.float32)
     for at, logits in logits_along(sequence, tokens, first):
         after = tokens[at + 1 : at + 1 + len(logits)]
-        found.append(-log_law(logits)[np.arange(len(after)), after])
+        found.append(-log_distribution(logits)[np.arange(len(after)), after])
         last = logits[-1].copy()
         if progress is not None:
             progress(at + len(logits), len(tokens))

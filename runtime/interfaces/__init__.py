@@ -1,6 +1,7 @@
 """The types the rest implements. Read this package first.
 
-Vocabulary. p is the target's law, q the draft's. The *context* is the whole committed sequence, prompt and output.
+Vocabulary. p is the target's distribution, q the draft's. The *context* is the whole committed sequence, prompt and
+output.
 An *entry* is one token's keys and values in a KV cache; its *position* is its place in the context.
 
 An encoder-decoder session is one whose prefill is the encoder: encode() reads the *source*, the context begins with the
@@ -12,9 +13,9 @@ truncates the cache back to the invariant.
 """
 
 from .distribution import (
+    Distribution,
     Floats,
     Indices,
-    Law,
     Probs,
     Tokens,
     as_tokens,
@@ -44,6 +45,7 @@ __all__ = [
     "EMPTY_DRAFT",
     "Ability",
     "Budget",
+    "Distribution",
     "Draft",
     "DraftLengthPolicy",
     "EncoderInfo",
@@ -51,7 +53,6 @@ __all__ = [
     "Floats",
     "Forecast",
     "Indices",
-    "Law",
     "ModelInfo",
     "Observation",
     "Probs",

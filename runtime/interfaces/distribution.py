@@ -14,17 +14,18 @@ import numpy.typing as npt
 Tokens: TypeAlias = npt.NDArray[np.int64]  # (n,)
 Indices: TypeAlias = npt.NDArray[np.int64]  # (n,)
 Floats: TypeAlias = npt.NDArray[np.float32]  # logits, hidden states, attention
-Probs: TypeAlias = npt.NDArray[np.float64]  # laws and chances
+Probs: TypeAlias = npt.NDArray[np.float64]  # distributions and chances
 
 _CERTAIN: Probs = np.ones(1)
 _CERTAIN.flags.writeable = False
 
 
 @dataclass(frozen=True, slots=True)
-class Law:
+class Distribution:
     """A probability distribution over the vocabulary: p, q, or what is left of them after a rejection.
 
-    Sparse where few tokens have mass: greedy decoding is a law with one id. Ids ascend, so a uniform number picks
+    Sparse where few tokens have mass: greedy decoding is a distribution with one id. Ids ascend, so a uniform number
+    picks
     the same token from the sparse and from the dense form.
     """
 
@@ -32,12 +33,14 @@ class Law:
     ids: Indices | None = None  # (m,) ascending; None: probs cover the whole vocabulary
 
     @staticmethod
-    @functools.lru_cache(maxsize=4096)  # in greedy decoding every token has such a law, and the same tokens come again
-    def point(token: int) -> Law:
-        """The law of a certain token: one object for all who ask, so nobody may write into it."""
+    @functools.lru_cache(
+        maxsize=4096
+    )  # in greedy decoding every token has such a distribution, and the same tokens come again
+    def point(token: int) -> Distribution:
+        """The distribution of a certain token: one object for all who ask, so nobody may write into it."""
         ids = np.array([token], dtype=np.int64)
         ids.flags.writeable = False
-        return Law(_CERTAIN, ids)
+        return Distribution(_CERTAIN, ids)
 
     def prob(self, token: int) -> float:
         """Probability of one token."""
@@ -56,11 +59,11 @@ class Law:
             i = int(np.flatnonzero(self.probs)[-1])
         return i if self.ids is None else int(self.ids[i])
 
-    def without(self, token: int) -> Law:
-        """This law given that it was not `token`: what the next sibling is drawn from, without replacement."""
+    def without(self, token: int) -> Distribution:
+        """This distribution given that it was not `token`: what the next sibling is drawn from, without replacement."""
         probs = self.probs.copy()
         probs[token if self.ids is None else self.ids == token] = 0.0
-        return Law(probs / probs.sum(), self.ids)
+        return Distribution(probs / probs.sum(), self.ids)
 
     def dense(self, vocab_size: int) -> Probs:
         """Probabilities of the whole vocabulary, (vocab_size,)."""

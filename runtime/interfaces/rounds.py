@@ -8,7 +8,7 @@ from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
-from .distribution import Indices, Law, Probs, Tokens
+from .distribution import Distribution, Indices, Probs, Tokens
 
 FinishReason: TypeAlias = Literal["stop", "length", "cancelled"]
 
@@ -18,13 +18,16 @@ class Draft:
     """Tokens guessed to follow the context. Rows number the forward pass: row 0 is the context's last token and
     row i + 1 is draft token i.
 
-    Siblings are listed in the order they were drawn, each with the law it was drawn from: the same law again
-    (with replacement) or the law without its elder siblings (without replacement). The verifier needs no more.
+    Siblings are listed in the order they were drawn, each with the distribution it was drawn from: the same
+    distribution again
+    (with replacement) or the distribution without its elder siblings (without replacement). The verifier needs no more.
     """
 
     tokens: Tokens  # (k,)
     parents: Indices | None = None  # (k,) row of each token's parent, 0 <= parents[i] <= i; None is a chain
-    laws: tuple[Law, ...] | None = None  # law each token was drawn from; None: nothing was drawn (one-hot)
+    distributions: tuple[Distribution, ...] | None = (
+        None  # distribution each token was drawn from; None: nothing was drawn (one-hot)
+    )
     expected: Probs | None = None  # (k,) the proposer's own estimate that the path down to here is accepted
 
     def __len__(self) -> int:
@@ -37,7 +40,7 @@ class Draft:
         return Draft(
             self.tokens[:k],
             None if self.parents is None else self.parents[:k],
-            None if self.laws is None else self.laws[:k],
+            None if self.distributions is None else self.distributions[:k],
             None if self.expected is None else self.expected[:k],
         )
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..cache.quality_gate import TrialSequence
+from ..cache.quality_gate import QualityGatedCache
 from ..cache.sequence import CachedSequence
-from ..cache.shadow import TrialReport
+from ..cache.shadow import QualityReport
 from ..decoding.beam_search import Beams, search
 from ..decoding.loop import CANCELLED, Limits, end_of, generate
 from ..errors import NotFiniteError, PilotfishError
@@ -113,9 +113,9 @@ class Answering:
         if tail:
             yield tail
 
-    def trial(self) -> TrialReport | None:
+    def trial(self) -> QualityReport | None:
         """What quality= has found out so far."""
-        return self._sequence.report() if isinstance(self._sequence, TrialSequence) else None
+        return self._sequence.report() if isinstance(self._sequence, QualityGatedCache) else None
 
     def _decided(self, asked: Request, windows: Windows | None) -> Iterator[Round]:
         """The rounds of the answer, of a recording window after window."""

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..cache.sequence import CachedSequence
 from ..checks import whole
-from ..decoding.scoring import log_law, surprisal
+from ..decoding.scoring import log_distribution, surprisal
 from ..errors import ContextFullError, NotFiniteError, OptionError
 from ..interfaces import Tokens
 from ..profiling.row_classes import MAX_WIDTH
@@ -62,7 +62,8 @@ def excerpt(
         fits into three quarters of the context, which is kept whole and not read.
     new_tokens: that the answer may have; room is left for them, and for a quarter of the context at least.
     segment: tokens of a segment, at most.
-    score: "likelihood", of the question after the segment (LongLLMLingua's coarse rule), or "entropy", of the law of
+    score: "likelihood", of the question after the segment (LongLLMLingua's coarse rule), or "entropy", of the
+    distribution of
         the answer's first token, lower being better (XL3M, Wang et al. 2024).
     raw: the prompt is meant for generate(..., raw=True).
     progress: called with (tokens read, tokens in all); what it raises ends the reading.
@@ -168,8 +169,10 @@ def _scores(
     try:
         for prompt in prompts:
             losses, logits = surprisal(sequence, prompt, len(prompt) - asked - 1)
-            law = log_law(logits)
-            found.append(-float(losses.mean()) if score == "likelihood" else float((np.exp(law) * law).sum()))
+            distribution = log_distribution(logits)
+            found.append(
+                -float(losses.mean()) if score == "likelihood" else float((np.exp(distribution) * distribution).sum())
+            )
             done += len(prompt)
             if progress is not None:
                 progress(done, total)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
-from ..cache.shadow import TrialReport
+from ..cache.shadow import QualityReport
 from ..interfaces import FinishReason, ModelInfo, Round
 from ..sampling.finite import for_json
 from .listening import Spoken
@@ -32,7 +32,7 @@ class Stats:
     engine: str
     device: str
     exact: bool
-    trial: TrialReport | None = None  # what quality= has found out about a smaller cache
+    trial: QualityReport | None = None  # what quality= has found out about a smaller cache
 
     @classmethod
     def of(
@@ -47,7 +47,7 @@ class Stats:
         kv_entries: int,
         info: ModelInfo,
         exact: bool,
-        trial: TrialReport | None = None,
+        trial: QualityReport | None = None,
     ) -> Stats:
         """What these rounds add up to."""
         return cls(

@@ -1,4 +1,4 @@
-"""What a model was trained never to say and its settings for generating: part of its law, whoever drafts."""
+"""What a model was trained never to say and its settings for generating: part of its distribution, whoever drafts."""
 
 from __future__ import annotations
 

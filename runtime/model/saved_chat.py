@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..cache.saved import SavedCompression, SavedSequence, SavedTrial
+from ..cache.saved import SavedCompression, SavedGate, SavedSequence
 from ..errors import OptionError
 from ..storage import replace_file
 from ..text.chat_template import Message
@@ -98,7 +98,7 @@ def _parse(data: memoryview) -> Conversation:
             at, n_evicted, next(floats).copy() if carried else None, next(floats).copy() if logits else None
         )
     known = header.get("trial")  # older files have none
-    trial = None if known is None else SavedTrial(**known)
+    trial = None if known is None else SavedGate(**known)
     saved = SavedSequence(arrays[0].astype(np.int64), entries, compressed, trial)
     return Conversation(header["messages"], header["seed"], dict(header["made_by"]), saved)
 

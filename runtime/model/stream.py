@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from ..cache.shadow import TrialReport
+from ..cache.shadow import QualityReport
 from ..errors import OptionError
 from ..interfaces import Round
 from .result import Result, judged
@@ -38,7 +38,7 @@ class Stream(Holder):
         turns: Turns,
         pieces: Callable[[Making], Iterator[str]],
         *,
-        trial: Callable[[], TrialReport | None] = lambda: None,
+        trial: Callable[[], QualityReport | None] = lambda: None,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class Stream(Holder):
         return n_accepted / n_judged if n_judged else None
 
     @property
-    def trial(self) -> TrialReport | None:
+    def trial(self) -> QualityReport | None:
         """Stats.trial as it stands now."""
         return self._trial() if self.result is None else self.result.stats.trial
 

@@ -30,7 +30,7 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
+class EngineTrial:
     """What one engine on one device with so many threads did."""
 
     engine: str
@@ -74,10 +74,10 @@ class Choice:
 
     job: Job
     exact: bool
-    trials: tuple[Trial, ...]
+    trials: tuple[EngineTrial, ...]
 
     @classmethod
-    def of(cls, trials: list[Trial], job: Job, exact: bool) -> Choice:
+    def of(cls, trials: list[EngineTrial], job: Job, exact: bool) -> Choice:
         """The trials in order."""
         ordered = sorted(trials, key=lambda t: (not t.usable, t.seconds(job, exact) if t.step_s else np.inf))
         return cls(job, exact, tuple(ordered))

@@ -1,4 +1,4 @@
-"""Logits to law: one set of rules, applied alike to the target (p) and to a draft model (q)."""
+"""Logits to distribution: one set of rules, applied alike to the target (p) and to a draft model (q)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from ..checks import real, whole
 from ..errors import NotFiniteError, OptionError
-from ..interfaces import Floats, Law, Tokens
+from ..interfaces import Distribution, Floats, Tokens
 
 LogitsProcessor: TypeAlias = Callable[[Floats, Tokens], Floats]
 """(logits (vocab_size,), context with the drafted path) -> logits. Keeps no state: speculation asks out of order."""
@@ -63,21 +63,21 @@ class Sampling:
 
     @property
     def greedy(self) -> bool:
-        """Whether every law is one certain token."""
+        """Whether every distribution is one certain token."""
         return self.temperature == 0.0
 
-    def law(self, logits: Floats, context: Tokens, n_prompt: int) -> Law:
-        """The law of the token that follows `context`.
+    def distribution(self, logits: Floats, context: Tokens, n_prompt: int) -> Distribution:
+        """The distribution of the token that follows `context`.
 
         logits: (vocab_size,) after the context's last token; not modified.
         context: prompt, output and drafted path; the first n_prompt tokens are the prompt.
         """
         if self.greedy:
-            return Law.point(self.best(logits, context, n_prompt))
+            return Distribution.point(self.best(logits, context, n_prompt))
         return self._truncate(logits if self._as_they_are else self._adjust(logits, context, n_prompt))
 
     def best(self, logits: Floats, context: Tokens, n_prompt: int) -> int:
-        """The most probable token to follow: what greedy decoding is certain of. Arguments as for law()."""
+        """The most probable token to follow: what greedy decoding is certain of. Arguments as for distribution()."""
         adjusted = logits if self._as_they_are else self._adjust(logits, context, n_prompt)
         token = int(adjusted.argmax())
         top = adjusted.item(token)
@@ -102,7 +102,7 @@ class Sampling:
             logits = processor(logits, context)
         return logits
 
-    def _truncate(self, logits: Floats) -> Law:
+    def _truncate(self, logits: Floats) -> Distribution:
         top = float(logits.max())
         if not math.isfinite(top):
             _refuse(top)
@@ -119,7 +119,7 @@ class Sampling:
         if self.min_p:
             kept = np.flatnonzero(probs >= self.min_p * probs.max())
             ids, probs = (kept if ids is None else ids[kept]), probs[kept]
-        return Law(probs / probs.sum(), ids)
+        return Distribution(probs / probs.sum(), ids)
 
 
 def _nucleus(probs: np.ndarray, mass: float) -> np.ndarray:

@@ -122,7 +122,7 @@ class Drafting:
             draft, value = self._ask(proposer, record, context, k, plain_s)
             if not len(draft):
                 continue
-            drawn = draft.laws is not None
+            drawn = draft.distributions is not None
             if value > best_value or drawn:
                 best, best_value, proposed_by = draft, value, proposer.name
                 if drawn:  # a sampled draft must be submitted
@@ -218,9 +218,9 @@ class Drafting:
         else:
             chances = record.acceptance.calibrate(conditional(draft))
         forecast = self.forecast(path_chances(draft, chances), chances, 0.0, record)  # drafting is paid for
-        k = self.policy.choose(forecast) if draft.laws is None else len(draft)
+        k = self.policy.choose(forecast) if draft.distributions is None else len(draft)
         record.asked(forecast, k)
-        kept = draft.head(self.rows.fit(k + 1) - 1) if draft.laws is None else draft
+        kept = draft.head(self.rows.fit(k + 1) - 1) if draft.distributions is None else draft
         saved = (1.0 + forecast.accepted[k]) * forecast.seconds[0] - forecast.seconds[k]
         return kept, self.policy.value(forecast, k), saved
 

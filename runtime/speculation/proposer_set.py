@@ -8,7 +8,7 @@ import numpy as np
 
 from ..cache.compressed_copy import CompressedCopy
 from ..cache.policies.policy import CachePolicy
-from ..cache.quality_gate import TrialSequence
+from ..cache.quality_gate import QualityGatedCache
 from ..cache.sequence import CachedSequence
 from ..interfaces import Proposer, SourceReader, Weights
 from ..sampling.sampling import Sampling
@@ -47,8 +47,8 @@ class Drafters:
             self._draft = draft.session(wanted)
         self._copy: SmallerCache | None = None
         if self_draft is not None:
-            if isinstance(sequence, TrialSequence) and not sequence.drops:
-                self._copy = sequence.twin
+            if isinstance(sequence, QualityGatedCache) and not sequence.drops:
+                self._copy = sequence.shadow
             else:
                 self._copy = CompressedCopy(sequence, self_draft)
 

@@ -121,7 +121,8 @@ def _ids_by_meaning(tokenizer: Tokenizer) -> dict[tuple[bool, bytes], int]:
 
 
 class Translation:
-    """A target's context and laws in terms of its draft. Follows one growing context, like the draft's own cache.
+    """A target's context and distributions in terms of its draft. Follows one growing context, like the draft's own
+    cache.
 
     A shared token is translated by itself, any other by the tokens in which the draft would write its text; so the
     translation of a longer context begins with that of the shorter one, and catching up stays cheap.
@@ -162,7 +163,7 @@ class Translation:
     def logits(self, logits: Floats) -> Floats:
         """The draft's logits, (draft_rows,), over the target's tokens, (rows,); what is not shared has no chance.
 
-        Valid until the next call. Softmax of it is the draft's law given that the token is a shared one.
+        Valid until the next call. Softmax of it is the draft's distribution given that the token is a shared one.
         """
         self._logits[self.target_ids] = logits[self.draft_ids]
         return self._logits

@@ -16,7 +16,7 @@ from pilotfish.apps.bench import curve as bench_curve
 from pilotfish.apps.bench import engines as bench_peers
 from pilotfish.apps.bench import long as bench_long
 from pilotfish.apps.bench import run as bench
-from pilotfish.runtime.profiling.engine_trial import Choice, Job, Trial
+from pilotfish.runtime.profiling.engine_trial import Choice, EngineTrial, Job
 from pilotfish.testing.tiny_models import tiny_gguf
 
 LONG = (
@@ -91,9 +91,10 @@ def show_doctor() -> None:
 def show_choice() -> None:
     steps = {1: 0.123, 2: 0.123, 4: 0.1234, 8: 0.1234}
     trials = [
-        Trial(name, "1.0", "npu-emulated", 16, steps, 0.001, canary_error=0.0) for name in ("openvino", "long-name")
+        EngineTrial(name, "1.0", "npu-emulated", 16, steps, 0.001, canary_error=0.0)
+        for name in ("openvino", "long-name")
     ]
-    trials.append(Trial("onnx", "1.0", "cpu", 2, {}, problem="it does not open this"))
+    trials.append(EngineTrial("onnx", "1.0", "cpu", 2, {}, problem="it does not open this"))
     doctor._show_choice(terminal.output(), "m.gguf", Choice.of(trials, Job(), True))
 
 

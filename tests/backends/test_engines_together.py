@@ -48,7 +48,7 @@ def test_drafts_change_nothing(engine: str, models: dict[str, Path]) -> None:
         assert model.info.engine == engine
         ours, theirs = (m.generate(PROMPT, max_new_tokens=48) for m in (model, plain))
         assert ours.token_ids == theirs.token_ids and len(ours.token_ids) > 5
-        for seed in range(3):  # a law is checked by enumeration elsewhere; here: sampling runs
+        for seed in range(3):  # a distribution is checked by enumeration elsewhere; here: sampling runs
             assert len(model.generate(PROMPT, max_new_tokens=8, sampling=drawn, seed=seed).token_ids) > 0
 
 

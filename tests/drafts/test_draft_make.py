@@ -316,7 +316,7 @@ def test_a_target_that_drafts_for_itself_agrees_with_itself(tiny: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "seen", ["pilotfish.loading.cpu_load.busy_share", "pilotfish.loading.cpu_load.Others.share"]
+    "seen", ["pilotfish.loading.cpu_load.cpu_load", "pilotfish.loading.cpu_load.Others.share"]
 )  # before, and meanwhile
 def test_a_check_on_a_busy_machine_is_not_remembered(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seen: str

@@ -44,14 +44,14 @@ def told(model: Any, loaded: Model, path: Path, n: int) -> list[int]:
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path, Path]:
     """A random Whisper that must leave out most tokens, its bundle, and a recording."""
-    from pilotfish.exporters.encoder_decoder_bundle import export_seq2seq
+    from pilotfish.exporters.encoder_decoder_bundle import export_encoder_decoder
     from pilotfish.exporters.quantize.weight_form import WeightForm
 
     folder = tmp_path_factory.mktemp("tiny")
     tiny_tokenizer().save(str(folder / "tokenizer.json"))
     model = tiny_pair("whisper", vocab_size=VOCAB_SIZE, **SUPPRESSED)
     model.generation_config.update(**SUPPRESSED, eos_token_id=2, forced_decoder_ids=None)
-    export_seq2seq(
+    export_encoder_decoder(
         model,
         folder / "bundle",
         WeightForm("fp32"),

@@ -62,9 +62,9 @@ def outcomes(program: Callable[[LazyRng], T]) -> Iterator[tuple[T, float]]:
         script = [*script[:-1], False] if script else None
 
 
-def law_of(program: Callable[[LazyRng], T]) -> dict[T, float]:
+def distribution_of(program: Callable[[LazyRng], T]) -> dict[T, float]:
     """Probability of every distinct outcome."""
-    law: dict[T, float] = {}
+    distribution: dict[T, float] = {}
     for outcome, weight in outcomes(program):
-        law[outcome] = law.get(outcome, 0.0) + weight
-    return law
+        distribution[outcome] = distribution.get(outcome, 0.0) + weight
+    return distribution

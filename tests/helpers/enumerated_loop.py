@@ -1,4 +1,4 @@
-"""The decode loop over every outcome of chance: settings, policies and the law that has to come out."""
+"""The decode loop over every outcome of chance: settings, policies and the distribution that has to come out."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from enumerate_randomness import LazyRng
 
 from pilotfish.runtime.cache.sequence import CachedSequence
 from pilotfish.runtime.decoding.loop import Limits, generate
-from pilotfish.runtime.interfaces import Budget, Draft, DraftLengthPolicy, Law, Proposer, Tokens
+from pilotfish.runtime.interfaces import Budget, Distribution, Draft, DraftLengthPolicy, Proposer, Tokens
 from pilotfish.runtime.profiling.cost_curve import CostCurve
 from pilotfish.runtime.profiling.row_classes import RowRule
 from pilotfish.runtime.sampling.sampling import Sampling
@@ -42,18 +42,18 @@ SETTINGS = {
 }
 
 
-def target_law(weights: ToyWeights, sampling: Sampling, n_tokens: int) -> dict[tuple[int, ...], float]:
-    """The law of n tokens by the chain rule, without any of the runtime but Sampling."""
-    law: dict[tuple[int, ...], float] = {}
+def target_distribution(weights: ToyWeights, sampling: Sampling, n_tokens: int) -> dict[tuple[int, ...], float]:
+    """The distribution of n tokens by the chain rule, without any of the runtime but Sampling."""
+    distribution: dict[tuple[int, ...], float] = {}
     for sequence in itertools.product(range(V), repeat=n_tokens):
         weight = 1.0
         for i, token in enumerate(sequence):
             context = np.array([*PROMPT, *sequence[:i]], dtype=np.int64)
             session = weights.session()
             logits = session.forward(context, n_logits=1).logits[0]
-            weight *= sampling.law(logits, context, len(PROMPT)).prob(token)
-        law[sequence] = weight
-    return law
+            weight *= sampling.distribution(logits, context, len(PROMPT)).prob(token)
+        distribution[sequence] = weight
+    return distribution
 
 
 def total_variation(a: dict[tuple[int, ...], float], b: dict[tuple[int, ...], float]) -> float:
@@ -72,7 +72,7 @@ class OneHotTree:
 
 
 class SampledTree:
-    """Draws siblings from another model's law, with or without replacement, and submits all of them."""
+    """Draws siblings from another model's distribution, with or without replacement, and submits all of them."""
 
     def __init__(self, weights: ToyWeights, rng: LazyRng, sampling: Sampling, replacement: bool) -> None:
         self.name = "sampled tree"
@@ -81,27 +81,27 @@ class SampledTree:
     def propose(self, context: Tokens, budget: Budget) -> Draft:
         tokens: list[int] = []
         parents: list[int] = []
-        laws: list[Law] = []
+        distributions: list[Distribution] = []
         paths = {0: context}
         for row in (0, 1):
             if row not in paths:
                 break
             logits = self.weights.session().forward(paths[row], n_logits=1).logits[0]
-            q = self.sampling.law(logits, paths[row], len(PROMPT))
+            q = self.sampling.distribution(logits, paths[row], len(PROMPT))
             for _ in range(2):
                 if len(tokens) == budget.max_tokens or not q.probs.sum():
                     break
                 token = q.pick(self.rng.random())
                 tokens.append(token)
                 parents.append(row)
-                laws.append(q)
+                distributions.append(q)
                 paths[len(tokens)] = np.array([*paths[row], token])
                 if not self.replacement:
                     if q.prob(token) > 1 - 1e-12:
                         break
                     q = q.without(token)
         chances = np.full(len(tokens), 0.5)
-        return Draft(np.array(tokens, dtype=np.int64), np.array(parents, dtype=np.int64), tuple(laws), chances)
+        return Draft(np.array(tokens, dtype=np.int64), np.array(parents, dtype=np.int64), tuple(distributions), chances)
 
 
 class Wrong:

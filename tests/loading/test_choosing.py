@@ -18,7 +18,7 @@ from pilotfish.loading.choosing import doubt_of
 from pilotfish.runtime.errors import AbilityError, EngineError, EngineMissingError, OptionError, UnsupportedModelError
 from pilotfish.runtime.interfaces import Session, Step, Weights, as_tokens
 from pilotfish.runtime.profiling.canary import Canary, canary_error, make_canary
-from pilotfish.runtime.profiling.engine_trial import Choice, Job, Trial
+from pilotfish.runtime.profiling.engine_trial import Choice, EngineTrial, Job
 from pilotfish.testing.tiny_models import tiny_gguf
 
 
@@ -144,7 +144,7 @@ def kept_trials(path: Path) -> dict[str, dict[str, object]]:
 
 
 @pytest.mark.parametrize(
-    "seen", ["pilotfish.loading.cpu_load.busy_share", "pilotfish.loading.cpu_load.Others.share"]
+    "seen", ["pilotfish.loading.cpu_load.cpu_load", "pilotfish.loading.cpu_load.Others.share"]
 )  # before, and meanwhile
 def test_trials_on_a_busy_machine_are_not_kept(path: Path, monkeypatch: pytest.MonkeyPatch, seen: str) -> None:
     engine = Engine("a")
@@ -161,7 +161,7 @@ def test_trials_on_a_busy_machine_are_not_kept(path: Path, monkeypatch: pytest.M
     assert opened[0] == opened[1] == opened[2] > 1 and opened[3] == 1
     assert kept == [set(), set(), {"a", "b"}, {"a", "b"}]
     assert doubted[:2] == [{"other programs used 90% of the processor meanwhile"}] * 2 and doubted[2:] == [{""}, {""}]
-    assert any("busy; again next time" in what for what in said) == seen.endswith("busy_share")
+    assert any("busy; again next time" in what for what in said) == seen.endswith("cpu_load")
 
 
 def test_trials_with_times_that_no_kernel_has_are_not_kept(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -314,7 +314,7 @@ def test_the_draft_may_run_on_another_engine(path: Path, monkeypatch: pytest.Mon
 
 
 def test_expected_seconds_of_a_job() -> None:
-    trial = Trial("a", "1", "cpu", 1, {1: 1.0, 2: 1.2, 4: 2.0, 8: 6.0}, 0.01, 0.0, ((1,), (2, 4, 8)), 0.0)
+    trial = EngineTrial("a", "1", "cpu", 1, {1: 1.0, 2: 1.2, 4: 2.0, 8: 6.0}, 0.01, 0.0, ((1,), (2, 4, 8)), 0.0)
     assert trial.seconds(Job(100, 10, 0.0), exact=False) == pytest.approx(1.0 + 10 * 1.0)
     assert trial.seconds(Job(100, 10, 0.0)) == pytest.approx(1.0 + 10 * 1.2)  # one row is of another class
     assert trial.seconds(Job(1, 10, 0.5)) == pytest.approx(0.01 + 10 * 1.2 / 1.5)
@@ -328,9 +328,9 @@ def test_expected_seconds_of_a_job() -> None:
 
 
 def test_unusable_trials_come_last() -> None:
-    fast = Trial("a", "1", "cpu", 1, {1: 0.1}, canary_error=0.9)
-    slow = Trial("b", "1", "cpu", 1, {1: 1.0}, canary_error=0.0)
-    none = Trial("c", "1", "cpu", 1, {}, problem="no driver")
+    fast = EngineTrial("a", "1", "cpu", 1, {1: 0.1}, canary_error=0.9)
+    slow = EngineTrial("b", "1", "cpu", 1, {1: 1.0}, canary_error=0.0)
+    none = EngineTrial("c", "1", "cpu", 1, {}, problem="no driver")
     assert [t.engine for t in Choice.of([none, fast, slow], Job(), True).trials] == ["b", "a", "c"]
 
 

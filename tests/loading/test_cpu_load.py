@@ -61,10 +61,10 @@ def test_the_share_of_others_is_what_is_neither_idle_nor_ours(
 def test_a_moment_is_too_short_to_tell(machine: Machine) -> None:
     others = busy.Others()
     machine.system["user"] += 0.05
-    assert others.share() == 0.0 and busy.busy_share() == 0.25
+    assert others.share() == 0.0 and busy.cpu_load() == 0.25
 
 
 def test_this_systems_counts_are_understood(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(busy, "psutil", psutil)
     others = busy.Others()
-    assert 0.0 <= busy.busy_share() <= 1.0 and 0.0 <= others.share() <= 1.0
+    assert 0.0 <= busy.cpu_load() <= 1.0 and 0.0 <= others.share() <= 1.0

@@ -16,7 +16,7 @@ import pytest
 from pilotfish.runtime.errors import PilotfishError
 from pilotfish.runtime.interfaces import EncoderInfo, Indices, Step
 from pilotfish.testing import CHECKS, Subject
-from pilotfish.testing.toy import ToySession, ToySourceSession, ToyWeights
+from pilotfish.testing.toy import ToyEncoderDecoderSession, ToySession, ToyWeights
 
 WIDE = (*range(2, 18), 32, 33)
 
@@ -188,34 +188,34 @@ class HoldsOneLess(ToySession):
         return 0
 
 
-class KeepsTheCacheOfTheSourceBefore(ToySourceSession):
+class KeepsTheCacheOfTheSourceBefore(ToyEncoderDecoderSession):
     def encode(self, source):  # type: ignore[no-untyped-def]
         held = list(self.entries)
         super().encode(source)
         self.entries = held
 
 
-class ReadsOnlyOnce(ToySourceSession):
+class ReadsOnlyOnce(ToyEncoderDecoderSession):
     def encode(self, source):  # type: ignore[no-untyped-def]
         held = self.source
         super().encode(source)
         self.source = held or self.source
 
 
-class AddsToTheSourceBefore(ToySourceSession):
+class AddsToTheSourceBefore(ToyEncoderDecoderSession):
     def encode(self, source):  # type: ignore[no-untyped-def]
         held = self.source
         super().encode(source)
         self.source = held + self.source
 
 
-class ForgetsTheSourceWithTheAnswer(ToySourceSession):
+class ForgetsTheSourceWithTheAnswer(ToyEncoderDecoderSession):
     def truncate(self, n_tokens: int) -> None:
         super().truncate(n_tokens)
         self.source = self.source if self.entries else self.source[:1]
 
 
-class ForksReadForEachOther(ToySourceSession):
+class ForksReadForEachOther(ToyEncoderDecoderSession):
     _forked: ClassVar[list[ToySession]] = []
 
     def fork(self, *given: Any, **named: Any) -> ToySession:
@@ -233,32 +233,32 @@ class TakesASourceWithoutAnEncoder(ToySession):
         self.entries = []
 
 
-class SettlesBeforeItReads(ToySourceSession):
+class SettlesBeforeItReads(ToyEncoderDecoderSession):
     def encode(self, source):  # type: ignore[no-untyped-def]
         if self.source:
             self._check_settled()
         super().encode(source)
 
 
-class StepsWithoutASource(ToySourceSession):
+class StepsWithoutASource(ToyEncoderDecoderSession):
     def _check_settled(self) -> None:
         ToySession._check_settled(self)
 
 
-class SavesNoSource(ToySourceSession):
+class SavesNoSource(ToyEncoderDecoderSession):
     def restore(self, state: bytes) -> None:
         held = self.source
         super().restore(state)
         self.source = held
 
 
-class ForgetsTheSourceOfTrees(ToySourceSession):
+class ForgetsTheSourceOfTrees(ToyEncoderDecoderSession):
     def accept(self, rows: Indices) -> None:
         super().accept(rows)
         self.source = self.source[:1]
 
 
-class ReadsTooMuch(ToySourceSession):
+class ReadsTooMuch(ToyEncoderDecoderSession):
     def encode(self, source):  # type: ignore[no-untyped-def]
         super().encode(source[:64])
 
@@ -309,7 +309,7 @@ def subject(kind: type[ToySession]) -> Subject:
             made = super().session(max_context)
             return kind(self, made.max_context)
 
-    encoder = EncoderInfo(decoder_start=(0,), source_limit=64) if issubclass(kind, ToySourceSession) else None
+    encoder = EncoderInfo(decoder_start=(0,), source_limit=64) if issubclass(kind, ToyEncoderDecoderSession) else None
     return Subject(lambda: Weights(vocab_size=17, context_length=256, encoder=encoder), 0.0, ((1, *WIDE),))
 
 
@@ -328,7 +328,7 @@ def test_a_broken_engine_is_found(kind: type[ToySession]) -> None:
 
 
 def test_the_engine_they_are_made_from_passes() -> None:
-    assert list(failures(ToySession)) == list(failures(ToySourceSession)) == []
+    assert list(failures(ToySession)) == list(failures(ToyEncoderDecoderSession)) == []
 
 
 def test_failures_show_values(tmp_path: Path) -> None:

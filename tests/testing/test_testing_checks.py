@@ -204,7 +204,7 @@ REFERENCES: dict[str, type[ReferenceSession]] = {
     "heads_keep_entries_of_their_own": KeepsAlikeInAllHeads,
     "keys_are_those_of_the_entries": BadKeys,
     "what_is_observed_has_its_shape_and_changes_nothing": ObservesIntoTheCache,
-    "attention_is_a_law_over_what_is_visible": BadAttention,
+    "attention_is_a_distribution_over_what_is_visible": BadAttention,
     "what_is_observed_is_that_of_the_reference": BadHidden,
 }
 OTHER_WEIGHTS = "answers_are_those_of_the_reference"

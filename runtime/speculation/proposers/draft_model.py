@@ -6,7 +6,7 @@ import numpy as np
 
 from ...cache.sequence import CachedSequence
 from ...errors import EngineError, NotFiniteError, OptionError
-from ...interfaces import EMPTY_DRAFT, Budget, Draft, Floats, Law, Tokens
+from ...interfaces import EMPTY_DRAFT, Budget, Distribution, Draft, Floats, Tokens
 from ...sampling.sampling import Sampling
 from ..vocab_mapping import Translation
 
@@ -20,7 +20,8 @@ class DraftModel:
 
     sampling: the target's own settings, so that q is shaped like p. Greedy settings make one-hot drafts.
     n_prompt: length of the prompt, for penalties that count generated tokens only.
-    translation: between two vocabularies that differ. The laws are laws over the target's tokens then: of the shared
+    translation: between two vocabularies that differ. The distributions are distributions over the target's tokens
+    then: of the shared
         ones, renormalised, and shaped by the target's settings; which is what the tokens are really drawn from.
     source: of an encoder-decoder model; read at the first proposal.
     """
@@ -72,22 +73,24 @@ class DraftModel:
             return EMPTY_DRAFT
         logits = self._catch_up(own)
         tokens: list[int] = []
-        laws: list[Law] = []
+        distributions: list[Distribution] = []
         expected: list[float] = []
         path = 1.0
         while True:
-            law = self._sampling.law(logits, np.concatenate([context, np.array(tokens, np.int64)]), self._n_prompt)
-            token = law.pick(self._rng.random())
-            confidence = law.prob(token) if not self._sampling.greedy else _top_share(logits)
+            distribution = self._sampling.distribution(
+                logits, np.concatenate([context, np.array(tokens, np.int64)]), self._n_prompt
+            )
+            token = distribution.pick(self._rng.random())
+            confidence = distribution.prob(token) if not self._sampling.greedy else _top_share(logits)
             path *= confidence
             tokens.append(token)
-            laws.append(law)
+            distributions.append(distribution)
             expected.append(path)
             if len(tokens) >= k or not self._can_read(token) or not budget.more(len(tokens), confidence):
                 break
             logits = self._step(token)
-        drawn = None if self._sampling.greedy else tuple(laws)
-        return Draft(np.array(tokens, dtype=np.int64), laws=drawn, expected=np.array(expected))
+        drawn = None if self._sampling.greedy else tuple(distributions)
+        return Draft(np.array(tokens, dtype=np.int64), distributions=drawn, expected=np.array(expected))
 
     def _catch_up(self, context: Tokens) -> Floats:
         """Logits after the context, in the draft's tokens; runs only what the cache lacks, and at least its last."""

@@ -18,7 +18,7 @@ from .draft_model import DraftModel
 
 
 class SmallerCache(Protocol):
-    """A compressed cache beside the target's: CompressedCopy, or Twin, whose size follows what it loses."""
+    """A compressed cache beside the target's: CompressedCopy, or ShadowCache, whose size follows what it loses."""
 
     @property
     def nbytes(self) -> int: ...
@@ -34,7 +34,8 @@ class SelfDraft:
     """Drafts with the target's own weights over a compressed copy of its cache.
 
     The share of its tokens that is accepted measures what the compression changes: it is 1 - TV, where TV is the total
-    variation between the law of the next token with the compressed and with the full cache, on average over the drafted
+    variation between the distribution of the next token with the compressed and with the full cache, on average over
+    the drafted
     tokens that were judged. With greedy sampling it is how often both find the same token most probable.
     """
 

@@ -15,7 +15,7 @@ from pilotfish.backends import get
 from pilotfish.backends.onnx.backend import OrtWeights
 from pilotfish.exporters.gguf.import_gguf import import_gguf
 from pilotfish.runtime.cache.sequence import CachedSequence
-from pilotfish.runtime.decoding.scoring import log_law, logits_along
+from pilotfish.runtime.decoding.scoring import log_distribution, logits_along
 from pilotfish.runtime.errors import OptionError
 from pilotfish.runtime.files.bundle import open_bundle
 from pilotfish.runtime.files.model_file import read_tokenizer
@@ -142,13 +142,13 @@ def test_real_weights_lose_next_to_nothing(text: str) -> None:
     """On a text that the scales have not seen; activations are exact, as rounding them turns any change into 0.0036."""
     folder = import_gguf(smollm2(), activations="f32")
     tokens = read_tokenizer(folder)[0].encode(text)[:1536]
-    laws = []
+    distributions = []
     for kind in ("f32", "int8"):
         weights = get("onnx").open(folder, device=None, threads=2, kv_dtype=kind)
         along = logits_along(CachedSequence(weights.session(1600)), tokens, 1024)
-        laws.append(np.concatenate([log_law(logits) for _, logits in along]))
+        distributions.append(np.concatenate([log_distribution(logits) for _, logits in along]))
         weights.close()
-    kl = (np.exp(laws[0]) * (laws[0] - laws[1])).sum(axis=1).mean()
+    kl = (np.exp(distributions[0]) * (distributions[0] - distributions[1])).sum(axis=1).mean()
     assert kl < 0.004, "nats a token"
 
 

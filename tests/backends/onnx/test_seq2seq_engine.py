@@ -51,7 +51,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
     from tiny_seq2seq import tiny_pair
 
-    from pilotfish.exporters.encoder_decoder_bundle import export_seq2seq
+    from pilotfish.exporters.encoder_decoder_bundle import export_encoder_decoder
     from pilotfish.exporters.quantize.weight_form import WeightForm
 
     made: dict[tuple[str, str], Path] = {}
@@ -62,7 +62,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Pa
             form = WeightForm("fp32" if activations == "f32" else "int8")
             model = tiny_pair(name, **LIMITS.get(name, {}))
             kind: Any = activations
-            export_seq2seq(model, folder, form, model_id=name, activations=kind, samples=SAMPLES)
+            export_encoder_decoder(model, folder, form, model_id=name, activations=kind, samples=SAMPLES)
             made[name, activations] = folder
         return made[name, activations]
 
@@ -85,12 +85,12 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A gated T5 over bytes, with a tokenizer; random, but it talks."""
     from tiny_seq2seq import tiny_pair
 
-    from pilotfish.exporters.encoder_decoder_bundle import export_seq2seq
+    from pilotfish.exporters.encoder_decoder_bundle import export_encoder_decoder
 
     folder = tmp_path_factory.mktemp("bytes")
     byte_tokenizer().save(folder / "tokenizer.json")
     model = tiny_pair("flan", vocab_size=N_TOKENS, eos_token_id=257, decoder_start_token_id=256)
-    export_seq2seq(model, folder / "bundle", model_id="tiny-bytes", tokenizer=folder / "tokenizer.json")
+    export_encoder_decoder(model, folder / "bundle", model_id="tiny-bytes", tokenizer=folder / "tokenizer.json")
     return folder / "bundle"
 
 

@@ -62,7 +62,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> Bundles:
     """Bundles by model and form, each made once."""
-    from pilotfish.exporters.encoder_decoder_bundle import export_seq2seq
+    from pilotfish.exporters.encoder_decoder_bundle import export_encoder_decoder
 
     made: dict[tuple[str, str], Path] = {}
 
@@ -70,7 +70,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Bundles:
         if (name, form) not in made:
             folder = tmp_path_factory.mktemp(f"{name}-{form}") / "bundle"
             weights: Any = form
-            export_seq2seq(
+            export_encoder_decoder(
                 pair(name), folder, WeightForm(weights, block=BLOCK), model_id=name, to=("openvino",), activations="f32"
             )
             made[name, form] = folder
@@ -200,7 +200,7 @@ def test_sessions_and_weights_close_in_any_order(bundles: Bundles, name: str) ->
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A gated T5 over bytes for both engines, with a tokenizer; random, but it talks."""
-    from pilotfish.exporters.encoder_decoder_bundle import export_seq2seq
+    from pilotfish.exporters.encoder_decoder_bundle import export_encoder_decoder
 
     pytest.importorskip("onnxscript", reason="exporting to ONNX needs onnxscript")
     folder = tmp_path_factory.mktemp("bytes")
@@ -208,7 +208,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = tiny_pair("flan", vocab_size=N_TOKENS, eos_token_id=257, decoder_start_token_id=256)
     form = WeightForm("int8", block=BLOCK)
     tokenizer = folder / "tokenizer.json"
-    export_seq2seq(model, folder / "b", form, model_id="tiny", tokenizer=tokenizer, to=("onnx", "openvino"))
+    export_encoder_decoder(model, folder / "b", form, model_id="tiny", tokenizer=tokenizer, to=("onnx", "openvino"))
     return folder / "b"
 
 

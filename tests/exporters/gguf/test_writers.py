@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from pilotfish.exporters.export_spec import Order
+from pilotfish.exporters.export_spec import ExportSpec
 from pilotfish.exporters.gguf.format import GgufFormat
 from pilotfish.exporters.gguf.stored_as import is_stored_so
 from pilotfish.exporters.open_source import open_source
@@ -52,11 +52,11 @@ def test_what_is_stored_so_is_taken_over_bit_for_bit(tmp_path: Path) -> None:
     model = source.torch_model()
     for name in ("onnx", "gguf"):
         (tmp_path / name).mkdir()
-    GgufFormat().write(source, Order(), model, tmp_path / "gguf", lambda share: None)
-    GgufFormat().finish(source, Order(), tmp_path / "gguf", lambda share: None)
+    GgufFormat().write(source, ExportSpec(), model, tmp_path / "gguf", lambda share: None)
+    GgufFormat().finish(source, ExportSpec(), tmp_path / "gguf", lambda share: None)
     assert (tmp_path / "gguf" / "model.gguf").read_bytes() == file.read_bytes()
     pytest.importorskip("onnx")
-    recipe = OnnxFormat().write(source, Order(), model, tmp_path / "onnx", lambda share: None)
+    recipe = OnnxFormat().write(source, ExportSpec(), model, tmp_path / "onnx", lambda share: None)
     assert recipe["weights"] == "F32+Q4_1+Q8_0"
     assert {path.name for path in (tmp_path / "onnx").iterdir()} == {"model.onnx", "observing.onnx", "model.onnx.data"}
 
@@ -64,6 +64,6 @@ def test_what_is_stored_so_is_taken_over_bit_for_bit(tmp_path: Path) -> None:
 def test_a_kind_that_is_named_is_made(tmp_path: Path) -> None:
     pytest.importorskip("llama_cpp")
     source = open_source(tiny_gguf(tmp_path / "tiny.gguf", quant=like_smollm2))
-    order = Order(gguf_kind="Q8_0")
+    order = ExportSpec(gguf_kind="Q8_0")
     recipe = GgufFormat().write(source, order, source.torch_model(), tmp_path, lambda share: None)
     assert recipe == {"kind": "Q8_0"}

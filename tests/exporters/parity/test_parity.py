@@ -54,8 +54,8 @@ def perplexity(texts: dict[str, Tokens], logits: dict[str, Floats]) -> float:
     """As the textbook has it, a token at a time."""
     losses = []
     for name, tokens in texts.items():
-        laws, first = softmax(logits[name]), len(tokens) - len(logits[name])
-        losses += [-math.log(laws[i, tokens[first + i + 1]]) for i in range(len(laws) - 1)]
+        distributions, first = softmax(logits[name]), len(tokens) - len(logits[name])
+        losses += [-math.log(distributions[i, tokens[first + i + 1]]) for i in range(len(distributions) - 1)]
     return math.exp(sum(losses) / len(losses))
 
 
@@ -76,16 +76,18 @@ def test_numbers_are_those_of_the_formulas(rng: np.random.Generator) -> None:
     export = {name: x + rng.standard_normal(x.shape).astype(np.float32) for name, x in source.items()}
     parity = judged(answers, export, source)
     p, q = np.concatenate([*source.values()]), np.concatenate([*export.values()])
-    laws_p, laws_q = softmax(p), softmax(q)
+    distributions_p, distributions_q = softmax(p), softmax(q)
     difference = np.abs(p.astype(np.float64) - q)
     assert parity.top1 == np.mean(p.argmax(-1) == q.argmax(-1))
-    assert parity.kl == pytest.approx(np.mean((laws_p * np.log(laws_p / laws_q)).sum(-1)), rel=1e-6)
+    assert parity.kl == pytest.approx(
+        np.mean((distributions_p * np.log(distributions_p / distributions_q)).sum(-1)), rel=1e-6
+    )
     assert parity.max_difference == pytest.approx(difference.max(), rel=1e-6)
     assert parity.mean_difference == pytest.approx(difference.mean(), rel=1e-6)
     texts = {name: text.tokens for name, text in answers.texts.items()}
     assert parity.perplexity_source == pytest.approx(perplexity(texts, source), rel=1e-5)
     assert parity.perplexity == pytest.approx(perplexity(texts, export), rel=1e-5)
-    regret = [np.log(a.max() / a[b.argmax()]) for a, b in zip(laws_p, laws_q, strict=True)]
+    regret = [np.log(a.max() / a[b.argmax()]) for a, b in zip(distributions_p, distributions_q, strict=True)]
     assert parity.regret == pytest.approx(np.mean(np.minimum(regret, 40)), rel=0.2)
     assert parity.agreement >= parity.top1
 
@@ -140,7 +142,7 @@ def test_greedy_answers_differ_from_the_first_other_token_on(rng: np.random.Gene
     assert parity.greedy_gap == pytest.approx(0.01)
 
 
-def test_a_constant_added_to_all_logits_is_no_difference_of_laws(rng: np.random.Generator) -> None:
+def test_a_constant_added_to_all_logits_is_no_difference_of_distributions(rng: np.random.Generator) -> None:
     answers, source = make(rng)
     parity = judged(answers, {name: x + 7 for name, x in source.items()}, source)
     assert parity.max_difference == pytest.approx(7) and parity.relative_difference == pytest.approx(0, abs=1e-6)

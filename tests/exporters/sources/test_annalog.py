@@ -120,7 +120,7 @@ class Reference:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Reference, dict[str, Path]]:
     """Its own program, and bundles by the type of their weights."""
-    from pilotfish.exporters.encoder_decoder_bundle import export_seq2seq
+    from pilotfish.exporters.encoder_decoder_bundle import export_encoder_decoder
     from pilotfish.exporters.quantize.weight_form import WeightForm
 
     package, folder = annalog(), tmp_path_factory.mktemp("annalog")
@@ -141,7 +141,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Reference, dict[str,
     reference, bundles = Reference(package, dict(state), len(words)), {}
     for weights in ("fp32", "int8"):
         bundles[weights] = folder / weights
-        export_seq2seq(
+        export_encoder_decoder(
             as_marian(dict(state), len(words)),
             bundles[weights],
             WeightForm(weights),

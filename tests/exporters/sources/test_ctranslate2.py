@@ -136,9 +136,13 @@ def test_it_is_a_source_like_any_other(kept: Path, tmp_path: Path, monkeypatch: 
     tokenizer.save(str(kept / "tokenizer.json"))
     for _ in range(2):  # made, and found again
         source = open_source(kept)
-        assert source.pair is not None and source.pair.source_kind == "audio" and source.pair.source_limit == 120
+        assert (
+            source.encoder_decoder is not None
+            and source.encoder_decoder.source_kind == "audio"
+            and source.encoder_decoder.source_limit == 120
+        )
         start = tuple(tokenizer.token_to_id(name) for name in ("<|startoftranscript|>", "<|notimestamps|>"))
-        assert source.pair.decoder_start == start and source.architecture == "whisper"
+        assert source.encoder_decoder.decoder_start == start and source.architecture == "whisper"
     assert len(list((tmp_path / "cache" / "converted").iterdir())) == 1
 
 

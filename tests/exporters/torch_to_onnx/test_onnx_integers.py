@@ -28,7 +28,7 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
 
 from pilotfish.backends import get  # noqa: E402
-from pilotfish.exporters.encoder_decoder_bundle import export_seq2seq  # noqa: E402
+from pilotfish.exporters.encoder_decoder_bundle import export_encoder_decoder  # noqa: E402
 from pilotfish.exporters.torch_to_onnx.static_activations import INPUT_LEVELS, WEIGHT_LEVELS, InputGrid, fit_inputs  # noqa: E402
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def static(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Pr
     def of(name: str) -> tuple[PreTrainedModel, Manifest, Path]:
         if name not in made:
             model, folder = tiny_pair(name), tmp_path_factory.mktemp(name) / "b"
-            found = export_seq2seq(model, folder, form, model_id=name, activations="static", samples=SAMPLES)
+            found = export_encoder_decoder(model, folder, form, model_id=name, activations="static", samples=SAMPLES)
             made[name] = model, found, folder
         return made[name]
 
@@ -182,7 +182,7 @@ def test_what_is_beside_it_is_rounded_as_it_comes() -> None:
 
 def test_an_int4_output_stays_one(tmp_path: Path) -> None:
     form = WeightForm("int8", output="int4")
-    export_seq2seq(tiny_pair("flan"), tmp_path / "b", form, model_id="x", activations="static", samples=SAMPLES)
+    export_encoder_decoder(tiny_pair("flan"), tmp_path / "b", form, model_id="x", activations="static", samples=SAMPLES)
     graph = onnx.load(tmp_path / "b" / "onnx" / "decoder.onnx", load_external_data=False).graph
     left = [node for node in graph.node if node.op_type == "MatMulNBits"]
     assert [node.output[0] for node in left] == ["logits"]
@@ -191,9 +191,11 @@ def test_an_int4_output_stays_one(tmp_path: Path) -> None:
 
 def test_text_and_a_model_that_reads_are_needed(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="need text to be fitted to"):
-        export_seq2seq(tiny_pair("t5"), tmp_path / "b", INT8, model_id="x", activations="static")
+        export_encoder_decoder(tiny_pair("t5"), tmp_path / "b", INT8, model_id="x", activations="static")
     with pytest.raises(UnsupportedModelError, match="this model hears"):
-        export_seq2seq(tiny_pair("whisper"), tmp_path / "b", INT8, model_id="x", activations="static", samples=SAMPLES)
+        export_encoder_decoder(
+            tiny_pair("whisper"), tmp_path / "b", INT8, model_id="x", activations="static", samples=SAMPLES
+        )
     with pytest.raises(OptionError, match="activations cannot be 'f16'"):
         check_activations("f16", INT8, ())  # type: ignore[arg-type]
     assert not (tmp_path / "b").exists()

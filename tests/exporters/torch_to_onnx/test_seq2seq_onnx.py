@@ -97,14 +97,14 @@ class Pair:
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """Folders by model and form, with activations in f32, each made once."""
-    from pilotfish.exporters.torch_to_onnx.encoder_decoder import export_seq2seq_onnx
+    from pilotfish.exporters.torch_to_onnx.encoder_decoder import export_encoder_decoder_onnx
 
     made: dict[tuple[str, str], Path] = {}
 
     def folder(name: str, form: str = "fp32") -> Path:
         if (name, form) not in made:
             made[name, form] = tmp_path_factory.mktemp(f"{name}-{form}")
-            export_seq2seq_onnx(tiny_pair(name), made[name, form], FORMS[form], activations="f32")
+            export_encoder_decoder_onnx(tiny_pair(name), made[name, form], FORMS[form], activations="f32")
         return made[name, form]
 
     return folder
@@ -194,26 +194,26 @@ def test_another_source_is_another_answer(exported: Exported) -> None:
 
 
 def test_the_model_is_the_same_afterwards(tmp_path: Path) -> None:
-    from pilotfish.exporters.torch_to_onnx.encoder_decoder import export_seq2seq_onnx
+    from pilotfish.exporters.torch_to_onnx.encoder_decoder import export_encoder_decoder_onnx
 
     for name in ("flan", "mbart"):
         model = tiny_pair(name)
         source, kinds = source_of(model), [type(m) for m in model.modules()]
         before = in_torch(model, source, text(9))[2]
         (tmp_path / name).mkdir()
-        export_seq2seq_onnx(model, tmp_path / name, FORMS["int4"])
+        export_encoder_decoder_onnx(model, tmp_path / name, FORMS["int4"])
         assert (in_torch(model, source, text(9))[2] == before).all()
         assert [type(m) for m in model.modules()] == kinds and model.config._attn_implementation == "eager"
 
 
 def test_a_bundle_says_how_answers_begin(tmp_path: Path) -> None:
-    from pilotfish.exporters.encoder_decoder_bundle import export_seq2seq
+    from pilotfish.exporters.encoder_decoder_bundle import export_encoder_decoder
 
     for name, start, limit, kind in (("t5", (0,), None, "text"), ("mbart", (0, 5), 128, "text")):
         model = tiny_pair(name)
         if name == "mbart":
             model.generation_config.forced_bos_token_id = 5  # a language
-        export_seq2seq(model, tmp_path / name, FORMS["int8"], model_id="tiny")
+        export_encoder_decoder(model, tmp_path / name, FORMS["int8"], model_id="tiny")
         manifest = open_bundle(tmp_path / name).manifest
         assert (manifest.decoder_start, manifest.source_limit, manifest.source_kind) == (start, limit, kind)
         assert manifest.formats == {"onnx": "onnx/decoder.onnx"} and manifest.encoders == {"onnx": "onnx/encoder.onnx"}
@@ -225,11 +225,11 @@ def test_a_bundle_says_how_answers_begin(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", quick(PAIRS, "flan", "whisper"))
 def test_the_engine_runs_it(tmp_path: Path, name: str) -> None:
     from pilotfish.backends import get
-    from pilotfish.exporters.encoder_decoder_bundle import export_seq2seq
+    from pilotfish.exporters.encoder_decoder_bundle import export_encoder_decoder
 
     model, tokens = tiny_pair(name), text(30)
     source = source_of(model)
-    export_seq2seq(model, tmp_path / "b", FORMS["fp32"], model_id="tiny", activations="f32")
+    export_encoder_decoder(model, tmp_path / "b", FORMS["fp32"], model_id="tiny", activations="f32")
     weights = get("onnx").open(tmp_path / "b", device=None, threads=2, kv_dtype=None, options={})
     session = weights.session()
     session.encode(source[0])
@@ -239,9 +239,9 @@ def test_the_engine_runs_it(tmp_path: Path, name: str) -> None:
 
 
 def test_a_manifest_with_half_a_pair_is_refused(tmp_path: Path) -> None:
-    from pilotfish.exporters.encoder_decoder_bundle import export_seq2seq
+    from pilotfish.exporters.encoder_decoder_bundle import export_encoder_decoder
 
-    whole = export_seq2seq(tiny_pair("bart"), tmp_path / "b", FORMS["int8"], model_id="tiny").model_dump()
+    whole = export_encoder_decoder(tiny_pair("bart"), tmp_path / "b", FORMS["int8"], model_id="tiny").model_dump()
     for change in ({"encoders": {"onnx": "gone"}}, {"formats": {}}):
         with pytest.raises(ValueError, match=r"not listed under files|no decoder in"):
             Manifest(**{**whole, **change})

@@ -56,17 +56,17 @@ def test_drafts_change_nothing(
     engine: str, name: str, form: str, sampling: str, opened: Callable[[str], Weights]
 ) -> None:
     weights = opened(engine)
-    policy, prompt, law = small(name, engine), prompt_for(weights), SAMPLINGS[sampling]
-    plain = run(weights, policy, prompt, sampling=law)
+    policy, prompt, distribution = small(name, engine), prompt_for(weights), SAMPLINGS[sampling]
+    plain = run(weights, policy, prompt, sampling=distribution)
     knows = Knows(plain.tokens, form == "tree", weights.info.vocab_size)
-    drafted = run(weights, policy, prompt, proposers=(knows,), sampling=law)
+    drafted = run(weights, policy, prompt, proposers=(knows,), sampling=distribution)
     assert drafted.tokens.tolist() == plain.tokens.tolist()
     assert len(drafted.rounds) < 0.6 * len(plain.rounds), "drafts were hardly accepted: this proves nothing"
     assert plain.most <= policy.budget + policy.every
     assert drafted.most <= policy.budget + policy.every
     for a, b in zip(positions_and_keys(plain), positions_and_keys(drafted), strict=True):
         assert np.array_equal(a, b) if engine == "toy" else np.allclose(a, b, atol=1e-4)
-    full = run(weights, None, prompt, sampling=law)
+    full = run(weights, None, prompt, sampling=distribution)
     assert full.tokens.tolist() != plain.tokens.tolist(), "the policy changed nothing: this proves nothing"
 
 
@@ -198,7 +198,7 @@ def test_every_policy_on_every_other_engine(
     engine: str, name: str, sampling: str, loaded: Callable[[str], Model]
 ) -> None:
     """Runs, with chains and with trees where the engine has them, or is refused because an ability is missing."""
-    model, law, policy = loaded(engine), SAMPLINGS[sampling], small(name, "toy")
+    model, distribution, policy = loaded(engine), SAMPLINGS[sampling], small(name, "toy")
     weights, rule = model.target, model.calibration.rows.rule()
     abilities = weights.session(64).abilities
     lacks = policy.needs - abilities - {"attention"}
@@ -208,10 +208,10 @@ def test_every_policy_on_every_other_engine(
             CachedSequence(weights.session(256), rule, policy)
         return
     prompt = prompt_for(weights)
-    plain = run(weights, policy, prompt, sampling=law, rows=rule)
+    plain = run(weights, policy, prompt, sampling=distribution, rows=rule)
     for tree in (False, True) if "tree" in abilities else (False,):
         knows, rows = Knows(plain.tokens, tree, weights.info.vocab_size), RowRule(rule.widths, trees=True)
-        drafted = run(weights, policy, prompt, proposers=(knows,), sampling=law, rows=rows)
+        drafted = run(weights, policy, prompt, proposers=(knows,), sampling=distribution, rows=rows)
         assert max(plain.most, drafted.most) <= policy.budget + policy.every
         assert drafted.tokens.tolist() == plain.tokens.tolist(), f"as a {'tree' if tree else 'chain'}"
         assert len(drafted.rounds) < 0.8 * len(plain.rounds), "drafts were hardly accepted: this proves nothing"

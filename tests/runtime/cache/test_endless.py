@@ -67,15 +67,15 @@ def endless(weights: Weights) -> CachedSequence:
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 @pytest.mark.parametrize("engine", quick(ENGINES, "toy", "onnx"))
 def test_drafts_change_nothing_four_contexts_on(engine: str, sampling: str, opened: Callable[[str], Weights]) -> None:
-    weights, law = opened(engine), SAMPLINGS[sampling]
+    weights, distribution = opened(engine), SAMPLINGS[sampling]
     prompt = prompt_for(weights)
-    plain = run(weights, POLICY, prompt, sampling=law, n_new=LONG)
+    plain = run(weights, POLICY, prompt, sampling=distribution, n_new=LONG)
     drafted = run(
         weights,
         POLICY,
         prompt,
         proposers=(Knows(plain.tokens, False, weights.info.vocab_size),),
-        sampling=law,
+        sampling=distribution,
         n_new=LONG,
     )
     assert len(plain.tokens) == len(prompt) + LONG

@@ -18,10 +18,10 @@ from typer.testing import CliRunner
 from pilotfish.apps.cli import app
 from pilotfish.runtime.cache.agreement import ERROR, Agreement, overlap
 from pilotfish.runtime.cache.policies import ChunkKV, KeyDiff, SinksAndWindow, SirLLM, SnapKV
-from pilotfish.runtime.cache.quality_gate import TrialSequence
-from pilotfish.runtime.cache.shadow import Twin, resized
+from pilotfish.runtime.cache.quality_gate import QualityGatedCache
+from pilotfish.runtime.cache.shadow import ShadowCache, resized
 from pilotfish.runtime.errors import AbilityError, ContextFullError, EngineError, OptionError
-from pilotfish.runtime.interfaces import Indices, Law, Weights
+from pilotfish.runtime.interfaces import Distribution, Indices, Weights
 from pilotfish.runtime.model.saved_chat import Conversation, read_conversation, write_conversation
 from pilotfish.runtime.sampling.sampling import Sampling
 from pilotfish.runtime.speculation.draft_length import Fixed
@@ -32,21 +32,28 @@ from pilotfish.testing.toy import ALL, SEEN, ToyWeights
 __all__ = ["MORE", "opened"]
 
 
-def law(*probs: float, ids: list[int] | None = None) -> Law:
-    return Law(np.array(probs), None if ids is None else np.array(ids))
+def distribution(*probs: float, ids: list[int] | None = None) -> Distribution:
+    return Distribution(np.array(probs), None if ids is None else np.array(ids))
 
 
 def test_overlap_is_one_minus_total_variation() -> None:
     forms = {
-        "dense": law(0.5, 0.25, 0.25, 0.0),
-        "sparse": law(0.5, 0.25, 0.25, ids=[0, 1, 2]),
+        "dense": distribution(0.5, 0.25, 0.25, 0.0),
+        "sparse": distribution(0.5, 0.25, 0.25, ids=[0, 1, 2]),
     }
-    others = {"dense": law(0.0, 0.5, 0.25, 0.25), "sparse": law(0.5, 0.25, 0.25, ids=[1, 2, 3])}
+    others = {"dense": distribution(0.0, 0.5, 0.25, 0.25), "sparse": distribution(0.5, 0.25, 0.25, ids=[1, 2, 3])}
     for p in forms.values():
         for q in others.values():
             assert overlap(p, q) == overlap(q, p) == 0.5
-        assert overlap(p, p) == 1.0 and overlap(p, Law.point(3)) == 0.0 and overlap(Law.point(1), p) == 0.25
-    assert overlap(Law.point(2), Law.point(2)) == 1.0 and overlap(Law.point(2), Law.point(1)) == 0.0
+        assert (
+            overlap(p, p) == 1.0
+            and overlap(p, Distribution.point(3)) == 0.0
+            and overlap(Distribution.point(1), p) == 0.25
+        )
+    assert (
+        overlap(Distribution.point(2), Distribution.point(2)) == 1.0
+        and overlap(Distribution.point(2), Distribution.point(1)) == 0.0
+    )
 
 
 def test_bounds_hold_at_every_look() -> None:
@@ -72,8 +79,8 @@ def test_bounds_are_of_use() -> None:
     assert Agreement(10.0, 32).at_most < 0.8
 
 
-def trial(weights: Weights, policy: Any, quality: float, drops: bool = True) -> TrialSequence:
-    return TrialSequence(weights.session, WIDTHS, policy, quality, drops=drops)
+def trial(weights: Weights, policy: Any, quality: float, drops: bool = True) -> QualityGatedCache:
+    return QualityGatedCache(weights.session, WIDTHS, policy, quality, drops=drops)
 
 
 def states(done: Run) -> Iterator[Any]:
@@ -127,7 +134,7 @@ def test_what_is_compared_is_what_would_go_on(opened: Callable[[str], Weights]) 
         session.keep(kept)
         block = session.forward(done.tokens[n : n + 8], n_logits=8).logits
         for i in range(8):
-            p, q = (rule.law(x, done.tokens[: n + i + 1], len(prompt)) for x in (logits[n + i], block[i]))
+            p, q = (rule.distribution(x, done.tokens[: n + i + 1], len(prompt)) for x in (logits[n + i], block[i]))
             expected += overlap(p, q)
         n, kept = n + 8, np.r_[0:2, 10:32]
     report = sequence.report()
@@ -153,7 +160,7 @@ def test_another_text_brings_the_full_cache_back(opened: Callable[[str], Weights
         opened_sessions.append(weights.session(entries))
         return opened_sessions[-1]
 
-    sequence = TrialSequence(open_session, WIDTHS, policy, 0.002, drops=True)
+    sequence = QualityGatedCache(open_session, WIDTHS, policy, 0.002, drops=True)
     first = run(weights, policy, prompt_for(weights), n_new=100, sequence=sequence)
     assert sequence.report().dropped_at is not None and len(opened_sessions) == 1
     with pytest.raises(EngineError, match="closed"):
@@ -171,7 +178,7 @@ def held(weights: Weights, name: str, engine: str, quality: float, n_new: int, d
     sequence = trial(weights, small(name, engine), quality, drops=False)
     rng = np.random.default_rng(5)
     prompt = prompt_for(weights)
-    own = (SelfDraft(sequence.twin, Sampling(), len(prompt), rng, weights.info.vocab_size),) if drafts else ()
+    own = (SelfDraft(sequence.shadow, Sampling(), len(prompt), rng, weights.info.vocab_size),) if drafts else ()
     return run(weights, None, prompt, n_new=n_new, proposers=own, sequence=sequence)
 
 
@@ -201,17 +208,17 @@ def test_the_size_grows_and_shrinks(opened: Callable[[str], Weights]) -> None:
 def test_a_budget_that_was_too_little_is_not_tried_again() -> None:
     weights: Any = ToyWeights(vocab_size=17, context_length=512, abilities=ALL | SEEN)
     session = trial(weights, SinksAndWindow(budget=64, every=8, window=6, sinks=2), 0.5, drops=False)
-    twin = session.twin
+    shadow = session.shadow
     asked: list[int] = []
     for share in (1.0, 0.0, 1.0, 1.0, 1.0):
-        asked.append(twin.policy.budget)
-        twin.agreement.total, twin.agreement.n = share * 64, 64
-        held = twin.agreement.at_least >= twin.quality
+        asked.append(shadow.policy.budget)
+        shadow.agreement.total, shadow.agreement.n = share * 64, 64
+        held = shadow.agreement.at_least >= shadow.quality
         if held:
-            twin._shrink()
+            shadow._shrink()
         else:
-            twin._too_small = twin.policy.budget
-            twin._resize(2 * twin.policy.budget)
+            shadow._too_small = shadow.policy.budget
+            shadow._resize(2 * shadow.policy.budget)
     assert asked == [64, 32, 64, 64, 64]
 
 
@@ -247,9 +254,9 @@ def test_what_cannot_be_done_is_refused(opened: Callable[[str], Weights]) -> Non
         with pytest.raises(error, match=words):
             trial(where, which, quality)
     with pytest.raises(OptionError, match="max_context=65 or more, or a smaller budget"):
-        TrialSequence(lambda entries: weights.session(entries or 64), WIDTHS, policy, 0.9, drops=True)
+        QualityGatedCache(lambda entries: weights.session(entries or 64), WIDTHS, policy, 0.9, drops=True)
     sequence = trial(weights, policy, 0.9)
-    assert isinstance(sequence.twin, Twin) and sequence.nbytes == sequence.session.nbytes
+    assert isinstance(sequence.shadow, ShadowCache) and sequence.nbytes == sequence.session.nbytes
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
@@ -278,7 +285,7 @@ def test_a_saved_trial_goes_on(
         resumed = run(weights, policy, longer, sampling=rule, n_new=100, sequence=other)
         assert resumed.tokens.tolist() == expected.tokens.tolist()
         ours, theirs = (x.sequence.report() for x in (resumed, expected))  # type: ignore[attr-defined]
-        if drops:  # a twin that drafts decides nothing, and begins anew
+        if drops:  # a shadow that drafts decides nothing, and begins anew
             assert replace(ours, kv_bytes=0) == replace(theirs, kv_bytes=0)
             assert resumed.sequence.session.positions.tolist() == expected.sequence.session.positions.tolist()
         other.close()
@@ -287,7 +294,7 @@ def test_a_saved_trial_goes_on(
 def test_a_trial_that_does_not_fit_changes_nothing(opened: Callable[[str], Weights]) -> None:
     weights, policy = opened("toy"), small("sinks", "toy")
     full = run(weights, policy, prompt_for(weights, 200), n_new=20, sequence=trial(weights, policy, 0.9)).sequence
-    narrow = TrialSequence(lambda entries: weights.session(entries or 128), WIDTHS, policy, 0.00002, drops=True)
+    narrow = QualityGatedCache(lambda entries: weights.session(entries or 128), WIDTHS, policy, 0.00002, drops=True)
     run(weights, policy, prompt_for(weights, 40), n_new=70, sequence=narrow)
     held, known = narrow.session, narrow.report()
     assert narrow.compression is not None
@@ -306,7 +313,8 @@ def model_file(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 PROMPT = "the cat and the dog and the hen in the pen " * 4
-# Laws this flat overlap by two thirds on every machine. Which tokens are the most probable ones of random weights, and
+# Distributions this flat overlap by two thirds on every machine. Which tokens are the most probable ones of random
+# weights, and
 # how often two caches agree on them, is for the last bits to say.
 FLAT: dict[str, Any] = {"temperature": 2.0, "seed": 1}
 

@@ -56,13 +56,13 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str],
 @pytest.mark.parametrize("form", ["chain", "tree"])
 @pytest.mark.parametrize("engine", quick(ENGINES, "toy", "onnx", "openvino"))
 def test_drafts_change_nothing(engine: str, form: str, sampling: str, opened: Callable[[str], Weights]) -> None:
-    weights, law = opened(engine), SAMPLINGS[sampling]
+    weights, distribution = opened(engine), SAMPLINGS[sampling]
     if engine == "openvino" and form == "tree":
         pytest.skip("its trees are not the bits of its chains, with and without a choice")
     prompt = prompt_for(weights, N_PROMPT)
 
     def answer(*proposers: Any) -> Run:
-        return run(weights, POLICY, prompt, proposers=proposers, sampling=law, n_new=N_NEW)
+        return run(weights, POLICY, prompt, proposers=proposers, sampling=distribution, n_new=N_NEW)
 
     plain = answer()
     drafted = answer(Knows(plain.tokens, form == "tree", weights.info.vocab_size))
@@ -71,7 +71,7 @@ def test_drafts_change_nothing(engine: str, form: str, sampling: str, opened: Ca
     assert plain.most == len(plain.tokens) - 1, "an entry was evicted"
     for done in (plain, drafted):
         assert done.sequence.n_seen <= POLICY.budget + POLICY.every < done.sequence.n_entries
-    full = run(weights, None, prompt, sampling=law, n_new=N_NEW)
+    full = run(weights, None, prompt, sampling=distribution, n_new=N_NEW)
     assert full.tokens.tolist() != plain.tokens.tolist(), "the policy changed nothing: this proves nothing"
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cache_runs import LATER, N_PROMPT, PROSE, SAMPLINGS, SMALL, WIDTHS, WRAPPED, opened, prompt_for, run, small
-from enumerate_randomness import law_of
+from enumerate_randomness import distribution_of
 from real_weights import smollm2
 
 from pilotfish.runtime.cache.compressed_copy import CompressedCopy
@@ -31,9 +31,9 @@ from pilotfish.testing.toy import ALL, SEEN, ToyWeights
 __all__ = ["opened"]  # the fixture
 
 
-def drafting(weights: Weights, policy: Any, sequence: CachedSequence, law: Sampling) -> SelfDraft:
+def drafting(weights: Weights, policy: Any, sequence: CachedSequence, distribution: Sampling) -> SelfDraft:
     copy = CompressedCopy(sequence, policy)
-    return SelfDraft(copy, law, N_PROMPT, np.random.default_rng(5), weights.info.vocab_size)
+    return SelfDraft(copy, distribution, N_PROMPT, np.random.default_rng(5), weights.info.vocab_size)
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
@@ -42,26 +42,26 @@ def drafting(weights: Weights, policy: Any, sequence: CachedSequence, law: Sampl
 def test_drafting_for_itself_changes_nothing(
     engine: str, name: str, sampling: str, opened: Callable[[str], Weights]
 ) -> None:
-    weights, law = opened(engine), SAMPLINGS[sampling]
+    weights, distribution = opened(engine), SAMPLINGS[sampling]
     prompt = prompt_for(weights)
-    plain = run(weights, None, prompt, sampling=law)
+    plain = run(weights, None, prompt, sampling=distribution)
     sequence = CachedSequence(weights.session(None), WIDTHS)
-    proposer = drafting(weights, small(name, engine), sequence, law)
-    ours = run(weights, None, prompt, proposers=(proposer,), sampling=law, sequence=sequence)
+    proposer = drafting(weights, small(name, engine), sequence, distribution)
+    ours = run(weights, None, prompt, proposers=(proposer,), sampling=distribution, sequence=sequence)
     if sampling == "greedy":
         assert ours.tokens.tolist() == plain.tokens.tolist()
-    else:  # drafts draw random numbers of their own, so only the law is the same; see the test of that below
+    else:  # drafts draw random numbers of their own, so only the distribution is the same; see the test of that below
         assert len(ours.tokens) == len(plain.tokens)
     assert sum(r.drafted for r in ours.rounds) > 20
     assert {r.proposer for r in ours.rounds} <= {"self", None}
     assert len(sequence.session.positions) == len(ours.tokens) - 1, "the full cache lost an entry"
 
 
-def test_the_law_is_that_of_plain_decoding() -> None:
+def test_the_distribution_is_that_of_plain_decoding() -> None:
     """Exactly: every outcome of every random number, with its probability."""
     weights: Any = ToyWeights(vocab_size=3, context_length=64, scale=1.0)
     prompt = np.random.default_rng(2).integers(0, 3, 15)
-    policy, law = SinksAndWindow(budget=6, every=4, sinks=1, window=3), Sampling(temperature=1.0)
+    policy, distribution = SinksAndWindow(budget=6, every=4, sinks=1, window=3), Sampling(temperature=1.0)
 
     def answer(rng: Any, drafts: bool) -> tuple[int, ...]:
         sequence = CachedSequence(weights.session(None), WIDTHS)
@@ -69,9 +69,9 @@ def test_the_law_is_that_of_plain_decoding() -> None:
         rounds = generate(
             sequence,
             prompt,
-            sampling=law,
+            sampling=distribution,
             drafting=Drafting(Fixed(3), CostCurve(np.array([1, 33]), np.array([1.0, 1.0])), WIDTHS),
-            proposers=(SelfDraft(copy, law, len(prompt), rng, 3),) if drafts else (),
+            proposers=(SelfDraft(copy, distribution, len(prompt), rng, 3),) if drafts else (),
             limits=Limits(3),
             rng=rng,
         )
@@ -79,7 +79,7 @@ def test_the_law_is_that_of_plain_decoding() -> None:
         assert not drafts or done[0].drafted == 2
         return tuple(token for r in done for token in r.tokens)
 
-    ours, theirs = (law_of(lambda rng, d=d: answer(rng, d)) for d in (True, False))  # type: ignore[misc]
+    ours, theirs = (distribution_of(lambda rng, d=d: answer(rng, d)) for d in (True, False))  # type: ignore[misc]
     assert len(theirs) == 27
     assert sum(abs(ours.get(k, 0.0) - p) for k, p in theirs.items()) < 1e-12
 

@@ -142,7 +142,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], 
     pytest.importorskip("onnxruntime")
     from tiny_seq2seq import tiny_pair
 
-    from pilotfish.exporters.encoder_decoder_bundle import export_seq2seq
+    from pilotfish.exporters.encoder_decoder_bundle import export_encoder_decoder
     from pilotfish.exporters.quantize.weight_form import WeightForm
 
     made: dict[str, tuple[Any, Weights]] = {}
@@ -151,7 +151,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], 
         if name not in made:
             folder: Path = tmp_path_factory.mktemp(name)
             model = tiny_pair(name, seed=3)
-            export_seq2seq(model, folder / "b", WeightForm("fp32"), model_id="tiny", activations="f32")
+            export_encoder_decoder(model, folder / "b", WeightForm("fp32"), model_id="tiny", activations="f32")
             made[name] = model, get("onnx").open(folder / "b", device=None, threads=2, kv_dtype=None)
         return made[name]
 

@@ -1,10 +1,11 @@
-"""Promise 1, by exact enumeration: with every draft, tree and length policy, the output law is the target's."""
+"""Promise 1, by exact enumeration: with every draft, tree and length policy, the output distribution is the
+target's."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-from enumerate_randomness import LazyRng, law_of
+from enumerate_randomness import LazyRng, distribution_of
 from enumerated_loop import (
     POLICIES,
     PROMPT,
@@ -15,13 +16,13 @@ from enumerated_loop import (
     Wrong,
     flat_curve,
     run,
-    target_law,
+    target_distribution,
     total_variation,
 )
 
 from pilotfish.runtime.cache.sequence import CachedSequence
 from pilotfish.runtime.decoding.loop import Limits, generate
-from pilotfish.runtime.interfaces import Draft, Law
+from pilotfish.runtime.interfaces import Distribution, Draft
 from pilotfish.runtime.profiling.row_classes import ANY_WIDTH, RowRule
 from pilotfish.runtime.sampling.speculative_sampling import verify
 from pilotfish.runtime.speculation.controller import Drafting
@@ -33,31 +34,31 @@ from pilotfish.testing.toy import ToySession, ToyWeights
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("proposers", PROPOSERS)
 @pytest.mark.parametrize("settings", SETTINGS)
-def test_output_law_is_the_targets(settings: str, proposers: str, policy: str) -> None:
+def test_output_distribution_is_the_targets(settings: str, proposers: str, policy: str) -> None:
     sampling = SETTINGS[settings]
-    law = law_of(lambda rng: run(rng, sampling, proposers, policy, ANY_WIDTH, 3))
-    assert total_variation(law, target_law(ToyWeights(V), sampling, 3)) <= 1e-12
+    distribution = distribution_of(lambda rng: run(rng, sampling, proposers, policy, ANY_WIDTH, 3))
+    assert total_variation(distribution, target_distribution(ToyWeights(V), sampling, 3)) <= 1e-12
 
 
 @pytest.mark.parametrize("proposers", ["suffix", "draft model", "wrong"])
-def test_output_law_in_a_class_of_wide_steps(proposers: str) -> None:
+def test_output_distribution_in_a_class_of_wide_steps(proposers: str) -> None:
     rows = RowRule((2, 3, 4))
-    law = law_of(lambda rng: run(rng, SETTINGS["plain"], proposers, "renewal", rows, 3))
-    assert total_variation(law, target_law(ToyWeights(V), SETTINGS["plain"], 3)) <= 1e-12
+    distribution = distribution_of(lambda rng: run(rng, SETTINGS["plain"], proposers, "renewal", rows, 3))
+    assert total_variation(distribution, target_distribution(ToyWeights(V), SETTINGS["plain"], 3)) <= 1e-12
 
 
 def test_dropping_a_sampled_token_for_its_own_probability_would_be_seen() -> None:
     """The trap of value-dependent truncation: this harness must be able to fail."""
-    p, q = Law(np.array([0.5, 0.3, 0.2])), Law(np.array([0.2, 0.3, 0.5]))
+    p, q = Distribution(np.array([0.5, 0.3, 0.2])), Distribution(np.array([0.2, 0.3, 0.5]))
 
     def biased(rng: LazyRng) -> tuple[int, ...]:
         token = q.pick(rng.random())  # type: ignore[arg-type]
         kept = [token] if q.prob(token) >= 0.25 else []
-        draft = Draft(np.array(kept, dtype=np.int64), laws=tuple(q for _ in kept))
+        draft = Draft(np.array(kept, dtype=np.int64), distributions=tuple(q for _ in kept))
         verdict = verify(draft, lambda row, path: p, rng)  # type: ignore[arg-type]
         return (int(draft.tokens[verdict.rows[0] - 1]) if verdict.rows else verdict.token,)
 
-    assert total_variation(law_of(biased), {(i,): float(x) for i, x in enumerate(p.probs)}) > 0.05
+    assert total_variation(distribution_of(biased), {(i,): float(x) for i, x in enumerate(p.probs)}) > 0.05
 
 
 def test_seeded_output_does_not_depend_on_one_hot_drafts() -> None:
@@ -78,10 +79,11 @@ def test_seeded_output_does_not_depend_on_one_hot_drafts() -> None:
         assert outputs[0] == outputs[1] == outputs[2] == outputs[3]
 
 
-def test_sampled_run_fits_the_law_by_chi_square() -> None:
-    """The same claim on real random numbers: 4,000 runs of two tokens against the enumerated law, p > 0.001."""
+def test_sampled_run_fits_the_distribution_by_chi_square() -> None:
+    """The same claim on real random numbers: 4,000 runs of two tokens against the enumerated distribution, p >
+    0.001."""
     sampling, n_runs = SETTINGS["truncated"], 4000
-    expected = target_law(ToyWeights(V), sampling, 2)
+    expected = target_distribution(ToyWeights(V), sampling, 2)
     counts = dict.fromkeys(expected, 0)
     for seed in range(n_runs):
         rng = np.random.default_rng(seed)

@@ -73,17 +73,17 @@ def test_it_goes_on_as_if_never_interrupted(engine: str, path: Path, tmp_path: P
 def test_a_compressed_cache_goes_on_too(
     engine: str, name: str, tmp_path: Path, opened: Callable[[str], Weights]
 ) -> None:
-    weights, policy, law = opened(engine), small(name, engine), SAMPLINGS["greedy"]
-    first = run(weights, policy, prompt_for(weights), sampling=law, n_new=35)
+    weights, policy, distribution = opened(engine), small(name, engine), SAMPLINGS["greedy"]
+    first = run(weights, policy, prompt_for(weights), sampling=distribution, n_new=35)
     write_conversation(tmp_path / "talk", Conversation([], None, {}, first.sequence.save()))
     longer = np.concatenate([first.tokens, prompt_for(weights, 30, seed=4)])
-    expected = run(weights, policy, longer, sampling=law, sequence=first.sequence)
+    expected = run(weights, policy, longer, sampling=distribution, sequence=first.sequence)
     session = weights.session(entries_for(policy, WIDTHS, weights.info))
     sequence = CachedSequence(session, WIDTHS, policy)
     sequence.cover(prompt_for(weights, 60, seed=8))  # something else was there before
     sequence.restore(read_conversation(tmp_path / "talk").sequence)
     assert sequence.reusable(longer) == len(first.tokens) - 1
-    resumed = run(weights, policy, longer, sampling=law, sequence=sequence)
+    resumed = run(weights, policy, longer, sampling=distribution, sequence=sequence)
     assert resumed.tokens.tolist() == expected.tokens.tolist()
     assert resumed.sequence.session.positions.tolist() == expected.sequence.session.positions.tolist()
 

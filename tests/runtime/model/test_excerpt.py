@@ -94,9 +94,9 @@ def test_scores_are_what_the_model_says_of_each_part_alone() -> None:
         for part, prompt in zip(found.segments[:4], prompts, strict=False):
             session: Any = model.target.session(len(prompt))
             logits = session.forward(prompt, n_logits=len(prompt)).logits.astype(np.float64)
-            law = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+            distribution = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
             after = prompt[-n:]
-            assert part.score == pytest.approx(law[np.arange(-n - 1, -1), after].mean(), rel=1e-5)
+            assert part.score == pytest.approx(distribution[np.arange(-n - 1, -1), after].mean(), rel=1e-5)
 
 
 def test_what_fits_is_kept_whole_and_not_read() -> None:
@@ -170,9 +170,9 @@ def test_surprisal_is_that_of_one_pass() -> None:
     weights = ToyWeights(vocab_size=7, context_length=256)
     tokens = np.random.default_rng(1).integers(0, 7, 200)
     logits = weights.session().forward(tokens, n_logits=200).logits.astype(np.float64)
-    law = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    distribution = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
     losses, last = surprisal(CachedSequence(weights.session()), tokens, 30)
-    assert losses == pytest.approx(-law[np.arange(30, 199), tokens[31:]], rel=1e-5)
+    assert losses == pytest.approx(-distribution[np.arange(30, 199), tokens[31:]], rel=1e-5)
     assert np.array_equal(last, logits[-1].astype(np.float32))
 
 

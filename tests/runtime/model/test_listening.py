@@ -74,7 +74,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
     from tiny_seq2seq import tiny_pair
     from transformers import GenerationConfig
 
-    from pilotfish.exporters.encoder_decoder_bundle import export_seq2seq
+    from pilotfish.exporters.encoder_decoder_bundle import export_encoder_decoder
     from pilotfish.exporters.quantize.weight_form import WeightForm
 
     folder = tmp_path_factory.mktemp("whisper")
@@ -82,7 +82,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
     model: Any = tiny_pair("whisper", seed=1, vocab_size=VOCAB_SIZE)
     model.generation_config = GenerationConfig.from_dict({**SAID, "pad_token_id": END})
     form: Any = {"model_id": "tiny", "tokenizer": folder / "tokenizer.json", "activations": "f32"}
-    export_seq2seq(model, folder / "b", WeightForm("fp32"), **form)
+    export_encoder_decoder(model, folder / "b", WeightForm("fp32"), **form)
     return model, folder / "b"
 
 

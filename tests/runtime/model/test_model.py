@@ -294,7 +294,7 @@ def measurements(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    "seen", ["pilotfish.loading.cpu_load.busy_share", "pilotfish.loading.cpu_load.Others.share"]
+    "seen", ["pilotfish.loading.cpu_load.cpu_load", "pilotfish.loading.cpu_load.Others.share"]
 )  # before, and meanwhile
 def test_what_was_measured_on_a_busy_machine_serves_once_and_is_not_kept(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seen: str
@@ -341,7 +341,7 @@ def test_the_draft_of_a_busy_machine_is_timed_again(
     weights, said = backends.get("reference").open(path, device=None, threads=1, kv_dtype=None), []
     kept = []
     for share in (0.9, 0.9, 0.0, 0.9):
-        monkeypatch.setattr(busy, "busy_share", lambda share=share: share)
+        monkeypatch.setattr(busy, "cpu_load", lambda share=share: share)
         said.append([])
         assert measuring.token_seconds(weights, lambda what, done: said[-1].append(what)) > 0
         kept.append(len(list((tmp_path / "costs").glob("*.token.json"))))

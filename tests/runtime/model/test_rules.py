@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from enumerate_randomness import LazyRng, law_of
+from enumerate_randomness import LazyRng, distribution_of
 from enumerated_loop import POLICIES, SETTINGS, flat_curve, still_clock, total_variation  # noqa: F401 - a fixture among them
 from tiers import quick
 from tiny_families import VOCAB_SIZE, tiny_tokenizer
@@ -117,7 +117,7 @@ def test_an_end_without_a_chance_gets_none_by_growing() -> None:
     assert logits.tolist() == [1, 1, -np.inf, 1]
 
 
-# The law, with drafts
+# The distribution, with drafts
 
 
 V, WANTED = 3, 4
@@ -135,7 +135,7 @@ FRAME = Frame(len(BEGIN), 1, len(BEGIN) + WANTED, (1,), READ)
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("settings", quick(SETTINGS, *list(SETTINGS)[:2]))
 @pytest.mark.parametrize("rules", RULES)
-def test_the_law_is_the_same_with_drafts(rules: str, settings: str, policy: str) -> None:
+def test_the_distribution_is_the_same_with_drafts(rules: str, settings: str, policy: str) -> None:
     sampling = Rules(generation=RULES[rules]).applied(SETTINGS[settings], FRAME)
     assert len(sampling.processors) > len(SETTINGS[settings].processors)
     session = ToyWeights(V, **TOY).session()  # type: ignore[arg-type]
@@ -150,7 +150,9 @@ def test_the_law_is_the_same_with_drafts(rules: str, settings: str, policy: str)
         for i, token in enumerate(sequence):
             context = np.array([*BEGIN, *sequence[:i]], dtype=np.int64)
             session.encode(READ)
-            weight *= sampling.law(session.forward(context, n_logits=1).logits[0], context, len(BEGIN)).prob(token)
+            weight *= sampling.distribution(session.forward(context, n_logits=1).logits[0], context, len(BEGIN)).prob(
+                token
+            )
         expected[sequence] = weight
     assert sum(expected.values()) == pytest.approx(1.0)
 
@@ -167,7 +169,7 @@ def test_the_law_is_the_same_with_drafts(rules: str, settings: str, policy: str)
         )
         return tuple(t for r in rounds for t in r.tokens)
 
-    assert total_variation(law_of(run), expected) <= 1e-12
+    assert total_variation(distribution_of(run), expected) <= 1e-12
 
 
 def test_a_caller_s_repetition_penalty_takes_the_model_s_place() -> None:
@@ -199,14 +201,14 @@ class Pair:
     def __init__(self, name: str, folder: Path) -> None:
         from tiny_seq2seq import tiny_pair
 
-        from pilotfish.exporters.encoder_decoder_bundle import export_seq2seq
+        from pilotfish.exporters.encoder_decoder_bundle import export_encoder_decoder
         from pilotfish.exporters.quantize.weight_form import WeightForm
 
         tiny_tokenizer().save(str(folder / "tokenizer.json"))
         self.hears = name == "whisper"
         self.model: Any = tiny_pair(name, seed=5, vocab_size=VOCAB_SIZE)
         self.model.generation_config.update(forced_eos_token_id=None, eos_token_id=2)
-        export_seq2seq(self.model, folder / "b", WeightForm("fp32"), model_id="tiny", activations="f32")
+        export_encoder_decoder(self.model, folder / "b", WeightForm("fp32"), model_id="tiny", activations="f32")
         self.weights: Weights = get("onnx").open(folder / "b", device=None, threads=2, kv_dtype=None)
         self.tokenizer = Tokenizer.from_file(folder / "tokenizer.json", eos_ids=[2])
         session = self.weights.session(64)

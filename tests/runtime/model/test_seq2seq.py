@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from enumerate_randomness import LazyRng, law_of
+from enumerate_randomness import LazyRng, distribution_of
 from enumerated_loop import POLICIES, SETTINGS, flat_curve, still_clock, total_variation  # noqa: F401 - a fixture among them
 
 from pilotfish import Sampling
@@ -21,7 +21,7 @@ from pilotfish.runtime.speculation.controller import Drafting
 from pilotfish.runtime.speculation.draft_length import Fixed
 from pilotfish.runtime.speculation.draft_weights import DraftWeights
 from pilotfish.runtime.speculation.proposers import SourceCopy, Suffix
-from pilotfish.testing.toy import ToySourceSession, ToyWeights
+from pilotfish.testing.toy import ToyEncoderDecoderSession, ToyWeights
 from pilotfish.testing.toy_model import END, START, byte_tokenizer, toy_model, toy_weights
 
 V, WANTED = 3, 3
@@ -40,9 +40,9 @@ def readers(source: Tokens, start: int) -> dict[str, tuple[Proposer, ...]]:
     }
 
 
-def target_law(sampling: Sampling) -> dict[tuple[int, ...], float]:
+def target_distribution(sampling: Sampling) -> dict[tuple[int, ...], float]:
     """By the chain rule, without any of the runtime but Sampling."""
-    law: dict[tuple[int, ...], float] = {}
+    distribution: dict[tuple[int, ...], float] = {}
     session = ToyWeights(V, **SMALL).session()  # type: ignore[arg-type]
     for sequence in itertools.product(range(V), repeat=WANTED):
         weight = 1.0
@@ -50,15 +50,15 @@ def target_law(sampling: Sampling) -> dict[tuple[int, ...], float]:
             context = np.array([*BEGIN, *sequence[:i]], dtype=np.int64)
             session.encode(SOURCE)
             logits = session.forward(context, n_logits=1).logits[0]
-            weight *= sampling.law(logits, context, len(BEGIN)).prob(token)
-        law[sequence] = weight
-    return law
+            weight *= sampling.distribution(logits, context, len(BEGIN)).prob(token)
+        distribution[sequence] = weight
+    return distribution
 
 
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("proposers", ["copy", "suffix", "both", "wrong"])
 @pytest.mark.parametrize("settings", SETTINGS)
-def test_copies_of_the_source_do_not_change_the_law(settings: str, proposers: str, policy: str) -> None:
+def test_copies_of_the_source_do_not_change_the_distribution(settings: str, proposers: str, policy: str) -> None:
     sampling = SETTINGS[settings]
 
     def run(rng: LazyRng, rows: RowRule = ANY_WIDTH) -> tuple[int, ...]:
@@ -74,9 +74,9 @@ def test_copies_of_the_source_do_not_change_the_law(settings: str, proposers: st
         )
         return tuple(t for r in rounds for t in r.tokens)
 
-    expected = target_law(sampling)
-    assert total_variation(law_of(run), expected) <= 1e-12
-    assert total_variation(law_of(lambda rng: run(rng, RowRule((2, 3, 4)))), expected) <= 1e-12
+    expected = target_distribution(sampling)
+    assert total_variation(distribution_of(run), expected) <= 1e-12
+    assert total_variation(distribution_of(lambda rng: run(rng, RowRule((2, 3, 4)))), expected) <= 1e-12
 
 
 TEXT = "the quick brown fox jumps over the lazy dog, and the dog sleeps on."
@@ -125,7 +125,7 @@ def test_copying_is_drafted_and_ends_with_the_source() -> None:
 def test_a_source_is_read_once() -> None:
     with toy_model(toy_weights()) as model:
         session = model._sequence.session
-        assert isinstance(session, ToySourceSession)
+        assert isinstance(session, ToyEncoderDecoderSession)
         first = model.generate(TEXT)
         again = model.generate(TEXT, temperature=1.0, seed=3)
         assert (first.stats.n_reused, again.stats.n_reused) == (0, len(TEXT) + 1)

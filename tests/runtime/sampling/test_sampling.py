@@ -6,36 +6,38 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pilotfish.runtime.errors import EngineError, OptionError
-from pilotfish.runtime.interfaces import Law
+from pilotfish.runtime.interfaces import Distribution
 from pilotfish.runtime.sampling.sampling import Sampling
 from pilotfish.runtime.sampling.speculative_sampling import residual
 
 NONE = np.empty(0, dtype=np.int64)
 
 
-def law(logits: list[float], context: list[int] | None = None, n_prompt: int = 0, **settings: object) -> np.ndarray:
+def distribution(
+    logits: list[float], context: list[int] | None = None, n_prompt: int = 0, **settings: object
+) -> np.ndarray:
     context_ids = np.array(context or [0], dtype=np.int64)
-    made = Sampling(**settings).law(np.array(logits, dtype=np.float32), context_ids, n_prompt)  # type: ignore[arg-type]
+    made = Sampling(**settings).distribution(np.array(logits, dtype=np.float32), context_ids, n_prompt)  # type: ignore[arg-type]
     return made.dense(len(logits))
 
 
 def test_temperature_is_softmax() -> None:
     expected = np.exp(np.array([1.0, 2.0, 0.0]) / 0.5)
-    assert np.allclose(law([1, 2, 0], temperature=0.5), expected / expected.sum(), atol=1e-12)
+    assert np.allclose(distribution([1, 2, 0], temperature=0.5), expected / expected.sum(), atol=1e-12)
 
 
 def test_greedy_takes_the_first_of_equal_logits() -> None:
-    assert law([1, 3, 3]).tolist() == [0, 1, 0]
+    assert distribution([1, 3, 3]).tolist() == [0, 1, 0]
 
 
 def test_top_k_keeps_ties() -> None:
-    assert (law([1, 3, 2, 2], temperature=1.0, top_k=2) > 0).tolist() == [False, True, True, True]
+    assert (distribution([1, 3, 2, 2], temperature=1.0, top_k=2) > 0).tolist() == [False, True, True, True]
 
 
 def test_top_p_is_the_smallest_set_with_the_mass() -> None:
     logits = np.log([0.5, 0.3, 0.15, 0.05]).tolist()
-    assert np.allclose(law(logits, temperature=1.0, top_p=0.6), [0.625, 0.375, 0, 0], atol=1e-6)
-    assert (law(logits, temperature=1.0, top_p=0.81) > 0).sum() == 3
+    assert np.allclose(distribution(logits, temperature=1.0, top_p=0.6), [0.625, 0.375, 0, 0], atol=1e-6)
+    assert (distribution(logits, temperature=1.0, top_p=0.81) > 0).sum() == 3
 
 
 def test_top_p_over_a_large_vocabulary_equals_the_full_sort() -> None:
@@ -46,23 +48,23 @@ def test_top_p_over_a_large_vocabulary_equals_the_full_sort() -> None:
         probs /= probs.sum()
         order = np.argsort(-probs, kind="stable")
         n = int(np.searchsorted(np.cumsum(probs[order]), 0.9)) + 1
-        kept = np.flatnonzero(law(logits.tolist(), temperature=1.0, top_p=0.9))
+        kept = np.flatnonzero(distribution(logits.tolist(), temperature=1.0, top_p=0.9))
         assert kept.tolist() == sorted(order[:n].tolist())
 
 
 def test_min_p_is_relative_to_the_largest() -> None:
     logits = np.log([0.5, 0.3, 0.15, 0.05]).tolist()
-    assert (law(logits, temperature=1.0, min_p=0.4) > 0).tolist() == [True, True, False, False]
+    assert (distribution(logits, temperature=1.0, min_p=0.4) > 0).tolist() == [True, True, False, False]
 
 
 def test_repetition_penalty_looks_at_prompt_and_output_once() -> None:
-    out = law([2.0, -2.0, 1.0], [0, 1, 1], 2, temperature=1.0, repetition_penalty=2.0)
+    out = distribution([2.0, -2.0, 1.0], [0, 1, 1], 2, temperature=1.0, repetition_penalty=2.0)
     expected = np.exp([1.0, -4.0, 1.0])
     assert np.allclose(out, expected / expected.sum(), atol=1e-7)
 
 
 def test_presence_and_frequency_look_at_the_output_only() -> None:
-    out = law([1.0, 1.0, 1.0], [0, 1, 1], 1, temperature=1.0, presence_penalty=0.5, frequency_penalty=0.25)
+    out = distribution([1.0, 1.0, 1.0], [0, 1, 1], 1, temperature=1.0, presence_penalty=0.5, frequency_penalty=0.25)
     expected = np.exp([1.0, 0.0, 1.0])
     assert np.allclose(out, expected / expected.sum(), atol=1e-7)
 
@@ -70,8 +72,8 @@ def test_presence_and_frequency_look_at_the_output_only() -> None:
 def test_bias_and_processors_apply_to_greedy_too_and_leave_the_logits_alone() -> None:
     logits = np.array([3.0, 2.0, 1.0], dtype=np.float32)
     made = Sampling(logit_bias={0: -2.0}, processors=(lambda x, c: x - 5 * (np.arange(3) == 1),))
-    assert made.law(logits, np.array([0]), 0).ids == [0]
-    assert Sampling(logit_bias={0: -3.0}).law(logits, np.array([0]), 0).ids == [1]
+    assert made.distribution(logits, np.array([0]), 0).ids == [0]
+    assert Sampling(logit_bias={0: -3.0}).distribution(logits, np.array([0]), 0).ids == [1]
     assert logits.tolist() == [3.0, 2.0, 1.0]
 
 
@@ -95,30 +97,30 @@ def test_impossible_settings_are_named(name: str, value: float) -> None:
 
 def test_bias_outside_the_vocabulary_is_refused() -> None:
     with pytest.raises(OptionError, match="logit_bias names token 9"):
-        law([1, 2], logit_bias={9: 1.0})
+        distribution([1, 2], logit_bias={9: 1.0})
 
 
 def test_no_token_left_and_broken_logits_are_told_apart() -> None:
     with pytest.raises(OptionError, match="left no token"):
-        law([1, 2], processors=(lambda x, c: np.full_like(x, -np.inf),))
+        distribution([1, 2], processors=(lambda x, c: np.full_like(x, -np.inf),))
     with pytest.raises(EngineError, match="not numbers"):
-        law([1, float("nan")], temperature=1.0)
+        distribution([1, float("nan")], temperature=1.0)
     with pytest.raises(EngineError, match="not numbers"):
-        law([1, float("nan")])
+        distribution([1, float("nan")])
 
 
 @given(
     st.lists(st.floats(0, 1), min_size=1, max_size=8).filter(lambda x: sum(x) > 0.01),
     st.floats(0, 1, exclude_max=True),
 )
-def test_pick_is_the_inverse_of_the_cumulative_law(weights: list[float], u: float) -> None:
+def test_pick_is_the_inverse_of_the_cumulative_distribution(weights: list[float], u: float) -> None:
     probs = np.array(weights) / sum(weights)
-    token = Law(probs).pick(u)
+    token = Distribution(probs).pick(u)
     below = probs[:token].sum()
     assert probs[token] > 0
     assert below - 1e-9 <= u <= below + probs[token] + 1e-9
     ids = np.flatnonzero(probs)
-    assert Law(probs[ids], ids).pick(u) == token or abs(u - below) < 1e-9
+    assert Distribution(probs[ids], ids).pick(u) == token or abs(u - below) < 1e-9
 
 
 @settings(max_examples=200)
@@ -131,8 +133,8 @@ def test_residual_is_the_same_in_every_form(data: st.DataObject) -> None:
     left = np.maximum(p - q, 0)
     forms = [
         residual(a, b)
-        for a in (Law(p), Law(p[p > 0], np.flatnonzero(p)))
-        for b in (Law(q), Law(q[q > 0], np.flatnonzero(q)))
+        for a in (Distribution(p), Distribution(p[p > 0], np.flatnonzero(p)))
+        for b in (Distribution(q), Distribution(q[q > 0], np.flatnonzero(q)))
     ]
     if left.sum() == 0:
         assert forms == [None] * 4
@@ -140,7 +142,7 @@ def test_residual_is_the_same_in_every_form(data: st.DataObject) -> None:
         assert all(f is not None and np.allclose(f.dense(n), left / left.sum()) for f in forms)
 
 
-def test_without_is_the_law_of_the_next_sibling() -> None:
+def test_without_is_the_distribution_of_the_next_sibling() -> None:
     probs = np.array([0.2, 0.5, 0.3])
-    assert np.allclose(Law(probs).without(1).probs, [0.4, 0, 0.6])
-    assert np.allclose(Law(probs, np.array([4, 7, 9])).without(7).dense(10)[[4, 7, 9]], [0.4, 0, 0.6])
+    assert np.allclose(Distribution(probs).without(1).probs, [0.4, 0, 0.6])
+    assert np.allclose(Distribution(probs, np.array([4, 7, 9])).without(7).dense(10)[[4, 7, 9]], [0.4, 0, 0.6])

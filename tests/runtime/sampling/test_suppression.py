@@ -1,4 +1,4 @@
-"""Tokens that are never said: part of the law, whoever drafts."""
+"""Tokens that are never said: part of the distribution, whoever drafts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from enumerate_randomness import LazyRng, law_of
+from enumerate_randomness import LazyRng, distribution_of
 from enumerated_loop import POLICIES, SETTINGS, flat_curve, still_clock, total_variation  # noqa: F401 - a fixture among them
 
 from pilotfish import Sampling
@@ -35,7 +35,7 @@ RULE = Rules(suppress_tokens=(2,), begin_suppress_tokens=(1,))
 
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("settings", SETTINGS)
-def test_the_law_is_the_source_s_without_these_tokens(settings: str, policy: str) -> None:
+def test_the_distribution_is_the_source_s_without_these_tokens(settings: str, policy: str) -> None:
     sampling = SETTINGS[settings]
     expected: dict[tuple[int, ...], float] = {}
     session = ToyWeights(V, **TOY).session()  # type: ignore[arg-type]
@@ -46,7 +46,7 @@ def test_the_law_is_the_source_s_without_these_tokens(settings: str, policy: str
             session.encode(SOURCE)
             logits = session.forward(context, n_logits=1).logits[0].copy()
             logits[[2] if i else [1, 2]] = -np.inf
-            weight *= sampling.law(logits, context, len(BEGIN)).prob(token)
+            weight *= sampling.distribution(logits, context, len(BEGIN)).prob(token)
         expected[sequence] = weight
 
     def run(rng: LazyRng) -> tuple[int, ...]:
@@ -62,7 +62,7 @@ def test_the_law_is_the_source_s_without_these_tokens(settings: str, policy: str
         )
         return tuple(t for r in rounds for t in r.tokens)
 
-    found = law_of(run)
+    found = distribution_of(run)
     assert total_variation(found, expected) <= 1e-12
     assert all(2 not in sequence and sequence[0] != 1 for sequence, chance in found.items() if chance > 0)
 
@@ -97,8 +97,10 @@ def test_a_caller_s_processor_has_the_last_word() -> None:
     def insist(logits: np.ndarray, context: np.ndarray) -> np.ndarray:
         return np.where(np.arange(len(logits)) == 2, np.float32(0), np.float32(-np.inf))
 
-    law = RULE.applied(Sampling(processors=(insist,)), Frame(2)).law(np.zeros(V, np.float32), BEGIN, 2)
-    assert law.prob(2) == 1
+    distribution = RULE.applied(Sampling(processors=(insist,)), Frame(2)).distribution(
+        np.zeros(V, np.float32), BEGIN, 2
+    )
+    assert distribution.prob(2) == 1
 
 
 def test_what_settings_for_generating_say() -> None:

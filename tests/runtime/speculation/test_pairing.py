@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import tokenizers
 from allowance import Allowance
-from enumerate_randomness import LazyRng, law_of
-from enumerated_loop import PROMPT, SETTINGS, flat_curve, target_law, total_variation
+from enumerate_randomness import LazyRng, distribution_of
+from enumerated_loop import PROMPT, SETTINGS, flat_curve, target_distribution, total_variation
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
 from pilotfish.runtime.cache.sequence import CachedSequence
@@ -181,7 +181,7 @@ def still_clock(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("still_clock")
 @pytest.mark.parametrize("draft", DRAFTS)
 @pytest.mark.parametrize("settings", SETTINGS)
-def test_output_law_is_the_targets_whatever_the_drafts_vocabulary(settings: str, draft: str) -> None:
+def test_output_distribution_is_the_targets_whatever_the_drafts_vocabulary(settings: str, draft: str) -> None:
     sampling = SETTINGS[settings]
 
     def run(rng: LazyRng) -> tuple[int, ...]:
@@ -196,17 +196,17 @@ def test_output_law_is_the_targets_whatever_the_drafts_vocabulary(settings: str,
         )
         return tuple(t for r in rounds for t in r.tokens)
 
-    assert total_variation(law_of(run), target_law(ToyWeights(3), sampling, 3)) <= 1e-12
+    assert total_variation(distribution_of(run), target_distribution(ToyWeights(3), sampling, 3)) <= 1e-12
 
 
-def test_a_mapped_law_is_the_drafts_law_of_the_shared_tokens() -> None:
+def test_a_mapped_distribution_is_the_drafts_distribution_of_the_shared_tokens() -> None:
     draft = DRAFTS["longer"]
     made = drafter(draft, Sampling(temperature=0.7), np.random.default_rng(0))
     proposed = made.propose(np.array([0, 1, 2]), Allowance(3))
-    assert proposed.laws is not None
+    assert proposed.distributions is not None
     to_draft = {0: 3, 1: 1, 2: 4}
     own = [to_draft[t] for t in (0, 1, 2)]
-    for token, q in zip(proposed.tokens.tolist(), proposed.laws, strict=True):
+    for token, q in zip(proposed.tokens.tolist(), proposed.distributions, strict=True):
         logits = ToyWeights(5, seed=1).session().forward(np.array(own), n_logits=1).logits[0].astype(np.float64)
         shared = np.exp(logits[[3, 1, 4]] / 0.7)
         assert np.allclose(q.dense(3), shared / shared.sum(), atol=1e-7)
@@ -261,7 +261,7 @@ def test_where_every_shared_token_is_forbidden_the_draft_stays_legal_and_short()
     made = drafter(draft, Sampling(temperature=1.0, processors=(only_b,)), np.random.default_rng(0))
     proposed = made.propose(np.array([0, 1, 2]), Allowance(4))
     assert proposed.tokens.tolist() == [1]
-    assert proposed.laws is not None and proposed.laws[0].prob(1) == 1.0
+    assert proposed.distributions is not None and proposed.distributions[0].prob(1) == 1.0
 
 
 def test_mapped_draft_outgrown_by_its_own_longer_text_falls_silent() -> None:

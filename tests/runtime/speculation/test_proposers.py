@@ -57,7 +57,7 @@ def test_suffix_drafts_are_well_formed(context: list[int], k: int, branches: int
     tokens = np.array(context, dtype=np.int64)
     draft = Suffix(branches).propose(tokens, Allowance(k))
     again = Suffix(branches).propose(tokens, Allowance(k))
-    assert len(draft) <= k and draft.laws is None
+    assert len(draft) <= k and draft.distributions is None
     assert draft.tokens.tolist() == again.tokens.tolist()
     if context[-1] not in context[:-1]:
         assert len(draft) == 0
@@ -138,16 +138,16 @@ def test_draft_model_asks_before_every_token_but_the_first_and_keeps_the_one_it_
     assert session.n_forward == 2  # the context, and one token
 
 
-def test_sampled_drafts_carry_the_law_they_were_drawn_from_and_greedy_ones_do_not() -> None:
+def test_sampled_drafts_carry_the_distribution_they_were_drawn_from_and_greedy_ones_do_not() -> None:
     sampling = Sampling(temperature=0.8, top_k=3)
     made, _ = drafter(sampling)
     draft = made.propose(np.array([1, 2, 3]), Allowance(3))
-    assert draft.laws is not None and len(draft.laws) == 3
-    for i, q in enumerate(draft.laws):
+    assert draft.distributions is not None and len(draft.distributions) == 3
+    for i, q in enumerate(draft.distributions):
         context = np.array([1, 2, 3, *draft.tokens[:i]])
         logits = ToyWeights(vocab_size=5).session().forward(context, n_logits=1).logits[0]
-        assert np.allclose(q.dense(5), sampling.law(logits, context, 3).dense(5))
-    assert drafter()[0].propose(np.array([1, 2, 3]), Allowance(3)).laws is None
+        assert np.allclose(q.dense(5), sampling.distribution(logits, context, 3).dense(5))
+    assert drafter()[0].propose(np.array([1, 2, 3]), Allowance(3)).distributions is None
 
 
 def test_draft_model_outgrown_by_the_context_falls_silent() -> None:

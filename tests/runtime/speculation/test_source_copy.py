@@ -78,7 +78,7 @@ def test_chances_follow_what_was_copied() -> None:
     assert chance(copied[:4] + other[:2]) == 0.0 < chance(copied[:4] + other[:1]) <= 0.5  # silent before long
     assert chance(other + copied[:60]) > 0.8  # and found again
     draft = reader(SOURCE).propose(as_tokens([START, *copied[:10]]), Allowance(5))
-    assert draft.expected is not None and (np.diff(draft.expected) < 0).all() and draft.laws is None
+    assert draft.expected is not None and (np.diff(draft.expected) < 0).all() and draft.distributions is None
 
 
 def test_rounds_of_any_length_align_alike_after_a_copy() -> None:
