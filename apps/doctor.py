@@ -14,9 +14,10 @@ import psutil
 from rich.console import Console
 
 from .. import __version__, backends
-from ..loading.choosing import Wish, choose, doubt_of
+from ..loading.choosing import Wish, choose
 from ..loading.load import resolve
 from ..loading.measuring import doubt
+from ..loading.trials import doubt_of
 from ..runtime.errors import EngineMissingError
 from ..runtime.files.bundle import cache_dir, read_json
 from ..runtime.profiling.cost_curve import CostCurve

@@ -20,7 +20,7 @@ from ..runtime.interfaces import Weights
 from ..runtime.profiling.canary import WRONG, Canary, canary_error
 from ..runtime.profiling.engine_trial import Choice, EngineTrial
 from .broken_weights import require_numbers
-from .measuring import doubt, known_answer
+from .measuring import known_answer
 from .opening import Place, Progress, open_weights, usable_cores
 from .options import Wish, device_list, refuse_impossible
 from .trials import EngineTrials, _read, _trials_path
@@ -87,11 +87,6 @@ def first_threads() -> int:
 
 def _other_threads(first: int) -> list[int]:
     return sorted({max(1, first // 2), usable_cores()} - {first})
-
-
-def doubt_of(trial: EngineTrial) -> str:
-    """Why a trial is not remembered and made again by the next load, in words; empty where it is."""
-    return doubt(trial.step_s, trial.busy) if trial.step_s else ""  # what was not timed ends so every time
 
 
 def open_first_right(

@@ -21,8 +21,7 @@ from ..runtime.profiling.canary import WRONG, Canary, canary_error
 from ..runtime.profiling.engine_trial import EngineTrial
 from . import cpu_load as busy
 from .broken_weights import naming, require_numbers
-from .choosing import doubt_of
-from .measuring import busy_note, known_answer
+from .measuring import busy_note, doubt, known_answer
 from .opening import Place, Progress, open_weights
 from .options import Wish
 
@@ -163,3 +162,8 @@ def _read(path: Path) -> dict[str, EngineTrial]:
 
 def _write(path: Path, trials: dict[str, EngineTrial]) -> None:
     write_json_atomically(path, {key: asdict(trial) for key, trial in trials.items() if not doubt_of(trial)})
+
+
+def doubt_of(trial: EngineTrial) -> str:
+    """Why a trial is not remembered and made again by the next load, in words; empty where it is."""
+    return doubt(trial.step_s, trial.busy) if trial.step_s else ""  # what was not timed ends so every time

@@ -35,3 +35,36 @@ TOKENIZER = tokenizer_from_gguf(metadata())
 
 
 START, END, TOOL = 264, 265, 266
+
+
+BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
+
+
+def gguf_metadata(prefix: bool = True, **changes: object) -> dict[str, object]:
+    """A hand-made SentencePiece vocabulary: higher scores are joined first."""
+    pieces = {"▁": -9.0, "t": -9.0, "h": -9.0, "e": -9.0, "a": -9.0, "th": -1.0, "he": -2.0, "the": -3.0, "▁the": -4.0}
+    tokens = ["<unk>", "<s>", "</s>", *BYTES, *pieces, "\n\n"]
+    found: dict[str, object] = {
+        "model": "llama",
+        "tokens": tokens,
+        "scores": [0.0] * 259 + [*pieces.values(), 0.0],
+        "token_type": [2, 3, 3] + [6] * 256 + [1] * len(pieces) + [4],
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "add_space_prefix": prefix,
+        **changes,
+    }
+    return {f"tokenizer.ggml.{name}": value for name, value in found.items() if value is not None}
+
+
+def doubled(model: str) -> dict[str, object]:
+    """A vocabulary in which the text of "hello" and that of a control token come twice, and one token has none."""
+    pieces = ["h", "e", "l", "o", "he", "ll", "hello", "x", "hello", "<z>", "<z>", "", "hell"]
+    types = [1] * 9 + [3, 3, 1, 1]
+    if model == "gpt2":
+        merges = ["h e", "l l", "he ll", "hell o"]
+        return metadata(tokens=pieces, token_type=types, merges=merges, bos_token_id=0, eos_token_id=9)
+    tokens = ["<s>", "<unk>", "▁", *pieces]
+    scores = [0.0, 0.0, -1.0, *(-20.0 + len(piece) for piece in pieces)]
+    found = {"model": model, "tokens": tokens, "token_type": [3, 2, 1, *types], "scores": scores, "merges": None}
+    return metadata(**found, bos_token_id=0, eos_token_id=12, add_bos_token=False, add_space_prefix=False)

@@ -14,7 +14,7 @@ import pytest
 
 from pilotfish import backends, load
 from pilotfish.backends.protocol import NO_OPTIONS
-from pilotfish.loading.choosing import doubt_of
+from pilotfish.loading.trials import doubt_of
 from pilotfish.runtime.errors import AbilityError, EngineError, EngineMissingError, OptionError, UnsupportedModelError
 from pilotfish.runtime.interfaces import Session, Step, Weights, as_tokens
 from pilotfish.runtime.profiling.canary import Canary, canary_error, make_canary

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 import tokenizers
-from test_tokenizer import doubled
-from test_tokenizer_sentencepiece import gguf_metadata
+from tiny_tokenizers import doubled, gguf_metadata
 from tiny_tokenizers import metadata as byte_level
 from tokenizers import AddedToken
 

@@ -10,21 +10,18 @@ import sys
 from pathlib import Path
 
 import pytest
+from builders import fill
 from pydantic import ValidationError
 
 from pilotfish.runtime import storage
 from pilotfish.runtime.errors import CacheWriteError, ModelFileError, ModelNotFoundError, OptionError
 from pilotfish.runtime.files.bundle import (
     MANIFEST_NAME,
-    Manifest,
-    Source,
     cache_dir,
-    describe_files,
     file_digest,
     open_bundle,
     read_json,
     write_json_atomically,
-    write_manifest,
 )
 from pilotfish.runtime.files.staging import new_bundle
 
@@ -32,26 +29,6 @@ from pilotfish.runtime.files.staging import new_bundle
 @pytest.fixture(autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PILOTFISH_CACHE", str(tmp_path_factory.mktemp("cache")))
-
-
-def fill(folder: Path, content: bytes = b"weights", **changes: object) -> Manifest:
-    (folder / "model.onnx").write_bytes(content)
-    (folder / "tokenizer.json").write_text("{}")
-    facts = {
-        "model_id": "tiny",
-        "architecture": "llama",
-        "context_length": 64,
-        "source": Source(name="tiny.gguf", sha256="0" * 64, format="gguf"),
-        "files": describe_files(folder),
-        "formats": {"onnx": "model.onnx"},
-        "tokenizer": "tokenizer.json",
-        "eos_ids": (2, 7),
-        "report": {"max_error": 1e-6},
-        **changes,
-    }
-    manifest = Manifest.model_validate(facts)
-    write_manifest(folder, manifest)
-    return manifest
 
 
 def edit(folder: Path, **changes: object) -> None:
@@ -281,7 +258,7 @@ def test_what_is_reported_on_is_there(bundle: Path, changes: dict[str, object]) 
 BUILDER = """
 import sys
 from pathlib import Path
-from tests.test_bundle import fill
+from builders import fill
 from pilotfish.runtime.files.staging import new_bundle
 from pilotfish.runtime.files.bundle import open_bundle
 for i in range(30):

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_tokenizer_sentencepiece import gguf_metadata
+from tiny_tokenizers import gguf_metadata
 
 from pilotfish import Sampling
 from pilotfish.runtime.errors import OptionError

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from real_weights import smollm2
-from tiny_tokenizers import END, START, TOKENIZER, TOOL, metadata
+from tiny_tokenizers import END, START, TOKENIZER, TOOL, doubled, metadata
 
 from pilotfish.runtime.errors import (
     CacheWriteError,
@@ -172,19 +172,6 @@ def test_an_emoji_over_several_tokens() -> None:
     cut = TOKENIZER.stream()
     assert cut.push(ids[:3]) == ""
     assert cut.finish() == "\ufffd" == TOKENIZER.decode(ids[:3])
-
-
-def doubled(model: str) -> dict[str, object]:
-    """A vocabulary in which the text of "hello" and that of a control token come twice, and one token has none."""
-    pieces = ["h", "e", "l", "o", "he", "ll", "hello", "x", "hello", "<z>", "<z>", "", "hell"]
-    types = [1] * 9 + [3, 3, 1, 1]
-    if model == "gpt2":
-        merges = ["h e", "l l", "he ll", "hell o"]
-        return metadata(tokens=pieces, token_type=types, merges=merges, bos_token_id=0, eos_token_id=9)
-    tokens = ["<s>", "<unk>", "▁", *pieces]
-    scores = [0.0, 0.0, -1.0, *(-20.0 + len(piece) for piece in pieces)]
-    found = {"model": model, "tokens": tokens, "token_type": [3, 2, 1, *types], "scores": scores, "merges": None}
-    return metadata(**found, bos_token_id=0, eos_token_id=12, add_bos_token=False, add_space_prefix=False)
 
 
 @pytest.mark.parametrize("model", ["gpt2", "llama", "t5"])

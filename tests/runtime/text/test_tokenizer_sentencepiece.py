@@ -12,6 +12,7 @@ import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 from llamacpp_vocabulary import ask_llama_cpp
+from tiny_tokenizers import BYTES, gguf_metadata
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from pilotfish.runtime.errors import ModelFileError, UnsupportedModelError
@@ -25,7 +26,6 @@ LINES = [
     "Zwei Wörter über den Fluss: naïve café, 100 % sure?",
 ]
 SPECIAL = ("<s>", "</s>", "<|user|>")
-BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 PLAIN = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="▁"), max_size=40)
 
 
@@ -172,23 +172,6 @@ def test_other_ways_to_decode_are_refused(decoder: object, message: str) -> None
     inner.decoder = decoder
     with pytest.raises(UnsupportedModelError, match=message):
         Tokenizer(inner)
-
-
-def gguf_metadata(prefix: bool = True, **changes: object) -> dict[str, object]:
-    """A hand-made SentencePiece vocabulary: higher scores are joined first."""
-    pieces = {"▁": -9.0, "t": -9.0, "h": -9.0, "e": -9.0, "a": -9.0, "th": -1.0, "he": -2.0, "the": -3.0, "▁the": -4.0}
-    tokens = ["<unk>", "<s>", "</s>", *BYTES, *pieces, "\n\n"]
-    found: dict[str, object] = {
-        "model": "llama",
-        "tokens": tokens,
-        "scores": [0.0] * 259 + [*pieces.values(), 0.0],
-        "token_type": [2, 3, 3] + [6] * 256 + [1] * len(pieces) + [4],
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "add_space_prefix": prefix,
-        **changes,
-    }
-    return {f"tokenizer.ggml.{name}": value for name, value in found.items() if value is not None}
 
 
 def test_scores_decide_what_is_joined() -> None:
