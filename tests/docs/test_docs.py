@@ -29,7 +29,8 @@ from pilotfish.apps.cli import app
 from pilotfish.testing.tiny_models import tiny_gguf
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+DOCS = sorted((ROOT / "docs").rglob("*.md"))
+PAGES = sorted([*ROOT.glob("*.md"), *DOCS])
 MODEL = '"smollm2-135m"'
 EXAMPLES = sorted((ROOT / "examples").rglob("*.py"))
 DOCUMENTED = ("pilotfish", "pilotfish.errors", "pilotfish.policies", "pilotfish.proposers")  # on the reference page
@@ -172,7 +173,7 @@ def all_options() -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")], ids=name_of)
+@pytest.mark.parametrize("page", [ROOT / "README.md", *DOCS], ids=name_of)
 def test_named_options_exist(page: Path) -> None:
     named = set(re.findall(r"(?<!`)`(--[a-z][a-z-]*)", prose(page)))
     assert named <= all_options()
