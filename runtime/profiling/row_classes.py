@@ -42,7 +42,7 @@ class RowRule:
         return self.widths[at]
 
     def pad(self, tokens: Tokens) -> Tokens:
-        """The tokens of a step, the last one repeated up to an allowed width; more tokens than any holds as they are."""
+        """The tokens of a step, the last one repeated up to an allowed width; more than any holds are as they are."""
         n = len(tokens)
         spare = 0 if n > self.maximum else self.fit(n) - n
         return np.concatenate([tokens, np.full(spare, tokens[-1])])
