@@ -13,7 +13,7 @@ from ..cache.sequence import CachedSequence
 from ..cache.shadow import QualityReport
 from ..decoding.beam_search import Beams, search
 from ..decoding.loop import CANCELLED, Limits, end_of, generate
-from ..errors import NotFiniteError, PilotfishError
+from ..errors import AbilityError, NotFiniteError, PilotfishError
 from ..interfaces import FinishReason, ModelInfo, Round
 from ..speculation.controller import Drafting
 from ..speculation.proposer_set import Drafters
@@ -31,7 +31,8 @@ from .stream import Making
 class Answering:
     """One answer after another, over the caches of one model; whoever asks for pieces has the turn.
 
-    drafts: False is plain decoding. explain: words the error for weights without an answer.
+    drafts: False is plain decoding.
+    explain: words the errors for weights without an answer, and for an ability that is missing.
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class Answering:
         info: ModelInfo,
         exact: bool,
         drafts: bool,
-        explain: Callable[[NotFiniteError], PilotfishError],
+        explain: Callable[[PilotfishError], PilotfishError],
     ) -> None:
         self.sequence = sequence
         self._tokenizer = tokenizer
@@ -62,6 +63,10 @@ class Answering:
         except NotFiniteError as error:
             self.sequence.truncate(0)  # what was computed beside such values, in one step, may be none either
             self._drafters.close_copy()
+            raise self._explain(error) from error
+        except AbilityError as error:
+            if not error.missing:
+                raise
             raise self._explain(error) from error
 
     def _pieces(self, making: Making, asked: Request) -> Iterator[str]:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from ..cache.policies.policy import CachePolicy
 from ..cache.saved import SavedSequence
 from ..decoding.beam_search import Beams
-from ..errors import ChatTemplateError, NotFiniteError, PilotfishError
+from ..errors import ChatTemplateError, PilotfishError
 from ..interfaces import DraftLengthPolicy, ModelInfo, Proposer, Tokens, Weights
 from ..profiling.calibrate import Calibration
 from ..profiling.engine_trial import Choice
@@ -45,7 +45,7 @@ class Model:
         size of self_draft's cache holds.
     exact: stay in one row class, so that plain and speculative text are the same bits by construction.
     rules: the model's own: tokens that no answer holds, and its settings for generating.
-    explain: words the error for weights whose logits are no numbers.
+    explain: words the errors for weights whose logits are no numbers, and for abilities that their engine lacks.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Model:
         max_context: int | None = None,
         choice: Choice | None = None,
         rules: Rules | None = None,
-        explain: Callable[[NotFiniteError], PilotfishError] = lambda error: error,
+        explain: Callable[[PilotfishError], PilotfishError] = lambda error: error,
     ) -> None:
         self.choice = choice  # why this engine: what was tried, where anything was
         self.tokenizer = tokenizer

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from ..cache.policies.policy import CachePolicy
 from ..cache.quality_gate import open_sequence
-from ..errors import NotFiniteError, PilotfishError
+from ..errors import PilotfishError
 from ..interfaces import DraftLengthPolicy, Proposer, Weights
 from ..profiling.calibrate import Calibration
 from ..speculation.controller import Drafting
@@ -33,7 +33,7 @@ def open_answering(
     quality: float | None,
     max_context: int | None,
     rules: Rules,
-    explain: Callable[[NotFiniteError], PilotfishError],
+    explain: Callable[[PilotfishError], PilotfishError],
 ) -> Answering:
     """What answers, over empty caches; the options are Model's. Raises AbilityError and OptionError."""
     rows = calibration.rows.rule() if exact else calibration.rows.free()
