@@ -90,8 +90,7 @@ def run(
     MODEL: a catalogue name (`pilotfish pull --help` lists them), a .gguf file or a bundle folder.
     PROMPT: a text; default: standard input.
     """
-    from ..runtime.model.model import ANSWER
-    from ..runtime.model.request import check_request
+    from ..runtime.model.request import ANSWER, check_request
     from ..runtime.model.rules import AnswerOptions
     from ..runtime.sampling.sampling import Sampling
     from .answer import answer

@@ -38,7 +38,15 @@ class DamagedWeightsError(EngineError):
 
 
 class AbilityError(PilotfishError):
-    """This engine cannot do what was asked; the message names the engine that can."""
+    """This engine cannot do what was asked; the message names the engine that can.
+
+    engine, missing: the engine, and the abilities that it lacks; empty where the message says all there is to say. Who
+    has them is added to the message by what knows engines (with_way_out in pilotfish.loading).
+    """
+
+    def __init__(self, message: str, *, engine: str = "", missing: frozenset[str] = frozenset()) -> None:
+        super().__init__(message)
+        self.engine, self.missing = engine, missing
 
 
 class ContextFullError(PilotfishError):

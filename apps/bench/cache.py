@@ -15,6 +15,7 @@ from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 from ... import __version__
 from ...loading.choosing import Wish, refuse_impossible
 from ...loading.load import load
+from ...loading.way_out import with_way_out
 from ...runtime.cache.policies import POLICIES, policy_by_name
 from ...runtime.errors import AbilityError, OptionError
 from ...runtime.interfaces import ModelInfo
@@ -160,7 +161,7 @@ class _Run:
                     try:
                         row = self._row(bench, job, loaded.info, made_by)
                     except AbilityError as error:
-                        self._refused[job.policy] = str(error)
+                        self._refused[job.policy] = str(with_way_out(error, loaded.info))
                         continue
                     self._rows.append(row)
                     display.show(line(row))

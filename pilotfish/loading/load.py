@@ -14,10 +14,10 @@ from .. import backends
 from ..runtime.cache.policies import CachePolicy, policy_by_name
 from ..runtime.cache.quality_gate import AUTO, tried_policy
 from ..runtime.checks import real, whole
-from ..runtime.errors import OptionError, PilotfishWarning
+from ..runtime.errors import AbilityError, NotFiniteError, OptionError, PilotfishError, PilotfishWarning
 from ..runtime.files.bundle import DraftEntry
 from ..runtime.files.model_file import context_length, named_draft, read_tokenizer, reads_source
-from ..runtime.interfaces import DraftLengthPolicy, ModelInfo, Proposer
+from ..runtime.interfaces import DraftLengthPolicy, ModelInfo, Proposer, Weights
 from ..runtime.model.model import DraftWeights, Model
 from ..runtime.profiling.engine_trial import Job
 from ..runtime.speculation.draft_length import RenewalReward
@@ -28,6 +28,7 @@ from .choosing import Wish, choose, open_first_right, refuse_impossible
 from .draft import open_draft, remembered_verdict
 from .measuring import calibration
 from .opening import Progress, read_rules, resolve
+from .way_out import with_way_out
 
 __all__ = ["load", "resolve"]
 
@@ -154,18 +155,33 @@ def load(
             max_context=max_context,
             choice=choice,
             rules=rules if rules is None or suppress else rules.lifted(),
-            explain=partial(explained, path=found),
+            explain=partial(_explained, path=found, info=weights.info),
         )
+    except AbilityError as error:
+        told = with_way_out(error, weights.info)
+        _close(weights, assistant)
+        raise told from error
     except BaseException:
-        weights.close()
-        if assistant is not None:
-            assistant.weights.close()
+        _close(weights, assistant)
         raise
     for note in notes:
         warnings.warn(
             f"{note}; went on with {model.info.engine} on {model.info.device}", PilotfishWarning, stacklevel=2
         )
     return model
+
+
+def _explained(error: PilotfishError, path: Path, info: ModelInfo) -> PilotfishError:
+    """What an answer's error says to who loaded the model."""
+    if isinstance(error, NotFiniteError):
+        return explained(error, path)
+    return with_way_out(error, info) if isinstance(error, AbilityError) else error
+
+
+def _close(weights: Weights, assistant: DraftWeights | None) -> None:
+    weights.close()
+    if assistant is not None:
+        assistant.weights.close()
 
 
 def _self_draft(draft: str | os.PathLike[str] | None) -> tuple[CachePolicy | None, str | os.PathLike[str] | None]:

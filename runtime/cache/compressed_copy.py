@@ -113,7 +113,9 @@ def check_copy(session: Session, policy: CachePolicy, what: str) -> None:
     if missing:
         raise AbilityError(
             f"{what} needs {', '.join(sorted(missing))}, which the {session.info.engine} engine does not offer here; "
-            "use the policy sinks (draft='self:sinks'), the onnx engine or the reference engine."
+            "use the policy sinks (draft='self:sinks') or another engine.",
+            engine=session.info.engine,
+            missing=missing,
         )
     if policy.rows is None or policy.spare:
         raise OptionError(

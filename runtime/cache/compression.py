@@ -155,12 +155,12 @@ class Compression:
         missing = missing_abilities(policy, session.abilities)
         if missing:
             alike = ", or per_head=False (one selection for all heads)" if missing == {"evict_heads"} else ""
-            if missing == {"attention"} and info.engine == "llamacpp":
-                alike = ", or options={'flash_attention': 'off'} (--option flash_attention=off)"
             raise AbilityError(
                 f"the {policy.name} cache policy needs {', '.join(sorted(missing))}, which the {info.engine} engine "
-                f"does not offer here; use the onnx engine or the reference engine{alike}. "
-                "sinks and sirllm run on every engine that can drop tokens (docs/kv-cache.md)."
+                f"does not offer here; use another engine{alike}. "
+                "sinks and sirllm run on every engine that can drop tokens (docs/kv-cache.md).",
+                engine=info.engine,
+                missing=missing,
             )
         need = entries_for(policy, rows, info)
         if session.max_context < need:

@@ -29,8 +29,10 @@ class Selection:
         if missing:
             raise AbilityError(
                 f"the {policy.name} cache policy needs {', '.join(sorted(missing))}, which the {session.info.engine} "
-                "engine does not offer here; use the onnx engine, the openvino engine with a cache in f16 or f32, "
-                "or draft='self', which is quick at a long context on other engines, too."
+                "engine does not offer here; use another engine, or draft='self', which is quick at a long context on "
+                "other engines, too.",
+                engine=session.info.engine,
+                missing=missing,
             )
         if policy.rows is None or policy.rows > policy.every:
             raise OptionError(

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..checks import room_hint
 from ..errors import ContextFullError
-from ..interfaces import Distribution, Floats, Indices, Session, Step, Tokens
+from ..interfaces import Distribution, Floats, Indices, Observation, Session, Step, Tokens
 from ..profiling.row_classes import ANY_WIDTH, RowRule
 from ..sampling.sampling import Sampling
 from .compression import Compression
 from .policies.policy import CachePolicy
 from .saved import SavedSequence
 from .selection import Selection, selects
-
-if TYPE_CHECKING:
-    pass
 
 ENDLESS = 1 << 40  # tokens that a cache can cover which goes on whatever the model's context is
 PREFILL_CHUNK = 256  # rows of a prefill step: the bound on how long a cancel waits
@@ -255,13 +251,7 @@ class CachedSequence:
             if cancelled is not None and cancelled():
                 raise Cancelled
             chunk = tokens[self._n : self._n + (rows or PREFILL_CHUNK)]
-            width = len(chunk) if len(chunk) > self.rows.maximum else self.rows.fit(len(chunk))
-            padded = np.concatenate([chunk, np.full(width - len(chunk), chunk[-1])])
-            end = self._n + len(chunk)
-            step = self.session.forward(padded, n_logits=width if rows else 0, observe=compression.observe)
-            self._append(padded)
-            watched.append(_head(step, len(chunk), self.n_entries - width + len(chunk)))
-            self.truncate(end)
+            watched.append(self._watched(chunk, logits=rows is not None, observe=compression.observe))
         compression.compress(self.session, watched, tokens)
         if compression.endless and not compression.fits_behind(self.session):
             self._restart(compression.restart(tokens), cancelled)
@@ -270,14 +260,18 @@ class CachedSequence:
         tokens = self.tokens.copy()
         last = tokens[len(tokens) - selection.rows :]
         self.truncate(len(tokens) - selection.rows)
-        width = len(last) if len(last) > self.rows.maximum else self.rows.fit(len(last))
-        padded = np.concatenate([last, np.full(width - len(last), last[-1])])
-        step = self.session.forward(padded, n_logits=0, observe=frozenset({"queries"}))
+        step = self._watched(last, logits=False, observe=frozenset({"queries"}))
         assert step.queries is not None
-        queries = step.queries[:, :, : len(last)].copy()
+        selection.choose(self.session, tokens, step.queries)
+
+    def _watched(self, chunk: Tokens, *, logits: bool, observe: frozenset[Observation]) -> Step:
+        """What a step of these next tokens gave, to keep: without the padding, which is forgotten again."""
+        end, padded = self._n + len(chunk), self.rows.pad(chunk)
+        step = self.session.forward(padded, n_logits=len(padded) if logits else 0, observe=observe)
         self._append(padded)
-        self.truncate(len(tokens))
-        selection.choose(self.session, tokens, queries)
+        kept = _head(step, len(chunk), self.n_entries - len(padded) + len(chunk))
+        self.truncate(end)
+        return kept
 
     def _restart(self, kept: Tokens, cancelled: Callable[[], bool] | None) -> None:
         """Read the kept tokens anew, at the first positions, as there are not enough behind them.
@@ -300,13 +294,12 @@ class CachedSequence:
         left = len(context) - self._n - len(chunk)
         if 0 < left < self.rows.minimum:  # leave no remainder too narrow for the class
             chunk = chunk[: len(chunk) - self.rows.minimum]
-        width = len(chunk) if len(chunk) > self.rows.maximum else self.rows.fit(len(chunk))
-        spare = width - len(chunk)
-        if width > self.free:  # no room for padding: run the entries before once more
-            self.truncate(self._n - spare)
-            chunk, spare = context[self._n : self._n + width], 0
+        padded = self.rows.pad(chunk)
+        if len(padded) > self.free:  # no room for padding: run the entries before once more
+            self.truncate(self._n - (len(padded) - len(chunk)))
+            padded = chunk = context[self._n : self._n + len(padded)]
         end = self._n + len(chunk)
-        self.forward(np.concatenate([chunk, np.full(spare, chunk[-1])]), n_logits=0)
+        self.forward(padded, n_logits=0)
         self.truncate(end)
 
     def _append(self, tokens: Tokens) -> None:

@@ -101,7 +101,9 @@ def search(
     """
     if "fork" not in target.session.abilities:
         raise AbilityError(
-            f"beam search forks sessions, and the {target.session.info.engine} engine cannot here; use the onnx engine."
+            f"beam search forks sessions, and the {target.session.info.engine} engine cannot here; use another engine.",
+            engine=target.session.info.engine,
+            missing=frozenset({"fork"}),
         )
     end = end_of(target, context, limits, source is not None)
     _require_room(target.session.info, beams, end)

@@ -35,7 +35,7 @@ class ModelInfo:
     kv_heads: int
     head_dim: int
     hidden_size: int
-    engine: str  # "onnx", "openvino", "llamacpp", "reference", "toy"
+    engine: str  # its name among the backends
     engine_version: str
     device: str
     threads: int

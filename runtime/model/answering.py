@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 
@@ -13,9 +13,8 @@ from ..cache.sequence import CachedSequence
 from ..cache.shadow import QualityReport
 from ..decoding.beam_search import Beams, search
 from ..decoding.loop import CANCELLED, Limits, end_of, generate
-from ..errors import NotFiniteError, PilotfishError
+from ..errors import AbilityError, NotFiniteError, PilotfishError
 from ..interfaces import FinishReason, ModelInfo, Round
-from ..sampling.sampling import Sampling
 from ..speculation.controller import Drafting
 from ..speculation.proposer_set import Drafters
 from ..speculation.proposers import SelfDraft
@@ -23,27 +22,17 @@ from ..text.prompts import Task
 from ..text.text_assembler import TextAssembler
 from ..text.tokenizer import Tokenizer
 from .listening import Lines, Windows, told
+from .request import Request
 from .result import Result, Stats, judged
 from .rules import Frame, Rules
 from .stream import Making
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What is asked for, checked."""
-
-    task: Task
-    sampling: Sampling
-    limits: Limits
-    stop: tuple[str, ...]
-    seed: int | None
-    beams: Beams | None
-
-
 class Answering:
     """One answer after another, over the caches of one model; whoever asks for pieces has the turn.
 
-    drafts: False is plain decoding. explain: words the error for weights without an answer.
+    drafts: False is plain decoding.
+    explain: words the errors for weights without an answer, and for an ability that is missing.
     """
 
     def __init__(
@@ -57,20 +46,27 @@ class Answering:
         info: ModelInfo,
         exact: bool,
         drafts: bool,
-        explain: Callable[[NotFiniteError], PilotfishError],
+        explain: Callable[[PilotfishError], PilotfishError],
     ) -> None:
-        self._sequence, self._tokenizer = sequence, tokenizer
+        self.sequence = sequence
+        self._tokenizer = tokenizer
         self._drafters, self._drafting, self._rules = drafters, drafting, rules
         self._info, self._exact, self._drafts = info, exact, drafts
         self._explain = explain
 
     def pieces(self, making: Making, asked: Request) -> Iterator[str]:
         """The text as it is decided. Raises ContextFullError and OptionError before anything changes."""
+        limits = asked.limits
+        ends = replace(limits, cancelled=lambda: making.ended or limits.cancelled())
         try:
-            yield from self._pieces(making, asked)
+            yield from self._pieces(making, replace(asked, limits=ends))
         except NotFiniteError as error:
-            self._sequence.truncate(0)  # what was computed beside such values, in one step, may be none either
+            self.sequence.truncate(0)  # what was computed beside such values, in one step, may be none either
             self._drafters.close_copy()
+            raise self._explain(error) from error
+        except AbilityError as error:
+            if not error.missing:
+                raise
             raise self._explain(error) from error
 
     def _pieces(self, making: Making, asked: Request) -> Iterator[str]:
@@ -115,7 +111,18 @@ class Answering:
 
     def trial(self) -> QualityReport | None:
         """What quality= has found out so far."""
-        return self._sequence.report() if isinstance(self._sequence, QualityGatedCache) else None
+        return self.sequence.report() if isinstance(self.sequence, QualityGatedCache) else None
+
+    @property
+    def drafts_with_model(self) -> bool:
+        """Whether a model drafts, be it the target itself."""
+        return self._drafts and self._drafters.with_model
+
+    def close(self) -> None:
+        """Free the caches."""
+        self.sequence.close()
+        self._drafters.close_copy()
+        self._drafters.close()
 
     def _decided(self, asked: Request, windows: Windows | None) -> Iterator[Round]:
         """The rounds of the answer, of a recording window after window."""
@@ -126,12 +133,12 @@ class Answering:
 
         if windows is None:
             return answer(asked.task)
-        return told(windows, asked.task, self._sequence, self._tokenizer.eos_ids, answer)
+        return told(windows, asked.task, self.sequence, self._tokenizer.eos_ids, answer)
 
     def _rounds(self, asked: Request, task: Task, seeds: list[np.random.SeedSequence]) -> Iterator[Round]:
         sampling = self._rules.applied(asked.sampling, self._frame(task, asked.limits))
         return generate(
-            self._sequence,
+            self.sequence,
             task.context,
             source=task.source,
             sampling=sampling,
@@ -143,7 +150,7 @@ class Answering:
 
     def _search(self, asked: Request, task: Task, beams: Beams) -> Iterator[Round]:
         return search(
-            self._sequence,
+            self.sequence,
             task.context,
             source=task.source,
             beams=beams,
@@ -157,7 +164,7 @@ class Answering:
         return Frame(
             n_prompt=len(task.context),
             n_forced=task.n_forced,
-            end=end_of(self._sequence, task.context, limits, task.source is not None),
+            end=end_of(self.sequence, task.context, limits, task.source is not None),
             ends=self._tokenizer.ordered_eos_ids,
             read=task.context if task.source is None else task.words,
             first_time=task.first_time,
@@ -174,8 +181,8 @@ class Answering:
     def _reused(self, task: Task) -> int:
         """How much of the prompt need not be processed again."""
         if task.source is None:
-            return self._sequence.reusable(task.context[:-1])
-        return task.n_read if self._sequence.has_read(task.source) else 0
+            return self.sequence.reusable(task.context[:-1])
+        return task.n_read if self.sequence.has_read(task.source) else 0
 
     def _stats(self, task: Task, reused: int, ttft_s: float | None, rounds: list[Round]) -> Stats:
         return Stats.of(
@@ -184,9 +191,9 @@ class Answering:
             n_reused=reused,
             ttft_s=ttft_s,
             judged=judged(rounds, SelfDraft.name),
-            kv_bytes=self._sequence.nbytes + self._drafters.nbytes,
+            kv_bytes=self.sequence.nbytes + self._drafters.nbytes,
             trial=self.trial(),
-            kv_entries=self._sequence.n_entries,
+            kv_entries=self.sequence.n_entries,
             info=self._info,
             exact=self._exact,
         )

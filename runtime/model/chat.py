@@ -3,25 +3,58 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 
+from ..cache.policies.policy import CachePolicy
+from ..cache.saved import SavedSequence
 from ..checks import check_seed
 from ..decoding.loop import UpTo
 from ..errors import OptionError
+from ..interfaces import ModelInfo, Tokens
 from ..text.chat_template import Message
 from ..text.text_assembler import Stop
 from .result import Result
 from .saved_chat import Conversation, read_conversation, write_conversation
 from .stream import Stream
 
-if TYPE_CHECKING:
-    from .model import Model
-
 TURN = UpTo(512)  # tokens of a turn whose length nobody asked for
+
+
+class ChatModel(Protocol):
+    """What a conversation needs of a model: its answers, and its cache to save. Model is one."""
+
+    @property
+    def info(self) -> ModelInfo: ...
+
+    @property
+    def cache(self) -> CachePolicy | None: ...
+
+    @property
+    def quality(self) -> float | None: ...
+
+    @property
+    def exact(self) -> bool: ...
+
+    def stream(
+        self,
+        prompt: Sequence[Message],
+        *,
+        max_new_tokens: int | None,
+        temperature: float | None,
+        seed: int | None,
+        stop: Stop,
+        progress: Callable[[int, int], None] | None,
+    ) -> Stream: ...
+
+    def encode(self, prompt: Sequence[Message]) -> Tokens: ...
+
+    def save_cache(self, context: Tokens) -> SavedSequence: ...
+
+    def restore_cache(self, saved: SavedSequence) -> None: ...
 
 
 class Chat:
@@ -30,7 +63,7 @@ class Chat:
     seed: makes sampled answers repeatable, each by a seed of its own.
     """
 
-    def __init__(self, model: Model, system: str | None, seed: int | None = None) -> None:
+    def __init__(self, model: ChatModel, system: str | None, seed: int | None = None) -> None:
         check_seed(seed)
         self.model = model
         self.messages: list[Message] = [] if system is None else [{"role": "system", "content": system}]
@@ -48,7 +81,7 @@ class Chat:
         write_conversation(Path(path), Conversation(self.messages, self.seed, _maker(self.model), sequence))
 
     @classmethod
-    def open(cls, model: Model, path: str | os.PathLike[str], *, reread: bool = False) -> Chat:
+    def open(cls, model: ChatModel, path: str | os.PathLike[str], *, reread: bool = False) -> Chat:
         """What save() wrote; see Model.resume()."""
         found = read_conversation(Path(path))
         if not reread:
@@ -103,7 +136,7 @@ class Chat:
         return stream
 
 
-def _maker(model: Model) -> dict[str, str]:
+def _maker(model: ChatModel) -> dict[str, str]:
     """Everything that a cache depends on."""
     info = model.info
     return {

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 
@@ -19,9 +19,7 @@ from ..errors import ContextFullError, NotFiniteError, OptionError
 from ..interfaces import Tokens
 from ..profiling.row_classes import MAX_WIDTH
 from ..text.segments import Segment, cut
-
-if TYPE_CHECKING:
-    from .model import Model
+from .model import Model
 
 Score: TypeAlias = Literal["likelihood", "entropy"]
 _GAP = "\n[...]\n"  # between parts of the document that do not follow each other

@@ -4,43 +4,32 @@ from __future__ import annotations
 
 import os
 import threading
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import cached_property
 
 from ..cache.policies.policy import CachePolicy
-from ..cache.quality_gate import open_sequence
 from ..cache.saved import SavedSequence
-from ..decoding.beam_search import Beams, check_beams
-from ..decoding.loop import Limits, UpTo
-from ..errors import ChatTemplateError, NotFiniteError, OptionError, PilotfishError
+from ..decoding.beam_search import Beams
+from ..errors import ChatTemplateError, PilotfishError
 from ..interfaces import DraftLengthPolicy, ModelInfo, Proposer, Tokens, Weights
-from ..leaving import before_leaving
 from ..profiling.calibrate import Calibration
 from ..profiling.engine_trial import Choice
 from ..sampling.sampling import Sampling
-from ..speculation.controller import Drafting
-from ..speculation.draft_length import RenewalReward
 from ..speculation.draft_weights import DraftWeights, Shared
-from ..speculation.proposer_set import Drafters
-from ..speculation.proposers import DraftModel, SelfDraft
-from ..text.chat_template import ChatTemplate, Message, turn_end
-from ..text.prompts import Prompt, Task, encode_prompt, task_of
-from ..text.text_assembler import Stop, stops_of
+from ..text.chat_template import ChatTemplate, Message
+from ..text.prompts import Prompt, encode_prompt
+from ..text.text_assembler import Stop
 from ..text.tokenizer import Tokenizer
-from .answering import Answering, Request
 from .chat import Chat
-from .request import check_request
+from .closing import Closing
+from .opening import open_answering
+from .request import ANSWER, Requests, check_request, one_sampling
 from .result import Result
 from .rules import AnswerOptions, Rules
 from .stream import Making, Stream
 from .turn import Turns
 
 __all__ = ["DraftWeights", "Model", "Prompt"]
-
-ANSWER = UpTo(256)  # tokens of an answer whose length nobody asked for
-_open: weakref.WeakSet[Model] = weakref.WeakSet()
 
 
 class Model:
@@ -56,7 +45,7 @@ class Model:
         size of self_draft's cache holds.
     exact: stay in one row class, so that plain and speculative text are the same bits by construction.
     rules: the model's own: tokens that no answer holds, and its settings for generating.
-    explain: words the error for weights whose logits are no numbers.
+    explain: words the errors for weights whose logits are no numbers, and for abilities that their engine lacks.
     """
 
     def __init__(
@@ -76,7 +65,7 @@ class Model:
         max_context: int | None = None,
         choice: Choice | None = None,
         rules: Rules | None = None,
-        explain: Callable[[NotFiniteError], PilotfishError] = lambda error: error,
+        explain: Callable[[PilotfishError], PilotfishError] = lambda error: error,
     ) -> None:
         self.choice = choice  # why this engine: what was tried, where anything was
         self.tokenizer = tokenizer
@@ -88,40 +77,32 @@ class Model:
         self.quality = quality
         self._target = target
         self._draft = draft
-        rows = calibration.rows.rule() if exact else calibration.rows.free()
         self._rules = rules or Rules()
         self.explain = explain
         self._max_entries = max_context
-        drafts = policy is not None
-        self._sequence = open_sequence(
+        self._self_draft = self_draft
+        self._answering = open_answering(
             target,
-            rows,
+            tokenizer,
+            calibration,
+            draft=draft,
+            policy=policy,
+            proposers=proposers,
+            exact=exact,
+            self_draft=self_draft,
             cache=cache,
-            self_draft=self_draft if drafts else None,
             quality=quality,
             max_context=max_context,
-        )
-        self._self_draft = self_draft
-        self._drafters = Drafters(
-            self._sequence, target, tokenizer, proposers, draft if drafts else None, self_draft if drafts else None
-        )
-        token_s = {SelfDraft.name: calibration.curve.seconds(1)}
-        if draft is not None:
-            token_s[DraftModel.name] = draft.token_s
-        self._drafting = Drafting(policy or RenewalReward(), calibration.curve, rows, token_s)
-        self._answering = Answering(
-            self._sequence,
-            tokenizer,
-            self._drafters,
-            self._drafting,
-            self._rules,
-            info=target.info,
-            exact=exact,
-            drafts=drafts,
+            rules=self._rules,
             explain=explain,
         )
+        self._sequence = self._answering.sequence
+        drafts = self._answering.drafts_with_model
+        self._requests = Requests(
+            tokenizer, template, self._rules, target.info, drafts=drafts, compressed=cache is not None
+        )
         self._turns = Turns()
-        _open.add(self)
+        self._closing = Closing(self._turns, self._answering, target, *(() if draft is None else (draft.weights,)))
 
     def sibling(
         self,
@@ -254,26 +235,26 @@ class Model:
         progress: called with (tokens done, tokens in all) while the prompt is processed.
         """
         check_request(max_new_tokens=max_new_tokens, seed=seed, stop=stop)
-        settings = _sampling(temperature, sampling)
-        wanted = beams if beams is None or isinstance(beams, Beams) else self._rules.beams(beams)
-        job = self._task(prompt, raw, special)
-        job = self._rules.asked(job, AnswerOptions(language, task, timestamps), job.hears)
-        if max_new_tokens is ANSWER and job.source is not None:
-            max_new_tokens = self._rules.longest(len(job.context), job.n_forced) or ANSWER
-        strings, ids = stops_of(stop, self.tokenizer, self.info.vocab_size)
-        if strings and timestamps:
-            raise OptionError("with timestamps the text is told line by line, and cannot end at a string; drop stop.")
-        if wanted is not None:
-            drafted = self.policy is not None and self._drafters.with_model
-            check_beams(settings, strings, draft=drafted, cache=self.cache is not None)
-        cancelled = cancel.is_set if cancel is not None else lambda: False
-        stop_ids = self.ends | ids
+        settings = one_sampling(temperature, sampling)
+        self._turns.check_open()
+        asked = self._requests.request(
+            prompt,
+            AnswerOptions(language, task, timestamps),
+            max_new_tokens=max_new_tokens,
+            sampling=settings,
+            seed=seed,
+            stop=stop,
+            raw=raw,
+            special=special,
+            beams=beams,
+            cancelled=cancel.is_set if cancel is not None else lambda: False,
+            progress=progress,
+        )
 
-        def pieces(making: Making) -> Iterator[str]:
-            limits = Limits(max_new_tokens, stop_ids, lambda: making.ended or cancelled(), progress)
-            return self._answering.pieces(making, Request(job, settings, limits, strings, seed, wanted))
+        def pieces(making: Making) -> Iterator[str]:  # holds this model, which stays open while a stream is read
+            return self._answering.pieces(making, asked)
 
-        return Stream(self._turns, pieces, trial=self._answering.trial, cancelled=cancelled)
+        return Stream(self._turns, pieces, trial=self._answering.trial, cancelled=asked.limits.cancelled)
 
     def chat(self, system: str | None = None, *, seed: int | None = None) -> Chat:
         """A conversation that remembers its messages; the cache of earlier turns is reused."""
@@ -306,15 +287,10 @@ class Model:
         source = self.info.encoder is not None
         return encode_prompt(prompt, raw, self.tokenizer, self.template, source=source, special=special)
 
-    @cached_property
+    @property
     def ends(self) -> frozenset[int]:
         """The tokens that end every answer: the tokenizer's, and what the template puts behind one."""
-        behind = None if self.template is None else turn_end(self.tokenizer, self.template)
-        return self.tokenizer.eos_ids if behind is None else self.tokenizer.eos_ids | {behind}
-
-    def _task(self, prompt: Prompt, raw: bool, special: bool) -> Task:
-        self._turns.check_open()
-        return task_of(prompt, raw, self.tokenizer, self.template, self.info.encoder, special=special)
+        return self._requests.ends
 
     def _check_template(self) -> None:
         if self.template is None:
@@ -326,42 +302,10 @@ class Model:
         An answer that another thread is making ends with its step, as cancelled, and so does an unfinished stream.
         Raises OptionError where it is called by what a step of this model calls.
         """
-        if self._turns.close():
-            _open.discard(self)
-            self._free()
-
-    def _free(self) -> None:
-        self._sequence.close()
-        self._drafters.close_copy()
-        self._target.close()
-        self._drafters.close()
-        if self._draft is not None:
-            self._draft.weights.close()
+        self._closing.close()
 
     def __enter__(self) -> Model:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-
-def _end_all() -> Callable[[], None]:
-    """When the process ends: what threads ask of a model ends with the step that runs."""
-    ended = [model for model in list(_open) if model._turns.close(parks=True)]
-
-    def free() -> None:
-        for model in ended:
-            model._free()
-
-    return free
-
-
-before_leaving(_end_all)
-
-
-def _sampling(temperature: float | None, sampling: Sampling | None) -> Sampling:
-    if sampling is None:
-        return Sampling(temperature=temperature or 0.0)
-    if temperature is not None:
-        raise OptionError("temperature and sampling are both given; put the temperature into Sampling.")
-    return sampling

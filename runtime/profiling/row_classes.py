@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..interfaces import Floats
+from ..interfaces import Floats, Tokens
 
 MAX_WIDTH = 33  # widest decode step: 32 drafts and the row before them
 PROBED_WIDTHS = (1, 2, 3, 4, 5, 8, 9, 16, 17, 32, 33)
@@ -40,6 +40,12 @@ class RowRule:
         if at == len(self.widths):
             raise ValueError(f"no allowed width holds {n_rows} rows; the widest is {self.maximum}")
         return self.widths[at]
+
+    def pad(self, tokens: Tokens) -> Tokens:
+        """The tokens of a step, the last one repeated up to an allowed width; more than any holds are as they are."""
+        n = len(tokens)
+        spare = 0 if n > self.maximum else self.fit(n) - n
+        return np.concatenate([tokens, np.full(spare, tokens[-1])])
 
     def floor(self, n_rows: int) -> int | None:
         """The largest allowed width of at most n_rows, or None."""

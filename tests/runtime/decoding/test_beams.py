@@ -128,7 +128,7 @@ def test_what_beams_cannot_be_combined_with(options: dict[str, Any], says: str) 
 
 
 def test_what_a_session_cannot_do_is_said_before_anything_changes() -> None:
-    with pytest.raises(AbilityError, match="onnx engine"):
+    with pytest.raises(AbilityError, match="toy engine cannot here"):
         list(search(toy(abilities=ALL - {"fork"}), START, beams=Beams(2), limits=Limits(), source=SOURCE))
     with toy_model(toy_weights()) as model, pytest.raises(ContextFullError, match="fewer new tokens"):
         model.generate("a text", beams=2, max_new_tokens=4000)
