@@ -110,7 +110,7 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("PILOTFISH_THREADS")
     CLOCK.now = 0.0
     monkeypatch.setattr(time, "perf_counter", CLOCK)
-    monkeypatch.setattr(backends, "_BUILT_IN", {"reference": "reference"})
+    monkeypatch.setattr(backends, "_BUILT_IN", {"reference": "reference.backend"})
     return tiny_gguf(tmp_path / "m.gguf", seed=10)
 
 
