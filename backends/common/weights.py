@@ -35,7 +35,10 @@ class LoadedWeights(Generic[Loaded]):
     def __init__(self, model: Loaded, new_session: Callable[[Loaded, int], Session]) -> None:
         """new_session: of the model and the most entries that the session may hold."""
         self.model, self._new_session = model, new_session
-        self.info = model.info
+
+    @property
+    def info(self) -> ModelInfo:
+        return self.model.info
 
     def session(self, max_context: int | None = None) -> Session:
         """An empty cache. Raises EngineError after close(), OptionError for a size that the model does not have."""

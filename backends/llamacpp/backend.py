@@ -11,11 +11,7 @@ from ..protocol import NO_OPTIONS
 from .build_command import build_command, rebuild_command
 from .encoder_decoder import LlamaCppEncoderDecoderSession
 from .library import gpus, version
-from .load_model import (
-    Placement,
-    named_types,
-    parse_options,
-)
+from .load_model import Placement, named_types, parse_options
 from .loaded_model import LlamaCppModel
 from .probe import build_verdict
 from .session import LlamaCppSession

@@ -79,4 +79,5 @@ BACKEND = OrtBackend()
 
 
 def _weights(model: OrtModel) -> LoadedWeights[OrtModel]:
+    """Weights whose sessions read a source where the model has an encoder."""
     return LoadedWeights(model, OrtAttendingSession if model.info.encoder is None else OrtEncoderDecoderSession)

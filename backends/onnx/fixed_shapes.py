@@ -32,7 +32,7 @@ def static_options(device: str, options: Mapping[str, object]) -> StaticOptions:
 
 
 def open_static(path: Path, device: str, threads: int, options: Mapping[str, object]) -> Weights:
-    """The static graph of a bundle folder on a device of ort_devices. Raises OptionError and ModelFileError."""
+    """The static graph of a bundle folder on one of DEVICES. Raises OptionError and ModelFileError."""
     import onnxruntime
 
     chosen = static_options(device, options)

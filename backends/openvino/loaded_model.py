@@ -104,6 +104,7 @@ class OvModel:
 
 
 def engine_settings(precision: str, threads: int, group: int) -> dict[str, object]:
+    """Settings that every graph is compiled with. group: so many activations are rounded together; 0: none are."""
     return {
         "INFERENCE_PRECISION_HINT": precision,
         "INFERENCE_NUM_THREADS": threads,

@@ -33,6 +33,7 @@ class OpenVinoOptions(BaseModel):
 
 
 def parse_options(options: Mapping[str, object]) -> OpenVinoOptions:
+    """The checked options. Raises OptionError, which lists those there are."""
     try:
         return OpenVinoOptions.model_validate(dict(options))
     except ValidationError as error:
@@ -43,7 +44,7 @@ def parse_options(options: Mapping[str, object]) -> OpenVinoOptions:
 
 
 def cache_types(kv_dtype: str | None, precision: str) -> tuple[str, str]:
-    """Types of keys and values."""
+    """Types of keys and values. Raises OptionError for what the engine does not store."""
     keys, _, values = (kv_dtype or _DEFAULT_CACHE[precision]).partition("/")
     values = values or keys
     plain = keys in _PLAIN and keys == values and ("bf16" in (keys, precision)) <= (keys == precision)

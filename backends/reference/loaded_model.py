@@ -19,6 +19,8 @@ Matrix: TypeAlias = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Layer:
+    """Matrices (outputs, inputs) of one layer, with the rows of query and key in halves, as rotation wants them."""
+
     attention_norm: Matrix
     query: Matrix
     key: Matrix
