@@ -20,7 +20,7 @@ _BUILT_IN = {
     "onnx": "onnx.backend",
     "openvino": "openvino.backend",
     "llamacpp": "llamacpp.backend",
-    "reference": "reference",
+    "reference": "reference.backend",
 }  # in the order in which they are tried
 JUDGE = "reference"  # right and slow: runs only where it is named
 EMULATED = frozenset({"static", "npu-emulated"})  # devices that show whether something runs, not how fast

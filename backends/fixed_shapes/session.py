@@ -7,64 +7,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Protocol, TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ...runtime.errors import AbilityError, EngineError, OptionError
-from ...runtime.interfaces import Ability, Floats, Indices, ModelInfo, Observation, Step, Tokens
+from ...runtime.interfaces import Ability, Floats, Indices, Observation, Step, Tokens
 from ..common.decoder_only import DecoderOnly
 from ..common.kv_rows import Rows, ancestors, room_for
 from ..common.saved_cache import Array, Layout, pack, unpack
-from .shapes import Ladder
+from .loaded_model import Inputs, StaticModel
 
 _ABILITIES: frozenset[Ability] = frozenset({"tree", "evict_tokens", "keys", "hidden", "fork", "save"})
 _HIDDEN = np.float32(-3e4)  # added to a score: its share is 0 exactly, and half precision still holds it
-Inputs: TypeAlias = Mapping[str, npt.NDArray[Any]]
-
-
-class Runner(Protocol):
-    """Runs the static graph in one shape at a time; compiles a shape when it is first run."""
-
-    def run(self, width: int, window: int, inputs: Inputs) -> Mapping[str, Floats]:
-        """Every output of the graph by name, for `width` new tokens, `window` columns and len(inputs["logit_rows"])
-        rows of logits. The arrays may be written over by the next run. Raises EngineError."""
-        ...
-
-    def close(self) -> None: ...
-
-
-class StaticWeights:
-    """A runner and what is known about its graph; sessions share both."""
-
-    def __init__(self, runner: Runner, info: ModelInfo, ladder: Ladder) -> None:
-        self.info, self.ladder = info, ladder
-        self._runner: Runner | None = runner
-
-    @property
-    def runner(self) -> Runner:
-        """What runs the steps. Raises EngineError after close()."""
-        if self._runner is None:
-            raise EngineError("these weights are closed; load the model again.")
-        return self._runner
-
-    def check_open(self) -> None:
-        """Raise EngineError after close()."""
-        _ = self.runner
-
-    def session(self, max_context: int | None = None) -> StaticSession:
-        self.check_open()
-        limit = self.info.context_length
-        wanted = limit if max_context is None else max_context
-        if not 1 <= wanted <= limit:
-            raise OptionError(f"max_context is {wanted}, but this model was trained for 1..{limit} tokens.")
-        return StaticSession(self, wanted)
-
-    def close(self) -> None:
-        if self._runner is not None:
-            self._runner.close()
-            self._runner = None
 
 
 class StaticSession(DecoderOnly):
@@ -72,9 +28,9 @@ class StaticSession(DecoderOnly):
 
     abilities = _ABILITIES
 
-    def __init__(self, weights: StaticWeights, max_context: int) -> None:
-        self._weights, self._ladder = weights, weights.ladder
-        self.info = weights.info
+    def __init__(self, model: StaticModel, max_context: int) -> None:
+        self._model, self._ladder = model, model.ladder
+        self.info = model.info
         self.max_context = max_context
         self._rows = Rows(max_context, self.info.context_length)
         self._windows = self._ladder.windows_for(max_context)
@@ -104,7 +60,7 @@ class StaticSession(DecoderOnly):
         if parents is not None and width > widest:
             raise OptionError(f"a tree of {width} rows is wider than the widest step of this device, {widest} rows.")
         positions = self._rows.plan(tokens, n_logits, parents, self.info.vocab_size)
-        runner = self._weights.runner
+        runner = self._model.runner
         self._fit_window(self._rows.n + width)
         sees = np.tri(widest, dtype=bool) if parents is None else ancestors(parents)
         logits = np.empty((n_logits, self.info.vocab_size), dtype=np.float32)
@@ -140,7 +96,7 @@ class StaticSession(DecoderOnly):
     def fork(self, entries: Indices | None = None, max_context: int | None = None) -> StaticSession:
         self._rows.check_settled()
         kept = np.arange(self._rows.n) if entries is None else self._rows.kept(entries)
-        other = StaticSession(self._weights, room_for(len(kept), max_context or self.max_context))
+        other = StaticSession(self._model, room_for(len(kept), max_context or self.max_context))
         other._fill(self.positions[kept], self._entries()[:, :, kept])
         return other
 

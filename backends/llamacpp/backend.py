@@ -2,41 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
-from ...runtime.errors import EngineError, OptionError
-from ...runtime.files.gguf_file import read_gguf
-from ...runtime.interfaces import Ability, EncoderInfo, ModelInfo
-from ...runtime.storage import file_digest
 from .. import require, usable
+from ..common.weights import LoadedWeights
 from ..protocol import NO_OPTIONS
 from .build_command import build_command, rebuild_command
-from .check_file import check_file
-from .context import MAX_ROWS, Context, ContextOptions, Handle
 from .encoder_decoder import LlamaCppEncoderDecoderSession
 from .library import gpus, version
-from .load_model import (
-    LlamaCppOptions,
-    Placement,
-    cache_types,
-    load_model,
-    named_types,
-    parse_options,
-    uses_flash,
-    without_flash,
-)
-from .probe import Verdict, build_verdict
+from .load_model import Placement, named_types, parse_options
+from .loaded_model import LlamaCppModel
+from .probe import build_verdict
 from .session import LlamaCppSession
-
-_ABILITIES: frozenset[Ability] = frozenset({"tree", "evict_tokens", "hidden", "fork", "save"})
-# With both in f16, ggml's attention computes single rows beyond 256 entries, and steps of 64 rows and more, by other
-# sums than all the rest (ggml-cpu/ops.cpp: use_split_kv_path, the tiled path). With two types there is one way only.
-_ALIKE = "f16/bf16"
-_ALONE_BEYOND, _MAX_ALIKE = 256, 63  # with both in f16: entries behind which, and rows up to which, sums are those
-_WITHOUT_FLASH: frozenset[Ability] = frozenset({"attention"})
-_WITH_ENCODER: frozenset[Ability] = frozenset({"encode"})
 
 
 class LlamaCppBackend:
@@ -83,106 +61,11 @@ class LlamaCppBackend:
         threads: int,
         kv_dtype: str | None,
         options: Mapping[str, object] = NO_OPTIONS,
-    ) -> LlamaCppWeights:
+    ) -> LoadedWeights[LlamaCppModel]:
         chosen = parse_options(dict(options))
         require(self)
-        return LlamaCppWeights(path, Placement(device or "cpu", chosen), threads, kv_dtype, chosen, build_verdict())
+        model = LlamaCppModel(path, Placement(device or "cpu", chosen), threads, kv_dtype, chosen, build_verdict())
+        return LoadedWeights(model, LlamaCppSession if model.info.encoder is None else LlamaCppEncoderDecoderSession)
 
 
 BACKEND = LlamaCppBackend()
-
-
-class LlamaCppWeights:
-    """One llama_model, shared by its sessions, and freed when the last of them is gone."""
-
-    def __init__(
-        self,
-        path: Path,
-        placement: Placement,
-        threads: int,
-        kv_dtype: str | None,
-        options: LlamaCppOptions,
-        verdict: Verdict,
-    ) -> None:
-        shape = check_file(read_gguf(path))
-        encoder = None if shape.decoder_start is None else EncoderInfo((shape.decoder_start,))
-        if encoder is not None:
-            options = without_flash(options)
-            kv_dtype = kv_dtype or "f32"
-        if kv_dtype is None and not placement.offload and options.flash_attention != "off" and options.pair_rows:
-            kv_dtype = _ALIKE
-        keys, values = cache_types(kv_dtype, shape.head_dim, options.flash_attention)
-        repacked = verdict.extra_buffers if options.use_extra_bufts is None else options.use_extra_bufts
-        if repacked and not verdict.extra_buffers:
-            raise OptionError(f"use_extra_bufts=True would end this process: {verdict.how} Leave the option out.")
-        self._model: Handle | None = load_model(
-            path, shape.architecture, shape.vocab_size, placement, options.use_mmap, repacked
-        )
-        self.info = ModelInfo(
-            architecture=shape.architecture,
-            vocab_size=shape.vocab_size,
-            context_length=shape.context_length,
-            n_layers=shape.n_layers,
-            n_heads=shape.n_heads,
-            kv_heads=shape.kv_heads,
-            head_dim=shape.head_dim,
-            hidden_size=shape.hidden_size,
-            engine="llamacpp",
-            engine_version=str(version()),
-            device=placement.device,
-            threads=threads,
-            digest=file_digest(path),
-            encoder=encoder,
-        )
-        flash = uses_flash(options.flash_attention, keys, values)
-        if flash is None and not placement.offload:
-            flash = True
-        self._context_options = ContextOptions(threads, keys, values, flash, placement.offload, shape.cached_layers)
-        if flash is None:  # devices differ, and only a context tells
-            flash = self.context(1).flash
-            self._context_options = dataclasses.replace(self._context_options, flash=flash)
-        halves = flash and not placement.offload and keys == values == "f16"
-        split = halves and threads > 1  # a single row's keys are split among the threads
-        self.pairs_beyond = _ALONE_BEYOND if split and options.pair_rows else None
-        self.max_rows = _MAX_ALIKE if halves else MAX_ROWS
-        self.abilities: frozenset[Ability] = _ABILITIES if flash else _ABILITIES | _WITHOUT_FLASH
-        if encoder is not None:
-            self.abilities |= _WITH_ENCODER
-        settings = (
-            f"{keys} keys {values} values",
-            f"flash attention {'on' if flash else 'off'}",
-            placement.described(),
-            "" if repacked else "weights not repacked",
-            "single rows apart" if split and not options.pair_rows else "",
-            f"build {verdict.build[:8]}",
-        )
-        self.info = dataclasses.replace(
-            self.info,
-            settings=", ".join(part for part in settings if part),
-            alike_from=2 if split and not options.pair_rows else 1,
-        )
-
-    def context(self, n_entries: int, watching: bool = False, source_length: int = 0) -> Context:
-        """Memory for so many entries, and for an encoder to read so many tokens.
-
-        Raises EngineError after close(), and where there is no memory.
-        """
-        if self._model is None:
-            raise EngineError("these weights are closed; load the model again.")
-        return Context(self._model, self.info, self._context_options, n_entries, watching, source_length)
-
-    def session(self, max_context: int | None = None) -> LlamaCppSession:
-        self.check_open()
-        limit = self.info.context_length
-        wanted = limit if max_context is None else max_context
-        if not 1 <= wanted <= limit:
-            raise OptionError(f"max_context is {wanted}, but this model was trained for 1..{limit} tokens.")
-        return (LlamaCppSession if self.info.encoder is None else LlamaCppEncoderDecoderSession)(self, wanted)
-
-    def close(self) -> None:
-        self._model = None  # sessions hold it too: it is freed with the last of their contexts
-
-    def check_open(self) -> None:
-        """Raise EngineError after close()."""
-        if self._model is None:
-            raise EngineError("these weights are closed; load the model again.")

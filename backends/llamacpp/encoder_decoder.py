@@ -7,7 +7,6 @@ and values of the source are not kept at all: every step of the decoder computes
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import psutil
@@ -17,10 +16,8 @@ from ...runtime.errors import ContextFullError, EngineError, OptionError
 from ...runtime.interfaces import Floats, Indices, Observation, Step, Tokens, as_tokens
 from ..common.saved_cache import Layout, pack, unpack
 from .context import Context
+from .loaded_model import LlamaCppModel
 from .session import FIRST, LlamaCppSession
-
-if TYPE_CHECKING:
-    from .backend import LlamaCppWeights
 
 _ENCODER_BYTES = 12  # for each head and pair of tokens: its score, what its distance adds, and the softmax, in f32
 _SAVED: Sequence[Layout] = ((np.uint8, (None,)), (np.int64, (None,)))  # llama.cpp's state, and the source
@@ -29,13 +26,13 @@ _SAVED: Sequence[Layout] = ((np.uint8, (None,)), (np.int64, (None,)))  # llama.c
 class LlamaCppEncoderDecoderSession(LlamaCppSession):
     """One cache of a decoder, and the source that its answers are about."""
 
-    def __init__(self, weights: LlamaCppWeights, max_context: int, watching: bool = False) -> None:
+    def __init__(self, model: LlamaCppModel, max_context: int, watching: bool = False) -> None:
         self._source: Tokens | None = None
-        super().__init__(weights, max_context, watching)
+        super().__init__(model, max_context, watching)
 
     def encode(self, source: Tokens | Floats) -> None:
         self._rows.check_open()
-        self._weights.check_open()
+        self._model.check_open()
         assert self.info.encoder is not None
         read = checked_source(source, self.info.encoder, self.info.vocab_size).astype(np.int64)
         context, nothing = self._open(), np.empty(0, dtype=np.int64)
@@ -69,7 +66,7 @@ class LlamaCppEncoderDecoderSession(LlamaCppSession):
 
     def restore(self, state: bytes) -> None:
         self._rows.check_open()
-        self._weights.check_open()
+        self._model.check_open()
         assert self.info.encoder is not None
         positions, (data, source) = unpack(self.info, state, self.max_context, lambda n: _SAVED)
         before = self._source
@@ -83,13 +80,13 @@ class LlamaCppEncoderDecoderSession(LlamaCppSession):
             raise OptionError(f"this saved cache is damaged; save it again ({error})") from error
 
     def _empty(self, max_context: int) -> LlamaCppEncoderDecoderSession:
-        other = LlamaCppEncoderDecoderSession(self._weights, max_context, self._watching)
+        other = LlamaCppEncoderDecoderSession(self._model, max_context, self._watching)
         other._source = self._source  # read when the entries come
         return other
 
     def _make(self, n_entries: int, watching: bool) -> Context:
         if self._source is None:
-            return self._weights.context(n_entries, watching)
+            return self._model.context(n_entries, watching)
         return self._reading(self._source, n_entries, watching)
 
     def _reading(self, source: Tokens, n_entries: int, watching: bool) -> Context:
@@ -99,7 +96,7 @@ class LlamaCppEncoderDecoderSession(LlamaCppSession):
                 f"the source has {len(source)} tokens: llama.cpp's encoder needs {needed >> 20} MiB to read it at "
                 f"once, and {free >> 20} MiB are free. Shorten it, or cut it into parts that are answered one by one."
             )
-        context = self._weights.context(n_entries, watching, len(source))
+        context = self._model.context(n_entries, watching, len(source))
         context.encode(source)
         return context
 

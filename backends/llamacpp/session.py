@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from ...runtime.errors import AbilityError, EngineError, OptionError
@@ -12,9 +10,7 @@ from ..common.decoder_only import DecoderOnly
 from ..common.kv_rows import Rows, room_for
 from ..common.saved_cache import pack, unpack
 from .context import MAX_OUTPUTS, MAX_ROWS, Context, capacity_for
-
-if TYPE_CHECKING:
-    from .backend import LlamaCppWeights
+from .loaded_model import LlamaCppModel
 
 FIRST = 512  # entries a cache begins with, at most
 _WAY_OUT = {
@@ -26,12 +22,12 @@ _WAY_OUT = {
 
 
 class LlamaCppSession(DecoderOnly):
-    """A cache over LlamaCppWeights. llama.cpp allocates a context whole, so a full one is replaced by a larger one."""
+    """A cache over a LlamaCppModel. llama.cpp allocates a context whole, so a full one is replaced by a larger one."""
 
-    def __init__(self, weights: LlamaCppWeights, max_context: int, watching: bool = False) -> None:
-        self._weights = weights
-        self.info = weights.info
-        self.abilities: frozenset[Ability] = weights.abilities
+    def __init__(self, model: LlamaCppModel, max_context: int, watching: bool = False) -> None:
+        self._model = model
+        self.info = model.info
+        self.abilities: frozenset[Ability] = model.abilities
         self.max_context = max_context
         self._rows = Rows(max_context, self.info.context_length)
         self._watching = watching
@@ -57,7 +53,7 @@ class LlamaCppSession(DecoderOnly):
         if not observe <= self.abilities:
             self._refuse(min(observe - self.abilities))
         positions = self._rows.plan(tokens, n_logits, parents, self.info.vocab_size)
-        self._weights.check_open()
+        self._model.check_open()
         sequences = None if parents is None else self._sequences(parents, n_logits, observe)
         paired = len(tokens) == 1 and self._pairs()
         context = self._room(self._rows.n + len(tokens) + paired, "attention" in observe)
@@ -115,7 +111,7 @@ class LlamaCppSession(DecoderOnly):
         """Chosen entries take a whole copy first: llama.cpp writes and reads all of a sequence, and holes in a context
         cost as much as entries."""
         self._rows.check_settled()
-        self._weights.check_open()
+        self._model.check_open()
         entries = None if entries is None else self._rows.kept(entries)
         n = self._rows.n if entries is None else len(entries)
         other = self._empty(room_for(n, max_context or self.max_context))
@@ -134,7 +130,7 @@ class LlamaCppSession(DecoderOnly):
 
     def restore(self, state: bytes) -> None:
         self._rows.check_open()
-        self._weights.check_open()
+        self._model.check_open()
         positions, (data,) = unpack(self.info, state, self.max_context)
         try:
             self._fill(positions, bytearray(data.tobytes()))
@@ -156,11 +152,11 @@ class LlamaCppSession(DecoderOnly):
 
     def _empty(self, max_context: int) -> LlamaCppSession:
         """A session like this one, without entries."""
-        return LlamaCppSession(self._weights, max_context, self._watching)
+        return LlamaCppSession(self._model, max_context, self._watching)
 
     def _make(self, n_entries: int, watching: bool) -> Context:
         """Memory for so many entries, which has none yet."""
-        return self._weights.context(n_entries, watching)
+        return self._model.context(n_entries, watching)
 
     def _state(self) -> bytearray:
         return self._open().state() if self._rows.n else bytearray()
@@ -229,7 +225,7 @@ class LlamaCppSession(DecoderOnly):
     def _chain(
         self, context: Context, tokens: Tokens, positions: Indices, n_logits: int, observe: frozenset[Observation]
     ) -> Step:
-        n, hidden, most = len(tokens), "hidden" in observe, self._weights.max_rows
+        n, hidden, most = len(tokens), "hidden" in observe, self._model.max_rows
         if n <= most and (n if hidden else n_logits) <= MAX_OUTPUTS:
             context.decode(tokens, positions, n_logits, None, hidden)
             return self._read(context, n, n_logits, observe, self._rows.n)
@@ -251,13 +247,13 @@ class LlamaCppSession(DecoderOnly):
         return _joined(steps, self._rows.n + n)
 
     def _pairs(self) -> bool:
-        beyond = self._weights.pairs_beyond
+        beyond = self._model.pairs_beyond
         return beyond is not None and self._rows.n >= beyond
 
     def _pair(
         self, context: Context, tokens: Tokens, positions: Indices, n_logits: int, observe: frozenset[Observation]
     ) -> Step:
-        """A single row, computed beside a copy of itself, which is forgotten: see LlamaCppWeights.pairs_beyond."""
+        """A single row, computed beside a copy of itself, which is forgotten: see LlamaCppModel.pairs_beyond."""
         twice = np.concatenate([positions, positions + 1])
         context.decode(np.repeat(tokens, 2), twice, 2 * n_logits, None, "hidden" in observe)
         context.remove(int(twice[1]))

@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import threading
-from collections.abc import Iterator, Mapping
-from pathlib import Path, PurePosixPath
-from typing import Any
+from collections.abc import Mapping
+from pathlib import Path
 
-from ...runtime.errors import EngineError, ModelFileError, OptionError
-from ...runtime.files.bundle import Bundle, _digest, open_bundle
-from ...runtime.interfaces import Floats, ModelInfo, Weights
+from ...runtime.files.bundle import open_bundle
+from ...runtime.interfaces import Weights
 from .. import require, usable
 from ..common.packages import package_version, problem_of
+from ..common.weights import LoadedWeights
 from ..protocol import NO_OPTIONS, refuse_options
-from .devices import DEVICES, create_session, find, present, shapes_of
-from .encoder_decoder import OrtEncoder, OrtEncoderDecoderSession
+from .devices import DEVICES, find, present
+from .encoder_decoder import OrtEncoderDecoderSession
 from .fixed_shapes import open_static, static_options
-from .int8_cache import channel_scales, check_kv_dtype, eight_bit_graph, stored_as
+from .int8_cache import channel_scales, check_kv_dtype
+from .loaded_model import OrtModel
 from .partial_attention import OrtAttendingSession
-from .session import OrtSession
-
-_NO_TILES = "ORT_GQA_DISABLE_FLASH_ATTENTION"
-_TWO_ROWS = 2  # attention of one row has bits of its own, which int8 activations round away in all but some tokens
-_environment = threading.Lock()  # held while it differs from what the user set
-_OBSERVING = "observing.onnx"  # beside the model: the same weights with one more output per layer
-_EXPECTED = {"input_ids", "position_ids", "logit_rows", "bias", "past_key_0", "past_value_0", "logits", "hidden"}
 
 
 class OrtBackend:
@@ -76,149 +66,18 @@ class OrtBackend:
             return open_static(path, device, threads, options)
         bundle = open_bundle(path)
         if not check_kv_dtype(kv_dtype, device, "onnx" in bundle.manifest.encoders):
-            return OrtWeights(bundle, device, threads)
-        exact = OrtWeights(bundle, device, threads)
+            return _weights(OrtModel(bundle, device, threads))
+        exact = _weights(OrtModel(bundle, device, threads))
         session = exact.session()
         scales = channel_scales(session, bundle)
         session.close()
         exact.close()
-        return OrtWeights(bundle, device, threads, scales)
+        return _weights(OrtModel(bundle, device, threads, scales))
 
 
 BACKEND = OrtBackend()
 
 
-class OrtWeights:
-    """An inference session of ONNX Runtime; opened a second time, with queries as outputs, if they are observed.
-
-    scales: of a cache in int8, see channel_scales(); None is one in f32.
-    """
-
-    def __init__(self, bundle: Bundle, device: str, threads: int, scales: Floats | None = None) -> None:
-        import onnxruntime
-
-        if "onnx" not in bundle.manifest.formats:
-            raise ModelFileError(f"{bundle.folder} holds no ONNX model; it holds {', '.join(bundle.manifest.formats)}.")
-        self._ort = onnxruntime
-        self._bundle, self._threads = bundle, threads
-        self._device, self.scales = DEVICES[device], scales
-        model = bundle.manifest.formats["onnx"]
-        self._beside = PurePosixPath(model).parent
-        self._plain: Any = self._create(model)
-        self._observing: Any = None
-        shapes = shapes_of(self._plain, bundle.folder / model)
-        missing = _EXPECTED - set(shapes)
-        if missing:
-            raise ModelFileError(
-                f"{bundle.folder / model} is no decoder graph of Pilotfish: it has no {', '.join(sorted(missing))}. "
-                "Build the bundle again from its source."
-            )
-
-        def size(name: str, axis: int) -> int:
-            sizes = shapes[name]
-            if axis >= len(sizes) or not isinstance(sizes[axis], int) or sizes[axis] < 1:
-                raise ModelFileError(f"{bundle.folder / model} is damaged: its {name} has the shape {sizes}.")
-            return int(sizes[axis])
-
-        self._encoder = self._open_encoder(frozenset(shapes))
-        self.relative = "entry_positions" in shapes
-        self.observes = str(self._beside / _OBSERVING) in bundle.manifest.files
-        recipe, kv_heads = bundle.manifest.recipe, size("past_key_0", 1)
-        n_heads = recipe.get("n_heads", str(kv_heads))
-        if not n_heads.isdecimal() or not int(n_heads) or int(n_heads) % kv_heads:
-            raise ModelFileError(f"{bundle.folder} is damaged: it has {n_heads} heads over {kv_heads} of keys.")
-        self.window = _window(recipe, "sliding_bias" in shapes, bundle.folder)
-        self.info = ModelInfo(
-            architecture=bundle.manifest.architecture,
-            vocab_size=size("logits", 1),
-            context_length=bundle.manifest.context_length,
-            n_layers=sum(name.startswith("past_key_") for name in shapes),
-            n_heads=int(n_heads),
-            kv_heads=kv_heads,
-            head_dim=size("past_key_0", 3),
-            hidden_size=size("hidden", 1),
-            engine="onnx",
-            engine_version=str(onnxruntime.__version__),
-            device=device,
-            threads=threads,
-            digest=_digest(bundle),
-            settings=" ".join(x for x in (recipe.get("activations", ""), stored_as(scales)) if x),
-            encoder=None if self._encoder is None else self._encoder.info,
-            alike_from=_TWO_ROWS,
-        )
-
-    def _create(self, model: str) -> Any:
-        spinning = {"session.intra_op.allow_spinning": "1"}
-        with _attention_by_rows():
-            path = self._bundle.folder / model
-            graph = None if self.scales is None else eight_bit_graph(path, self.scales)
-            return create_session(path, self._device, self._threads, settings=spinning, optimize=False, graph=graph)
-
-    def _open_encoder(self, decoder: frozenset[str]) -> OrtEncoder | None:
-        manifest = self._bundle.manifest
-        name = manifest.encoders.get("onnx")
-        if name is not None:
-            return OrtEncoder(self._create(name), self._bundle.folder / name, manifest, decoder)
-        if any(input_name.startswith("cross_") for input_name in decoder):
-            raise ModelFileError(
-                f"{self._bundle.folder} holds half of an encoder-decoder model: its decoder needs an encoder. "
-                "Build the bundle again from its source."
-            )
-        return None
-
-    def encoder(self) -> OrtEncoder:
-        """What reads the source."""
-        self.runner(False)  # raises once the weights are closed
-        assert self._encoder is not None
-        return self._encoder
-
-    def runner(self, observing: bool) -> Any:
-        """The inference session for steps with or without queries as outputs."""
-        if self._plain is None:
-            raise EngineError("these weights are closed; load the model again.")
-        if not observing:
-            return self._plain
-        if self._observing is None:
-            self._observing = self._create(str(self._beside / _OBSERVING))
-        return self._observing
-
-    def session(self, max_context: int | None = None) -> OrtSession:
-        self.runner(False)  # raises once the weights are closed
-        limit = self.info.context_length
-        wanted = limit if max_context is None else max_context
-        if not 1 <= wanted <= limit:
-            raise OptionError(f"max_context is {wanted}, but this model was trained for 1..{limit} tokens.")
-        return (OrtAttendingSession if self._encoder is None else OrtEncoderDecoderSession)(self, self._ort, wanted)
-
-    def close(self) -> None:
-        self._plain = self._observing = self._encoder = None
-
-
-def _window(recipe: Mapping[str, str], has_input: bool, folder: Path) -> int | None:
-    """How many positions back layers with a window see, their own included; None where there are none."""
-    stated = recipe.get("sliding_window", "")
-    if has_input == bool(stated) and (not stated or (stated.isdecimal() and int(stated))):
-        return int(stated) if stated else None
-    raise ModelFileError(
-        f"{folder} is damaged: its graph {'wants' if has_input else 'has no place for'} a window of attention, and its "
-        f"manifest says {stated or 'nothing'!r}. Build the bundle again from its source."
-    )
-
-
-@contextlib.contextmanager
-def _attention_by_rows() -> Iterator[None]:
-    """Attention kernels that do not cut the rows of a step into tiles.
-
-    The tiled ("flash") kernel of the CPU leaves one row over where a width is one more than a multiple of its tile, 2
-    head_dim rows, and computes that row as a step of one row: other bits than in any other width. Measured: without
-    tiles steps are as fast. The variable is read while a session is made.
-    """
-    with _environment:
-        before = os.environ.get(_NO_TILES)
-        os.environ[_NO_TILES] = "1"
-        try:
-            yield
-        finally:
-            os.environ.pop(_NO_TILES, None)
-            if before is not None:
-                os.environ[_NO_TILES] = before
+def _weights(model: OrtModel) -> LoadedWeights[OrtModel]:
+    """Weights whose sessions read a source where the model has an encoder."""
+    return LoadedWeights(model, OrtAttendingSession if model.info.encoder is None else OrtEncoderDecoderSession)

@@ -8,9 +8,11 @@ from typing import Any, Literal
 
 from ...runtime.errors import EngineError
 from ...runtime.files.bundle import open_bundle
-from ...runtime.interfaces import Floats
+from ...runtime.interfaces import Floats, Weights
 from ...runtime.leaving import in_engine
-from ..fixed_shapes.session import Inputs, StaticWeights
+from ..common.weights import LoadedWeights
+from ..fixed_shapes.loaded_model import Inputs, StaticModel
+from ..fixed_shapes.session import StaticSession
 from ..fixed_shapes.shapes import ShapeOptions, checked_options, static_bundle, static_info
 from .devices import create_session, find, shapes_of
 
@@ -29,8 +31,8 @@ def static_options(device: str, options: Mapping[str, object]) -> StaticOptions:
     return checked_options(StaticOptions, f"the onnx engine on {device}", options)
 
 
-def open_static(path: Path, device: str, threads: int, options: Mapping[str, object]) -> StaticWeights:
-    """The static graph of a bundle folder on a device of ort_devices. Raises OptionError and ModelFileError."""
+def open_static(path: Path, device: str, threads: int, options: Mapping[str, object]) -> Weights:
+    """The static graph of a bundle folder on one of DEVICES. Raises OptionError and ModelFileError."""
     import onnxruntime
 
     chosen = static_options(device, options)
@@ -51,7 +53,7 @@ def open_static(path: Path, device: str, threads: int, options: Mapping[str, obj
         threads=threads,
         settings=chosen.activations,
     )
-    return StaticWeights(runner, info, ladder)
+    return LoadedWeights(StaticModel(runner, info, ladder), StaticSession)
 
 
 class OrtRunner:

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from ...runtime.interfaces import Floats, Indices, Observation, Step, Tokens
+from .loaded_model import OrtModel
 from .session import OrtSession
-
-if TYPE_CHECKING:
-    from .backend import OrtWeights
 
 _ROOM = 64  # for what is added until the next choice
 
@@ -20,8 +16,8 @@ class OrtAttendingSession(OrtSession):
     entries are there, all others in the part, as its last ones.
     """
 
-    def __init__(self, weights: OrtWeights, ort: Any, max_context: int) -> None:
-        super().__init__(weights, ort, max_context)
+    def __init__(self, model: OrtModel, max_context: int) -> None:
+        super().__init__(model, max_context)
         self.abilities |= {"attend"}
         self._part: OrtSession | None = None
         self._chosen_of = 0  # entries that there were when it was chosen
@@ -40,7 +36,7 @@ class OrtAttendingSession(OrtSession):
             self._drop_part()
             return
         if self._part is None:
-            self._part = OrtSession(self._weights, self._ort, self.max_context)
+            self._part = OrtSession(self._model, self.max_context)
         if len(entries) + _ROOM > self._part._capacity:
             self._part._grow(min(len(entries) + _ROOM, self.max_context))
         self._part._fill(self._rows.positions_of(entries), self._selected(entries))
@@ -108,7 +104,7 @@ class OrtAttendingSession(OrtSession):
         self._drop_part()
 
     def _empty(self, max_context: int) -> OrtAttendingSession:
-        return OrtAttendingSession(self._weights, self._ort, max_context)
+        return OrtAttendingSession(self._model, max_context)
 
     def _catch_up(self) -> None:
         """Hold the entries in the whole cache that only the part has."""

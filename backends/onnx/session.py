@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,10 +15,8 @@ from ...runtime.leaving import in_engine
 from ..common.decoder_only import DecoderOnly
 from ..common.kv_rows import Rows, ancestors, room_for, take_rows
 from ..common.saved_cache import Array, Layout, pack, unpack
+from .loaded_model import OrtModel
 from .step import BoundStep, rows_run
-
-if TYPE_CHECKING:
-    from .backend import OrtWeights
 
 _ABILITIES: frozenset[Ability] = frozenset(
     {"tree", "evict_tokens", "evict_heads", "keys", "hidden", "queries", "fork", "save"}
@@ -30,15 +28,15 @@ _HIDDEN_BIAS = -np.inf
 
 
 class OrtSession(DecoderOnly):
-    """One cache over OrtWeights. Keys and values lie in (1, kv_heads, capacity, head_dim) arrays that grow."""
+    """One cache over an OrtModel. Keys and values lie in (1, kv_heads, capacity, head_dim) arrays that grow."""
 
-    def __init__(self, weights: OrtWeights, ort: Any, max_context: int) -> None:
-        self._weights, self._ort = weights, ort
-        self.abilities = _ABILITIES if weights.window is None else _ABILITIES - {"evict_heads"}
-        self.info = weights.info
+    def __init__(self, model: OrtModel, max_context: int) -> None:
+        self._model = model
+        self.abilities = _ABILITIES if model.window is None else _ABILITIES - {"evict_heads"}
+        self.info = model.info
         self.max_context = max_context
         self._rows = Rows(max_context, self.info.context_length)
-        self._kind: type[np.generic] = np.float32 if weights.scales is None else np.int8  # what entries are stored as
+        self._kind: type[np.generic] = np.float32 if model.scales is None else np.int8  # what entries are stored as
         self._cache: list[Array] = []
         self._values: list[Any] = []
         self._capacity = 0
@@ -106,7 +104,7 @@ class OrtSession(DecoderOnly):
 
     def keys_values(self, layer: int) -> tuple[Floats, Floats]:
         self._rows.check_open()
-        n, scales = self._rows.n, self._weights.scales
+        n, scales = self._rows.n, self._model.scales
         keys, values = (x[0, :, :n] for x in self._cache[2 * layer : 2 * layer + 2])
         if scales is None:
             return keys.view(np.float32), values.view(np.float32)
@@ -137,7 +135,7 @@ class OrtSession(DecoderOnly):
 
     def _empty(self, max_context: int) -> OrtSession:
         """Another session like this one, without entries."""
-        return OrtSession(self._weights, self._ort, max_context)
+        return OrtSession(self._model, max_context)
 
     def _plan(self, tokens: Tokens, n_logits: int, parents: Indices | None) -> Indices:
         """Positions of new rows; raises for what cannot be run."""
@@ -191,7 +189,7 @@ class OrtSession(DecoderOnly):
         for old, new in zip(self._cache, grown, strict=False):
             new[:, :, : self._rows.n] = old[:, :, : self._rows.n]
         self._cache, self._capacity = grown, capacity
-        self._values = [self._ort.OrtValue.ortvalue_from_numpy(x) for x in grown]
+        self._values = [self._model.ort.OrtValue.ortvalue_from_numpy(x) for x in grown]
         self._bindings.clear()  # they point into the old arrays
 
     def _step(self, width: int, n_logits: int) -> BoundStep:
@@ -202,7 +200,7 @@ class OrtSession(DecoderOnly):
                 self._bindings.clear()
             if n_read > len(self._logits):
                 self._logits = np.empty((n_read, self.info.vocab_size), dtype=np.float32)
-            self._steps[key] = BoundStep(self._ort, width, n_logits, self._logits[:n_read])
+            self._steps[key] = BoundStep(self._model.ort, width, n_logits, self._logits[:n_read])
         return self._steps[key]
 
     def _bias(self, width: int, total: int, parents: Indices | None) -> Floats:
@@ -218,7 +216,7 @@ class OrtSession(DecoderOnly):
 
     def _biases(self, positions: Indices, total: int, parents: Indices | None) -> dict[str, Array]:
         """Inputs whose shape is new in every step: what all layers add to their scores, and those with a window."""
-        width, window = len(positions), self._weights.window
+        width, window = len(positions), self._model.window
         full = self._bias(width, total, parents)
         if window is None:
             return {"bias": full}
@@ -235,9 +233,9 @@ class OrtSession(DecoderOnly):
             binding = self._binding(step)
             for name, array in biases.items():
                 binding.bind_cpu_input(name, array)
-            self._execute(self._weights.runner(False), binding)
+            self._execute(self._model.runner(False), binding)
             return {}
-        runner = self._weights.runner("queries" in observe)
+        runner = self._model.runner("queries" in observe)
         binding = self._bind(runner, step)
         for name, array in biases.items():
             binding.bind_cpu_input(name, array)
@@ -255,7 +253,7 @@ class OrtSession(DecoderOnly):
 
     def _binding(self, step: BoundStep) -> Any:
         if step.key not in self._bindings:
-            self._bindings[step.key] = self._bind(self._weights.runner(False), step)
+            self._bindings[step.key] = self._bind(self._model.runner(False), step)
         return self._bindings[step.key]
 
     def _bind(self, runner: Any, step: BoundStep) -> Any:
@@ -273,5 +271,5 @@ class OrtSession(DecoderOnly):
         try:
             with in_engine:
                 runner.run_with_iobinding(binding)
-        except Exception as error:  # see OrtWeights._create
+        except Exception as error:  # ONNX Runtime raises classes of its own that derive from nothing but Exception
             raise EngineError(f"ONNX Runtime failed: {error}") from error

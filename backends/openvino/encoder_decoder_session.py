@@ -8,7 +8,7 @@ the cache grows.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -19,10 +19,8 @@ from ...runtime.leaving import in_engine
 from ..common.kv_arrays import KvArrays
 from ..common.kv_rows import Rows, ancestors, room_for
 from ..common.saved_cache import Array, Layout, pack, unpack
+from .encoder_decoder_model import OvEncoderDecoderModel
 from .graph import reason
-
-if TYPE_CHECKING:
-    from .encoder_decoder import OvEncoderDecoderWeights
 
 _ABILITIES: frozenset[Ability] = frozenset(
     {"tree", "evict_tokens", "hidden", "queries", "keys", "fork", "save", "encode"}
@@ -31,11 +29,11 @@ _HIDDEN = -np.inf
 
 
 class OvEncoderDecoderSession:
-    """One sequence over OvEncoderDecoderWeights."""
+    """One sequence over an OvEncoderDecoderModel."""
 
-    def __init__(self, weights: OvEncoderDecoderWeights, max_context: int) -> None:
-        self._weights = weights
-        self.info = weights.info
+    def __init__(self, model: OvEncoderDecoderModel, max_context: int) -> None:
+        self._model = model
+        self.info = model.info
         self.abilities = _ABILITIES
         self.max_context = max_context
         self._rows = Rows(max_context, self.info.context_length)
@@ -54,7 +52,7 @@ class OvEncoderDecoderSession:
 
     def encode(self, source: Tokens | Floats) -> None:
         self._rows.check_open()
-        encoder = self._weights.encoder()
+        encoder = self._model.encoder()
         read = checked_source(source, encoder.info, self.info.vocab_size)
         self._see(read.copy(), encoder.read(read))
         self._rows.replace(np.empty(0, dtype=np.int64))
@@ -78,7 +76,7 @@ class OvEncoderDecoderSession:
         decoder = self._decoder("queries" in observe)
         n = self._rows.n
         self._cache.reserve(n + len(tokens), n)
-        seen = self._rows.with_new(positions) if self._weights.relative else None
+        seen = self._rows.with_new(positions) if self._model.relative else None
         logits = decoder.run(tokens, positions, n_logits, n, self._cache, parents, seen)
         self._cache.write(decoder.rows, n)
         self._rows.append(positions, parents)
@@ -116,7 +114,7 @@ class OvEncoderDecoderSession:
         self._rows.check_settled()
         taken = None if entries is None else self._rows.kept(entries)
         positions = self.positions if taken is None else self.positions[taken]
-        other = OvEncoderDecoderSession(self._weights, room_for(len(positions), max_context or self.max_context))
+        other = OvEncoderDecoderSession(self._model, room_for(len(positions), max_context or self.max_context))
         other._source, other._crossed = self._source, self._crossed
         other._fill(positions, self._cache.entries(self._rows.n) if taken is None else self._cache.selected(taken))
         return other
@@ -157,9 +155,9 @@ class OvEncoderDecoderSession:
             decoder.bind_source(crossed)
 
     def _decoder(self, observing: bool) -> Decoder:
-        self._weights.check_open()
+        self._model.check_open()
         if observing not in self._decoders:
-            made = Decoder(self._weights.decoder(observing), self.info.vocab_size)
+            made = Decoder(self._model.decoder(observing), self.info.vocab_size)
             made.bind_source(self._crossed)
             self._decoders[observing] = made
         return self._decoders[observing]

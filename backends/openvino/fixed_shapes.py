@@ -11,9 +11,11 @@ import numpy as np
 
 from ...runtime.errors import EngineError, ModelFileError, OptionError
 from ...runtime.files.bundle import open_bundle
-from ...runtime.interfaces import Floats
+from ...runtime.interfaces import Floats, Weights
 from ...runtime.leaving import in_engine
-from ..fixed_shapes.session import Inputs, StaticWeights
+from ..common.weights import LoadedWeights
+from ..fixed_shapes.loaded_model import Inputs, StaticModel
+from ..fixed_shapes.session import StaticSession
 from ..fixed_shapes.shapes import Ladder, ShapeOptions, checked_options, static_bundle, static_info
 
 EMULATED = "npu-emulated"
@@ -40,7 +42,7 @@ def ladder_of(device: str, options: Mapping[str, object]) -> Ladder:
     return checked_options(ShapeOptions, f"the openvino engine on {device}", options).ladder
 
 
-def open_static(path: Path, device: str, threads: int, options: Mapping[str, object]) -> StaticWeights:
+def open_static(path: Path, device: str, threads: int, options: Mapping[str, object]) -> Weights:
     """The static graph of a bundle folder on "npu" or "npu-emulated".
 
     options: widths, chunk and windows; see static_shapes.Ladder. Raises OptionError and ModelFileError.
@@ -61,7 +63,7 @@ def open_static(path: Path, device: str, threads: int, options: Mapping[str, obj
         threads=threads,
         settings="f32" if device == EMULATED else "",
     )
-    return StaticWeights(runner, info, ladder)
+    return LoadedWeights(StaticModel(runner, info, ladder), StaticSession)
 
 
 def _settings(device: str, threads: int) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""GGUF files as OpenVINO's own front end reads them: its graph is taken apart and put together as ov_graph says.
+"""GGUF files as OpenVINO's own front end reads them: its graph is taken apart and put together as graph.py says.
 
 Source: the graph that openvino 2026.4 makes. Each step looks at what it replaces and refuses what it does not know.
 """

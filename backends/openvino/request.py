@@ -19,7 +19,7 @@ _Bound = TypeVar("_Bound", bound=npt.NDArray[np.generic])
 class Request:
     """An infer request whose inputs are numpy arrays that the engine reads in place.
 
-    Source: inputs of PagedAttention as named in ov_graph.
+    Source: inputs of PagedAttention as named in graph.py.
     """
 
     def __init__(self, compiled: Any, pool: BlockPool, vocab_size: int) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import numpy.typing as npt
 
@@ -13,24 +11,22 @@ from ..common.decoder_only import DecoderOnly
 from ..common.kv_rows import Rows, ancestors, room_for
 from ..common.saved_cache import Array, Layout, pack, unpack
 from .block_pool import Blocks
+from .loaded_model import OvModel
 from .request import Request
-
-if TYPE_CHECKING:
-    from .backend import OvWeights
 
 _ABILITIES: frozenset[Ability] = frozenset({"tree", "evict_tokens", "attend", "hidden", "queries", "fork", "save"})
 _SEEN: frozenset[Ability] = frozenset({"keys", "attention"})  # where the cache holds plain numbers
 Mask = npt.NDArray[np.bool_]
 
 
-def _abilities(weights: OvWeights, max_context: int) -> frozenset[Ability]:
+def _abilities(model: OvModel, max_context: int) -> frozenset[Ability]:
     """What a session of this size can do.
 
     A sliding window is counted in entries. Where positions have gaps, or rows share one, that is another window than
     the model's; so there is no eviction, and there are trees only where the window never closes.
     """
-    found = _ABILITIES | _SEEN if weights.readable_cache else _ABILITIES
-    closing = min((window for window in weights.windows if window), default=None)
+    found = _ABILITIES | _SEEN if model.readable_cache else _ABILITIES
+    closing = min((window for window in model.windows if window), default=None)
     if closing is None:
         return found
     found -= {"evict_tokens", "attend"}
@@ -40,18 +36,18 @@ def _abilities(weights: OvWeights, max_context: int) -> frozenset[Ability]:
 class OvSession(DecoderOnly):
     """One sequence. Its entries lie in the blocks of `_table`, in order; only the last block has room left."""
 
-    def __init__(self, weights: OvWeights, max_context: int) -> None:
-        self._weights, self._pool = weights, weights.pool
-        self.info = weights.info
+    def __init__(self, model: OvModel, max_context: int) -> None:
+        self._model, self._pool = model, model.pool
+        self.info = model.info
         self.max_context = max_context
-        self.abilities = _abilities(weights, max_context)
+        self.abilities = _abilities(model, max_context)
         self._rows = Rows(max_context, self.info.context_length)
         self._table = self._pool.table(-(-max_context // self._pool.block_size))
         self._n_blocks = 0
         self._view: Blocks = np.zeros_like(self._table)  # of it, what steps see, where that is not all
         self._seen: Indices | None = None  # indices of those blocks; None: all
         self._chosen_of = 0  # entries that there were when they were chosen
-        self._request: Request | None = weights.request()
+        self._request: Request | None = model.request()
         self._observing: Request | None = None
         with self._pool.lock:
             self._reserve(1)
@@ -79,7 +75,7 @@ class OvSession(DecoderOnly):
             self._refuse_beyond_window("trees")
         n_past = self._rows.n
         positions = self._rows.plan(tokens, n_logits, parents, self.info.vocab_size)
-        self._weights.check_open()
+        self._model.check_open()
         branches = parents is not None and (parents[1:] != np.arange(len(tokens) - 1)).any()
         mask = ancestors(parents) if parents is not None and branches else None
         request = self._runner(observe)
@@ -134,7 +130,7 @@ class OvSession(DecoderOnly):
         self._rows.check_settled()
         entries = None if entries is None else self._kept(entries)
         n = self._rows.n if entries is None else len(entries)
-        other = OvSession(self._weights, room_for(n, max_context or self.max_context))
+        other = OvSession(self._model, room_for(n, max_context or self.max_context))
         with self._pool.lock:
             if entries is None:
                 self._pool.release(other._table[: other._n_blocks])
@@ -184,12 +180,12 @@ class OvSession(DecoderOnly):
 
     def _refuse(self, what: str) -> None:
         raise AbilityError(
-            f"the openvino engine does not give out {what} of a cache in {self._weights.kv_dtype}; open the model with "
+            f"the openvino engine does not give out {what} of a cache in {self._model.kv_dtype}; open the model with "
             "kv_dtype='f16' or 'f32', or with the reference engine."
         )
 
     def _refuse_beyond_window(self, what: str) -> None:
-        window = min(w for w in self._weights.windows if w)
+        window = min(w for w in self._model.windows if w)
         trees = f" (trees: or with max_context={window} or less)" if what == "trees" else ""
         raise AbilityError(
             f"the openvino engine has no {what} beyond this model's sliding window of {window} tokens; open the model "
@@ -205,7 +201,7 @@ class OvSession(DecoderOnly):
             assert self._request is not None  # check_open() has passed
             return self._request
         if self._observing is None:
-            self._observing = self._weights.request(observing=True)
+            self._observing = self._model.request(observing=True)
         return self._observing
 
     def _reserve(self, n_entries: int, written: int = 0) -> None:
@@ -283,11 +279,11 @@ class OvSession(DecoderOnly):
         past = self._rows.n - len(seen)
         for i, query in enumerate(queries):
             keys = np.repeat(self.keys_values(i)[0], group, axis=0)
-            scores = query @ keys.swapaxes(1, 2) * np.float32(self._weights.scale)
+            scores = query @ keys.swapaxes(1, 2) * np.float32(self._model.scale)
             scores[:, :, past:][:, ~seen] = -np.inf
-            if self._weights.windows[i]:
+            if self._model.windows[i]:
                 ages = np.arange(past, past + len(seen))[:, None] - np.arange(past + len(seen))
-                scores[:, ages >= self._weights.windows[i]] = -np.inf
+                scores[:, ages >= self._model.windows[i]] = -np.inf
             shares = np.exp(scores - scores.max(axis=-1, keepdims=True))
             layers.append(shares / shares.sum(axis=-1, keepdims=True))
         return np.stack(layers)

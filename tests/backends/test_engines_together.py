@@ -96,7 +96,7 @@ def test_an_engine_of_another_package_generates(
                 def formats(self, device=None): return ("gguf",)
                 def open(self, path, *, device, threads, kv_dtype, options={}):
                     weights = backends.get("reference").open(path, device=None, threads=1, kv_dtype=None)
-                    weights.info = replace(weights.info, engine="mine")
+                    weights.model.info = replace(weights.info, engine="mine")
                     return weights
 
             BACKEND = Mine()

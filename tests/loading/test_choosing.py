@@ -98,7 +98,8 @@ class Engine:
         self.device = device
         weights = backends.get("reference").open(path, device=None, threads=1, kv_dtype=None)
         made = weights.session
-        weights.info = replace(weights.info, engine=self.name, device=device or "cpu", threads=threads)  # type: ignore[misc]
+        facts = {"engine": self.name, "device": device or "cpu", "threads": threads}
+        weights.model.info = replace(weights.info, **facts)  # type: ignore[attr-defined]
         weights.session = lambda max_context=None: Slowed(made(max_context), self)  # type: ignore[assignment,method-assign,return-value]
         return weights
 
@@ -110,7 +111,7 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("PILOTFISH_THREADS")
     CLOCK.now = 0.0
     monkeypatch.setattr(time, "perf_counter", CLOCK)
-    monkeypatch.setattr(backends, "_BUILT_IN", {"reference": "reference"})
+    monkeypatch.setattr(backends, "_BUILT_IN", {"reference": "reference.backend"})
     return tiny_gguf(tmp_path / "m.gguf", seed=10)
 
 

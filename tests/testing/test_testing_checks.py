@@ -15,7 +15,7 @@ import pytest
 import test_testing as broken
 
 from pilotfish.backends import get
-from pilotfish.backends.reference import ReferenceSession
+from pilotfish.backends.reference.session import ReferenceSession
 from pilotfish.runtime.errors import PilotfishError
 from pilotfish.runtime.interfaces import Indices, ModelInfo, Session, Step, Weights
 from pilotfish.testing import CHECKS, Subject
@@ -128,7 +128,7 @@ class OfReference:
         return found
 
     def session(self, max_context: int | None = None) -> Session:
-        return self.kind(self.weights, self.weights.session(max_context).max_context)
+        return self.kind(self.weights.model, self.weights.session(max_context).max_context)
 
     def close(self) -> None:
         self.weights.close()

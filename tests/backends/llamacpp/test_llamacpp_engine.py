@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 
 from pilotfish.backends.llamacpp import probe as llamacpp_probe
-from pilotfish.backends.llamacpp.backend import BACKEND, LlamaCppWeights
+from pilotfish.backends.llamacpp.backend import BACKEND
 from pilotfish.backends.llamacpp.probe import TRIAL, Verdict, build_verdict
 from pilotfish.runtime.errors import (
     AbilityError,
     EngineError,
     OptionError,
 )
-from pilotfish.runtime.interfaces import Floats
+from pilotfish.runtime.interfaces import Floats, Weights
 from pilotfish.runtime.profiling.calibrate import calibrate
 from pilotfish.testing.tiny_models import Sizes, tiny_gguf
 
@@ -43,7 +43,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     patch.undo()
 
 
-def opened(path: Path, kv_dtype: str | None = None, device: str | None = None, **options: object) -> LlamaCppWeights:
+def opened(path: Path, kv_dtype: str | None = None, device: str | None = None, **options: object) -> Weights:
     return BACKEND.open(path, device=device, threads=2, kv_dtype=kv_dtype, options=options)
 
 

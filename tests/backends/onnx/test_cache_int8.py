@@ -12,7 +12,9 @@ from real_weights import smollm2
 
 import pilotfish
 from pilotfish.backends import get
-from pilotfish.backends.onnx.backend import OrtWeights
+from pilotfish.backends.common.weights import LoadedWeights
+from pilotfish.backends.onnx.loaded_model import OrtModel
+from pilotfish.backends.onnx.session import OrtSession
 from pilotfish.exporters.gguf.import_gguf import import_gguf
 from pilotfish.runtime.cache.sequence import CachedSequence
 from pilotfish.runtime.decoding.scoring import log_distribution, logits_along
@@ -60,7 +62,7 @@ def test_it_is_a_quarter_of_the_memory_and_holds_the_same_keys(path: Path) -> No
     assert "kv-int8" in small.info.settings and "kv-int8" not in full.info.settings
     with pytest.raises(OptionError, match="saved by another"):
         other.restore(one.save())
-    scaled = OrtWeights(open_bundle(folder), "cpu", 1, 2 * small.scales)  # type: ignore[attr-defined]
+    scaled = LoadedWeights(OrtModel(open_bundle(folder), "cpu", 1, 2 * small.model.scales), OrtSession)  # type: ignore[attr-defined]
     with pytest.raises(OptionError, match="saved by another"):
         scaled.session(600).restore(other.save())
     scaled.close()
@@ -99,7 +101,7 @@ def test_its_scales_hold_what_text_brings(path: Path) -> None:
     """And what tokens without order bring: neither spreads as far as the other in every channel."""
     folder = import_gguf(path, activations="f32")
     full, small = (get("onnx").open(folder, device=None, threads=1, kv_dtype=kind) for kind in ("f32", "int8"))
-    session, held = full.session(1024), 127 * small.scales  # type: ignore[attr-defined]
+    session, held = full.session(1024), 127 * small.model.scales  # type: ignore[attr-defined]
     text = read_tokenizer(folder)[0].encode(TEXT)[:1024]
     for tokens in (text, np.random.default_rng(0).integers(0, full.info.vocab_size, 512)):
         session.truncate(0)

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 
-from pilotfish.backends import reference
+from pilotfish.backends.reference import backend as reference
 from pilotfish.exporters.gguf.import_gguf import Activations, import_gguf
 from pilotfish.runtime.errors import CacheWriteError, ContextFullError, EngineError, UnsupportedModelError
 from pilotfish.runtime.files.bundle import open_bundle
@@ -218,7 +218,7 @@ def test_no_memory_to_grow_changes_nothing(tmp_path: Path, monkeypatch: pytest.M
 def test_a_failing_engine_leaves_the_session_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     session = engine(tiny_gguf(tmp_path / "m.gguf"))
     session.forward(TOKENS[:10], n_logits=0)
-    runner = session._weights.runner(False)  # type: ignore[attr-defined]
+    runner = session._model.runner(False)  # type: ignore[attr-defined]
 
     def fail(binding: object) -> None:
         raise RuntimeError("device lost")

@@ -271,7 +271,7 @@ def run(session: Session, n: int, seed: int = 0) -> None:
 def test_a_closed_session_gives_memory_back_and_others_read_on(tmp_path: Path) -> None:
     path = tiny_gguf(tmp_path / "llama.gguf", quant="Q8_0", sizes=Sizes(context=4096))
     weights = opened(path)
-    pool = weights.pool  # type: ignore[attr-defined]
+    pool = weights.model.pool  # type: ignore[attr-defined]
     tokens = np.random.default_rng(0).integers(0, weights.info.vocab_size, 1200)
     long, after = weights.session(2048), weights.session(2048)
     for start in range(0, 1200, 100):
@@ -296,7 +296,7 @@ def test_a_closed_session_gives_memory_back_and_others_read_on(tmp_path: Path) -
 
 def test_sequences_share_one_pool_and_what_they_have_in_common(llama: Path) -> None:
     weights = opened(llama)
-    pool = weights.pool  # type: ignore[attr-defined]
+    pool = weights.model.pool  # type: ignore[attr-defined]
     one = weights.session(1024)
     run(one, 100)
     held = pool.held

@@ -205,7 +205,7 @@ def test_a_state_with_gaps_is_refused(exported: Exported) -> None:
     weights = opened(exported("gemma3_text", "fp32"))
     session, other = weights.session(), weights.session()
     session.forward(text(5), n_logits=0)
-    pool = weights.pool  # type: ignore[attr-defined]
+    pool = weights.model.pool  # type: ignore[attr-defined]
     entries = [np.zeros((2, x.shape[1], x.shape[3]), x.dtype) for x in pool.arrays]
     with pytest.raises(OptionError, match="gaps"):
         other.restore(pack(weights.info, np.array([0, 7]), entries))

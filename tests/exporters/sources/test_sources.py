@@ -18,7 +18,7 @@ pytest.importorskip("transformers")
 
 from tiny_families import FAMILIES, save_tiny, tiny  # noqa: E402
 
-from pilotfish.backends.reference import BACKEND as REFERENCE  # noqa: E402
+from pilotfish.backends.reference.backend import BACKEND as REFERENCE  # noqa: E402
 from pilotfish.exporters.open_source import SUPPORTED, open_source  # noqa: E402
 from pilotfish.runtime.errors import (  # noqa: E402
     DownloadError,

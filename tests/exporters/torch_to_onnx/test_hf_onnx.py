@@ -137,7 +137,7 @@ def test_configurations_of_a_family(tmp_path: Path, variant: str) -> None:
     session = weights.session()
     ours = [session.forward(tokens[a:b], n_logits=b - a).logits.copy() for a, b in ((0, 41), (41, 42), (42, 70))]
     assert distance(np.concatenate(ours), logits_in_torch(model, tokens)) < 2e-5
-    assert weights.window == window  # type: ignore[attr-defined]
+    assert weights.model.window == window  # type: ignore[attr-defined]
     weights.close()
 
 

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pilotfish.backends.reference import BACKEND as REFERENCE
-from pilotfish.backends.reference import ReferenceWeights
+from pilotfish.backends.reference.backend import BACKEND as REFERENCE
 from pilotfish.runtime.cache.policies import (
     H2O,
     POLICIES,
@@ -29,7 +28,7 @@ from pilotfish.runtime.cache.policies import (
 from pilotfish.runtime.cache.policies.scorer import keep_best
 from pilotfish.runtime.cache.sequence import CachedSequence, Cancelled
 from pilotfish.runtime.errors import AbilityError, ContextFullError, OptionError
-from pilotfish.runtime.interfaces import Floats, Session, Tokens
+from pilotfish.runtime.interfaces import Floats, Session, Tokens, Weights
 from pilotfish.runtime.profiling.row_classes import RowRule
 from pilotfish.testing.tiny_models import Sizes, tiny_gguf
 from pilotfish.testing.toy import ToyWeights
@@ -41,7 +40,7 @@ WIDTHS = RowRule(tuple(range(2, 34)))
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ReferenceWeights]:
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Weights]:
     path = tiny_gguf(tmp_path_factory.mktemp("models") / "tiny.gguf", quant="Q8_0", sizes=Sizes(context=256), seed=10)
     opened = REFERENCE.open(path, device=None, threads=1, kv_dtype=None)
     yield opened
@@ -49,14 +48,14 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ReferenceWeigh
 
 
 @pytest.fixture(scope="module")
-def tokens(weights: ReferenceWeights) -> Tokens:
+def tokens(weights: Weights) -> Tokens:
     return np.random.default_rng(4).integers(0, weights.info.vocab_size, 80)
 
 
 class Seen:
     """A full cache of the first FULL tokens, with everything there is to see, run in one go."""
 
-    def __init__(self, weights: ReferenceWeights, tokens: Tokens) -> None:
+    def __init__(self, weights: Weights, tokens: Tokens) -> None:
         session = weights.session()
         step = session.forward(tokens[:FULL], n_logits=FULL, observe=frozenset({"attention"}))
         assert step.attention is not None
@@ -141,7 +140,7 @@ def small(kind: Any, **options: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", RULES)
-def test_every_head_keeps_what_the_rule_says(name: str, weights: ReferenceWeights, tokens: Tokens) -> None:
+def test_every_head_keeps_what_the_rule_says(name: str, weights: Weights, tokens: Tokens) -> None:
     seen = Seen(weights, tokens)
     done = compressed(weights.session(), tokens, small(POLICIES[name]))
     for layer in range(LAYERS):
@@ -153,14 +152,14 @@ def test_every_head_keeps_what_the_rule_says(name: str, weights: ReferenceWeight
             np.testing.assert_allclose(values[head], seen.values[layer, head, kept], atol=1e-4)
 
 
-def test_sinks_and_the_recent_past_stay(weights: ReferenceWeights, tokens: Tokens) -> None:
+def test_sinks_and_the_recent_past_stay(weights: Weights, tokens: Tokens) -> None:
     done = compressed(weights.session(), tokens, small(SinksAndWindow))
     assert done.session.positions.tolist() == [0, 1, *range(10, 32)]
     done.cover(tokens[:41])
     assert done.session.positions.tolist() == [0, 1, *range(18, 41)]
 
 
-def test_one_selection_for_all_heads_adds_their_scores(weights: ReferenceWeights, tokens: Tokens) -> None:
+def test_one_selection_for_all_heads_adds_their_scores(weights: Weights, tokens: Tokens) -> None:
     seen = Seen(weights, tokens)
     total = seen.attention.sum(axis=(0, 1, 2, 3))
     done = compressed(weights.session(), tokens, small(H2O, per_head=False))
@@ -169,7 +168,7 @@ def test_one_selection_for_all_heads_adds_their_scores(weights: ReferenceWeights
 
 @pytest.mark.parametrize("kind", [Tova, SnapKV])
 def test_attention_that_an_engine_shows_is_what_queries_and_keys_give(
-    kind: Any, weights: ReferenceWeights, tokens: Tokens
+    kind: Any, weights: Weights, tokens: Tokens
 ) -> None:
     session = weights.session()
     session.abilities = session.abilities - {"queries"}
@@ -194,7 +193,7 @@ def surprises(session: Session, tokens: Tokens, known: int) -> list[float]:
     return found
 
 
-def test_surprise_is_remembered_from_one_selection_to_the_next(weights: ReferenceWeights, tokens: Tokens) -> None:
+def test_surprise_is_remembered_from_one_selection_to_the_next(weights: Weights, tokens: Tokens) -> None:
     session = weights.session()
     scores = dict(enumerate([0.0, *surprises(session, tokens[:FULL], 1)]))
     kept = best(scores.__getitem__)
@@ -212,7 +211,7 @@ def test_surprise_is_remembered_from_one_selection_to_the_next(weights: Referenc
     assert done.session.positions.tolist() == [0, 1, *sorted(middle), *range(34, 40)]
 
 
-def test_attention_adds_up_from_one_selection_to_the_next(weights: ReferenceWeights, tokens: Tokens) -> None:
+def test_attention_adds_up_from_one_selection_to_the_next(weights: Weights, tokens: Tokens) -> None:
     seen = Seen(weights, tokens)
     total = seen.attention.sum(axis=(0, 1, 2, 3))
     kept = best(lambda i: float(total[i]))
@@ -228,7 +227,7 @@ def test_attention_adds_up_from_one_selection_to_the_next(weights: ReferenceWeig
     assert done.session.positions.tolist() == [places[i] for i in (0, 1, *sorted(middle), *range(26, 32))]
 
 
-def test_chunks_stay_whole_but_for_the_last_one(weights: ReferenceWeights, tokens: Tokens) -> None:
+def test_chunks_stay_whole_but_for_the_last_one(weights: Weights, tokens: Tokens) -> None:
     seen = Seen(weights, tokens)
     mean = [np.mean([k / np.linalg.norm(k) for k in head], axis=0) for head in seen.keys.reshape(-1, FULL, DIM)]
     score = [
@@ -243,7 +242,7 @@ def test_chunks_stay_whole_but_for_the_last_one(weights: ReferenceWeights, token
 @pytest.mark.parametrize("rows", [WIDTHS, RowRule((4, 8, 16)), RowRule((8,))], ids=str)
 @pytest.mark.parametrize("name", ["sinks", "sirllm", "snapkv", "h2o", "tova"])
 def test_chunks_and_row_classes_do_not_move_a_compression(
-    name: str, rows: RowRule, weights: ReferenceWeights, tokens: Tokens
+    name: str, rows: RowRule, weights: Weights, tokens: Tokens
 ) -> None:
     """Prompts in one go and token by token, at any width: the same cache, never larger than it may be."""
     policy = small(POLICIES[name])
@@ -263,7 +262,7 @@ def test_chunks_and_row_classes_do_not_move_a_compression(
             np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
-def test_a_cancel_while_a_policy_watches_loses_nothing(weights: ReferenceWeights, tokens: Tokens) -> None:
+def test_a_cancel_while_a_policy_watches_loses_nothing(weights: Weights, tokens: Tokens) -> None:
     policy = small(H2O)
     sequence, asked = CachedSequence(weights.session(), WIDTHS, policy), iter([False, False, True])
     with pytest.raises(Cancelled):

@@ -1,171 +1,23 @@
-"""The reference engine: a llama-like decoder in plain numpy f32, straight from a GGUF file. The judge of right answers.
+"""A cache of the reference engine, and the steps of a llama-like decoder over it, in plain numpy f32.
 
-Slow and readable. Every row attends to exactly the entries that it may see, in f32, with dequantized weights.
+Every row attends to exactly the entries that it may see, in f32, with dequantized weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TypeAlias
-
 import numpy as np
 import numpy.typing as npt
 
-from ..runtime.errors import AbilityError, EngineError, OptionError
-from ..runtime.files.decoder_shape import DecoderShape, decoder_shape
-from ..runtime.files.gguf_file import GgufFile, read_gguf
-from ..runtime.interfaces import Ability, Floats, Indices, ModelInfo, Observation, Step, Tokens
-from ..runtime.storage import file_digest
-from .common.decoder_only import DecoderOnly
-from .common.kv_rows import Rows, ancestors, room_for
-from .common.saved_cache import Layout, pack, unpack
-from .protocol import NO_OPTIONS
+from ...runtime.errors import AbilityError
+from ...runtime.interfaces import Ability, Floats, Indices, Observation, Step, Tokens
+from ..common.decoder_only import DecoderOnly
+from ..common.kv_rows import Rows, ancestors, room_for
+from ..common.saved_cache import Layout, pack, unpack
+from .loaded_model import ReferenceModel
 
 _ABILITIES: frozenset[Ability] = frozenset(
     {"tree", "evict_tokens", "evict_heads", "attend", "keys", "hidden", "queries", "attention", "fork", "save"}
 )
-Matrix: TypeAlias = npt.NDArray[np.float32]
-
-
-class ReferenceBackend:
-    """Always installed; picked only by name."""
-
-    name = "reference"
-    install = "pip install pilotfish"
-
-    def version(self) -> str | None:
-        return np.__version__
-
-    def problem(self) -> str | None:
-        return None
-
-    def devices(self) -> tuple[str, ...]:
-        return ("cpu",)
-
-    def notes(self) -> dict[str, str]:
-        return {}
-
-    def formats(self, device: str | None = None) -> tuple[str, ...]:
-        return ("gguf",)
-
-    def check(self, device: str | None, kv_dtype: str | None, options: Mapping[str, object]) -> None:
-        if not options.keys() <= {"stream"}:
-            raise OptionError(f"the reference engine has the option stream only, but {', '.join(options)} were given.")
-        if device not in (None, "cpu"):
-            raise OptionError(f"the reference engine runs on cpu only, not on {device!r}.")
-        if kv_dtype not in (None, "f32"):
-            raise OptionError(f"the reference engine stores its cache in f32 only, not {kv_dtype!r}.")
-
-    def open(
-        self,
-        path: Path,
-        *,
-        device: str | None,
-        threads: int,
-        kv_dtype: str | None,
-        options: Mapping[str, object] = NO_OPTIONS,
-    ) -> ReferenceWeights:
-        self.check(device, kv_dtype, options)
-        return ReferenceWeights(read_gguf(path), file_digest(path), stream=bool(options.get("stream")))
-
-
-BACKEND = ReferenceBackend()
-
-
-@dataclass(frozen=True, slots=True)
-class _Layer:
-    attention_norm: Matrix
-    query: Matrix
-    key: Matrix
-    value: Matrix
-    query_bias: Matrix
-    key_bias: Matrix
-    value_bias: Matrix
-    output: Matrix
-    mlp_norm: Matrix
-    gate: Matrix
-    up: Matrix
-    down: Matrix
-
-
-class ReferenceWeights:
-    """Dequantized weights: four bytes each. stream: layers are dequantized in every step and not kept."""
-
-    def __init__(self, file: GgufFile, digest: str, stream: bool = False) -> None:
-        self._file = file
-        self.shape: DecoderShape = decoder_shape(file)
-        s = self.shape
-        self.embedding = self._tensor("token_embd.weight")
-        self.head = self._tensor("output.weight") if "output.weight" in file.tensors else self.embedding
-        self.final_norm = self._tensor("output_norm.weight")
-        self._layers = [] if stream else [self._layer(i) for i in range(s.n_layers)]
-        self._closed = False
-        self.cos, self.sin = s.rotary_tables(s.context_length)
-        self.info = ModelInfo(
-            architecture=s.architecture,
-            vocab_size=s.vocab_size,
-            context_length=s.context_length,
-            n_layers=s.n_layers,
-            n_heads=s.n_heads,
-            kv_heads=s.kv_heads,
-            head_dim=s.head_dim,
-            hidden_size=s.hidden_size,
-            engine="reference",
-            engine_version=np.__version__,
-            device="cpu",
-            threads=1,
-            digest=digest,
-        )
-
-    def _tensor(self, name: str) -> Matrix:
-        return self._file.tensors[name].values()
-
-    def _bias(self, name: str, size: int) -> Matrix:
-        return self._tensor(name) if name in self._file.tensors else np.zeros(size, dtype=np.float32)
-
-    def _layer(self, i: int) -> _Layer:
-        s, at = self.shape, f"blk.{i}."
-        q_order = s.half_order(s.n_heads) if s.permuted else np.arange(s.n_heads * s.head_dim)
-        k_order = s.half_order(s.kv_heads) if s.permuted else np.arange(s.kv_heads * s.head_dim)
-        return _Layer(
-            attention_norm=self._tensor(at + "attn_norm.weight"),
-            query=self._tensor(at + "attn_q.weight")[q_order],
-            key=self._tensor(at + "attn_k.weight")[k_order],
-            value=self._tensor(at + "attn_v.weight"),
-            query_bias=self._bias(at + "attn_q.bias", len(q_order))[q_order],
-            key_bias=self._bias(at + "attn_k.bias", len(k_order))[k_order],
-            value_bias=self._bias(at + "attn_v.bias", len(k_order)),
-            output=self._tensor(at + "attn_output.weight"),
-            mlp_norm=self._tensor(at + "ffn_norm.weight"),
-            gate=self._tensor(at + "ffn_gate.weight"),
-            up=self._tensor(at + "ffn_up.weight"),
-            down=self._tensor(at + "ffn_down.weight"),
-        )
-
-    def session(self, max_context: int | None = None) -> ReferenceSession:
-        self.check_open()
-        limit = self.info.context_length
-        wanted = limit if max_context is None else max_context
-        if not 1 <= wanted <= limit:
-            raise OptionError(f"max_context is {wanted}, but this model was trained for 1..{limit} tokens.")
-        return ReferenceSession(self, wanted)
-
-    def layers(self) -> Iterator[_Layer]:
-        """The layers, one after the other."""
-        if self._layers:
-            yield from self._layers
-        else:
-            yield from map(self._layer, range(self.shape.n_layers))
-
-    def close(self) -> None:
-        self._layers, self._closed = [], True
-
-    def check_open(self) -> None:
-        """Raise EngineError after close()."""
-        if self._closed:
-            raise EngineError("these weights are closed; load the model again.")
 
 
 class ReferenceSession(DecoderOnly):
@@ -173,9 +25,9 @@ class ReferenceSession(DecoderOnly):
 
     abilities = _ABILITIES
 
-    def __init__(self, weights: ReferenceWeights, max_context: int) -> None:
-        self._weights = weights
-        self.info = weights.info
+    def __init__(self, model: ReferenceModel, max_context: int) -> None:
+        self._model = model
+        self.info = model.info
         self.max_context = max_context
         self._rows = Rows(max_context, self.info.context_length)
         self._unseen: Indices = np.empty(0, dtype=np.int64)  # entries that steps do not see
@@ -206,16 +58,16 @@ class ReferenceSession(DecoderOnly):
                 f"the reference engine does not give out {missing}; it has {', '.join(sorted(_ABILITIES))}."
             )
         positions = self._rows.plan(tokens, n_logits, parents, self.info.vocab_size)
-        self._weights.check_open()
+        self._model.check_open()
         n = len(tokens)
         inside = np.tril(np.ones((n, n), dtype=bool)) if parents is None else ancestors(parents)
         past = np.ones((n, self._rows.n), dtype=bool)
         past[:, self._unseen] = False
         visible = np.concatenate([past, inside], axis=1)
-        w, eps = self._weights, self._weights.shape.norm_epsilon
-        x = w.embedding[tokens]
+        model, eps = self._model, self._model.shape.norm_epsilon
+        x = model.embedding[tokens]
         queries, attention = [], []
-        for i, layer in enumerate(w.layers()):
+        for i, layer in enumerate(model.layers()):
             h = _rms_norm(x, layer.attention_norm, eps)
             q = self._rotate(self._heads(h @ layer.query.T + layer.query_bias), positions)
             k = self._rotate(self._heads(h @ layer.key.T + layer.key_bias), positions)
@@ -229,9 +81,9 @@ class ReferenceSession(DecoderOnly):
             queries.append(q)
             attention.append(shares)
         self._rows.append(positions, parents)
-        hidden = _rms_norm(x, w.final_norm, eps)
+        hidden = _rms_norm(x, model.final_norm, eps)
         return Step(
-            hidden[n - n_logits :] @ w.head.T,
+            hidden[n - n_logits :] @ model.head.T,
             hidden=hidden if "hidden" in observe else None,
             queries=np.stack(queries) if "queries" in observe else None,
             attention=np.stack(attention) if "attention" in observe else None,
@@ -267,7 +119,7 @@ class ReferenceSession(DecoderOnly):
             entries = np.arange(self._rows.n)
         entries = self._rows.kept_by_head(entries, self.info.n_layers, self.info.kv_heads)
         positions = self._rows.positions_of(entries)
-        other = ReferenceSession(self._weights, room_for(len(positions), max_context or self.max_context))
+        other = ReferenceSession(self._model, room_for(len(positions), max_context or self.max_context))
         other._keys, other._values = list(self._keys), list(self._values)  # never written in place
         other._take(entries)
         other._rows.replace(positions)
@@ -308,7 +160,7 @@ class ReferenceSession(DecoderOnly):
     def _rotate(self, x: Floats, positions: Indices) -> Floats:
         """Rotary embedding in halves: (a, b) becomes (a cos - b sin, b cos + a sin). Source: Su et al. 2021."""
         a, b = np.split(x, 2, axis=-1)
-        cos, sin = self._weights.cos[positions], self._weights.sin[positions]
+        cos, sin = self._model.cos[positions], self._model.sin[positions]
         return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
 

@@ -1,0 +1,66 @@
+"""The reference engine: a llama-like decoder in plain numpy f32, straight from a GGUF file.
+
+The judge of right answers: slow and readable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from ...runtime.errors import OptionError
+from ...runtime.files.gguf_file import read_gguf
+from ...runtime.interfaces import Weights
+from ...runtime.storage import file_digest
+from ..common.weights import LoadedWeights
+from ..protocol import NO_OPTIONS
+from .loaded_model import ReferenceModel
+from .session import ReferenceSession
+
+
+class ReferenceBackend:
+    """Always installed; picked only by name."""
+
+    name = "reference"
+    install = "pip install pilotfish"
+
+    def version(self) -> str | None:
+        return np.__version__
+
+    def problem(self) -> str | None:
+        return None
+
+    def devices(self) -> tuple[str, ...]:
+        return ("cpu",)
+
+    def notes(self) -> dict[str, str]:
+        return {}
+
+    def formats(self, device: str | None = None) -> tuple[str, ...]:
+        return ("gguf",)
+
+    def check(self, device: str | None, kv_dtype: str | None, options: Mapping[str, object]) -> None:
+        if not options.keys() <= {"stream"}:
+            raise OptionError(f"the reference engine has the option stream only, but {', '.join(options)} were given.")
+        if device not in (None, "cpu"):
+            raise OptionError(f"the reference engine runs on cpu only, not on {device!r}.")
+        if kv_dtype not in (None, "f32"):
+            raise OptionError(f"the reference engine stores its cache in f32 only, not {kv_dtype!r}.")
+
+    def open(
+        self,
+        path: Path,
+        *,
+        device: str | None,
+        threads: int,
+        kv_dtype: str | None,
+        options: Mapping[str, object] = NO_OPTIONS,
+    ) -> Weights:
+        self.check(device, kv_dtype, options)
+        model = ReferenceModel(read_gguf(path), file_digest(path), stream=bool(options.get("stream")))
+        return LoadedWeights(model, ReferenceSession)
+
+
+BACKEND = ReferenceBackend()
