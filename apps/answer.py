@@ -160,6 +160,9 @@ def _talk(talk: Chat, temperature: float, max_new_tokens: int | None) -> None:
             return
         if not line.strip():
             continue
+        if terminal and line.startswith("/"):
+            console().print("the one command there is is /bye, which ends the conversation", style="dim")
+            continue
         reading = LoadProgress(patience_s=_PATIENCE_S)
         stream = talk.stream(
             line.rstrip("\n"),

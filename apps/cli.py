@@ -150,7 +150,8 @@ def _usage(error: Any) -> str:
     if type(error).__name__ == "NoArgsIsHelpError":
         return ""
     command = error.ctx.command_path if error.ctx is not None else app.info.name
-    return f"{error.format_message()} `{command} --help` says what there is."
+    said = error.format_message()
+    return f"{said}{'' if said.endswith(('.', '?', '!')) else '.'} `{command} --help` says what there is."
 
 
 if __name__ == "__main__":

@@ -59,4 +59,4 @@ def room_hint(needed: int, known: int) -> str:
     """How tokens that do not fit can be made to. needed: max_context that would hold them; known: the model's most."""
     if needed > known:
         return f"The model knows {known} positions: shorten the prompt, or ask for fewer new tokens."
-    return f"Open it with max_context={needed} or more, or shorten the prompt."
+    return f"Open it with max_context={needed} (--max-context {needed}) or more, or shorten the prompt."

@@ -10,6 +10,6 @@ _T = TypeVar("_T")
 
 def several(given: _T | Iterable[_T]) -> tuple[_T, ...]:
     """The things given. A text, though it is a sequence, is one thing, and so is what is no sequence: a number."""
-    if isinstance(given, str) or not isinstance(given, Iterable):
+    if isinstance(given, (str, bytes)) or not isinstance(given, Iterable):
         return (given,)
     return tuple(given)

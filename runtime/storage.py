@@ -21,8 +21,13 @@ Progress: TypeAlias = Callable[[int, int], None]  # bytes done, bytes in total
 
 
 def cache_dir() -> Path:
-    """The folder for everything that can be made or fetched again. PILOTFISH_CACHE overrides the user's default."""
+    """The folder for everything that can be made or fetched again. PILOTFISH_CACHE overrides the user's default.
+
+    Raises CacheWriteError where that names what is no folder.
+    """
     configured = os.environ.get("PILOTFISH_CACHE")
+    if configured and Path(configured).expanduser().exists() and not Path(configured).expanduser().is_dir():
+        raise CacheWriteError(f"PILOTFISH_CACHE is {configured}, which is no folder. Set it to one, or unset it.")
     return Path(configured).expanduser() if configured else platformdirs.user_cache_path("pilotfish", appauthor=False)
 
 

@@ -6,6 +6,7 @@ devices that compile fixed shapes.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -13,6 +14,7 @@ from typing import Literal, TypeAlias
 from ...runtime.errors import EngineMissingError, ModelFileError, ModelNotFoundError
 from ...runtime.files.bundle import Manifest, Source, cache_dir, describe_files, open_bundle, write_manifest
 from ...runtime.files.gguf_file import GgufFile, read_gguf
+from ...runtime.files.manifest import MANIFEST_NAME
 from ...runtime.files.staging import new_bundle
 from ...runtime.storage import file_digest
 from ...runtime.text.tokenizer_gguf import tokenizer_from_gguf
@@ -52,10 +54,18 @@ def import_gguf(
     try:
         return open_bundle(folder).folder
     except (ModelNotFoundError, ModelFileError):  # not there, or damaged: built again
-        pass
+        _clear(folder)
     with new_bundle(folder) as building:
         _build(file, building, digest, activations, form, lambda share: report(0.1 + 0.9 * share, "converting"))
     return folder
+
+
+def _clear(folder: Path) -> None:
+    """Make room in the cache, where nothing is anybody's own: what lost its manifest would be kept as foreign."""
+    if folder.is_dir() and not (folder / MANIFEST_NAME).is_file():
+        shutil.rmtree(folder, ignore_errors=True)
+    elif folder.is_file():
+        folder.unlink(missing_ok=True)
 
 
 def _build(

@@ -93,7 +93,10 @@ def read_gguf(path: Path) -> GgufFile:
         if not stat.S_ISREG(facts.st_mode):
             raise ModelFileError(f"{path} is not a file; give the path of a .gguf file.")
         with path.open("rb") as file:
-            if facts.st_size < 24 or file.read(4) != b"GGUF":
+            begins = file.read(4)
+            if begins == b"GGUF" and facts.st_size < 24:
+                raise ModelFileError(f"{path} is truncated: it ends in its header. Fetch it again.")
+            if begins != b"GGUF":
                 raise ModelFileError(f"{path} is not a GGUF file (it does not begin with GGUF); check what it is.")
             view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     except FileNotFoundError:

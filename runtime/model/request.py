@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
-from ..checks import check_seed, whole
+from ..checks import check_seed, shown, whole
 from ..decoding.beam_search import Beams, check_beams
 from ..decoding.loop import Limits, UpTo
 from ..errors import OptionError
@@ -51,6 +51,8 @@ def one_sampling(temperature: float | None, sampling: Sampling | None) -> Sampli
     """The settings that a temperature or a Sampling stands for. Raises OptionError where both are given."""
     if sampling is None:
         return Sampling(temperature=temperature or 0.0)
+    if not isinstance(sampling, Sampling):
+        raise OptionError(f"sampling is {shown(sampling)}, but must be a pilotfish.Sampling.")
     if temperature is not None:
         raise OptionError("temperature and sampling are both given; put the temperature into Sampling.")
     return sampling

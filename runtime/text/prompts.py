@@ -67,6 +67,8 @@ def task_of(
     if isinstance(prompt, np.ndarray) != listens:
         takes = "sound, an array as of read_wav()" if listens else "a text or a list of messages"
         raise OptionError(f"this model takes {takes}, and was given {type(prompt).__name__}.")
+    if not isinstance(prompt, (np.ndarray, Sequence)):
+        raise OptionError(f"a prompt is a text or a list of messages, and was given {type(prompt).__name__}.")
     if isinstance(prompt, np.ndarray):
         assert encoder is not None
         if raw:

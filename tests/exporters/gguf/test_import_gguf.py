@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -102,3 +103,18 @@ def test_a_graph_that_is_none_is_refused(gguf: Path) -> None:
     (folder / "pilotfish.json").write_text(json.dumps(manifest))
     with pytest.raises(ModelFileError, match=r"cannot open .*model\.onnx"):
         get("onnx").open(folder, device=None, threads=1, kv_dtype=None)
+
+
+@pytest.mark.parametrize("left", ["no manifest", "a file"])
+def test_what_is_no_bundle_in_the_cache_is_built_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: str
+) -> None:
+    monkeypatch.setenv("PILOTFISH_CACHE", str(tmp_path / "cache"))
+    gguf = tiny_gguf(tmp_path / "m.gguf", sizes=Sizes(layers=1))
+    folder = import_gguf(gguf)
+    if left == "a file":
+        shutil.rmtree(folder)
+        folder.write_bytes(b"")
+    else:
+        (folder / "pilotfish.json").unlink()
+    assert import_gguf(gguf) == folder and (folder / "pilotfish.json").is_file()
