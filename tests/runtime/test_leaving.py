@@ -55,7 +55,7 @@ _LOADS = """
 from pathlib import Path
 from pilotfish import backends
 from pilotfish.loading.opening import Place, open_weights
-from pilotfish.runtime.profiling.cost_curve import calibrate
+from pilotfish.runtime.profiling.calibrate import calibrate
 place = Place(backends.get(sys.argv[2]), None, 1)
 weights, _ = open_weights(Path(sys.argv[1]), place, lambda what, share: None)
 
