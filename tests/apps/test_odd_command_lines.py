@@ -142,7 +142,7 @@ def test_an_export_looks_for_its_source_before_packages(
     refused: Said, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
-    monkeypatch.setattr("pilotfish.exporting.job.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("pilotfish.exporting.prepare.importlib.util.find_spec", lambda name: None)
     (tmp_path / "empty").mkdir()
     assert "there is no folder and no file 'nosuch'" in refused("export", "nosuch", "-o", "out")
     assert "empty holds no model to export" in refused("export", "empty", "-o", "out")

@@ -31,7 +31,7 @@ from pilotfish.exporters.formats import FORMATS
 from pilotfish.exporters.parity.thresholds import Thresholds
 from pilotfish.exporters.quantize.weight_form import Stored, WeightForm
 from pilotfish.exporting import export as exporting
-from pilotfish.exporting import job as export_job
+from pilotfish.exporting import prepare as preparing
 from pilotfish.exporting.export import RefusedExportError, run
 from pilotfish.exporting.job import Job
 from pilotfish.runtime.errors import (
@@ -347,7 +347,7 @@ def test_places_that_cannot_be_written_are_refused_early(
         with pytest.raises(OptionError, match=said):
             run(job(folders("llama"), tmp_path / out, "onnx"))
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(export_job.shutil, "disk_usage", lambda path: usage._replace(free=1 << 20))
+    monkeypatch.setattr(preparing.shutil, "disk_usage", lambda path: usage._replace(free=1 << 20))
     with pytest.raises(CacheWriteError, match=r"needs about .* GB"):
         run(job(folders("llama"), tmp_path / "deep" / "out", "onnx"))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["photos"]
@@ -358,9 +358,9 @@ def test_missing_packages_are_named_with_the_command_that_adds_them(
     folders: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     need("onnx")
-    find = export_job.importlib.util.find_spec
+    find = preparing.importlib.util.find_spec
     monkeypatch.setattr(
-        export_job.importlib.util, "find_spec", lambda name: None if name == "onnxscript" else find(name)
+        preparing.importlib.util, "find_spec", lambda name: None if name == "onnxscript" else find(name)
     )
     with pytest.raises(EngineMissingError, match=r"onnxscript.*pilotfish\[export\]"):
         run(job(folders("llama"), tmp_path / "out", "onnx"))
