@@ -53,7 +53,12 @@ def unopened(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise AssertionError("a model was opened before all options were checked")
 
-    for name in ("choosing.open_weights", "choosing.known_answer", "loading.choose", "apps.bench_curve.open_weights"):
+    for name in (
+        "loading.choosing.open_weights",
+        "loading.trials.known_answer",
+        "loading.load.choose",
+        "apps.bench.curve.open_weights",
+    ):
         monkeypatch.setattr(f"pilotfish.{name}", fail)
 
 
