@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cache_runs import opened, small  # noqa: F401 - fixtures
 from cache_runs import (
     ALL_WRAPPED,
     N_PROMPT,
