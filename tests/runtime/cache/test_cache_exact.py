@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cache_runs import opened, small  # noqa: F401 - fixtures
-from cache_runs import (
+from cache_runs import (  # noqa: F401 - fixtures
     ALL_WRAPPED,
     N_PROMPT,
     PROSE,
@@ -18,6 +17,7 @@ from cache_runs import (
     WRAPPED,
     Knows,
     Run,
+    opened,
     prompt_for,
     run,
     small,
