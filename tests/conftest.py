@@ -46,6 +46,12 @@ def quiet_machine() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def real_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time as it passes: where looking for a draft must cost far less than a step, as it does on any machine."""
+    monkeypatch.setattr(time, "perf_counter", time.monotonic)
+
+
 @pytest.fixture(scope="module")
 def module_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A cache that the tests of one module share."""

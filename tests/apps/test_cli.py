@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import Run, refused
+from command_line import Run, own_cache, pilotfish, refused, tiny
 
 from pilotfish.apps import cli
 from pilotfish.exporters.gguf.import_gguf import import_gguf
@@ -20,6 +20,7 @@ from pilotfish.runtime import storage
 from pilotfish.runtime.errors import PilotfishWarning
 from pilotfish.testing.tiny_models import tiny_gguf
 
+__all__ = ["own_cache", "pilotfish", "tiny"]  # fixtures
 pytest.importorskip("onnxruntime")
 PROMPT = "hello the hello and the hello"
 

@@ -106,7 +106,7 @@ def show_draft() -> None:
     )  # fmt: skip
     result: Any = SimpleNamespace(
         pairing="identical", n_shared=9, draft="d.gguf", target="t.gguf", engine=LONG[0], threads=2, draft_ms=1.2,
-        step_ms={1: 1.2}, sets={"summarise": row, "long_name_of_a_set": row}, verdict="It pays.",
+        step_ms={1: 1.2}, sets={"summarise": row, "long_name_of_a_set": row}, verdict="It pays.", doubt="",
     )  # fmt: skip
     draft.show(result, False)
     options = [SimpleNamespace(n_dropped=9, agreement=0.5, cost=0.5, expected=1.2)]

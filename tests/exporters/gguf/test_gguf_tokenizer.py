@@ -35,7 +35,7 @@ def phi3(rstrip: bool, folder: Path) -> Tokenizer:
 
 
 def source(tokenizer: Tokenizer, **changes: Any) -> Any:
-    known = {"model_id": "mine", "chat_template": None, "pair": None, "tokenizer": tokenizer}
+    known = {"model_id": "mine", "chat_template": None, "encoder_decoder": None, "tokenizer": tokenizer}
     about = {"bos_id": tokenizer.bos_id, "add_bos": tokenizer.add_bos, "eos_ids": tokenizer.ordered_eos_ids}
     return SimpleNamespace(**{**known, **about, **changes})
 

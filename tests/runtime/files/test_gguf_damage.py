@@ -97,7 +97,7 @@ def test_version_2_is_read(read: Read) -> None:
 SOUND = gguf_bytes([NAME], [tensor("a", (32, 2))], bytes(256))
 DAMAGED: dict[str, tuple[bytes, str]] = {
     "empty": (b"", "not a GGUF file"),
-    "a few bytes": (b"GGUF\3\0\0\0", "not a GGUF file"),
+    "a few bytes": (b"GGUF\3\0\0\0", "truncated: it ends in its header"),
     "foreign": (b"PK\3\4" + bytes(100), "not a GGUF file"),
     "html instead of a model": (b"<!DOCTYPE html><html>404 Not Found</html>", "not a GGUF file"),
     "a quarter of a million tensors": (gguf_bytes([NAME], [], n_tensors=250_000), "claims 250000 tensors"),

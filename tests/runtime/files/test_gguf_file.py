@@ -83,10 +83,13 @@ def test_missing_folder_foreign_empty(tmp_path: Path) -> None:
         read_gguf(tmp_path / "nothing.gguf")
     with pytest.raises(ModelFileError, match="not a file"):
         read_gguf(tmp_path)
-    for content in (b"", b"GGUF", b"PK\x03\x04" + bytes(100), b"<!DOCTYPE html>" * 10):
+    for content in (b"", b"PK\x03\x04" + bytes(100), b"<!DOCTYPE html>" * 10):
         (tmp_path / "foreign.gguf").write_bytes(content)
         with pytest.raises(ModelFileError, match=r"foreign\.gguf is not a GGUF file"):
             read_gguf(tmp_path / "foreign.gguf")
+    (tmp_path / "short.gguf").write_bytes(b"GGUF")
+    with pytest.raises(ModelFileError, match=r"short\.gguf is truncated"):
+        read_gguf(tmp_path / "short.gguf")
 
 
 @pytest.mark.parametrize(("version", "what"), [(1, "version 1"), (4, "version 4"), (3 << 24, "big-endian")])

@@ -109,6 +109,7 @@ def test_drafts_change_no_token(plain_tokens: dict[str, tuple[int, ...]]) -> Non
     assert n_tokens > 2000 and accepted > n_tokens // 10
 
 
+@pytest.mark.usefixtures("real_clock")
 @pytest.mark.parametrize("k", [3, 15])
 def test_long_drafts_change_no_token(k: int, plain_tokens: dict[str, tuple[int, ...]]) -> None:
     """Whether they pay or not: widths up to 16, many of them rejected."""
