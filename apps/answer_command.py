@@ -262,26 +262,26 @@ def _load(
     options: dict[str, str],
     exact: bool,
 ) -> Model:
-    from ..loading.load import load
+    from ..loading.load import load_with
+    from ..loading.load_options import LoadOptions, NamedDraft, draft_of, policy_of, quality_of
 
+    told = LoadOptions(
+        engine=engine,
+        device=device,
+        draft=NamedDraft() if draft is None else draft_of(draft),
+        speculate=not plain,
+        draft_engine=draft_engine,
+        draft_cache=policy_of(draft_cache),
+        max_context=max_context,
+        threads=threads,
+        cache=policy_of(cache),
+        quality=quality_of(quality),
+        kv_dtype=kv_dtype,
+        options=options,
+        exact=exact,
+    )
     with LoadProgress() as progress:
-        return load(
-            model,
-            engine,
-            device,
-            draft=draft if draft is not None else "auto",
-            speculate=not plain,
-            draft_engine=draft_engine,
-            draft_cache=draft_cache,
-            max_context=max_context,
-            threads=threads,
-            cache=cache,
-            quality=quality,
-            kv_dtype=kv_dtype,
-            options=options,
-            exact=exact,
-            progress=progress,
-        )
+        return load_with(model, told, progress)
 
 
 def _options(given: list[str] | None) -> dict[str, str]:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 
 from ..loading.load import resolve
-from ..runtime.files.bundle import Bundle, open_bundle
-from ..runtime.files.gguf_file import read_gguf
+from ..runtime.files.bundle import Bundle
+from ..runtime.files.gguf_model import GgufModel
 from ..runtime.files.manifest import DraftEntry, Manifest
+from ..runtime.files.open_model import gguf_of
 from .terminal import output, print_json, show_facts, show_table
 
 _LONG = 120  # characters of a value that a terminal shows
@@ -19,17 +19,15 @@ _LONG = 120  # characters of a value that a terminal shows
 
 def inspect_model(model: str, as_json: bool) -> None:
     """Print the facts of a .gguf file or a bundle."""
-    path = resolve(model)
+    file = resolve(model)
     out = output()
-    if path.is_dir():
-        bundle = open_bundle(path)
+    if isinstance(file, Bundle):
         if as_json:
-            facts = {"path": str(path), **bundle.manifest.model_dump(mode="json")}
-            print_json(facts)
+            print_json({"path": str(file), **file.manifest.model_dump(mode="json")})
         else:
-            _show_bundle(bundle, out)
+            _show_bundle(file, out)
         return
-    found = _gguf_facts(path)
+    found = _gguf_facts(gguf_of(file))
     if as_json:
         print_json(found)
     else:
@@ -40,7 +38,7 @@ def _show_bundle(bundle: Bundle, out: Console) -> None:
     manifest = bundle.manifest
     total = sum(fact.bytes for fact in manifest.files.values())
     facts: dict[str, object] = {
-        "path": bundle.folder,
+        "path": bundle.path,
         "model": f"{manifest.model_id} ({manifest.architecture}), context {manifest.context_length}",
         "kind": _kind_words(bundle),
         "license": " in ".join(x for x in (manifest.license, manifest.license_file) if x) or "not named by the source",
@@ -155,8 +153,8 @@ def _shortened(out: Console, facts: dict[str, object]) -> dict[str, object]:
     }
 
 
-def _gguf_facts(path: Path) -> dict[str, object]:
-    file = read_gguf(path)
+def _gguf_facts(model: GgufModel) -> dict[str, object]:
+    file, path = model.file, model.path
     types = Counter(t.type_name for t in file.tensors.values())
     plain = {k: v if not isinstance(v, (list, np.ndarray)) else f"{len(v)} values" for k, v in file.metadata.items()}
     return {

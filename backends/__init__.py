@@ -9,11 +9,10 @@ import importlib
 import warnings
 from collections.abc import Mapping
 from importlib import metadata
-from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from ..runtime.errors import EngineError, EngineMissingError, OptionError, PilotfishWarning, UnsupportedModelError
-from ..runtime.files.bundle import MANIFEST_NAME, read_json
+from ..runtime.files.model_file import ModelFile
 from .protocol import Backend
 
 _BUILT_IN = {
@@ -24,7 +23,6 @@ _BUILT_IN = {
 }  # in the order in which they are tried
 JUDGE = "reference"  # right and slow: runs only where it is named
 EMULATED = frozenset({"static", "npu-emulated"})  # devices that show whether something runs, not how fast
-FROM_GGUF = frozenset({"gguf", "onnx", "onnx-static"})  # formats that a .gguf file is, or is imported into
 _GROUP = "pilotfish.backends"
 
 
@@ -71,24 +69,9 @@ def get(name: str) -> Backend:
     raise OptionError(f"there is no engine {name!r}; known engines: {', '.join(names())}.")
 
 
-def _held(path: Path) -> str:
-    """What a bundle holds, for a message; empty for anything else."""
-    return f", which holds {', '.join(formats)}" if (formats := _listed(path)) else ""
-
-
-def _listed(path: Path) -> tuple[str, ...]:
-    """The formats of a bundle, as its manifest lists them; nothing is checked."""
-    value = read_json(path / MANIFEST_NAME) if path.is_dir() else None
-    listed = value.get("formats") if isinstance(value, dict) else None
-    return tuple(map(str, listed)) if isinstance(listed, dict) else ()
-
-
-def opens(backend: Backend, path: Path, device: str | None = None) -> bool:
-    """Whether this engine opens what lies at a path, a .gguf file or a bundle folder, directly or after an import."""
-    formats = backend.formats(device)
-    if path.is_dir():
-        return not set(_listed(path)).isdisjoint(formats)
-    return path.suffix.lower() == ".gguf" and not FROM_GGUF.isdisjoint(formats)
+def opens(backend: Backend, model: ModelFile, device: str | None = None) -> bool:
+    """Whether this engine opens a model, directly or after an import."""
+    return not {*model.formats, *model.imported_formats}.isdisjoint(backend.formats(device))
 
 
 def automatic(backend: Backend) -> tuple[str, ...]:
@@ -111,21 +94,22 @@ def require(backend: Backend) -> None:
         raise EngineError(problem)
 
 
-def named(path: Path, name: str, device: str | None = None) -> Backend:
-    """The engine of this name, which must run here and open what lies at the path on this device.
+def named(model: ModelFile, name: str, device: str | None = None) -> Backend:
+    """The engine of this name, which must run here and open the model on this device.
 
     Raises EngineMissingError and EngineError with the command that mends it, OptionError, UnsupportedModelError.
     """
     backend = installed(name)
-    if not opens(backend, path, device if device in backend.devices() else None):  # else open() says what is wrong
+    if not opens(backend, model, device if device in backend.devices() else None):  # else open() says what is wrong
         raise UnsupportedModelError(
-            f"the {name} engine does not open {path}{_held(path)}; leave the engine out to pick another."
+            f"the {name} engine does not open {model}, which holds {', '.join(model.formats)}; leave the engine out to "
+            "pick another."
         )
     return backend
 
 
-def openers(path: Path, device: str | None = None) -> list[Backend]:
-    """Every engine that runs here and opens what lies at the path, but for the judge.
+def openers(model: ModelFile, device: str | None = None) -> list[Backend]:
+    """Every engine that runs here and opens the model, but for the judge.
 
     Raises EngineMissingError and EngineError with the commands that add or mend one, UnsupportedModelError where none
     opens such a model.
@@ -137,7 +121,7 @@ def openers(path: Path, device: str | None = None) -> list[Backend]:
         except EngineMissingError as error:
             warnings.warn(f"left out: {error}", PilotfishWarning, stacklevel=2)
             continue
-        if backend.name != JUDGE and opens(backend, path, device):
+        if backend.name != JUDGE and opens(backend, model, device):
             problem = backend.problem()
             if problem is not None:
                 problems.append(problem)
@@ -146,12 +130,12 @@ def openers(path: Path, device: str | None = None) -> list[Backend]:
             else:
                 ways.append(backend.install)
     if not found and problems:
-        raise EngineError(f"no engine here opens {path}: {'; '.join(problems)}")
+        raise EngineError(f"no engine here opens {model}: {'; '.join(problems)}")
     if not found and ways:
         where = f" on the device {device}" if device else ""
         raise EngineMissingError(
-            f"no installed engine opens {path}{where}. Others might; add one with: {' or '.join(ways)}"
+            f"no installed engine opens {model}{where}. Others might; add one with: {' or '.join(ways)}"
         )
     if not found:
-        raise UnsupportedModelError(f"no engine opens {path}{_held(path)}.")
+        raise UnsupportedModelError(f"no engine opens {model}, which holds {', '.join(model.formats)}.")
     return found

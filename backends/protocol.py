@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from types import MappingProxyType
 from typing import Protocol
 
 from ..runtime.errors import OptionError
+from ..runtime.files.model_file import ModelFile
 from ..runtime.interfaces import Weights
 
 NO_OPTIONS: Mapping[str, object] = MappingProxyType({})
@@ -43,12 +43,12 @@ class Backend(Protocol):
 
     def formats(self, device: str | None = None) -> tuple[str, ...]:
         """What it opens on a device (None: its default), the preferred first: keys of Manifest.formats, where "gguf"
-        is a file and any other format a bundle folder that lists it."""
+        is a file and any other format a bundle that lists it."""
         ...
 
     def open(
         self,
-        path: Path,
+        model: ModelFile,
         *,
         device: str | None,
         threads: int,
@@ -57,7 +57,7 @@ class Backend(Protocol):
     ) -> Weights:
         """The weights on a device.
 
-        path: a .gguf file, or a bundle folder with one of the formats.
+        model: one that has, or was converted into, one of the formats.
         kv_dtype: how keys and values are stored, "f16" or, apart, "u8/u4"; None is the engine's exact default.
         options: settings of this engine alone; an unknown one is an OptionError that lists those there are.
         Raises EngineMissingError, OptionError, ModelFileError, UnsupportedModelError.

@@ -16,7 +16,7 @@ from ...loading.load import resolve
 from ...loading.opening import Place, open_weights
 from ...runtime.encoder_input import stand_in
 from ...runtime.errors import OptionError
-from ...runtime.files.model_file import context_length
+from ...runtime.files.model_file import ModelFile
 from ...runtime.interfaces import Session, Tokens
 from ...runtime.sampling.finite import for_json
 from ...runtime.storage import write_atomically
@@ -33,9 +33,9 @@ def bench_curve(
 ) -> None:
     """Measure and show a table; with `out`, write curve.json and curve.png there."""
     require_plots(out)
-    path = resolve(model)
-    chosen = engines_of(path, engines)
-    n_context, known = context + 2 * WIDTHS[-1], context_length(path)
+    file = resolve(model)
+    chosen = engines_of(file, engines)
+    n_context, known = context + 2 * WIDTHS[-1], file.context_length
     if n_context > known:
         raise OptionError(
             f"--context {context} is too long: the model knows {known}, and {2 * WIDTHS[-1]} rows follow."
@@ -45,7 +45,7 @@ def bench_curve(
     try:
         with LoadProgress() as progress:
             for backend in chosen:
-                opened.append(open_weights(path, Place(backend, None, n_threads), progress)[0])
+                opened.append(open_weights(file, Place(backend, None, n_threads), progress)[0])
         sessions = {w.info.engine: w.session(n_context) for w in opened}
         rows = _measure(sessions, context, repeats)
         for session in sessions.values():
@@ -58,7 +58,7 @@ def bench_curve(
         "pilotfish": __version__,
         "machine": machine.describe(),
         "date": time.strftime("%Y-%m-%d"),
-        "model": path.name,
+        "model": file.path.name,
         "context": context,
         "threads": n_threads,
         "engines": {versions[name]: row for name, row in rows.items()},
@@ -70,14 +70,14 @@ def bench_curve(
         console().print(f"wrote {out / 'curve.json'} and {out / 'curve.png'}", soft_wrap=True)
 
 
-def engines_of(path: Path, names: str) -> list[Backend]:
+def engines_of(model: ModelFile, names: str) -> list[Backend]:
     """The engines of these names, comma-separated, each once, or for "all" those that open the model; each is here.
 
     Raises EngineMissingError, OptionError and UnsupportedModelError.
     """
     if names == "all":
-        return backends.openers(path)
-    return [backends.named(path, name) for name in dict.fromkeys(part.strip() for part in names.split(","))]
+        return backends.openers(model)
+    return [backends.named(model, name) for name in dict.fromkeys(part.strip() for part in names.split(","))]
 
 
 def _measure(sessions: dict[str, Session], context: int, repeats: int) -> dict[str, dict[str, object]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from statistics import mean, median
 from typing import Protocol
 
@@ -12,7 +11,7 @@ from ...loading.choosing import Wish
 from ...loading.load import load, resolve
 from ...runtime.checks import whole
 from ...runtime.errors import OptionError
-from ...runtime.files.model_file import context_length
+from ...runtime.files.model_file import ModelFile
 from ...runtime.model.model import Model
 from .. import machine
 from ..terminal import LoadProgress, console, output, print_json, show_table, show_text
@@ -33,33 +32,33 @@ class Peer(Protocol):
     def close(self) -> None: ...
 
 
-def _peer(engine: str, path: Path, threads: int, max_context: int) -> Peer | None:
+def _peer(engine: str, model: ModelFile, threads: int, max_context: int) -> Peer | None:
     if engine == "onnx":
-        return OnnxRuntime.open(path, threads, max_context)
+        return OnnxRuntime.open(model, threads, max_context)
     if engine == "openvino":
-        return OpenVinoGenAi.open(path, threads, max_context)
-    return LlamaCpp.open(path, threads, max_context) if engine == "llamacpp" else None
+        return OpenVinoGenAi.open(model, threads, max_context)
+    return LlamaCpp.open(model, threads, max_context) if engine == "llamacpp" else None
 
 
 def bench_engines(
     model: str, *, engines: str, n_prompts: int, n_tokens: int, repeats: int, threads: int | None, as_json: bool
 ) -> None:
     """Run the benchmark and show a table; one engine after the other, each interleaved with its peer."""
-    path = resolve(model)
-    names = [backend.name for backend in engines_of(path, engines)]
+    file = resolve(model)
+    names = [backend.name for backend in engines_of(file, engines)]
     Wish(threads=threads)  # checks the number
-    whole("--tokens", n_tokens, 1, context_length(path), hint="the model knows no more")
+    whole("--tokens", n_tokens, 1, file.context_length, hint="the model knows no more")
     prompts = [r.prompt for r in choose_prompts(read_prompts(None), "all", max(1, -(-n_prompts // 5)))][:n_prompts]
     rows = []
     for name in names:
         with LoadProgress() as progress:
             bare = {"pair_rows": False} if name == "llamacpp" else {}  # its single row as it is, whatever its bits
-            ours = load(path, name, speculate=False, exact=False, threads=threads, options=bare, progress=progress)
+            ours = load(file, name, speculate=False, exact=False, threads=threads, options=bare, progress=progress)
         with ours:
             need = max(len(ours.encode(p)) for p in prompts) + n_tokens + 8
             if need > ours.info.context_length:
                 raise OptionError(f"--tokens is {n_tokens}: the model knows {ours.info.context_length}, not {need}.")
-            peer = _peer(name, path, ours.info.threads, need)
+            peer = _peer(name, file, ours.info.threads, need)
             if peer is None:
                 console().print(f"{name}: its own way of decoding this model is not installed; left out")
                 continue
@@ -68,12 +67,12 @@ def bench_engines(
             finally:
                 peer.close()
     if not rows:
-        raise OptionError(f"no engine with a peer opens {path}; `pilotfish doctor` shows what can be added.")
+        raise OptionError(f"no engine with a peer opens {file}; `pilotfish doctor` shows what can be added.")
     report = {
         "pilotfish": __version__,
         "machine": machine.describe(),
         "date": time.strftime("%Y-%m-%d"),
-        "model": str(path.name),
+        "model": file.path.name,
         "new_tokens": n_tokens,
         "repeats": repeats,
         "engines": rows,

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ...runtime.files.bundle import open_bundle
+from ...runtime.files.model_file import ModelFile
 
 
 class OpenVinoGenAi:
@@ -17,19 +16,17 @@ class OpenVinoGenAi:
         self._pipeline = pipeline
 
     @classmethod
-    def open(cls, path: Path, threads: int, max_context: int) -> OpenVinoGenAi | None:
+    def open(cls, model: ModelFile, threads: int, max_context: int) -> OpenVinoGenAi | None:
         """The peer, or None where openvino-genai is not installed or the model is no bundle with an IR and its
         tokenizer. Precision and cache type are those of our engine's exact default."""
         try:
             import openvino_genai
         except Exception:  # it is missing, or broken in whatever way
             return None
-        if not path.is_dir() or "openvino" not in open_bundle(path).manifest.formats:
-            return None
-        if not (path / "openvino_tokenizer.xml").exists():
+        if "openvino" not in model.formats or not (model.path / "openvino_tokenizer.xml").exists():
             return None
         settings = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f16", "INFERENCE_NUM_THREADS": threads}
-        return cls(openvino_genai.LLMPipeline(str(path), "CPU", **settings))
+        return cls(openvino_genai.LLMPipeline(str(model), "CPU", **settings))
 
     def decode(self, prompt: list[int], n_tokens: int) -> tuple[tuple[int, ...], float]:
         """Greedy tokens and the seconds that they took, the prompt and the token it gives not counted, but scaled to

@@ -5,10 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from ...runtime.files.model_file import ModelFile
 
 _PROBE = "import sys, llama_cpp; m = llama_cpp.Llama(sys.argv[1], n_ctx=64, verbose=False); m.eval(list(range(32)))"
 
@@ -20,22 +21,22 @@ class LlamaCpp:
         self._model = model
 
     @classmethod
-    def open(cls, path: Path, threads: int, max_context: int) -> LlamaCpp | None:
+    def open(cls, model: ModelFile, threads: int, max_context: int) -> LlamaCpp | None:
         """The peer, or None where llama-cpp-python cannot be imported, the model is no .gguf file, or the build dies on
         it (tried in a process of its own: some builds end in an illegal instruction)."""
         try:
             import llama_cpp
         except Exception:  # it is missing, or broken in whatever way
             return None
-        if path.suffix.lower() != ".gguf":
+        if model.formats != ("gguf",):
             return None
-        probe = subprocess.run([sys.executable, "-c", _PROBE, str(path)], capture_output=True, check=False)
+        probe = subprocess.run([sys.executable, "-c", _PROBE, str(model)], capture_output=True, check=False)
         if probe.returncode != 0:
             return None
-        model = llama_cpp.Llama(
-            str(path), n_ctx=max_context, n_threads=threads, n_threads_batch=threads, flash_attn=True, verbose=False
+        opened = llama_cpp.Llama(
+            str(model), n_ctx=max_context, n_threads=threads, n_threads_batch=threads, flash_attn=True, verbose=False
         )
-        return cls(model)
+        return cls(opened)
 
     def decode(self, prompt: list[int], n_tokens: int) -> tuple[tuple[int, ...], float]:
         """Greedy tokens and the seconds that they took, the prompt not counted."""

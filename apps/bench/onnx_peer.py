@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ...exporters.gguf.import_gguf import import_gguf
+from ...runtime.files.model_file import ModelFile
+from ...runtime.files.open_model import gguf_of
 
 
 class OnnxRuntime:
@@ -26,19 +27,19 @@ class OnnxRuntime:
         self._zeros = np.zeros(capacity * 256, dtype=np.float32)
 
     @classmethod
-    def open(cls, path: Path, threads: int, max_context: int) -> OnnxRuntime | None:
+    def open(cls, model: ModelFile, threads: int, max_context: int) -> OnnxRuntime | None:
         """The peer, or None where ONNX Runtime is not installed or the model is no .gguf file."""
         try:
             import onnxruntime
         except Exception:  # it is missing, or broken in whatever way
             return None
-        if path.suffix.lower() != ".gguf":
+        if model.formats != ("gguf",):
             return None
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 4
-        model = import_gguf(path) / "model.onnx"
-        return cls(onnxruntime.InferenceSession(str(model), options, ["CPUExecutionProvider"]), max_context)
+        graph = import_gguf(gguf_of(model)).path / "model.onnx"
+        return cls(onnxruntime.InferenceSession(str(graph), options, ["CPUExecutionProvider"]), max_context)
 
     def decode(self, prompt: list[int], n_tokens: int) -> tuple[tuple[int, ...], float]:
         """Greedy tokens and the seconds that they took, the prompt not counted."""

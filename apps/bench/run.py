@@ -14,7 +14,6 @@ from ... import __version__
 from ...loading.load import load, resolve
 from ...runtime.checks import shown
 from ...runtime.errors import OptionError
-from ...runtime.files.model_file import context_length, reads_source
 from ...runtime.interfaces import Round
 from ...runtime.model.model import Model
 from ...runtime.sampling.finite import for_json
@@ -88,13 +87,13 @@ def bench(
     require_plots(out)
     rows = read_prompts(prompts)
     with LoadProgress() as progress:
-        path = resolve(model, progress)
+        file = resolve(model, progress)
         chosen = (
             _copies(rows, sets, per_set)
-            if prompts is None and reads_source(path)
+            if prompts is None and file.is_encoder_decoder
             else choose_prompts(rows, sets, per_set)
         )
-        known = context_length(path)
+        known = file.context_length
         room = known if max_context is None else min(max_context, known)
         if n_tokens >= room:
             raise OptionError(f"--tokens is {shown(n_tokens)}, and a prompt comes before them: of {room} in all.")

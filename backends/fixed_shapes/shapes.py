@@ -115,7 +115,7 @@ def static_info(
     missing = _EXPECTED - set(shapes)
     if missing:
         raise ModelFileError(
-            f"{bundle.folder} holds no static graph of Pilotfish: it has no {', '.join(sorted(missing))}. "
+            f"{bundle} holds no static graph of Pilotfish: it has no {', '.join(sorted(missing))}. "
             "Build the bundle again from its source."
         )
     manifest = bundle.manifest
@@ -144,7 +144,7 @@ def static_bundle(bundle: Bundle) -> str:
     """The graph's file in a bundle. Raises ModelFileError where the bundle has none."""
     if FORMAT not in bundle.manifest.formats:
         raise ModelFileError(
-            f"{bundle.folder} holds no graph of fixed shapes; it holds {', '.join(bundle.manifest.formats)}. "
+            f"{bundle} holds no graph of fixed shapes; it holds {', '.join(bundle.manifest.formats)}. "
             "Open the .gguf file it was made from, which is then imported in that form."
         )
     return bundle.manifest.formats[FORMAT]

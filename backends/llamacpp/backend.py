@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
+from ...runtime.files.model_file import ModelFile
+from ...runtime.files.open_model import gguf_of
 from .. import require, usable
 from ..common.weights import LoadedWeights
 from ..protocol import NO_OPTIONS
@@ -55,7 +56,7 @@ class LlamaCppBackend:
 
     def open(
         self,
-        path: Path,
+        model: ModelFile,
         *,
         device: str | None,
         threads: int,
@@ -64,8 +65,9 @@ class LlamaCppBackend:
     ) -> LoadedWeights[LlamaCppModel]:
         chosen = parse_options(dict(options))
         require(self)
-        model = LlamaCppModel(path, Placement(device or "cpu", chosen), threads, kv_dtype, chosen, build_verdict())
-        return LoadedWeights(model, LlamaCppSession if model.info.encoder is None else LlamaCppEncoderDecoderSession)
+        placement = Placement(device or "cpu", chosen)
+        opened = LlamaCppModel(gguf_of(model), placement, threads, kv_dtype, chosen, build_verdict())
+        return LoadedWeights(opened, LlamaCppSession if opened.info.encoder is None else LlamaCppEncoderDecoderSession)
 
 
 BACKEND = LlamaCppBackend()

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 from ...runtime.errors import OptionError
-from ...runtime.files.gguf_file import read_gguf
+from ...runtime.files.gguf_model import GgufModel
 from ...runtime.interfaces import Ability, EncoderInfo, ModelInfo
-from ...runtime.storage import file_digest
 from ..common.weights import still_open
 from .check_file import check_file
 from .context import MAX_ROWS, Context, ContextOptions, Handle
@@ -30,14 +28,14 @@ class LlamaCppModel:
 
     def __init__(
         self,
-        path: Path,
+        file: GgufModel,
         placement: Placement,
         threads: int,
         kv_dtype: str | None,
         options: LlamaCppOptions,
         verdict: Verdict,
     ) -> None:
-        shape = check_file(read_gguf(path))
+        shape = check_file(file.file)
         encoder = None if shape.decoder_start is None else EncoderInfo((shape.decoder_start,))
         if encoder is not None:
             options = without_flash(options)
@@ -49,7 +47,7 @@ class LlamaCppModel:
         if repacked and not verdict.extra_buffers:
             raise OptionError(f"use_extra_bufts=True would end this process: {verdict.how} Leave the option out.")
         self._handle: Handle | None = load_model(
-            path, shape.architecture, shape.vocab_size, placement, options.use_mmap, repacked
+            file.path, shape.architecture, shape.vocab_size, placement, options.use_mmap, repacked
         )
         self.info = ModelInfo(
             architecture=shape.architecture,
@@ -64,7 +62,7 @@ class LlamaCppModel:
             engine_version=str(version()),
             device=placement.device,
             threads=threads,
-            digest=file_digest(path),
+            digest=file.digest,
             encoder=encoder,
         )
         flash = uses_flash(options.flash_attention, keys, values)

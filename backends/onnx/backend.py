@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
-from ...runtime.files.bundle import open_bundle
+from ...runtime.files.model_file import ModelFile
+from ...runtime.files.open_model import bundle_of
 from ...runtime.interfaces import Weights
 from .. import require, usable
 from ..common.packages import package_version, problem_of
@@ -52,7 +52,7 @@ class OrtBackend:
 
     def open(
         self,
-        path: Path,
+        model: ModelFile,
         *,
         device: str | None,
         threads: int,
@@ -63,8 +63,8 @@ class OrtBackend:
         self.check(device, kv_dtype, options)
         device = device or "cpu"
         if find(device).format != "onnx":
-            return open_static(path, device, threads, options)
-        bundle = open_bundle(path)
+            return open_static(bundle_of(model), device, threads, options)
+        bundle = bundle_of(model)
         if not check_kv_dtype(kv_dtype, device, "onnx" in bundle.manifest.encoders):
             return _weights(OrtModel(bundle, device, threads))
         exact = _weights(OrtModel(bundle, device, threads))

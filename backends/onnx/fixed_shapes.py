@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 from ...runtime.errors import EngineError
-from ...runtime.files.bundle import open_bundle
+from ...runtime.files.bundle import Bundle
 from ...runtime.interfaces import Floats, Weights
 from ...runtime.leaving import in_engine
 from ..common.weights import LoadedWeights
@@ -31,14 +30,13 @@ def static_options(device: str, options: Mapping[str, object]) -> StaticOptions:
     return checked_options(StaticOptions, f"the onnx engine on {device}", options)
 
 
-def open_static(path: Path, device: str, threads: int, options: Mapping[str, object]) -> Weights:
-    """The static graph of a bundle folder on one of DEVICES. Raises OptionError and ModelFileError."""
+def open_static(bundle: Bundle, device: str, threads: int, options: Mapping[str, object]) -> Weights:
+    """The static graph of a bundle on one of DEVICES. Raises OptionError and ModelFileError."""
     import onnxruntime
 
     chosen = static_options(device, options)
     ladder = chosen.ladder
-    bundle = open_bundle(path)
-    model = bundle.folder / static_bundle(bundle)
+    model = bundle.path / static_bundle(bundle)
     settings = {"session.qdq_matmulnbits_accuracy_level": "4" if chosen.activations == "int8" else "0"}
     runner = OrtRunner(lambda shape: create_session(model, find(device), threads, settings=settings, shape=shape))
     first_shape = runner.graph(ladder.widths[0], ladder.windows[0], ladder.widths[0])

@@ -62,7 +62,7 @@ def channel_scales(session: Session, bundle: Bundle) -> Floats:
         kept = np.array(known.get("scales"), dtype=np.float32)
         if kept.shape == (np.prod(shape),) and np.isfinite(kept).all() and (kept > 0).all():
             return kept.reshape(shape)
-    text = bundle.tokenizer().encode(TEXT)
+    text = bundle.tokenizer.encode(TEXT)
     unordered = np.random.default_rng(0).integers(0, info.vocab_size, _UNORDERED)
     largest = np.maximum(_largest(session, text), _largest(session, unordered))
     for i, margin in enumerate(_MARGINS):

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ...runtime.errors import ModelFileError
-from ...runtime.files.bundle import Bundle, _digest
+from ...runtime.files.bundle import Bundle
 from ...runtime.interfaces import Floats, ModelInfo
 from ..common.weights import still_open
 from .devices import DEVICES, create_session, shapes_of
@@ -34,7 +34,7 @@ class OrtModel:
         import onnxruntime
 
         if "onnx" not in bundle.manifest.formats:
-            raise ModelFileError(f"{bundle.folder} holds no ONNX model; it holds {', '.join(bundle.manifest.formats)}.")
+            raise ModelFileError(f"{bundle} holds no ONNX model; it holds {', '.join(bundle.manifest.formats)}.")
         self.ort = onnxruntime
         self._bundle, self._threads = bundle, threads
         self._device, self.scales = DEVICES[device], scales
@@ -42,18 +42,18 @@ class OrtModel:
         self._beside = PurePosixPath(model).parent
         self._plain: Any = self._create(model)
         self._observing: Any = None
-        shapes = shapes_of(self._plain, bundle.folder / model)
+        shapes = shapes_of(self._plain, bundle.path / model)
         missing = _EXPECTED - set(shapes)
         if missing:
             raise ModelFileError(
-                f"{bundle.folder / model} is no decoder graph of Pilotfish: it has no {', '.join(sorted(missing))}. "
+                f"{bundle.path / model} is no decoder graph of Pilotfish: it has no {', '.join(sorted(missing))}. "
                 "Build the bundle again from its source."
             )
 
         def size(name: str, axis: int) -> int:
             sizes = shapes[name]
             if axis >= len(sizes) or not isinstance(sizes[axis], int) or sizes[axis] < 1:
-                raise ModelFileError(f"{bundle.folder / model} is damaged: its {name} has the shape {sizes}.")
+                raise ModelFileError(f"{bundle.path / model} is damaged: its {name} has the shape {sizes}.")
             return int(sizes[axis])
 
         self._encoder = self._open_encoder(frozenset(shapes))
@@ -62,8 +62,8 @@ class OrtModel:
         recipe, kv_heads = bundle.manifest.recipe, size("past_key_0", 1)
         n_heads = recipe.get("n_heads", str(kv_heads))
         if not n_heads.isdecimal() or not int(n_heads) or int(n_heads) % kv_heads:
-            raise ModelFileError(f"{bundle.folder} is damaged: it has {n_heads} heads over {kv_heads} of keys.")
-        self.window = _window(recipe, "sliding_bias" in shapes, bundle.folder)
+            raise ModelFileError(f"{bundle} is damaged: it has {n_heads} heads over {kv_heads} of keys.")
+        self.window = _window(recipe, "sliding_bias" in shapes, bundle.path)
         self.info = ModelInfo(
             architecture=bundle.manifest.architecture,
             vocab_size=size("logits", 1),
@@ -77,7 +77,7 @@ class OrtModel:
             engine_version=str(onnxruntime.__version__),
             device=device,
             threads=threads,
-            digest=_digest(bundle),
+            digest=bundle.contents_digest,
             settings=" ".join(x for x in (recipe.get("activations", ""), stored_as(scales)) if x),
             encoder=None if self._encoder is None else self._encoder.info,
             alike_from=_TWO_ROWS,
@@ -86,7 +86,7 @@ class OrtModel:
     def _create(self, model: str) -> Any:
         spinning = {"session.intra_op.allow_spinning": "1"}
         with _attention_by_rows():
-            path = self._bundle.folder / model
+            path = self._bundle.path / model
             graph = None if self.scales is None else eight_bit_graph(path, self.scales)
             return create_session(path, self._device, self._threads, settings=spinning, optimize=False, graph=graph)
 
@@ -94,10 +94,10 @@ class OrtModel:
         manifest = self._bundle.manifest
         name = manifest.encoders.get("onnx")
         if name is not None:
-            return OrtEncoder(self._create(name), self._bundle.folder / name, manifest, decoder)
+            return OrtEncoder(self._create(name), self._bundle.path / name, manifest, decoder)
         if any(input_name.startswith("cross_") for input_name in decoder):
             raise ModelFileError(
-                f"{self._bundle.folder} holds half of an encoder-decoder model: its decoder needs an encoder. "
+                f"{self._bundle} holds half of an encoder-decoder model: its decoder needs an encoder. "
                 "Build the bundle again from its source."
             )
         return None

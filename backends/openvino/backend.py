@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from ...runtime.errors import ModelFileError, OptionError
-from ...runtime.files.bundle import Bundle, open_bundle
+from ...runtime.files.bundle import Bundle
 from ...runtime.files.decoder_shape import decoder_shape
-from ...runtime.files.gguf_file import read_gguf
+from ...runtime.files.gguf_model import GgufModel
+from ...runtime.files.model_file import ModelFile
+from ...runtime.files.open_model import bundle_of, gguf_of
 from ...runtime.interfaces import Weights
-from ...runtime.storage import file_digest
 from ...runtime.telemetry import without_telemetry
 from .. import require, usable
 from ..common.packages import package_version, problem_of
@@ -70,7 +69,7 @@ class OvBackend:
 
     def open(
         self,
-        path: Path,
+        model: ModelFile,
         *,
         device: str | None,
         threads: int,
@@ -80,14 +79,17 @@ class OvBackend:
         require(self)
         self.check(device, kv_dtype, options)
         if device in NOTES:
-            return open_static(path, device, threads, options)
+            return open_static(bundle_of(model), device, threads, options)
         chosen = parse_options(options)
-        if path.is_dir() and "openvino" in (bundle := open_bundle(path)).manifest.encoders:
-            return open_encoder_decoder(
-                bundle, chosen, threads, kv_dtype, version=str(self.version()), digest=_digest(bundle)
-            )
+        if "gguf" in model.formats and "openvino" not in model.formats:
+            read, facts = _gguf(gguf_of(model), chosen.q4_k_minima)
+        else:
+            bundle = bundle_of(model)
+            if "openvino" in bundle.manifest.encoders:
+                version, digest = str(self.version()), bundle.contents_digest
+                return open_encoder_decoder(bundle, chosen, threads, kv_dtype, version=version, digest=digest)
+            read, facts = _bundle(bundle)
         cache = cache_types(kv_dtype, chosen.precision)
-        read, facts = _bundle(path) if path.is_dir() else _gguf(path, chosen.q4_k_minima)
         return LoadedWeights(OvModel(read, facts, chosen, cache, threads, str(self.version())), OvSession)
 
 
@@ -101,34 +103,28 @@ def _listed() -> list[str]:
     return [device.lower() for device in openvino.Core().available_devices]
 
 
-def _bundle(folder: Path) -> tuple[Callable[[], Any], Facts]:
-    bundle = open_bundle(folder)
+def _bundle(bundle: Bundle) -> tuple[Callable[[], Any], Facts]:
     manifest = bundle.manifest
     if "openvino" not in manifest.formats:
-        raise ModelFileError(f"{folder} holds no OpenVINO model; it holds {', '.join(manifest.formats)}.")
+        raise ModelFileError(f"{bundle} holds no OpenVINO model; it holds {', '.join(manifest.formats)}.")
     facts = Facts(
-        name=str(folder),
+        name=str(bundle),
         architecture=manifest.architecture,
         context_length=manifest.context_length,
-        digest=_digest(bundle),
+        digest=bundle.contents_digest,
         exact_activations=manifest.recipe_of("openvino").get("activations") == "f32",
     )
     path = bundle.file(manifest.formats["openvino"])
     return lambda: read_ir(path), facts
 
 
-def _gguf(path: Path, q4_k_minima: str) -> tuple[Callable[[], Any], Facts]:
-    shape = decoder_shape(read_gguf(path))  # so that OpenVINO never sees a damaged header
+def _gguf(model: GgufModel, q4_k_minima: str) -> tuple[Callable[[], Any], Facts]:
+    shape = decoder_shape(model.file)  # so that OpenVINO never sees a damaged header
     facts = Facts(
-        name=str(path),
+        name=str(model),
         architecture=shape.architecture,
         context_length=shape.context_length,
-        digest=file_digest(path),
+        digest=model.digest,
         settings=f"-q4_k_{q4_k_minima}",
     )
-    return lambda: read_gguf_graph(path, shape, q4_k_minima), facts
-
-
-def _digest(bundle: Bundle) -> str:
-    digests = (fact.sha256 for _, fact in sorted(bundle.manifest.files.items()))
-    return hashlib.sha256("".join(digests).encode()).hexdigest()
+    return lambda: read_gguf_graph(model.path, shape, q4_k_minima), facts

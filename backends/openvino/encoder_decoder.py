@@ -21,7 +21,7 @@ def open_encoder_decoder(
     _check_options(kv_dtype, options.precision)
 
     def compile_graph(model: Any, group: int) -> Any:
-        return compiled(model, str(bundle.folder), engine_settings(options.precision, threads, group))
+        return compiled(model, str(bundle.path), engine_settings(options.precision, threads, group))
 
     asked = options.dynamic_quantization
     model = OvEncoderDecoderModel(bundle, compile_graph, asked, digest=digest, threads=threads, version=version)

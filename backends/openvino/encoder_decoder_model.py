@@ -61,7 +61,7 @@ class OvEncoderDecoderModel:
         encoder = _read(bundle.file(manifest.encoders["openvino"]))
         decoder = _read(self._path)
         sizes = _sizes(decoder, self._path)
-        found = _encoder_info(encoder, sizes, manifest, bundle.folder)
+        found = _encoder_info(encoder, sizes, manifest, bundle.path)
         exact = manifest.recipe_of("openvino").get("activations") == "f32"
         self._group = (0 if exact else weight_group(decoder)) if asked is None else asked
         _drop_queries(decoder)

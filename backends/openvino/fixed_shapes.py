@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ...runtime.errors import EngineError, ModelFileError, OptionError
-from ...runtime.files.bundle import open_bundle
+from ...runtime.files.bundle import Bundle
 from ...runtime.interfaces import Floats, Weights
 from ...runtime.leaving import in_engine
 from ..common.weights import LoadedWeights
@@ -42,16 +42,15 @@ def ladder_of(device: str, options: Mapping[str, object]) -> Ladder:
     return checked_options(ShapeOptions, f"the openvino engine on {device}", options).ladder
 
 
-def open_static(path: Path, device: str, threads: int, options: Mapping[str, object]) -> Weights:
-    """The static graph of a bundle folder on "npu" or "npu-emulated".
+def open_static(bundle: Bundle, device: str, threads: int, options: Mapping[str, object]) -> Weights:
+    """The static graph of a bundle on "npu" or "npu-emulated".
 
     options: widths, chunk and windows; see static_shapes.Ladder. Raises OptionError and ModelFileError.
     """
     import openvino
 
     ladder = ladder_of(device, options)
-    bundle = open_bundle(path)
-    model = bundle.folder / static_bundle(bundle)
+    model = bundle.path / static_bundle(bundle)
     runner = OvRunner(model, _settings(device, threads))
     info = static_info(
         bundle,

@@ -6,14 +6,13 @@ The judge of right answers: slow and readable.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 
 from ...runtime.errors import OptionError
-from ...runtime.files.gguf_file import read_gguf
+from ...runtime.files.model_file import ModelFile
+from ...runtime.files.open_model import gguf_of
 from ...runtime.interfaces import Weights
-from ...runtime.storage import file_digest
 from ..common.weights import LoadedWeights
 from ..protocol import NO_OPTIONS
 from .loaded_model import ReferenceModel
@@ -51,7 +50,7 @@ class ReferenceBackend:
 
     def open(
         self,
-        path: Path,
+        model: ModelFile,
         *,
         device: str | None,
         threads: int,
@@ -59,8 +58,9 @@ class ReferenceBackend:
         options: Mapping[str, object] = NO_OPTIONS,
     ) -> Weights:
         self.check(device, kv_dtype, options)
-        model = ReferenceModel(read_gguf(path), file_digest(path), stream=bool(options.get("stream")))
-        return LoadedWeights(model, ReferenceSession)
+        gguf = gguf_of(model)
+        opened = ReferenceModel(gguf.file, gguf.digest, stream=bool(options.get("stream")))
+        return LoadedWeights(opened, ReferenceSession)
 
 
 BACKEND = ReferenceBackend()

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from ...runtime.errors import EngineMissingError, ModelFileError, ModelNotFoundError
-from ...runtime.files.bundle import Manifest, Source, cache_dir, describe_files, open_bundle, write_manifest
-from ...runtime.files.gguf_file import GgufFile, read_gguf
+from ...runtime.files.bundle import Bundle, Manifest, Source, cache_dir, describe_files, open_bundle, write_manifest
+from ...runtime.files.gguf_file import GgufFile
+from ...runtime.files.gguf_model import GgufModel
 from ...runtime.files.manifest import MANIFEST_NAME
 from ...runtime.files.staging import new_bundle
 from ...runtime.storage import file_digest
@@ -30,13 +31,13 @@ _ACCURACY_LEVEL = {"int8": 4, "f32": 0}  # of MatMulNBits
 
 
 def import_gguf(
-    path: Path,
+    model: GgufModel,
     *,
     activations: Activations = "int8",
     form: Form = "onnx",
     progress: Callable[[float, str], None] | None = None,
-) -> Path:
-    """The bundle folder of a GGUF file: found in the cache, or built.
+) -> Bundle:
+    """The bundle of a GGUF file: found in the cache, or built.
 
     activations: "int8" multiplies quantized weights with activations rounded to int8 per row and block, the fast
         path; "f32" keeps them in f32. In the form "onnx-static" that is the device's choice, not the graph's.
@@ -47,17 +48,17 @@ def import_gguf(
     the disk is full; nothing half-written stays.
     """
     report = progress or (lambda share, what: None)
-    file = read_gguf(path)
+    path, file = model.path, model.file
     digest = file_digest(path, progress=lambda done, total: report(0.1 * done / max(total, 1), "reading"))
     made_by = f"{activations}-{BUILDER}" if form == "onnx" else f"static-{STATIC_BUILDER}"
     folder = cache_dir() / "bundles" / f"{path.stem}-{digest[:16]}-{made_by}"
     try:
-        return open_bundle(folder).folder
+        return open_bundle(folder)
     except (ModelNotFoundError, ModelFileError):  # not there, or damaged: built again
         _clear(folder)
     with new_bundle(folder) as building:
         _build(file, building, digest, activations, form, lambda share: report(0.1 + 0.9 * share, "converting"))
-    return folder
+    return open_bundle(folder)
 
 
 def _clear(folder: Path) -> None:

@@ -102,11 +102,11 @@ def write_operators(model: Path, out: Path) -> None:
 
 def _decoder_graph(pack: Pack, folder: Path, progress: Share) -> Path:
     if pack.form is None or pack.as_is:
-        from ...runtime.files.bundle import open_bundle
+        from ...runtime.files.gguf_model import GgufModel
         from ..gguf.import_gguf import import_gguf
 
-        made = import_gguf(pack.source.path, activations=pack.activations, progress=lambda share, _: progress(share))
-        bundle = open_bundle(made)
+        source = GgufModel(pack.source.path)
+        bundle = import_gguf(source, activations=pack.activations, progress=lambda share, _: progress(share))
         return bundle.file(bundle.manifest.formats["onnx"])
     from ..torch_to_onnx.decoder import export_onnx
 

@@ -26,7 +26,7 @@ def write_dropped(bundle: Bundle, out: Path, skipped: Collection[int]) -> Path:
     source = bundle.manifest
     if "onnx" not in source.formats:
         raise UnsupportedModelError(
-            f"{bundle.folder} holds {', '.join(source.formats)}; layers can be left out of the format onnx only. "
+            f"{bundle} holds {', '.join(source.formats)}; layers can be left out of the format onnx only. "
             "Export the model to it, or give a .gguf file."
         )
     name = source.formats["onnx"]

@@ -70,12 +70,11 @@ class OnnxFormat:
 
 def _import_as_is(source: ModelSource, order: ExportSpec, folder: Path, progress: Share) -> dict[str, str]:
     """The GGUF file's own blocks as MatMulNBits, from the bundle that opening the file makes in the cache."""
-    from ...runtime.files.bundle import open_bundle
+    from ...runtime.files.gguf_model import GgufModel
     from ..gguf.import_gguf import import_gguf
 
-    made = open_bundle(
-        import_gguf(source.path, activations=as_they_come(order.activations), progress=lambda share, _: progress(share))
-    )
+    activations = as_they_come(order.activations)
+    made = import_gguf(GgufModel(source.path), activations=activations, progress=lambda share, _: progress(share))
     for name in made.manifest.files:
         if name.startswith(("model.", "observing.")):
             shutil.copyfile(made.file(name), folder / name)

@@ -18,7 +18,6 @@ from ..loading.load import load
 from ..loading.measuring import doubt
 from ..loading.opening import Progress, resolve
 from ..runtime.checks import whole
-from ..runtime.files.model_file import context_length
 from ..runtime.interfaces import Floats, Session, Tokens, Weights
 from ..runtime.model.model import Model
 from ..runtime.speculation.draft_length import RenewalReward
@@ -124,7 +123,7 @@ def check_draft(
         draft=found_draft,
         draft_engine=draft_engine,
         threads=threads,
-        max_context=min(_CONTEXT, context_length(found)),
+        max_context=min(_CONTEXT, found.context_length),
         exact=exact,
         progress=report,
     ) as model:

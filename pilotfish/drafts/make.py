@@ -13,9 +13,9 @@ from ..loading.opening import Progress, resolve
 from ..loading.options import Wish, refuse_impossible
 from ..runtime.checks import shown, whole
 from ..runtime.errors import OptionError, UnsupportedModelError
-from ..runtime.files.bundle import open_bundle
+from ..runtime.files.bundle import Bundle
 from ..runtime.files.gguf_file import read_gguf
-from ..runtime.files.model_file import context_length
+from ..runtime.files.open_model import bundle_of, gguf_of
 from ..runtime.files.staging import refuse_foreign
 from ..runtime.storage import write_error
 from .check import DraftCheck, answer, check_draft
@@ -79,8 +79,7 @@ def drop_layers(
     refuse_impossible(wish)
     refuse_foreign(out)
     report = progress or (lambda what, share: None)
-    source = onnx_bundle(target, report)
-    bundle = open_bundle(source)
+    bundle = onnx_bundle(target, report)
     graph = bundle.file(bundle.manifest.formats["onnx"])
     from ..exporters.onnx.dropped_bundle import write_dropped
     from ..exporters.onnx.layer_drop import blocks_of
@@ -95,7 +94,7 @@ def drop_layers(
         )
 
     with load(
-        source, "onnx", draft=None, threads=threads, max_context=min(1024, context_length(source)), progress=report
+        bundle, "onnx", draft=None, threads=threads, max_context=min(1024, bundle.context_length), progress=report
     ) as model:
         answers = [answer(model, prompt, _N_TOKENS) for prompt in MAKE]
         costs, n_threads = target_costs(model), model.info.threads
@@ -114,7 +113,7 @@ def drop_layers(
     dropped = ", ".join(str(scorer.blocks[i]) for i in sorted(chosen.skipped))
     del scorer
     write_dropped(bundle, out, chosen.skipped)
-    check = check_draft(source, out, engine="onnx", threads=n_threads, progress=report)
+    check = check_draft(bundle, out, engine="onnx", threads=n_threads, progress=report)
     return MadeDraft(str(out), f"without {dropped}", tuple(price.option(c) for c in path[1:]), check)
 
 
@@ -152,17 +151,17 @@ def lower_bits(
         raise OptionError(f"{out} exists and is not an empty folder; choose another.")
     report = progress or (lambda what, share: None)
     found = resolve(target, report)
-    source = _gguf_of(found if draft is None else resolve(draft, report))
-    before = read_gguf(source)
+    source = gguf_of(found if draft is None else resolve(draft, report))
+    before = source.file
     kind = kind or kind_of_bits(bits or 0, before)
-    made = out / f"{source.stem}-{kind}.gguf"
+    made = out / f"{source.path.stem}-{kind}.gguf"
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise write_error(out.parent, error) from error
     what = f"storing weights as {kind}"
     quantize_gguf(
-        source,
+        source.path,
         made,
         kind,
         output=_OUTPUT if kind.startswith(("Q2", "Q3", "Q4")) else None,
@@ -171,23 +170,13 @@ def lower_bits(
         progress=lambda share: report(what, share),
     )
     n_bits = bits_per_weight(read_gguf(made))
-    said = f"weights as {kind}: {n_bits:.1f} bits a weight where {source.name} has {bits_per_weight(before):.1f}"
+    said = f"weights as {kind}: {n_bits:.1f} bits a weight where {source.path.name} has {bits_per_weight(before):.1f}"
     if bits is not None and n_bits > bits + _MORE_BITS:
         said += f", not {bits}, because rows of it do not consist of such a type's blocks"
     if engine is None and backends.usable(backends.get("llamacpp")):
         engine = "llamacpp"
     check = check_draft(found, made, engine=engine, threads=threads, progress=report)
     return MadeDraft(str(made), said, (), check)
-
-
-def _gguf_of(found: Path) -> Path:
-    """The GGUF file that a model is, or that its bundle holds."""
-    if found.is_file():
-        return found
-    bundle = open_bundle(found)
-    if "gguf" not in bundle.manifest.formats:
-        raise UnsupportedModelError(f"{found} holds no GGUF file, and only one can be stored with fewer bits here.")
-    return bundle.file(bundle.manifest.formats["gguf"])
 
 
 class _Price:
@@ -206,15 +195,16 @@ class _Price:
         return Option(len(found.skipped), found.agreement, self.cost(found.skipped), found.value)
 
 
-def onnx_bundle(target: str | os.PathLike[str], report: Progress) -> Path:
+def onnx_bundle(target: str | os.PathLike[str], report: Progress) -> Bundle:
     """The bundle with an ONNX graph that a target is, or is imported into."""
     found = resolve(target, report)
-    if found.is_dir():
-        if "onnx" not in open_bundle(found).manifest.formats:
-            raise UnsupportedModelError(
-                f"{found} has no ONNX graph, and layers can be left out of one only. Export the model to onnx."
-            )
-        return found
+    if "onnx" in found.formats:
+        return bundle_of(found)
+    if "onnx" not in found.imported_formats:
+        raise UnsupportedModelError(
+            f"{found} has no ONNX graph, and layers can be left out of one only. Export the model to onnx."
+        )
     from ..exporters.gguf.import_gguf import import_gguf
 
-    return import_gguf(found, progress=lambda share, what: report(f"preparing {found.name}: {what}", share))
+    name = found.path.name
+    return import_gguf(gguf_of(found), progress=lambda share, what: report(f"preparing {name}: {what}", share))

@@ -121,9 +121,9 @@ def _take_over(bundle: Bundle, folder: Path, replaced: set[str]) -> None:
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            os.link(bundle.folder / name, target)
+            os.link(bundle.path / name, target)
         except OSError:
-            shutil.copyfile(bundle.folder / name, target)
+            shutil.copyfile(bundle.path / name, target)
 
 
 def _copy_license(source: Path, folder: Path) -> str | None:

@@ -73,7 +73,7 @@ def open_job_source(job: Job) -> ModelSource:
     from ..fetching.catalogue import CATALOGUE
 
     if str(job.source) in CATALOGUE:
-        return open_source(resolve(job.source))
+        return open_source(resolve(job.source).path)
     return open_source(source_place(job.source))
 
 

@@ -16,7 +16,7 @@ from ..exporters.parity.parity import Answers, Parity
 from ..exporters.quantize.weight_form import as_they_come
 from ..loading.opening import Place, Progress
 from ..runtime.errors import PilotfishError, UnsupportedModelError
-from ..runtime.files.bundle import Bundle, write_manifest
+from ..runtime.files.bundle import Bundle, open_bundle, write_manifest
 from ..runtime.files.manifest import MANIFEST_NAME, GreedyAnswer, Manifest
 from ..runtime.interfaces import Floats
 from ..runtime.profiling.canary import TEXT, Canary
@@ -191,7 +191,7 @@ class Steps:
         self._tell("trying smaller caches", 0.0)
         texts = [text.tokens for text in self._answers.texts.values()]
         try:
-            found = cache_hint(measure_cache_types(self._folder, texts, threads=own_threads()))
+            found = cache_hint(measure_cache_types(open_bundle(self._folder), texts, threads=own_threads()))
         except PilotfishError:  # a model with windows of attention has one type of cache only
             found = None
         return {} if found is None else {"openvino": found}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,34 +12,34 @@ import numpy as np
 import numpy.typing as npt
 
 from ..runtime.errors import DamagedWeightsError, EngineError, NotFiniteError
-from ..runtime.files.bundle import MANIFEST_NAME, read_manifest
 from ..runtime.files.gguf_file import GgufTensor, read_gguf
+from ..runtime.files.model_file import ModelFile
 from ..runtime.telemetry import without_telemetry
 
 _AT_ONCE = 1 << 22  # values looked at together
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """What runs inside computes with the weights at a path: an error about their logits names file and tensor."""
+def naming(model: ModelFile) -> Iterator[None]:
+    """What runs inside computes with weights of a model: an error about their logits names file and tensor."""
     try:
         yield
     except NotFiniteError as error:
-        raise explained(error, path) from error
+        raise explained(error, model) from error
 
 
-def explained(error: NotFiniteError, path: Path) -> EngineError:
+def explained(error: NotFiniteError, model: ModelFile) -> EngineError:
     """The error as it is told, with the file and, where one is to blame, the tensor: a DamagedWeightsError then."""
     try:
-        require_numbers(path)
+        require_numbers(model)
     except DamagedWeightsError as found:
         return found
-    return EngineError(f"{path}: {error}")
+    return EngineError(f"{model}: {error}")
 
 
-def require_numbers(path: Path) -> None:
-    """Raise DamagedWeightsError where a value in the weights at a path is found not to be a number."""
-    found = broken_tensor(path)
+def require_numbers(model: ModelFile) -> None:
+    """Raise DamagedWeightsError where a value in the weights of a model is found not to be a number."""
+    found = broken_tensor(model.weight_files)
     if found is None:
         return
     file, name = found
@@ -49,12 +49,12 @@ def require_numbers(path: Path) -> None:
     )
 
 
-def broken_tensor(path: Path) -> tuple[Path, str] | None:
+def broken_tensor(files: Iterable[Path]) -> tuple[Path, str] | None:
     """The file and the first tensor in it with a value that is not a number; None where all are, or none can be read.
 
-    path: a .gguf file, a bundle, or a folder with safetensors.
+    files: .gguf, .onnx, .xml or .safetensors; others are passed over.
     """
-    for file in _files(path):
+    for file in sorted(file for file in files if file.suffix in _READERS):
         try:
             for name, values in _READERS[file.suffix](file):
                 if not np.isfinite(values).all():
@@ -62,16 +62,6 @@ def broken_tensor(path: Path) -> tuple[Path, str] | None:
         except Exception:  # it only words an error: what cannot be read, for whatever reason, is not to blame
             continue
     return None
-
-
-def _files(path: Path) -> list[Path]:
-    if not path.is_dir():
-        return [path] if path.suffix in _READERS else []
-    if (path / MANIFEST_NAME).exists():
-        files = [path / name for name in read_manifest(path).files]
-    else:
-        files = list(path.iterdir())
-    return sorted(file for file in files if file.suffix in _READERS)
 
 
 def _gguf(file: Path) -> Iterator[tuple[str, npt.NDArray[Any]]]:

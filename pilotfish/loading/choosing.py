@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import psutil
 
@@ -16,6 +15,7 @@ from ..runtime.errors import (
     PilotfishError,
     UnsupportedModelError,
 )
+from ..runtime.files.model_file import ModelFile
 from ..runtime.interfaces import Weights
 from ..runtime.profiling.canary import WRONG, Canary, canary_error
 from ..runtime.profiling.engine_trial import Choice, EngineTrial
@@ -28,16 +28,16 @@ from .trials import EngineTrials, _read, _trials_path
 __all__ = ["Wish", "choose", "first_threads", "open_first_right", "refuse_impossible"]
 
 
-def choose(path: Path, wish: Wish, report: Progress, *, again: bool = False) -> tuple[list[Place], Choice]:
-    """Where to run the model at a path, the best place first, and the trials that say so.
+def choose(model: ModelFile, wish: Wish, report: Progress, *, again: bool = False) -> tuple[list[Place], Choice]:
+    """Where to run a model, the best place first, and the trials that say so.
 
     Where nothing is left open nothing is tried. again: try everything anew, whatever is remembered.
     Raises EngineMissingError, UnsupportedModelError and OptionError where there is no place at all.
     """
-    places = candidates(path, wish)
+    places = candidates(model, wish)
     if len(places) == 1 and wish.threads is not None:
         return places, Choice.of([], wish.job, wish.exact)
-    trials = EngineTrials(path, wish, {} if again else _read(_trials_path(path, wish)))
+    trials = EngineTrials(model, wish, {} if again else _read(_trials_path(model, wish)))
     done = _able([(place, trials.run(place, report)) for place in places], wish)
     usable = [(p, t) for p, t in done if t.usable]
     if wish.threads is None and usable:
@@ -51,7 +51,7 @@ def choose(path: Path, wish: Wish, report: Progress, *, again: bool = False) -> 
     found = [place for place, trial in done if trial.usable]
     if not found:
         reasons = "; ".join(f"{t}: {t.problem or 'gave a wrong answer'}" for t in choice.trials)
-        raise UnsupportedModelError(f"no engine here can run {path}. {reasons}")
+        raise UnsupportedModelError(f"no engine here can run {model}. {reasons}")
     return found, choice
 
 
@@ -61,11 +61,11 @@ def _able(done: list[tuple[Place, EngineTrial]], wish: Wish) -> list[tuple[Place
     return judged if any(t.usable for _, t in judged) else done
 
 
-def candidates(path: Path, wish: Wish) -> list[Place]:
+def candidates(model: ModelFile, wish: Wish) -> list[Place]:
     """Every engine and device that may be meant, in the order in which engines are tried."""
     threads = wish.threads or first_threads()
     one, device = wish.engine, wish.device
-    found = [backends.named(path, one, device)] if one else backends.openers(path, device)
+    found = [backends.named(model, one, device)] if one else backends.openers(model, device)
     places = []
     for backend in found:
         if wish.device is None:
@@ -74,9 +74,9 @@ def candidates(path: Path, wish: Wish) -> list[Place]:
             devices = (wish.device,) if wish.engine or wish.device in backend.devices() else ()
         places += [Place(backend, device, threads, wish.kv_dtype, wish.options) for device in devices]
     if not places and wish.device is not None:
-        raise OptionError(f"no engine opens {path} on {wish.device!r}. Devices here: {device_list()}.")
+        raise OptionError(f"no engine opens {model} on {wish.device!r}. Devices here: {device_list()}.")
     if not places:
-        raise EngineMissingError(f"no engine here opens {path}; `pilotfish doctor` shows what can be added.")
+        raise EngineMissingError(f"no engine here opens {model}; `pilotfish doctor` shows what can be added.")
     return places
 
 
@@ -90,19 +90,19 @@ def _other_threads(first: int) -> list[int]:
 
 
 def open_first_right(
-    path: Path, places: Sequence[Place], report: Progress
-) -> tuple[Weights, Path, Place, tuple[str, ...]]:
-    """Weights at the first of these places that gives the known answer; the file or folder that was opened; the place;
+    model: ModelFile, places: Sequence[Place], report: Progress
+) -> tuple[Weights, ModelFile, Place, tuple[str, ...]]:
+    """Weights at the first of these places that gives the known answer; the model file that was opened; the place;
     and what was wrong with those before it.
 
     Raises the last place's own error, or EngineError for its wrong answer, where none is right.
     """
-    canary, notes = known_answer(path, report), []
+    canary, notes = known_answer(model, report), []
     for i, place in enumerate(places):
         is_last = i == len(places) - 1
         name = f"{place.backend.name} on {place.device or place.backend.devices()[0]}"
         try:
-            weights, location = open_weights(path, place, report)
+            weights, opened = open_weights(model, place, report)
         except PilotfishError as error:
             if is_last:
                 raise
@@ -111,13 +111,13 @@ def open_first_right(
         try:
             error_share = 0.0 if canary is None else _ask(weights, canary)
             if error_share < WRONG:
-                return weights, location, place, tuple(notes)
+                return weights, opened, place, tuple(notes)
             notes.append(f"{name} gave a wrong answer to a known question (error {error_share:.2f}, at most {WRONG})")
         except BaseException:
             weights.close()
             raise
         weights.close()
-    require_numbers(path)
+    require_numbers(model)
     raise EngineError(f"{'; '.join(notes)}. Choose another engine or device, or update this one's driver.")
 
 

@@ -2,37 +2,31 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 from .. import backends
-from ..runtime.cache.policies import CachePolicy, policy_by_name
-from ..runtime.cache.quality_gate import AUTO, tried_policy
-from ..runtime.checks import real, whole
-from ..runtime.errors import AbilityError, NotFiniteError, OptionError, PilotfishError, PilotfishWarning
-from ..runtime.files.bundle import DraftEntry
-from ..runtime.files.model_file import context_length, named_draft, read_tokenizer, reads_source
+from ..runtime.cache.policies import CachePolicy
+from ..runtime.checks import whole
+from ..runtime.errors import AbilityError, NotFiniteError, PilotfishError, PilotfishWarning
+from ..runtime.files.model_file import ModelFile
 from ..runtime.interfaces import DraftLengthPolicy, ModelInfo, Proposer, Weights
 from ..runtime.model.model import DraftWeights, Model
-from ..runtime.profiling.engine_trial import Job
-from ..runtime.speculation.draft_length import RenewalReward
-from ..runtime.speculation.proposers import SelfDraft
+from ..runtime.profiling.engine_trial import Choice, Job
 from ..runtime.text.chat_template import ChatTemplate
 from .broken_weights import explained, naming
-from .choosing import Wish, choose, open_first_right, refuse_impossible
-from .draft import open_draft, remembered_verdict
+from .choosing import choose, open_first_right, refuse_impossible
+from .draft import open_draft, pays_here
+from .load_options import DraftModel, LoadOptions, NamedDraft, draft_of, policy_of, quality_of
 from .measuring import calibration
-from .opening import Progress, read_rules, resolve
+from .opening import Place, Progress, resolve, rules_of
+from .options import Wish
 from .way_out import with_way_out
 
-__all__ = ["load", "resolve"]
-
-SELF_POLICY = "sinks:budget=512,every=128"  # of draft="self"
+__all__ = ["load", "load_with", "resolve"]
 
 
 def load(
@@ -92,71 +86,57 @@ def load(
     Raises ModelNotFoundError, ModelFileError, UnsupportedModelError, EngineMissingError, EngineError, OptionError,
     AbilityError, DownloadError or CacheWriteError, each with the way out.
     """
-    if max_context is not None:
-        whole("max_context", max_context, 2)
-    if speculate is False and draft not in (None, "auto"):
-        raise OptionError("a draft model is given together with speculate=False; drop one of the two.")
-    compression = policy_by_name(cache) if isinstance(cache, str) else cache
-    wanted = _quality(quality)
-    self_draft, draft = _self_draft(draft)
+    return load_with(
+        path,
+        LoadOptions(
+            engine=engine,
+            device=device,
+            draft=draft_of(draft),
+            speculate=speculate,
+            draft_engine=draft_engine,
+            draft_cache=policy_of(draft_cache),
+            cache=policy_of(cache),
+            quality=quality_of(quality),
+            kv_dtype=kv_dtype,
+            max_context=max_context,
+            threads=threads,
+            exact=exact,
+            options=options or {},
+            job=job,
+            proposers=proposers,
+            suppress=suppress,
+        ),
+        progress,
+    )
+
+
+def load_with(path: str | os.PathLike[str], options: LoadOptions, progress: Progress | None = None) -> Model:
+    """A model, ready to generate: load() with its parameters as one value."""
     report = progress or (lambda what, share: None)
-    draft_policy = policy_by_name(draft_cache) if isinstance(draft_cache, str) else draft_cache
-    job = job or (Job() if speculate else Job(acceptance=0.0))
-    copied = (self_draft if speculate else None) or (None if wanted is None else compression)
-    wish = Wish(engine, device, threads, kv_dtype, options or {}, job, exact, compression, copied).with_environment()
+    wish = options.wish()
     refuse_impossible(wish)
-    if draft_engine is not None:
-        backends.installed(draft_engine)
-    if wanted is not None:
-        tried_policy(compression, self_draft)
-    found = resolve(path, report)
-    if max_context is not None and not reads_source(found):
-        known = context_length(found)
-        whole("max_context", max_context, 2, known, hint="the model was trained for no more")
-    if draft not in (None, "auto"):
-        draft = resolve(draft, report)
-    named = named_draft(found) if draft == "auto" and speculate else None
-    if draft_engine is not None and named is None and draft in (None, "auto"):
-        raise OptionError(f"draft_engine is {draft_engine!r}, but there is no draft model; give one, or drop it.")
-    if draft_cache is not None and named is None and draft in (None, "auto"):
-        raise OptionError(f"draft_cache is {draft_cache!r}, but there is no draft model; give one, or drop it.")
-    places, choice = choose(found, wish, report)
-    weights, location, place, notes = open_first_right(found, places, report)
-    policy: DraftLengthPolicy | None = RenewalReward() if speculate is True else (speculate or None)
+    if options.draft_engine is not None:
+        backends.installed(options.draft_engine)
+    target = resolve(path, report)
+    if options.max_context is not None and not target.is_encoder_decoder:
+        known = target.context_length
+        whole("max_context", options.max_context, 2, known, hint="the model was trained for no more")
+    draft = _draft_file(target, options, report)
+    if draft is None:
+        options.require_draft()
+    places, choice = choose(target, wish, report)
+    weights, opened, place, notes = open_first_right(target, places, report)
     assistant: DraftWeights | None = None
     try:
-        tokenizer, template = read_tokenizer(location)
-        rules = read_rules(found, weights.info.vocab_size)
-        if draft == "auto":  # what the bundle names, unless it was found not to pay here
-            draft = None if named is None or _does_not_pay(found, named, weights.info) else named[0]
-        if draft is not None and policy is not None:
-            beside = replace(wish, engine=draft_engine or place.backend.name, threads=place.threads)
-            beside = replace(beside, cache=None, copied=None)
-            if draft_engine is not None:  # whose devices, types and options are not the target's
-                beside = replace(beside, device=None, kv_dtype=None, options={})
-            entry = None if named is None else named[1]
-            assistant, more = open_draft(found, tokenizer, draft, beside, report, entry)
-            assistant = replace(assistant, cache=draft_policy)
+        named = isinstance(options.draft, NamedDraft)
+        if named and draft is not None and pays_here(target, draft, weights.info) is False:
+            draft = None
+        if draft is not None and options.length_policy is not None:
+            beside = _beside(wish, options, place)
+            assistant, more = open_draft(target, opened.tokenizer, draft, beside, report, named=named)
+            assistant = replace(assistant, cache=options.draft_cache)
             notes += more
-        with naming(found):
-            measured = calibration(weights, report)
-        model = Model(
-            weights,
-            tokenizer,
-            None if template is None else ChatTemplate(template),
-            measured,
-            draft=assistant,
-            policy=policy,
-            proposers=proposers,
-            exact=exact,
-            self_draft=self_draft,
-            cache=compression,
-            quality=wanted,
-            max_context=max_context,
-            choice=choice,
-            rules=rules if rules is None or suppress else rules.lifted(),
-            explain=partial(_explained, path=found, info=weights.info),
-        )
+        model = _model(target, opened, weights, assistant, options, choice, report)
     except AbilityError as error:
         told = with_way_out(error, weights.info)
         _close(weights, assistant)
@@ -166,15 +146,67 @@ def load(
         raise
     for note in notes:
         warnings.warn(
-            f"{note}; went on with {model.info.engine} on {model.info.device}", PilotfishWarning, stacklevel=2
+            f"{note}; went on with {model.info.engine} on {model.info.device}", PilotfishWarning, stacklevel=3
         )
     return model
 
 
-def _explained(error: PilotfishError, path: Path, info: ModelInfo) -> PilotfishError:
+def _draft_file(target: ModelFile, options: LoadOptions, report: Progress) -> ModelFile | None:
+    """The draft model that was asked for, or that the target names."""
+    if isinstance(options.draft, DraftModel):
+        return resolve(options.draft.path, report)
+    if isinstance(options.draft, NamedDraft) and options.speculate and (named := target.named_draft()) is not None:
+        return resolve(named, report)
+    return None
+
+
+def _beside(wish: Wish, options: LoadOptions, place: Place) -> Wish:
+    """What is asked of the engine that runs the draft of a target that runs at a place."""
+    beside = replace(
+        wish, engine=options.draft_engine or place.backend.name, threads=place.threads, cache=None, copied=None
+    )
+    if options.draft_engine is None:
+        return beside
+    return replace(beside, device=None, kv_dtype=None, options={})  # those are of the target's engine
+
+
+def _model(
+    target: ModelFile,
+    opened: ModelFile,
+    weights: Weights,
+    assistant: DraftWeights | None,
+    options: LoadOptions,
+    choice: Choice,
+    report: Progress,
+) -> Model:
+    """The model over opened weights. opened: what they were read from, which may have been made of the target."""
+    rules = rules_of(target, weights.info.vocab_size)
+    template = opened.chat_template
+    with naming(target):
+        measured = calibration(weights, report)
+    return Model(
+        weights,
+        opened.tokenizer,
+        None if template is None else ChatTemplate(template),
+        measured,
+        draft=assistant,
+        policy=options.length_policy,
+        proposers=options.proposers,
+        exact=options.exact,
+        self_draft=options.self_draft,
+        cache=options.cache,
+        quality=options.quality,
+        max_context=options.max_context,
+        choice=choice,
+        rules=rules if options.suppress else rules.lifted(),
+        explain=partial(_explained, target=target, info=weights.info),
+    )
+
+
+def _explained(error: PilotfishError, target: ModelFile, info: ModelInfo) -> PilotfishError:
     """What an answer's error says to who loaded the model."""
     if isinstance(error, NotFiniteError):
-        return explained(error, path)
+        return explained(error, target)
     return with_way_out(error, info) if isinstance(error, AbilityError) else error
 
 
@@ -182,26 +214,3 @@ def _close(weights: Weights, assistant: DraftWeights | None) -> None:
     weights.close()
     if assistant is not None:
         assistant.weights.close()
-
-
-def _self_draft(draft: str | os.PathLike[str] | None) -> tuple[CachePolicy | None, str | os.PathLike[str] | None]:
-    """The policy of draft="self:POLICY", and what is left of `draft`: a model, "auto" or None."""
-    if not isinstance(draft, str) or draft.partition(":")[0] != SelfDraft.name:
-        return None, draft
-    return policy_by_name(draft.partition(":")[2] or SELF_POLICY), None
-
-
-def _quality(given: float | str | None) -> float | None:
-    """A number between 0 and 1, which "auto" stands for, too."""
-    if given is None:
-        return None
-    with contextlib.suppress(ValueError):
-        given = AUTO if given == "auto" else float(given) if isinstance(given, str) else given
-    return real("quality", given, "between 0 and 1 (0.98, say), or auto", lambda x: 0 < x < 1)
-
-
-def _does_not_pay(target: Path, named: tuple[Path, DraftEntry], info: ModelInfo) -> bool:
-    """Whether the bundle's draft is known to be a waste: by a check on this machine, else by its maker's."""
-    path, entry = named
-    here = remembered_verdict(target, path, info)
-    return (entry.pays if here is None else here) is False

@@ -14,8 +14,8 @@ from pydantic import ValidationError
 from .. import backends
 from ..runtime.encoder_input import prepare
 from ..runtime.errors import UnsupportedModelError
-from ..runtime.files.bundle import cache_dir, open_bundle, read_json, write_json_atomically
-from ..runtime.files.model_file import read_tokenizer, source_digest
+from ..runtime.files.bundle import cache_dir, read_json, write_json_atomically
+from ..runtime.files.model_file import ModelFile
 from ..runtime.interfaces import Weights
 from ..runtime.profiling.calibrate import Calibration, calibrate
 from ..runtime.profiling.canary import TEXT, Canary, make_canary
@@ -126,28 +126,27 @@ def _known(weights: Weights) -> Calibration | None:
     return None if doubt(known.curve.measured, known.busy) else known
 
 
-def known_answer(path: Path, report: Progress) -> Canary | None:
-    """The canary of a bundle, or of a .gguf file as the reference engine answers it, which is computed once.
+def known_answer(model: ModelFile, report: Progress) -> Canary | None:
+    """The canary that a model brings, or what the reference engine answers to it, which is computed once.
 
-    None where a bundle has none and where the reference engine does not know the architecture. Raises EngineError for
-    weights that have no answer, as some of them are not numbers.
+    None where a model of another format brings none and where the reference engine does not know the architecture.
+    Raises EngineError for weights that have no answer, as some of them are not numbers.
     """
-    if path.is_dir():
-        return open_bundle(path).manifest.canary
-    kept = cache_dir() / "canaries" / f"{source_digest(path)[:16]}.json"
+    if model.formats != ("gguf",) or model.canary is not None:
+        return model.canary
+    kept = cache_dir() / "canaries" / f"{model.digest[:16]}.json"
     with contextlib.suppress(ValidationError):
         return Canary.model_validate(read_json(kept))
     report("asking the reference engine for a known answer", 0.0)
-    tokenizer, _ = read_tokenizer(path)
-    place = Place(backends.get("reference"), None, 1, options={"stream": True})
+    place = Place(backends.get(backends.JUDGE), None, 1, options={"stream": True})
     try:
-        weights, _ = open_weights(path, place, report)
+        weights, _ = open_weights(model, place, report)
     except UnsupportedModelError:
         return None
     try:
         session = weights.session(min(weights.info.context_length, 64))
-        with naming(path), np.errstate(all="ignore"):
-            canary = make_canary(session, tokenizer.encode(TEXT))
+        with naming(model), np.errstate(all="ignore"):
+            canary = make_canary(session, model.tokenizer.encode(TEXT))
         session.close()
     finally:
         weights.close()

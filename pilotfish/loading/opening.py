@@ -11,7 +11,9 @@ from pathlib import Path
 from ..backends.protocol import Backend
 from ..runtime.checks import shown
 from ..runtime.errors import ModelFileError, ModelNotFoundError, OptionError, UnsupportedModelError
-from ..runtime.files.bundle import MANIFEST_NAME, open_bundle, read_manifest
+from ..runtime.files.manifest import MANIFEST_NAME
+from ..runtime.files.model_file import ModelFile
+from ..runtime.files.open_model import gguf_of, open_model
 from ..runtime.interfaces import Weights
 from ..runtime.model.rules import Rules
 
@@ -30,94 +32,69 @@ class Place:
     options: Mapping[str, object] = field(default_factory=dict)
 
 
-def open_weights(path: Path, place: Place, report: Progress) -> tuple[Weights, Path]:
-    """The weights at a path, imported first where the engine wants another format than the file is in, and the .gguf
-    file or bundle folder that was opened.
+def open_weights(model: ModelFile, place: Place, report: Progress) -> tuple[Weights, ModelFile]:
+    """A model's weights, imported first where the engine wants another format than the file is in, and the model file
+    that was opened.
 
     Raises what Backend.open raises, and CacheWriteError where an import finds no room on the disk.
     """
-    location, formats = path, place.backend.formats(place.device)
-    if path.is_dir():
-        bundle = open_bundle(path)
-        chosen = next((f for f in formats if f in bundle.manifest.formats), None)
-        if chosen is None:
-            raise UnsupportedModelError(
-                f"the {place.backend.name} engine opens {' or '.join(formats)}, and {path} holds "
-                f"{', '.join(bundle.manifest.formats)}; leave the engine out to pick another."
-            )
-        if chosen == "gguf":
-            location = bundle.file(bundle.manifest.formats["gguf"])
-    elif "gguf" not in formats:
-        from ..exporters.gguf.import_gguf import import_gguf  # needs the onnx package, which other engines do not
-
-        location = import_gguf(
-            path,
-            form="onnx" if "onnx" in formats else "onnx-static",
-            progress=lambda share, what: report(f"preparing {path.name}: {what}", share),
+    formats = place.backend.formats(place.device)
+    chosen = next((f for f in formats if f in (*model.formats, *model.imported_formats)), None)
+    if chosen is None:
+        raise UnsupportedModelError(
+            f"the {place.backend.name} engine opens {' or '.join(formats)}, and {model} holds "
+            f"{', '.join(model.formats)}; leave the engine out to pick another."
         )
+    opened = _imported(model, chosen, report) if chosen not in model.formats else model
+    if chosen == "gguf":
+        opened = gguf_of(opened)
     weights = place.backend.open(
-        location, device=place.device, threads=place.threads, kv_dtype=place.kv_dtype, options=place.options
+        opened, device=place.device, threads=place.threads, kv_dtype=place.kv_dtype, options=place.options
     )
-    return weights, location
+    return weights, opened
 
 
-def resolve(path: str | os.PathLike[str], report: Progress | None = None) -> Path:
-    """The .gguf file or bundle folder that a name or path stands for; fetches a catalogue model that is not here yet.
+def _imported(model: ModelFile, form: str, report: Progress) -> ModelFile:
+    """The model in a format that it was not made in."""
+    from ..exporters.gguf.import_gguf import import_gguf  # needs the onnx package, which other engines do not
 
-    Raises ModelNotFoundError naming what is close, UnsupportedModelError for folders of another kind.
+    return import_gguf(
+        gguf_of(model),
+        form="onnx" if form == "onnx" else "onnx-static",
+        progress=lambda share, what: report(f"preparing {model.path.name}: {what}", share),
+    )
+
+
+def resolve(path: str | os.PathLike[str], report: Progress | None = None) -> ModelFile:
+    """The model that a name or path stands for; fetches a catalogue model that is not here yet.
+
+    A ModelFile stands for itself. Raises ModelNotFoundError naming what is close, and what open_model() raises.
     """
+    if isinstance(path, ModelFile):
+        return path
     tell = report or (lambda what, share: None)
     name = os.fspath(path)
     if not name.strip():
         raise OptionError("the model's name is empty; give a catalogue name, a .gguf file or a bundle folder.")
     try:
         found = Path(path).expanduser()
-        found.exists()
+        if found.exists():
+            return open_model(found)
     except (OSError, ValueError, RuntimeError) as error:  # too long, a zero byte, a user's home that is not there
         why = error.strerror if isinstance(error, OSError) else error
         raise ModelNotFoundError(f"{shown(name)} cannot be looked up: {why}.") from None
-    if found.is_file():
-        if found.suffix.lower() != ".gguf":
-            raise ModelFileError(f"{found} is not a .gguf file; give one, or a bundle folder or a catalogue name.")
-        return found
-    if found.is_dir():
-        return _resolve_folder(found)
-    if found.exists():
-        raise ModelFileError(f"{found} is neither a file nor a folder; give a .gguf file or a bundle folder.")
     from ..fetching.catalogue import CATALOGUE
     from ..fetching.fetch import fetch  # needed for names only
 
     if name in CATALOGUE:
-        return fetch(name, progress=lambda done, total: tell(f"fetching {name}", done / total if total else 0.0))
+        return open_model(
+            fetch(name, progress=lambda done, total: tell(f"fetching {name}", done / total if total else 0.0))
+        )
     close = difflib.get_close_matches(name, CATALOGUE, n=1, cutoff=0.5)
     hint = f" Did you mean {close[0]}?" if close else ""
     raise ModelNotFoundError(
         f"there is no file or folder {name}, and no model of that name.{hint} Known names: {', '.join(CATALOGUE)}."
     )
-
-
-def _resolve_folder(folder: Path) -> Path:
-    if (folder / MANIFEST_NAME).exists():
-        return folder
-    models = sorted(folder.glob("*.gguf"))
-    if len(models) == 1:
-        return models[0]
-    if models:
-        raise OptionError(f"{folder} holds {len(models)} .gguf files; name one: {', '.join(m.name for m in models)}.")
-    if (folder / "config.json").exists():
-        raise UnsupportedModelError(
-            f"{folder} is a Hugging Face folder: weights to export, not to run. Make a bundle of it once with: "
-            f"pilotfish export {folder} -o {folder.name}-bundle   and open that, or give a .gguf file of the model."
-        )
-    graphs = sorted(path.name for path in (*folder.glob("*.onnx"), *folder.glob("*.ort")))
-    if graphs:
-        raise UnsupportedModelError(
-            f"{folder} holds ONNX Runtime files made elsewhere ({', '.join(graphs)}), without {MANIFEST_NAME}: what a "
-            "token gets may depend on the others of its step (Moonshine's round all of them by one scale), so that "
-            "checking drafts would change the answer. Export the weights that they were made from: "
-            "pilotfish export FOLDER -o BUNDLE   For speech that can be a Whisper."
-        )
-    raise ModelNotFoundError(f"{folder} holds no model: no {MANIFEST_NAME} and no .gguf file.")
 
 
 def source_place(source: str | os.PathLike[str]) -> str | Path:
@@ -135,23 +112,19 @@ def source_place(source: str | os.PathLike[str]) -> str | Path:
         return name
 
 
-def read_rules(path: Path, vocab_size: int) -> Rules | None:
-    """What a bundle says is never to be said, and its other settings for generating; None for a .gguf file, which
-    cannot say so.
+def rules_of(model: ModelFile, vocab_size: int) -> Rules:
+    """What a model says is never to be said, and its other settings for generating.
 
     Raises ModelFileError where they name tokens that the model does not have.
     """
-    if not path.is_dir():
-        return None
-    manifest = read_manifest(path)
-    named = (*manifest.suppress_tokens, *manifest.begin_suppress_tokens, *manifest.generation.token_ids)
+    named = (*model.suppress_tokens, *model.begin_suppress_tokens, *model.generation.token_ids)
     last = max(named, default=0)
     if last >= vocab_size:
         raise ModelFileError(
-            f"{path / MANIFEST_NAME} is damaged: its settings for generating name the token {last}, and the model has "
-            f"{vocab_size}. Build the bundle again from its source."
+            f"{model.path / MANIFEST_NAME} is damaged: its settings for generating name the token {last}, and the "
+            f"model has {vocab_size}. Build the bundle again from its source."
         )
-    return Rules(manifest.suppress_tokens, manifest.begin_suppress_tokens, manifest.generation)
+    return Rules(model.suppress_tokens, model.begin_suppress_tokens, model.generation)
 
 
 def usable_cores() -> int:

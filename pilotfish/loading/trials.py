@@ -14,7 +14,7 @@ import numpy as np
 from ..runtime.encoder_input import prepare, stand_in
 from ..runtime.errors import DamagedWeightsError, OptionError, PilotfishError, PilotfishWarning, UnsupportedModelError
 from ..runtime.files.bundle import cache_dir, read_json, write_json_atomically
-from ..runtime.files.model_file import source_digest
+from ..runtime.files.model_file import ModelFile
 from ..runtime.interfaces import Session
 from ..runtime.profiling.calibrate import calibrate
 from ..runtime.profiling.canary import WRONG, Canary, canary_error
@@ -40,8 +40,8 @@ _LASTING = (UnsupportedModelError, OptionError)  # a trial that ends so would en
 class EngineTrials:
     """EngineTrials over one model: remembered by engine version, device and threads, or made now."""
 
-    def __init__(self, path: Path, wish: Wish, known: dict[str, EngineTrial]) -> None:
-        self._path, self._wish, self._known = path, wish, known
+    def __init__(self, model: ModelFile, wish: Wish, known: dict[str, EngineTrial]) -> None:
+        self._model, self._wish, self._known = model, wish, known
         self._canary: Canary | None = None
         self._asked = False
         self._best_step = np.inf
@@ -59,7 +59,7 @@ class EngineTrials:
             head = (place.backend.name, version, device, place.threads)
             try:
                 others = busy.Others()
-                with naming(self._path):
+                with naming(self._model):
                     trial = self._measure(place, head, report)
                 trial = replace(trial, busy=max(share, others.share()))
             except PilotfishError as error:
@@ -69,10 +69,10 @@ class EngineTrials:
                 if not isinstance(error, _LASTING):
                     return trial  # a full memory may be empty another time
             if trial.canary_error is not None and trial.canary_error >= WRONG:
-                require_numbers(self._path)
+                require_numbers(self._model)
                 warnings.warn(f"{trial} gave a wrong answer; left out", PilotfishWarning, stacklevel=3)
             self._known[key] = trial
-            _write(_trials_path(self._path, self._wish), self._known)
+            _write(_trials_path(self._model, self._wish), self._known)
             report(what, 1.0)
         trial = self._known[key]
         if trial.usable:
@@ -87,8 +87,8 @@ class EngineTrials:
 
     def _measure(self, place: Place, head: tuple[str, str, str, int], report: Progress) -> EngineTrial:
         if not self._asked:
-            self._canary, self._asked = known_answer(self._path, report), True
-        weights, _ = open_weights(self._path, place, report)
+            self._canary, self._asked = known_answer(self._model, report), True
+        weights, _ = open_weights(self._model, place, report)
         try:
             session = weights.session(min(weights.info.context_length, 256))
             prepare(session)
@@ -137,8 +137,8 @@ def _prefill_s(session: Session) -> float:
     return min(times) / (len(tokens) if source is None else source.shape[-1])
 
 
-def _trials_path(path: Path, wish: Wish) -> Path:
-    name = source_digest(path)[:16]
+def _trials_path(model: ModelFile, wish: Wish) -> Path:
+    name = model.digest[:16]
     if wish.kv_dtype is not None or wish.options:
         settings = json.dumps([wish.kv_dtype, sorted((k, str(v)) for k, v in wish.options.items())])
         name += "-" + hashlib.sha256(settings.encode()).hexdigest()[:8]

@@ -26,6 +26,7 @@ _PARTS = (
 )
 pytest.register_assert_rewrite(*(f"{__name__}.{part}" for part in _PARTS))  # so that a failure shows its values
 
+from ..runtime.files.gguf_model import GgufModel  # noqa: E402
 from ..runtime.speculation.draft_weights import Shared  # noqa: E402
 from . import answer_contract, cache_contract, copy_contract, source_contract, step_contract, tree_contract  # noqa: E402 - after the line above
 from .subject import Subject  # noqa: E402
@@ -33,7 +34,7 @@ from .tiny_models import tiny_gguf  # noqa: E402
 from .toy import ToyWeights  # noqa: E402
 from .toy_model import toy_model, toy_weights  # noqa: E402
 
-__all__ = ["CHECKS", "Shared", "Subject", "ToyWeights", "tiny_gguf", "toy_model", "toy_weights"]
+__all__ = ["CHECKS", "GgufModel", "Shared", "Subject", "ToyWeights", "tiny_gguf", "toy_model", "toy_weights"]
 
 CHECKS: tuple[Callable[[Subject], None], ...] = (
     *step_contract.CHECKS,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from .. import backends
+from ..runtime.files.bundle import Bundle
 from ..runtime.interfaces import Floats, Tokens
 
 KINDS = ("u8", "u8/u4", "u4")  # of keys/values, the larger first
@@ -28,16 +28,16 @@ class CacheLoss:
 
 
 def measure_cache_types(
-    folder: Path, texts: Sequence[Tokens], *, threads: int, kinds: Sequence[str] = KINDS
+    bundle: Bundle, texts: Sequence[Tokens], *, threads: int, kinds: Sequence[str] = KINDS
 ) -> tuple[CacheLoss, ...]:
     """What each type of cache costs on the OpenVINO format of a bundle.
 
-    texts: a hundred tokens or more each; they are read once for every type. Raises what opening the bundle raises.
+    texts: a hundred tokens or more each; they are read once for every type. Raises what opening its weights raises.
     """
-    exact, _ = _answers(folder, texts, "f32", threads)
+    exact, _ = _answers(bundle, texts, "f32", threads)
     found = []
     for kind in kinds:
-        answers, n_bytes = _answers(folder, texts, kind, threads)
+        answers, n_bytes = _answers(bundle, texts, kind, threads)
         kl = [float((np.exp(p) * (p - q)).sum(axis=-1).mean()) for p, q in zip(exact, answers, strict=True)]
         same = [float((p.argmax(axis=-1) == q.argmax(axis=-1)).mean()) for p, q in zip(exact, answers, strict=True)]
         sizes = [len(text) for text in texts]
@@ -53,9 +53,9 @@ def cache_hint(losses: Sequence[CacheLoss], limit: float = LIMIT) -> str | None:
     return min(good, key=lambda loss: loss.bytes_per_token).kv_dtype if good else None
 
 
-def _answers(folder: Path, texts: Sequence[Tokens], kind: str, threads: int) -> tuple[list[Floats], float]:
+def _answers(bundle: Bundle, texts: Sequence[Tokens], kind: str, threads: int) -> tuple[list[Floats], float]:
     """log p after every token of each text, and bytes of the cache a token."""
-    weights = backends.get("openvino").open(folder, device="cpu", threads=threads, kv_dtype=kind)
+    weights = backends.get("openvino").open(bundle, device="cpu", threads=threads, kv_dtype=kind)
     try:
         rows, n_bytes = [], 0.0
         for text in texts:

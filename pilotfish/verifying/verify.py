@@ -62,7 +62,7 @@ def verify(
     for form in wanted:
         place = Place(backends.get(ENGINE_OF[form]), device, wish.threads or first_threads())
         reports.append(verify_format(bundle, form, place, answers, logits, tell))
-    return Report(bundle.folder, tuple(reports), left_out, source is not None)
+    return Report(bundle.path, tuple(reports), left_out, source is not None)
 
 
 def _bundle_place(folder: str | os.PathLike[str]) -> Path:
@@ -85,7 +85,7 @@ def own_threads() -> int:
 def stored_answers(bundle: Bundle) -> Answers:
     """What the source answered when the bundle was made. Raises OptionError where that was not stored."""
     if bundle.manifest.answers is None:
-        raise OptionError(f"{bundle.folder} holds no answers of its source; name the source to compare with it.")
+        raise OptionError(f"{bundle} holds no answers of its source; name the source to compare with it.")
     return Answers.load(bundle.file(bundle.manifest.answers))
 
 
@@ -101,7 +101,7 @@ def verify_format(
     what, began, manifest = f"verifying {form}", time.perf_counter(), bundle.manifest
     tell(what, 0.0)
     thresholds = thresholds_of(manifest, form)
-    weights, _ = open_weights(bundle.folder, place, tell)
+    weights, _ = open_weights(bundle, place, tell)
     try:
         device, version = weights.info.device, weights.info.engine_version
         if weights.info.encoder is None:  # a format may hold less than the source: llama.cpp knows few windows
@@ -143,7 +143,7 @@ def _wanted(bundle: Bundle, formats: tuple[str, ...] | None) -> tuple[tuple[str,
     listed = bundle.manifest.formats
     for form in formats or ():
         if form not in listed:
-            raise OptionError(f"{bundle.folder} holds no {form}; it holds {', '.join(listed)}.")
+            raise OptionError(f"{bundle} holds no {form}; it holds {', '.join(listed)}.")
         if form not in ENGINE_OF:
             raise OptionError(f"{form} is run by no engine of Pilotfish; those that are: {', '.join(ENGINE_OF)}.")
     wanted, left_out, ways = [], {}, []
@@ -164,7 +164,7 @@ def _wanted(bundle: Bundle, formats: tuple[str, ...] | None) -> tuple[tuple[str,
     if ways and (formats or not wanted):
         raise EngineMissingError(f"nothing here runs {', '.join(left_out)}. {' or '.join(dict.fromkeys(ways))}")
     if not wanted:
-        raise OptionError(f"{bundle.folder} holds {', '.join(listed)}, and no engine of Pilotfish runs any of it.")
+        raise OptionError(f"{bundle} holds {', '.join(listed)}, and no engine of Pilotfish runs any of it.")
     return tuple(wanted), left_out
 
 
@@ -175,7 +175,7 @@ def _ask(bundle: Bundle, source: str | os.PathLike[str], tell: Progress) -> tupl
     made_from = bundle.manifest.source
     if found.sha256 != made_from.sha256:
         raise ModelFileError(
-            f"{bundle.folder} was made from another model: {made_from.name} with sha256 {made_from.sha256[:12]}..., "
+            f"{bundle} was made from another model: {made_from.name} with sha256 {made_from.sha256[:12]}..., "
             f"and {source} has {found.sha256[:12]}...; name its source, or none to compare with the stored answers."
         )
     return ask_source(found, tell)

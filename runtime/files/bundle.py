@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from ..errors import ModelFileError, ModelNotFoundError
+from ..profiling.canary import Canary
+from ..sampling.generation import Generation
 from ..storage import Progress, cache_dir, file_digest, read_json, sha256_of, write_atomically, write_json_atomically
 from ..text.tokenizer import Tokenizer
 from .manifest import MANIFEST_NAME, SCHEMA_VERSION, DraftEntry, FileFact, GreedyAnswer, Manifest, Source
+from .model_file import ModelFile
 
 __all__ = [
     "MANIFEST_NAME",
@@ -34,24 +37,79 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class Bundle:
-    """An opened and checked bundle."""
+class Bundle(ModelFile):
+    """An opened and checked bundle.
 
-    folder: Path
-    manifest: Manifest
+    digest: of the manifest as it is written, which holds the digests of everything else; read where it is not given.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest, digest: str | None = None) -> None:
+        self._path, self.manifest, self._digest = path, manifest, digest
+
+    @property
+    def path(self) -> Path:
+        return self._path
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        return tuple(self.manifest.formats)
+
+    @cached_property
+    def digest(self) -> str:
+        return self._digest or hashlib.sha256((self._path / MANIFEST_NAME).read_bytes()).hexdigest()
+
+    @property
+    def contents_digest(self) -> str:
+        """Of graphs and weights together: two models may share a graph."""
+        digests = (fact.sha256 for _, fact in sorted(self.manifest.files.items()))
+        return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+    @property
+    def context_length(self) -> int:
+        return self.manifest.context_length
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        return bool(self.manifest.encoders)
+
+    @property
+    def chat_template(self) -> str | None:
+        return self.manifest.chat_template
+
+    @property
+    def weight_files(self) -> tuple[Path, ...]:
+        return tuple(self._path / name for name in self.manifest.files)
+
+    @property
+    def canary(self) -> Canary | None:
+        return self.manifest.canary
+
+    @property
+    def draft_entry(self) -> DraftEntry | None:
+        return self.manifest.draft
+
+    @property
+    def suppress_tokens(self) -> tuple[int, ...]:
+        return self.manifest.suppress_tokens
+
+    @property
+    def begin_suppress_tokens(self) -> tuple[int, ...]:
+        return self.manifest.begin_suppress_tokens
+
+    @property
+    def generation(self) -> Generation:
+        return self.manifest.generation
 
     def file(self, name: str) -> Path:
         """The path of a listed file."""
         if name not in self.manifest.files:
-            raise ModelFileError(f"{self.folder} holds no {name}; it holds {', '.join(self.manifest.files)}.")
-        return self.folder / name
+            raise ModelFileError(f"{self} holds no {name}; it holds {', '.join(self.manifest.files)}.")
+        return self._path / name
 
-    def tokenizer(self) -> Tokenizer:
-        """Raises ModelFileError where there is none."""
+    def _read_tokenizer(self) -> Tokenizer:
         manifest = self.manifest
         if manifest.tokenizer is None:
-            raise ModelFileError(f"{self.folder} holds no tokenizer; build the bundle again from its source.")
+            raise ModelFileError(f"{self} holds no tokenizer; build the bundle again from its source.")
         return Tokenizer.from_file(
             self.file(manifest.tokenizer), eos_ids=manifest.eos_ids, bos_id=manifest.bos_id, add_bos=manifest.add_bos
         )
@@ -63,7 +121,7 @@ def open_bundle(folder: Path) -> Bundle:
     A digest is computed once and remembered by path, size and modification time. Raises ModelNotFoundError where
     there is no manifest and ModelFileError for anything that is not as the manifest says.
     """
-    manifest = read_manifest(folder)
+    manifest, written = _read(folder)
     way_out = f"Delete {folder} and let Pilotfish build or fetch it again."
     inside = folder.resolve()
     for name, fact in manifest.files.items():
@@ -81,14 +139,20 @@ def open_bundle(folder: Path) -> Bundle:
             raise ModelFileError(f"{path} cannot be read: {error.strerror or error}.") from error
         if digest != fact.sha256:
             raise ModelFileError(f"{path} is damaged: its sha256 is {digest} instead of {fact.sha256}. {way_out}")
-    return Bundle(folder, manifest)
+    return Bundle(folder, manifest, written)
 
 
 def read_manifest(folder: Path) -> Manifest:
     """What `pilotfish.json` in a folder says; no file is looked at. Raises ModelNotFoundError and ModelFileError."""
+    return _read(folder)[0]
+
+
+def _read(folder: Path) -> tuple[Manifest, str]:
+    """The manifest in a folder, and the digest of its text."""
     path = folder / MANIFEST_NAME
     try:
-        value = json.loads(path.read_bytes())
+        text = path.read_bytes()
+        value = json.loads(text)
     except FileNotFoundError:
         why = f"is not a bundle: it has no {MANIFEST_NAME}" if folder.exists() else "is not there"
         raise ModelNotFoundError(f"{folder} {why}.") from None
@@ -102,7 +166,7 @@ def read_manifest(folder: Path) -> Manifest:
             f"{path} has schema version {version}, and this Pilotfish reads up to {SCHEMA_VERSION}. Upgrade Pilotfish."
         )
     try:
-        return Manifest.model_validate(value)
+        return Manifest.model_validate(value), hashlib.sha256(text).hexdigest()
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
@@ -121,9 +185,3 @@ def describe_files(folder: Path, progress: Progress | None = None) -> dict[str, 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write `pilotfish.json`. Raises CacheWriteError."""
     write_atomically(folder / MANIFEST_NAME, (manifest.model_dump_json(indent=2) + "\n").encode())
-
-
-def _digest(bundle: Bundle) -> str:
-    """Of graph and weights together: two models may share a graph."""
-    digests = (fact.sha256 for _, fact in sorted(bundle.manifest.files.items()))
-    return hashlib.sha256("".join(digests).encode()).hexdigest()

@@ -1,67 +1,113 @@
-"""What a model on disk says of itself beside its weights."""
+"""A model on disk: what lies at a path, found out once and handed on. No weights are opened."""
 
 from __future__ import annotations
 
-import hashlib
+from abc import ABC, abstractmethod
+from functools import cached_property
 from pathlib import Path
 
-from ..errors import ModelFileError, ModelNotFoundError
-from ..storage import file_digest
+from ..errors import ModelNotFoundError
+from ..profiling.canary import Canary
+from ..sampling.generation import Generation
 from ..text.tokenizer import Tokenizer
-from .bundle import MANIFEST_NAME, DraftEntry, open_bundle
-from .gguf_file import read_gguf
+from .manifest import MANIFEST_NAME, DraftEntry
 
 
-def read_tokenizer(location: Path) -> tuple[Tokenizer, str | None]:
-    """The tokenizer and the chat template, if there is one, of a .gguf file or a bundle folder."""
-    if location.is_dir():
-        bundle = open_bundle(location)
-        return bundle.tokenizer(), bundle.manifest.chat_template
-    from ..text.tokenizer_gguf import tokenizer_from_gguf
-    from .gguf_file import read_gguf
+class ModelFile(ABC):
+    """One model on disk. A kind of model file is a class; open_model() knows which one lies at a path.
 
-    metadata = read_gguf(location).metadata
-    template = metadata.get("tokenizer.chat_template")
-    return tokenizer_from_gguf(metadata), template if isinstance(template, str) else None
-
-
-def source_digest(path: Path) -> str:
-    """Digest of a .gguf file, or of the manifest of a bundle, which holds the digests of everything else."""
-    if path.is_dir():
-        return hashlib.sha256((path / MANIFEST_NAME).read_bytes()).hexdigest()
-    return file_digest(path)
-
-
-def named_draft(target: Path) -> tuple[Path, DraftEntry] | None:
-    """The draft that a bundle names, found inside or beside it, and what the bundle says of it; None: it names none.
-
-    Raises ModelNotFoundError where it is not there.
+    Usable wherever a path is. Properties raise ModelFileError where the file contradicts itself.
     """
-    if not target.is_dir():
+
+    @property
+    @abstractmethod
+    def path(self) -> Path:
+        """The file, or the folder."""
+
+    @property
+    @abstractmethod
+    def formats(self) -> tuple[str, ...]:
+        """What it holds, as engines name it: "gguf", "onnx", ..."""
+
+    @property
+    def imported_formats(self) -> tuple[str, ...]:
+        """What it can be converted into before it is opened."""
+        return ()
+
+    @property
+    @abstractmethod
+    def digest(self) -> str:
+        """Of everything that decides its answers, in hex."""
+
+    @property
+    @abstractmethod
+    def context_length(self) -> int:
+        """Tokens that it was trained for."""
+
+    @property
+    @abstractmethod
+    def is_encoder_decoder(self) -> bool: ...
+
+    @property
+    @abstractmethod
+    def chat_template(self) -> str | None:
+        """The jinja2 text."""
+
+    @property
+    @abstractmethod
+    def weight_files(self) -> tuple[Path, ...]:
+        """The files that hold its tensors, and others beside them."""
+
+    @property
+    def canary(self) -> Canary | None:
+        """A known answer, to be asked of every device that runs the model, where it brings one."""
         return None
-    entry = open_bundle(target).manifest.draft
-    if entry is None:
+
+    @property
+    def draft_entry(self) -> DraftEntry | None:
+        """The draft that it names, and what it says of it."""
         return None
-    path = target / entry.path
-    if not (path / MANIFEST_NAME).exists() and not path.is_file():
-        raise ModelNotFoundError(
-            f"{target} names the draft {entry.path}, and there is no model at {path}. Put it there, "
-            "or use draft=None to go without one."
-        )
-    return path, entry
 
+    @property
+    def suppress_tokens(self) -> tuple[int, ...]:
+        """Tokens that are never in an answer."""
+        return ()
 
-def reads_source(path: Path) -> bool:
-    """Whether the model at a path is an encoder-decoder model."""
-    return bool(open_bundle(path).manifest.encoders) if path.is_dir() else read_gguf(path).architecture == "t5"
+    @property
+    def begin_suppress_tokens(self) -> tuple[int, ...]:
+        """Tokens that no answer begins with."""
+        return ()
 
+    @property
+    def generation(self) -> Generation:
+        """Its other settings for generating, as transformers names them."""
+        return Generation()
 
-def context_length(path: Path) -> int:
-    """Tokens that the model at a path, a .gguf file or a bundle, was trained for; read without opening weights."""
-    if path.is_dir():
-        return open_bundle(path).manifest.context_length
-    metadata = read_gguf(path).metadata
-    length = metadata.get(f"{metadata.get('general.architecture')}.context_length")
-    if not isinstance(length, int):
-        raise ModelFileError(f"{path} does not say how long its context is.")
-    return length
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """Read at the first time. Raises ModelFileError where there is none."""
+        return self._read_tokenizer()
+
+    @abstractmethod
+    def _read_tokenizer(self) -> Tokenizer: ...
+
+    def named_draft(self) -> Path | None:
+        """Where the draft lies that it names, inside or beside it; None: it names none.
+
+        Raises ModelNotFoundError where it is not there.
+        """
+        if self.draft_entry is None:
+            return None
+        path = self.path / self.draft_entry.path
+        if not (path / MANIFEST_NAME).exists() and not path.is_file():
+            raise ModelNotFoundError(
+                f"{self} names the draft {self.draft_entry.path}, and there is no model at {path}. Put it there, "
+                "or use draft=None to go without one."
+            )
+        return path
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    def __str__(self) -> str:
+        return str(self.path)

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 from command_line import Run, own_cache, pilotfish, refused, tiny
+from model_files import imported
 
 from pilotfish.apps import cli
-from pilotfish.exporters.gguf.import_gguf import import_gguf
 from pilotfish.runtime import storage
 from pilotfish.runtime.errors import PilotfishWarning
 from pilotfish.testing.tiny_models import tiny_gguf
@@ -116,7 +116,7 @@ def test_inspect_and_doctor(tiny: Path, pilotfish: Run) -> None:
     found = json.loads(pilotfish("inspect", tiny, "--json").out)
     assert found["general.architecture"] == "llama" and found["tensors"] > 0
     assert "general.architecture" in pilotfish("inspect", tiny).out
-    bundle = import_gguf(tiny)
+    bundle = imported(tiny)
     assert json.loads(pilotfish("inspect", bundle, "--json").out)["source"]["name"] == "tiny.gguf"
     pilotfish("run", tiny, PROMPT, "-n", 2)
     facts = json.loads(pilotfish("doctor", "--json").out)
@@ -320,7 +320,7 @@ def test_architectures_and_tensor_types_that_are_not_known(tmp_path: Path, pilot
 
 def test_a_damaged_bundle_is_built_again_and_a_foreign_one_refused(tiny: Path, tmp_path: Path, pilotfish: Run) -> None:
     before = pilotfish("run", tiny, PROMPT, "-n", 8).out
-    bundle = import_gguf(tiny)
+    bundle = imported(tiny)
     data = bundle / "model.onnx.data"
     data.write_bytes(data.read_bytes()[:-7])
     refused(pilotfish("run", bundle, PROMPT), "bytes instead of")

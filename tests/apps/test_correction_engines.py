@@ -14,6 +14,7 @@ import pytest
 from pilotfish import Model, load
 from pilotfish.backends import get
 from pilotfish.exporting.export import export
+from pilotfish.runtime.files.open_model import open_model
 from pilotfish.runtime.speculation.draft_length import Fixed
 from pilotfish.runtime.storage import cache_dir
 
@@ -81,7 +82,7 @@ def test_answers_are_those_of_onnx_runtime(engine: str, installed: list[str], bu
 
 def gap(model: Model, bundle: Path, source: str, tokens: list[int]) -> float:
     """Between the best two logits after these tokens of an answer, on ONNX Runtime."""
-    weights = get("onnx").open(bundle, device=None, threads=2, kv_dtype=None, options={})
+    weights = get("onnx").open(open_model(bundle), device=None, threads=2, kv_dtype=None, options={})
     assert weights.info.encoder is not None
     session = weights.session()
     session.encode(model.tokenizer.encode_source(source))

@@ -12,6 +12,10 @@ import pytest
 from pilotfish import backends
 from pilotfish.backends.protocol import Backend
 from pilotfish.runtime.errors import EngineMissingError, OptionError, UnsupportedModelError
+from pilotfish.runtime.files.bundle import Bundle, Manifest, Source
+from pilotfish.runtime.files.gguf_model import GgufModel
+from pilotfish.runtime.files.model_file import ModelFile
+from pilotfish.runtime.files.open_model import open_model
 from pilotfish.testing.tiny_models import tiny_gguf
 
 
@@ -36,11 +40,18 @@ class Mine:
     def formats(self, device: str | None = None) -> tuple[str, ...]:
         return ("mine",)
 
-    def open(self, path: Path, *, device: str | None, threads: int, kv_dtype: str | None) -> object:
-        return (path, device, threads, kv_dtype)
+    def open(self, model: ModelFile, *, device: str | None, threads: int, kv_dtype: str | None) -> object:
+        return (model, device, threads, kv_dtype)
 
 
 BACKEND = Mine()
+
+
+def bundle(folder: Path, form: str) -> Bundle:
+    """A bundle of one format, without any file."""
+    source = Source(name="x", sha256="0" * 64, format="huggingface")
+    about = {"model_id": "x", "architecture": "llama", "context_length": 9, "source": source}
+    return Bundle(folder, Manifest.model_construct(**about, files={}, formats={form: f"x.{form}"}))
 
 
 @pytest.fixture
@@ -72,8 +83,7 @@ def test_an_unknown_engine_is_named_with_those_that_exist() -> None:
 def test_engines_of_other_packages(mine: None, tmp_path: Path) -> None:
     assert backends.names()[-1] == "mine"
     assert backends.get("mine") is BACKEND
-    (tmp_path / "pilotfish.json").write_text('{"formats": {"mine": "x.mine"}}')
-    assert backends.openers(tmp_path) == [BACKEND]
+    assert backends.openers(bundle(tmp_path, "mine")) == [BACKEND]
 
 
 def test_a_missing_engine_comes_with_the_command_that_adds_it(gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,11 +91,11 @@ def test_a_missing_engine_comes_with_the_command_that_adds_it(gguf: Path, monkey
         monkeypatch.setitem(sys.modules, module, None)  # what import then finds
     onnx = backends.get("onnx")
     assert onnx.version() is None and onnx.devices() == ()
-    for ask in (lambda: backends.named(gguf, "onnx"), lambda: backends.openers(gguf)):
+    for ask in (lambda: backends.named(GgufModel(gguf), "onnx"), lambda: backends.openers(GgufModel(gguf))):
         with pytest.raises(EngineMissingError, match=r"pip install 'pilotfish\[onnx\]'"):
             ask()
     with pytest.raises(EngineMissingError, match=r"pip install 'pilotfish\[onnx\]'"):
-        onnx.open(gguf, device=None, threads=1, kv_dtype=None)
+        onnx.open(open_model(gguf), device=None, threads=1, kv_dtype=None)
 
 
 def test_a_broken_engine_of_another_package_is_not_touched(gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,20 +103,21 @@ def test_a_broken_engine_of_another_package_is_not_touched(gguf: Path, monkeypat
     entry = metadata.EntryPoint("broken", "no_such_module:BACKEND", "pilotfish.backends")
     monkeypatch.setattr(metadata, "entry_points", lambda group: [entry])
     with pytest.warns(RuntimeWarning, match=r"broken engine .* cannot be imported"):
-        assert "onnx" in [b.name for b in backends.openers(gguf)]
+        assert "onnx" in [b.name for b in backends.openers(GgufModel(gguf))]
 
 
 def test_the_reference_is_picked_only_by_name(gguf: Path) -> None:
-    assert backends.named(gguf, "reference").name == "reference"
+    assert backends.named(GgufModel(gguf), "reference").name == "reference"
     if backends.get("onnx").version() is not None:
-        assert "reference" not in [b.name for b in backends.openers(gguf)]
+        assert "reference" not in [b.name for b in backends.openers(GgufModel(gguf))]
 
 
 def test_what_no_engine_opens(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedModelError, match=r"model\.bin"):
-        backends.openers(tmp_path / "model.bin")
-    with pytest.raises(UnsupportedModelError, match=r"model\.bin"):
-        backends.named(tmp_path / "model.bin", "reference")
+    model = bundle(tmp_path, "bin")
+    with pytest.raises(UnsupportedModelError, match="which holds bin"):
+        backends.openers(model)
+    with pytest.raises(UnsupportedModelError, match="which holds bin"):
+        backends.named(model, "reference")
 
 
 @pytest.mark.parametrize("name", ["onnx", "reference"])
@@ -115,9 +126,9 @@ def test_devices_and_cache_types_that_do_not_exist(name: str, gguf: Path) -> Non
     if backend.version() is None:
         pytest.skip(f"{name} is not installed")
     with pytest.raises(OptionError, match="'gpu9'"):
-        backend.open(gguf, device="gpu9", threads=1, kv_dtype=None)
+        backend.open(open_model(gguf), device="gpu9", threads=1, kv_dtype=None)
     with pytest.raises(OptionError, match="'int2'"):
-        backend.open(gguf, device=None, threads=1, kv_dtype="int2")
+        backend.open(open_model(gguf), device=None, threads=1, kv_dtype="int2")
 
 
 def _narrows(test: ast.expr) -> bool:

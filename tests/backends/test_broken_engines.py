@@ -19,6 +19,7 @@ from pilotfish.backends.common import packages
 from pilotfish.backends.llamacpp import backend as llamacpp
 from pilotfish.backends.llamacpp.probe import Verdict
 from pilotfish.runtime.errors import EngineError, EngineMissingError
+from pilotfish.runtime.files.open_model import open_model
 
 __all__ = ["own_cache", "pilotfish", "tiny"]  # fixtures
 MODULES = {"onnx": "onnxruntime", "openvino": "openvino"}
@@ -59,12 +60,12 @@ def test_a_package_that_cannot_be_imported(
     assert problem is not None and "\n" not in problem
     assert f"{engine} engine is installed, but does not run: " in problem and f"{ANEW} '{MODULES[engine]}" in problem
     with pytest.raises(EngineError, match="Install it anew"):
-        backends.named(tiny, engine)
+        backends.named(open_model(tiny), engine)
     with pytest.raises(EngineError, match="Install it anew"):
-        backend.open(tiny, device=None, threads=1, kv_dtype=None)
+        backend.open(open_model(tiny), device=None, threads=1, kv_dtype=None)
     monkeypatch.setattr(backends, "_BUILT_IN", {engine: backends._BUILT_IN[engine]})
     with pytest.raises(EngineError, match=r"no engine here opens .* Install it anew"):
-        backends.openers(tiny)
+        backends.openers(open_model(tiny))
 
 
 def test_every_command_says_what_mends_an_engine(
@@ -95,7 +96,7 @@ def test_a_benchmark_leaves_out_a_peer_that_cannot_be_imported(
 ) -> None:
     for module, peer in (("llama_cpp", LlamaCpp), ("openvino_genai", OpenVinoGenAi), ("onnxruntime", OnnxRuntime)):
         break_package(monkeypatch, tmp_path, module, WAYS["a wrong system"])
-        assert peer.open(tiny, 1, 64) is None
+        assert peer.open(open_model(tiny), 1, 64) is None
 
 
 def test_a_package_that_is_not_there_is_not_broken(monkeypatch: pytest.MonkeyPatch) -> None:

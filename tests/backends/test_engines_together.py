@@ -94,8 +94,8 @@ def test_an_engine_of_another_package_generates(
                 def devices(self): return ("cpu",)
                 def notes(self): return {}
                 def formats(self, device=None): return ("gguf",)
-                def open(self, path, *, device, threads, kv_dtype, options={}):
-                    weights = backends.get("reference").open(path, device=None, threads=1, kv_dtype=None)
+                def open(self, model, *, device, threads, kv_dtype, options={}):
+                    weights = backends.get("reference").open(model, device=None, threads=1, kv_dtype=None)
                     weights.model.info = replace(weights.info, engine="mine")
                     return weights
 

@@ -12,6 +12,7 @@ from real_weights import smollm2
 from tiers import quick
 
 from pilotfish.backends import get
+from pilotfish.runtime.files.open_model import open_model
 from pilotfish.runtime.interfaces import Weights
 from pilotfish.testing import CHECKS, Shared, Subject
 from pilotfish.testing.tiny_models import K_SIZES, Sizes, tiny_gguf
@@ -68,11 +69,13 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def reference(path: Path) -> Weights:
-    return get("reference").open(path, device=None, threads=1, kv_dtype=None)
+    return get("reference").open(open_model(path), device=None, threads=1, kv_dtype=None)
 
 
 def opened(case: Case, path: Path) -> Weights:
-    return BACKEND.open(path, device=None, threads=case.threads, kv_dtype=case.kv_dtype, options=case.options)
+    return BACKEND.open(
+        open_model(path), device=None, threads=case.threads, kv_dtype=case.kv_dtype, options=case.options
+    )
 
 
 def subject(case: Case, path: Path) -> Subject:

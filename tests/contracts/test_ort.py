@@ -7,10 +7,11 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from model_files import imported
 from real_weights import smollm2
 
 from pilotfish.backends import get
-from pilotfish.exporters.gguf.import_gguf import import_gguf
+from pilotfish.runtime.files.open_model import open_model
 from pilotfish.runtime.interfaces import Weights
 from pilotfish.testing import CHECKS, Shared, Subject
 
@@ -25,11 +26,11 @@ REAL_INT8, REAL_INT8_MODEL = 0.1, 0.2
 
 
 def open_engine(engine: str, path: Path, threads: int = 2, kv_dtype: str | None = None) -> Weights:
-    return get(engine).open(path, device=None, threads=threads, kv_dtype=kv_dtype)
+    return get(engine).open(open_model(path), device=None, threads=threads, kv_dtype=kv_dtype)
 
 
 def onnx(path: Path, activations: str, threads: int = 2, kv_dtype: str | None = None) -> Subject:
-    folder = import_gguf(path, activations=activations)  # type: ignore[arg-type]
+    folder = imported(path, activations=activations)  # type: ignore[arg-type]
     judge = partial(open_engine, "reference", path)
     noise, model_noise = (F32, F32) if activations == "f32" else (INT8, INT8_MODEL)
     if kv_dtype == "int8":

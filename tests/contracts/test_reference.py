@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pilotfish.backends import get
+from pilotfish.runtime.files.open_model import open_model
 from pilotfish.testing import CHECKS, Subject
 
 NOISE = 2e-5  # sums in another order
@@ -19,4 +20,9 @@ def test_contract(
     model: str, options: dict[str, object], check: Callable[[Subject], None], models: dict[str, Path]
 ) -> None:
     backend = get("reference")
-    check(Subject(lambda: backend.open(models[model], device=None, threads=1, kv_dtype=None, options=options), NOISE))
+    check(
+        Subject(
+            lambda: backend.open(open_model(models[model]), device=None, threads=1, kv_dtype=None, options=options),
+            NOISE,
+        )
+    )

@@ -8,11 +8,12 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from model_files import imported
 from real_weights import smollm2
 from tiers import quick
 
 from pilotfish.backends import get
-from pilotfish.exporters.gguf.import_gguf import import_gguf
+from pilotfish.runtime.files.open_model import open_model
 from pilotfish.runtime.interfaces import Weights
 from pilotfish.testing import CHECKS, Subject
 from pilotfish.testing.tiny_models import K_SIZES, tiny_gguf
@@ -59,8 +60,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def opened(case: Case, path: Path) -> Weights:
-    folder = import_gguf(path, form="onnx-static")
-    return get(case.engine).open(folder, device=case.device, threads=2, kv_dtype=None, options=case.options)
+    folder = imported(path, form="onnx-static")
+    return get(case.engine).open(open_model(folder), device=case.device, threads=2, kv_dtype=None, options=case.options)
 
 
 def subject(case: Case, path: Path) -> Subject:

@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from model_files import imported
 from typer.testing import CliRunner
 
 import pilotfish
@@ -21,7 +22,6 @@ from pilotfish.drafts.check import check_draft
 from pilotfish.drafts.forecast import Costs, best_length, expected_speed_up, rounds_of
 from pilotfish.drafts.make import drop_layers
 from pilotfish.exporters.gguf.decoder import GgufDecoder
-from pilotfish.exporters.gguf.import_gguf import import_gguf
 from pilotfish.exporters.onnx.decoder_graph import Layer, Linear
 from pilotfish.exporters.onnx.dropped_bundle import write_dropped
 from pilotfish.exporters.onnx.layer_drop import gated, n_weight_bytes, sub_layers, without
@@ -31,6 +31,7 @@ from pilotfish.runtime.cache.sequence import CachedSequence
 from pilotfish.runtime.errors import ModelNotFoundError, OptionError, UnsupportedModelError
 from pilotfish.runtime.files.bundle import DraftEntry, describe_files, open_bundle, write_manifest
 from pilotfish.runtime.files.manifest import Manifest
+from pilotfish.runtime.files.open_model import open_model
 from pilotfish.runtime.profiling.cost_curve import CostCurve
 from pilotfish.runtime.profiling.row_classes import ANY_WIDTH, RowRule
 from pilotfish.runtime.speculation.draft_length import Fixed
@@ -59,7 +60,7 @@ def tiny(cache: Path) -> Path:
 @pytest.fixture
 def bundle(tiny: Path) -> Path:
     """The tiny model as a graph with f32 activations, so that differences are those of the surgery."""
-    return import_gguf(tiny, activations="f32")
+    return imported(tiny, activations="f32")
 
 
 def load_graph(folder: Path, name: str = "model.onnx") -> onnx.ModelProto:
@@ -175,7 +176,7 @@ def idle_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         return Layer(*kept, whole.mlp_norm, whole.gate, whole.up, down)
 
     monkeypatch.setattr(GgufDecoder, "_layer", layer)
-    return import_gguf(path, activations="f32")
+    return imported(path, activations="f32")
 
 
 def answers_of(folder: Path, n: int = 40) -> list[tuple[np.ndarray, int]]:
@@ -387,7 +388,7 @@ def test_a_draft_that_was_found_not_to_pay_is_left_out(paired: Path) -> None:
     with pilotfish.load(paired, "onnx", threads=1, draft=None) as model:
         info = model.info
     for pays in (False, True):
-        remember_verdict(paired, paired / "draft", info, {"pays": pays})
+        remember_verdict(open_model(paired), open_model(paired / "draft"), info, {"pays": pays})
         with pilotfish.load(paired, "onnx", threads=1) as model:
             assert (model.draft is not None) is pays
     name_draft(paired, pairing="identical", pays=False)  # by its maker; no verdict of this machine on the new manifest

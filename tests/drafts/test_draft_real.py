@@ -24,7 +24,7 @@ def test_smollm2_without_four_blocks_is_a_good_draft_over_the_same_weights(tmp_p
     from pilotfish.exporters.onnx.dropped_bundle import write_dropped
 
     source = onnx_bundle(smollm2(), lambda what, share: None)
-    draft = write_dropped(open_bundle(source), tmp_path / "draft", SKIPPED)
+    draft = write_dropped(source, tmp_path / "draft", SKIPPED)
     assert open_bundle(draft).manifest.recipe["dropped"] == "attention 5, attention 6, attention 17, attention 25"
     own = [path for path in draft.iterdir() if path.stat().st_nlink == 1]
     if len(own) < len(list(draft.iterdir())):  # there are hard links here

@@ -43,6 +43,7 @@ from pilotfish.runtime.errors import (
     UnsupportedModelError,
 )
 from pilotfish.runtime.files.bundle import open_bundle
+from pilotfish.runtime.files.open_model import open_model
 from pilotfish.testing.tiny_models import tiny_gguf
 from pilotfish.verifying import verify as verifying
 
@@ -150,7 +151,7 @@ def test_a_bundle_runs_and_gives_the_sources_own_tokens(bundle: Path, folders: C
     with torch.no_grad():
         wanted = source.generate(ids, do_sample=False, max_new_tokens=16, min_new_tokens=16, eos_token_id=None)
     assert wanted[0, ids.shape[1] :].tolist() == list(manifest.greedy.ids)
-    weights = backends.get("onnx").open(bundle, device=None, threads=1, kv_dtype=None)
+    weights = backends.get("onnx").open(open_model(bundle), device=None, threads=1, kv_dtype=None)
     session = weights.session(128)
     found = verifying.read_answer(session, np.array(manifest.canary.tokens), np.array(manifest.greedy.ids))
     assert found.tolist() == list(manifest.greedy.ids)

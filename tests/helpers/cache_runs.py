@@ -8,15 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from model_files import imported
 
 from pilotfish.backends import get
-from pilotfish.exporters.gguf.import_gguf import import_gguf
 from pilotfish.runtime.cache.compression import entries_for
 from pilotfish.runtime.cache.policies import POLICIES, CachePolicy, policy_by_name
 from pilotfish.runtime.cache.policies.by_name import SCORERS, WRAPPERS
 from pilotfish.runtime.cache.sequence import CachedSequence
 from pilotfish.runtime.decoding.loop import Limits, generate
 from pilotfish.runtime.errors import OptionError
+from pilotfish.runtime.files.open_model import open_model
 from pilotfish.runtime.interfaces import Budget, Draft, Proposer, Round, Tokens, Weights
 from pilotfish.runtime.profiling.cost_curve import CostCurve
 from pilotfish.runtime.profiling.row_classes import RowRule
@@ -174,8 +175,8 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str],
         if get(engine).version() is None:
             pytest.skip(f"{engine} is not installed")
         if engine not in made:
-            location = path if engine == "reference" else import_gguf(path, activations="f32")
-            made[engine] = get(engine).open(location, device=None, threads=2, kv_dtype=None)
+            location = path if engine == "reference" else imported(path, activations="f32")
+            made[engine] = get(engine).open(open_model(location), device=None, threads=2, kv_dtype=None)
         return made[engine]
 
     yield open_engine

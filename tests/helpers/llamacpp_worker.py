@@ -13,12 +13,13 @@ import numpy as np
 from pilotfish.backends.llamacpp.backend import BACKEND
 from pilotfish.runtime.encoder_input import prepare
 from pilotfish.runtime.errors import PilotfishError
+from pilotfish.runtime.files.open_model import open_model
 
 
 def attempt(path: Path) -> str:
     """How opening a file and taking two steps with it ended."""
     try:
-        weights = BACKEND.open(path, device=None, threads=1, kv_dtype=None)
+        weights = BACKEND.open(open_model(path), device=None, threads=1, kv_dtype=None)
     except PilotfishError as error:
         return f"refused {type(error).__name__} {error}"
     try:

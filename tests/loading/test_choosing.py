@@ -16,6 +16,8 @@ from pilotfish import backends, load
 from pilotfish.backends.protocol import NO_OPTIONS
 from pilotfish.loading.trials import doubt_of
 from pilotfish.runtime.errors import AbilityError, EngineError, EngineMissingError, OptionError, UnsupportedModelError
+from pilotfish.runtime.files.model_file import ModelFile
+from pilotfish.runtime.files.open_model import open_model
 from pilotfish.runtime.interfaces import Session, Step, Weights, as_tokens
 from pilotfish.runtime.profiling.canary import Canary, canary_error, make_canary
 from pilotfish.runtime.profiling.engine_trial import Choice, EngineTrial, Job
@@ -85,7 +87,7 @@ class Engine:
 
     def open(
         self,
-        path: Path,
+        model: ModelFile,
         *,
         device: str | None,
         threads: int,
@@ -96,7 +98,7 @@ class Engine:
             raise EngineError(f"the driver of {device} does not answer")
         self.opened.append((device, threads))
         self.device = device
-        weights = backends.get("reference").open(path, device=None, threads=1, kv_dtype=None)
+        weights = backends.get("reference").open(model, device=None, threads=1, kv_dtype=None)
         made = weights.session
         facts = {"engine": self.name, "device": device or "cpu", "threads": threads}
         weights.model.info = replace(weights.info, **facts)  # type: ignore[attr-defined]
@@ -336,7 +338,7 @@ def test_unusable_trials_come_last() -> None:
 
 
 def test_the_canary_tells_right_from_wrong(path: Path) -> None:
-    session = backends.get("reference").open(path, device=None, threads=1, kv_dtype=None).session()
+    session = backends.get("reference").open(open_model(path), device=None, threads=1, kv_dtype=None).session()
     text = as_tokens([5, 3, 8, 1, 9, 4, 7, 2, 6, 5, 3, 1, 8, 2, 9, 4, 7, 6, 1, 2])
     canary = make_canary(session, text)
     assert len(canary.best) == 14 and len(session.positions) == 0
@@ -350,7 +352,7 @@ def test_the_canary_tells_right_from_wrong(path: Path) -> None:
 
 
 def test_what_is_not_finite_is_wrong(path: Path) -> None:
-    session = backends.get("reference").open(path, device=None, threads=1, kv_dtype=None).session()
+    session = backends.get("reference").open(open_model(path), device=None, threads=1, kv_dtype=None).session()
     canary = make_canary(session, as_tokens([5, 3, 8, 1]))
 
     class Overflowing:

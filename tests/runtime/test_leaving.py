@@ -55,9 +55,10 @@ _LOADS = """
 from pathlib import Path
 from pilotfish import backends
 from pilotfish.loading.opening import Place, open_weights
+from pilotfish.runtime.files.open_model import open_model
 from pilotfish.runtime.profiling.calibrate import calibrate
 place = Place(backends.get(sys.argv[2]), None, 1)
-weights, _ = open_weights(Path(sys.argv[1]), place, lambda what, share: None)
+weights, _ = open_weights(open_model(Path(sys.argv[1])), place, lambda what, share: None)
 
 def loads():
     while True:

@@ -17,6 +17,7 @@ import test_testing as broken
 from pilotfish.backends import get
 from pilotfish.backends.reference.session import ReferenceSession
 from pilotfish.runtime.errors import PilotfishError
+from pilotfish.runtime.files.open_model import open_model
 from pilotfish.runtime.interfaces import Indices, ModelInfo, Session, Step, Weights
 from pilotfish.testing import CHECKS, Subject
 from pilotfish.testing.tiny_models import Sizes, tiny_gguf
@@ -260,7 +261,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("name", REFERENCES)
 def test_a_check_of_what_is_seen_bites(name: str, model: Path) -> None:
     def opened() -> Any:
-        return get("reference").open(model, device=None, threads=1, kv_dtype=None)
+        return get("reference").open(open_model(model), device=None, threads=1, kv_dtype=None)
 
     def subject(open_weights: Callable[[], Weights]) -> Subject:
         return Subject(open_weights, 2e-5, reference=opened, reference_noise=2e-5)

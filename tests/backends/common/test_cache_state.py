@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from pilotfish.backends import get
 from pilotfish.backends.common.saved_cache import pack, unpack
 from pilotfish.runtime.errors import ContextFullError, OptionError
+from pilotfish.runtime.files.open_model import open_model
 from pilotfish.runtime.interfaces import ModelInfo, Weights
 from pilotfish.testing.tiny_models import Sizes, tiny_gguf
 from pilotfish.testing.toy import ToyWeights
@@ -131,10 +132,10 @@ def test_an_engine_refuses_forged_entries_before_anything_changes(
     path = tiny_gguf(tmp_path / "tiny.gguf", sizes=Sizes(layers=1))
     if engine == "onnx":
         pytest.importorskip("onnxruntime")
-        from pilotfish.exporters.gguf.import_gguf import import_gguf
+        from model_files import imported
 
-        path = import_gguf(path)
-    weights: Weights = get(engine).open(path, device=None, threads=1, kv_dtype=None)
+        path = imported(path)
+    weights: Weights = get(engine).open(open_model(path), device=None, threads=1, kv_dtype=None)
     one, other = weights.session(32), weights.session(32)
     for session in (one, other):
         session.forward(np.arange(6), n_logits=0)

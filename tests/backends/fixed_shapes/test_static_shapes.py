@@ -8,15 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from model_files import imported
 from real_weights import smollm2
 
 import pilotfish
 from pilotfish.backends import get
 from pilotfish.backends.fixed_shapes.session import StaticSession
 from pilotfish.backends.fixed_shapes.shapes import Ladder
-from pilotfish.exporters.gguf.import_gguf import import_gguf
 from pilotfish.runtime.errors import EngineError, ModelFileError, OptionError
 from pilotfish.runtime.files.bundle import open_bundle
+from pilotfish.runtime.files.open_model import open_model
 from pilotfish.runtime.profiling.calibrate import calibrate
 from pilotfish.runtime.profiling.row_classes import RowClasses
 from pilotfish.runtime.speculation.draft_length import Fixed
@@ -59,10 +60,10 @@ def shapes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, int]]:
 
 
 def static_session(gguf: Path, max_context: int | None = None, **options: object) -> StaticSession:
-    folder = import_gguf(gguf, form="onnx-static")
+    folder = imported(gguf, form="onnx-static")
     session = (
         get("onnx")
-        .open(folder, device="static", threads=1, kv_dtype=None, options={"activations": "f32", **options})
+        .open(open_model(folder), device="static", threads=1, kv_dtype=None, options={"activations": "f32", **options})
         .session(max_context)
     )
     assert isinstance(session, StaticSession)
@@ -97,7 +98,7 @@ def test_impossible_shapes_are_refused(gguf: Path, options: dict[str, object]) -
 
 
 def test_the_graph_has_standard_operators_and_only_new_rows_as_outputs(gguf: Path) -> None:
-    model = onnx.load(import_gguf(gguf, form="onnx-static") / "model.onnx", load_external_data=False)
+    model = onnx.load(imported(gguf, form="onnx-static") / "model.onnx", load_external_data=False)
     assert {node.domain for node in model.graph.node} == {""}
     assert [(o.domain, o.version) for o in model.opset_import] == [("", 21)]
     outputs = {
@@ -105,21 +106,21 @@ def test_the_graph_has_standard_operators_and_only_new_rows_as_outputs(gguf: Pat
     }
     assert set(outputs) == {f"new_{kind}_{i}" for kind in ("key", "value") for i in range(2)}
     assert set(outputs.values()) == {"n"}
-    onnx.checker.check_model(str(import_gguf(gguf, form="onnx-static") / "model.onnx"))
+    onnx.checker.check_model(str(imported(gguf, form="onnx-static") / "model.onnx"))
 
 
 def test_forms_lie_in_bundles_of_their_own_and_the_report_names_losses(tmp_path: Path) -> None:
     path = tiny_gguf(tmp_path / "lossy.gguf", quant="IQ4_NL", sizes=K_SIZES)
-    folder = import_gguf(path, form="onnx-static")
-    assert folder != import_gguf(path) and folder == import_gguf(path, form="onnx-static")
+    folder = imported(path, form="onnx-static")
+    assert folder != imported(path) and folder == imported(path, form="onnx-static")
     manifest = open_bundle(folder).manifest
     assert manifest.formats == {"onnx-static": "model.onnx"}
     lost = {name: x for name, x in manifest.report.items() if name.startswith("relative_loss.")}
     assert len(lost) == manifest.report["requantized_tensors"] == 14 and all(0 < x < 0.01 for x in lost.values())
     with pytest.raises(ModelFileError, match="ONNX"):
-        get("onnx").open(folder, device="cpu", threads=1, kv_dtype=None)
+        get("onnx").open(open_model(folder), device="cpu", threads=1, kv_dtype=None)
     with pytest.raises(ModelFileError, match="fixed shapes"):
-        get("onnx").open(import_gguf(path), device="static", threads=1, kv_dtype=None)
+        get("onnx").open(open_model(imported(path)), device="static", threads=1, kv_dtype=None)
 
 
 def test_padding_is_masked_and_never_stored(gguf: Path, shapes: list[tuple[int, int, int]]) -> None:
@@ -159,8 +160,8 @@ def test_a_longer_window_gives_the_same_bits(gguf: Path, engine: str, device: st
     tokens, rows = np.arange(60) % 250, []
     for window in (64, 256, 1024):
         options = {"windows": (window,)}
-        folder = import_gguf(gguf, form="onnx-static")
-        weights = backend.open(folder, device=device, threads=2, kv_dtype=None, options=options)
+        folder = imported(gguf, form="onnx-static")
+        weights = backend.open(open_model(folder), device=device, threads=2, kv_dtype=None, options=options)
         session = weights.session(window)
         session.forward(tokens[:40], n_logits=0)
         rows.append(session.forward(tokens[40:44], n_logits=4).logits.copy())
@@ -256,9 +257,9 @@ def test_a_device_that_is_not_here_names_the_package_that_has_it(gguf: Path, dev
         assert device in backend.notes()
         return
     with pytest.raises(OptionError, match=package):
-        backend.open(import_gguf(gguf, form="onnx-static"), device=device, threads=1, kv_dtype=None)
+        backend.open(open_model(imported(gguf, form="onnx-static")), device=device, threads=1, kv_dtype=None)
     with pytest.raises(OptionError, match="no device 'tpu'"):
-        backend.open(import_gguf(gguf, form="onnx-static"), device="tpu", threads=1, kv_dtype=None)
+        backend.open(open_model(imported(gguf, form="onnx-static")), device="tpu", threads=1, kv_dtype=None)
 
 
 def test_every_device_says_whether_it_was_tested() -> None:
@@ -283,7 +284,7 @@ def test_another_provider_behind_the_users_back_is_an_error(gguf: Path, monkeypa
     )
     assert "cuda" in get("onnx").devices()
     with pytest.raises(EngineError, match="CPUExecutionProvider instead of CUDAExecutionProvider"):
-        get("onnx").open(import_gguf(gguf, form="onnx-static"), device="cuda", threads=1, kv_dtype=None)
+        get("onnx").open(open_model(imported(gguf, form="onnx-static")), device="cuda", threads=1, kv_dtype=None)
     assert seen == [(["CUDAExecutionProvider"], "1")]
 
 

@@ -20,6 +20,7 @@ from pilotfish.runtime.errors import (
     EngineError,
     OptionError,
 )
+from pilotfish.runtime.files.open_model import open_model
 from pilotfish.runtime.interfaces import Floats, Weights
 from pilotfish.runtime.profiling.calibrate import calibrate
 from pilotfish.testing.tiny_models import Sizes, tiny_gguf
@@ -44,7 +45,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def opened(path: Path, kv_dtype: str | None = None, device: str | None = None, **options: object) -> Weights:
-    return BACKEND.open(path, device=device, threads=2, kv_dtype=kv_dtype, options=options)
+    return BACKEND.open(open_model(path), device=device, threads=2, kv_dtype=kv_dtype, options=options)
 
 
 # Options
@@ -105,7 +106,7 @@ def test_what_changes_bits_is_in_the_settings(model: Path) -> None:
 
 def rows_behind(past: int, width: int, threads: int, path: Path) -> Floats:
     """Logits of a step of so many rows behind so many entries, with both keys and values in f16."""
-    weights = BACKEND.open(path, device=None, threads=threads, kv_dtype="f16")
+    weights = BACKEND.open(open_model(path), device=None, threads=threads, kv_dtype="f16")
     session = weights.session()
     tokens = np.random.default_rng(0).integers(0, 270, past + width)
     for start in range(0, past, 30):

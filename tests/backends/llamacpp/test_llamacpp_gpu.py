@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from pilotfish.backends import get
+from pilotfish.runtime.files.open_model import open_model
 from pilotfish.runtime.interfaces import Floats
 from pilotfish.testing.tiny_models import Sizes, tiny_gguf
 
@@ -23,7 +24,7 @@ SIZES = Sizes(hidden=128, heads=4, kv_heads=2, head_dim=32, ffn=256)
 
 
 def logits(path: Path, device: str, **options: object) -> Floats:
-    weights = BACKEND.open(path, device=device, threads=2, kv_dtype=None, options=options)
+    weights = BACKEND.open(open_model(path), device=device, threads=2, kv_dtype=None, options=options)
     session = weights.session(256)
     try:
         assert weights.info.device == device

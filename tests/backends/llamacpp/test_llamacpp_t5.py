@@ -28,6 +28,7 @@ from pilotfish.exporters.open_source import open_source  # noqa: E402
 from pilotfish.exporting.export import export  # noqa: E402
 from pilotfish.runtime.errors import ContextFullError, ModelFileError, OptionError, UnsupportedModelError  # noqa: E402
 from pilotfish.runtime.files.gguf_file import read_gguf  # noqa: E402
+from pilotfish.runtime.files.open_model import open_model  # noqa: E402
 from pilotfish.runtime.interfaces import EncoderInfo, Weights  # noqa: E402
 from pilotfish.runtime.speculation.draft_length import Fixed  # noqa: E402
 from pilotfish.runtime.speculation.proposers import SourceCopy, Suffix  # noqa: E402
@@ -79,7 +80,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
 
 
 def opened(path: Path, kv_dtype: str | None = None, threads: int = 1, **options: object) -> Weights:
-    return BACKEND.open(path, device=None, threads=threads, kv_dtype=kv_dtype, options=options)
+    return BACKEND.open(open_model(path), device=None, threads=threads, kv_dtype=kv_dtype, options=options)
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)

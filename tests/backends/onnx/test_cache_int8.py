@@ -8,6 +8,7 @@ from pydoc_data.topics import topics
 
 import numpy as np
 import pytest
+from model_files import imported
 from real_weights import smollm2
 
 import pilotfish
@@ -15,12 +16,11 @@ from pilotfish.backends import get
 from pilotfish.backends.common.weights import LoadedWeights
 from pilotfish.backends.onnx.loaded_model import OrtModel
 from pilotfish.backends.onnx.session import OrtSession
-from pilotfish.exporters.gguf.import_gguf import import_gguf
 from pilotfish.runtime.cache.sequence import CachedSequence
 from pilotfish.runtime.decoding.scoring import log_distribution, logits_along
 from pilotfish.runtime.errors import OptionError
 from pilotfish.runtime.files.bundle import open_bundle
-from pilotfish.runtime.files.model_file import read_tokenizer
+from pilotfish.runtime.files.open_model import open_model
 from pilotfish.runtime.interfaces import Tokens
 from pilotfish.runtime.speculation.draft_length import Fixed
 from pilotfish.runtime.storage import cache_dir
@@ -46,8 +46,10 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_it_is_a_quarter_of_the_memory_and_holds_the_same_keys(path: Path) -> None:
-    folder = import_gguf(path, activations="f32")
-    full, small = (get("onnx").open(folder, device=None, threads=1, kv_dtype=kind) for kind in ("f32", "int8"))
+    folder = imported(path, activations="f32")
+    full, small = (
+        get("onnx").open(open_model(folder), device=None, threads=1, kv_dtype=kind) for kind in ("f32", "int8")
+    )
     one, other = full.session(600), small.session(600)
     tokens: Tokens = np.random.default_rng(3).integers(0, full.info.vocab_size, 520)
     for session in (one, other):
@@ -71,7 +73,7 @@ def test_it_is_a_quarter_of_the_memory_and_holds_the_same_keys(path: Path) -> No
 
 
 def test_its_scales_are_measured_once_and_damage_is_mended(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = import_gguf(path, activations="f32")
+    folder = imported(path, activations="f32")
 
     def logits() -> tuple[np.ndarray, bool]:  # type: ignore[type-arg]
         measured = []
@@ -82,7 +84,7 @@ def test_its_scales_are_measured_once_and_damage_is_mended(path: Path, monkeypat
             patch.setattr(
                 ort_session.OrtSession, "keys_values", lambda self, layer: measured.append(layer) or keys(self, layer)
             )
-            weights = get("onnx").open(folder, device=None, threads=1, kv_dtype="int8")
+            weights = get("onnx").open(open_model(folder), device=None, threads=1, kv_dtype="int8")
         step = weights.session(64).forward(np.arange(20), n_logits=20).logits.copy()
         weights.close()
         return step, bool(measured)
@@ -99,10 +101,12 @@ def test_its_scales_are_measured_once_and_damage_is_mended(path: Path, monkeypat
 
 def test_its_scales_hold_what_text_brings(path: Path) -> None:
     """And what tokens without order bring: neither spreads as far as the other in every channel."""
-    folder = import_gguf(path, activations="f32")
-    full, small = (get("onnx").open(folder, device=None, threads=1, kv_dtype=kind) for kind in ("f32", "int8"))
+    folder = imported(path, activations="f32")
+    full, small = (
+        get("onnx").open(open_model(folder), device=None, threads=1, kv_dtype=kind) for kind in ("f32", "int8")
+    )
     session, held = full.session(1024), 127 * small.model.scales  # type: ignore[attr-defined]
-    text = read_tokenizer(folder)[0].encode(TEXT)[:1024]
+    text = open_model(folder).tokenizer.encode(TEXT)[:1024]
     for tokens in (text, np.random.default_rng(0).integers(0, full.info.vocab_size, 512)):
         session.truncate(0)
         session.forward(tokens, n_logits=0)
@@ -142,11 +146,11 @@ def test_drafts_change_nothing(settings: dict[str, str], path: Path) -> None:
 )
 def test_real_weights_lose_next_to_nothing(text: str) -> None:
     """On a text that the scales have not seen; activations are exact, as rounding them turns any change into 0.0036."""
-    folder = import_gguf(smollm2(), activations="f32")
-    tokens = read_tokenizer(folder)[0].encode(text)[:1536]
+    folder = imported(smollm2(), activations="f32")
+    tokens = open_model(folder).tokenizer.encode(text)[:1536]
     distributions = []
     for kind in ("f32", "int8"):
-        weights = get("onnx").open(folder, device=None, threads=2, kv_dtype=kind)
+        weights = get("onnx").open(open_model(folder), device=None, threads=2, kv_dtype=kind)
         along = logits_along(CachedSequence(weights.session(1600)), tokens, 1024)
         distributions.append(np.concatenate([log_distribution(logits) for _, logits in along]))
         weights.close()

@@ -17,12 +17,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from model_files import imported
 
 from pilotfish import load
 from pilotfish.backends import get
-from pilotfish.exporters.gguf.import_gguf import import_gguf
 from pilotfish.runtime.errors import ModelFileError, PilotfishError
 from pilotfish.runtime.files.bundle import describe_files, open_bundle, write_manifest
+from pilotfish.runtime.files.open_model import open_model
 from pilotfish.runtime.interfaces import Weights
 from pilotfish.testing.tiny_models import Sizes, tiny_gguf
 
@@ -33,7 +34,7 @@ pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
 
 
 def opened(folder: Path) -> Weights:
-    return get("onnx").open(folder, device=None, threads=1, kv_dtype=None)
+    return get("onnx").open(open_model(folder), device=None, threads=1, kv_dtype=None)
 
 
 def sign(folder: Path) -> None:
@@ -54,7 +55,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
-    return import_gguf(tiny_gguf(folder / "tiny.gguf", sizes=Sizes(layers=1)))
+    return imported(tiny_gguf(folder / "tiny.gguf", sizes=Sizes(layers=1)))
 
 
 @pytest.fixture

@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from model_files import imported
 
 from pilotfish.backends.reference import backend as reference
-from pilotfish.exporters.gguf.import_gguf import Activations, import_gguf
+from pilotfish.exporters.gguf.import_gguf import Activations
 from pilotfish.runtime.errors import CacheWriteError, ContextFullError, EngineError, UnsupportedModelError
 from pilotfish.runtime.files.bundle import open_bundle
+from pilotfish.runtime.files.open_model import open_model
 from pilotfish.runtime.interfaces import Floats, Session
 from pilotfish.runtime.profiling.calibrate import calibrate
 from pilotfish.testing.tiny_models import K_SIZES, Sizes, tiny_gguf
@@ -32,12 +34,12 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def judge(gguf: Path) -> Session:
-    return reference.BACKEND.open(gguf, device=None, threads=1, kv_dtype=None).session()
+    return reference.BACKEND.open(open_model(gguf), device=None, threads=1, kv_dtype=None).session()
 
 
 def engine(gguf: Path, activations: Activations = "f32", max_context: int | None = None) -> Session:
-    folder = import_gguf(gguf, activations=activations)
-    weights = ort.BACKEND.open(folder, device=None, threads=2, kv_dtype=None)
+    folder = imported(gguf, activations=activations)
+    weights = ort.BACKEND.open(open_model(folder), device=None, threads=2, kv_dtype=None)
     session: Session = weights.session(max_context)
     return session
 
@@ -84,7 +86,7 @@ def test_parity_with_the_reference(tmp_path: Path, form: dict[str, object]) -> N
         start += width
     if "IQ4_NL" in str(form) or ("_K" in str(form.get("quant")) and form["quant"] in ("Q2_K", "Q3_K")):
         assert 1e-4 < worst < 0.1  # requantized, and told so
-        report = open_bundle(import_gguf(gguf, activations="f32")).manifest.report
+        report = open_bundle(imported(gguf, activations="f32")).manifest.report
         assert report["requantized_tensors"] > 0 and 0 < max(v for k, v in report.items() if "loss" in k) < 0.01
     else:
         assert worst < F32_NOISE
@@ -144,7 +146,7 @@ def test_no_width_leaves_one_row_over(tmp_path: Path, activations: Activations) 
 def test_one_row_is_a_class_of_its_own_whatever_a_probe_sees(tmp_path: Path, activations: Activations) -> None:
     """Int8 activations round the bits of its attention away, in the few tokens of a probe and not in all others."""
     weights = ort.BACKEND.open(
-        import_gguf(tiny_gguf(tmp_path / "m.gguf"), activations=activations), device=None, threads=1, kv_dtype=None
+        imported(tiny_gguf(tmp_path / "m.gguf"), activations=activations), device=None, threads=1, kv_dtype=None
     )
     classes = calibrate(weights.session(256)).rows
     assert weights.info.alike_from == 2 and classes.classes[0] == (1,) and classes.rule().minimum == 2
@@ -233,7 +235,7 @@ def test_a_failing_engine_leaves_the_session_as_it_was(tmp_path: Path, monkeypat
 
 
 def nodes(gguf: Path) -> Counter[str]:
-    model = onnx.load(import_gguf(gguf) / "model.onnx", load_external_data=False)
+    model = onnx.load(imported(gguf) / "model.onnx", load_external_data=False)
     return Counter(node.op_type for node in model.graph.node)
 
 
@@ -253,23 +255,23 @@ def test_projections_are_fused_and_a_residual_costs_only_where_there_is_one(tmp_
 def test_a_bundle_is_built_once_and_damage_is_mended(tmp_path: Path, own_cache: Path) -> None:
     gguf = tiny_gguf(tmp_path / "m.gguf")
     seen: list[float] = []
-    folder = import_gguf(gguf, progress=lambda share, what: seen.append(share))
+    folder = imported(gguf, progress=lambda share, what: seen.append(share))
     assert seen == sorted(seen) and seen[-1] == 1.0
     made = (folder / "model.onnx").stat().st_mtime_ns
-    assert import_gguf(gguf) == folder and (folder / "model.onnx").stat().st_mtime_ns == made
+    assert imported(gguf) == folder and (folder / "model.onnx").stat().st_mtime_ns == made
     data = bytearray((folder / "model.onnx.data").read_bytes())
     data[100] ^= 1
     (folder / "model.onnx.data").write_bytes(data)
-    assert import_gguf(gguf) == folder
+    assert imported(gguf) == folder
     assert (folder / "model.onnx").stat().st_mtime_ns > made
     assert (folder / "model.onnx.data").read_bytes()[100] == data[100] ^ 1
-    assert import_gguf(gguf, activations="f32") != folder
+    assert imported(gguf, activations="f32") != folder
 
 
 def test_what_cannot_be_imported_leaves_nothing(tmp_path: Path, own_cache: Path) -> None:
     gguf = tiny_gguf(tmp_path / "m.gguf", metadata={"expert_count": 4})
     with pytest.raises(UnsupportedModelError, match="mixtures of experts"):
-        import_gguf(gguf)
+        imported(gguf)
     assert not list(own_cache.glob("bundles/*"))
 
 
@@ -279,7 +281,7 @@ def test_a_full_disk_leaves_nothing(
     gguf = tiny_gguf(tmp_path / "m.gguf", sizes=Sizes(layers=4))
     full_disk(100_000)
     with pytest.raises(CacheWriteError, match="the disk is full"):
-        import_gguf(gguf)
+        imported(gguf)
     assert not list(own_cache.glob("bundles/*")) and not list(own_cache.glob("bundles/.*"))
 
 

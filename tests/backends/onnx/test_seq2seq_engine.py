@@ -19,6 +19,7 @@ from pilotfish.apps.cli import app
 from pilotfish.backends import get
 from pilotfish.runtime.errors import ContextFullError, ModelFileError, OptionError
 from pilotfish.runtime.files.manifest import MANIFEST_NAME
+from pilotfish.runtime.files.open_model import open_model
 from pilotfish.runtime.interfaces import Weights
 from pilotfish.runtime.speculation.draft_length import Fixed
 from pilotfish.runtime.speculation.proposers import SourceCopy, Suffix
@@ -70,7 +71,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Pa
 
 
 def open_engine(path: Path) -> Weights:
-    return get("onnx").open(path, device=None, threads=2, kv_dtype=None)
+    return get("onnx").open(open_model(path), device=None, threads=2, kv_dtype=None)
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)

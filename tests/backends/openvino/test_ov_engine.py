@@ -11,6 +11,7 @@ import pytest
 from pilotfish.backends import get
 from pilotfish.runtime.errors import AbilityError, ModelFileError, OptionError, UnsupportedModelError
 from pilotfish.runtime.files.bundle import Manifest, Source, describe_files, write_manifest
+from pilotfish.runtime.files.open_model import open_model
 from pilotfish.runtime.interfaces import Floats, Session, Weights
 from pilotfish.testing.tiny_models import K_SIZES, Sizes, tiny_gguf
 
@@ -30,7 +31,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def opened(path: Path, kv_dtype: str | None = None, **options: object) -> Weights:
-    return get("openvino").open(path, device=None, threads=2, kv_dtype=kv_dtype, options=options)
+    return get("openvino").open(open_model(path), device=None, threads=2, kv_dtype=kv_dtype, options=options)
 
 
 def logits_of(weights: Weights, n: int = 40) -> Floats:
@@ -45,7 +46,7 @@ def logits_of(weights: Weights, n: int = 40) -> Floats:
 def distance(path: Path, kv_dtype: str | None = "f32", **options: object) -> float:
     """From the reference engine, relative to the largest logit."""
     ours = logits_of(opened(path, kv_dtype, **options))
-    theirs = logits_of(get("reference").open(path, device=None, threads=1, kv_dtype=None))
+    theirs = logits_of(get("reference").open(open_model(path), device=None, threads=1, kv_dtype=None))
     return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
 
 
@@ -55,7 +56,7 @@ def test_what_it_says_of_itself(llama: Path) -> None:
     assert backend.formats("gpu") == ()
     assert backend.version() == openvino.__version__.split("-")[0]
     with pytest.raises(OptionError, match="cpu"):
-        backend.open(llama, device="tpu", threads=1, kv_dtype=None)
+        backend.open(open_model(llama), device="tpu", threads=1, kv_dtype=None)
 
 
 @pytest.mark.parametrize(
@@ -184,7 +185,7 @@ def ir(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 def test_an_ir_is_computed_as_it_says(ir: tuple[Path, Path]) -> None:
     ours = logits_of(opened(ir[0], "f32"))
-    theirs = logits_of(get("reference").open(ir[1], device=None, threads=1, kv_dtype=None))
+    theirs = logits_of(get("reference").open(open_model(ir[1]), device=None, threads=1, kv_dtype=None))
     assert np.abs(ours - theirs).max() < 2e-5 * np.abs(theirs).max()
     weights = opened(ir[0])
     assert (weights.info.n_heads, weights.info.kv_heads, weights.info.head_dim) == (4, 2, 16)

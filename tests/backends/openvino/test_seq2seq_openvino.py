@@ -24,6 +24,7 @@ from pilotfish.runtime.decoding.beam_search import beam_search
 from pilotfish.runtime.errors import AbilityError, ModelFileError, OptionError, UnsupportedModelError
 from pilotfish.runtime.files.bundle import open_bundle
 from pilotfish.runtime.files.manifest import MANIFEST_NAME
+from pilotfish.runtime.files.open_model import open_model
 from pilotfish.runtime.interfaces import Floats, Tokens, Weights, as_tokens
 from pilotfish.runtime.profiling.row_classes import RowRule
 from pilotfish.runtime.speculation.draft_length import Fixed
@@ -84,7 +85,7 @@ def pair(name: str) -> PreTrainedModel:
 
 
 def opened(path: Path, **options: object) -> Weights:
-    return get("openvino").open(path, device=None, threads=2, kv_dtype=None, options=options)
+    return get("openvino").open(open_model(path), device=None, threads=2, kv_dtype=None, options=options)
 
 
 def text(n: int, seed: int = 1) -> Tokens:
@@ -257,7 +258,7 @@ def test_an_export_is_compared_with_its_source(tmp_path: Path, name: str) -> Non
 def test_what_cannot_be_had_is_refused(bundles: Bundles, tmp_path: Path) -> None:
     path = bundles("t5", "fp32")
     with pytest.raises(OptionError, match="f32 only, not in 'u8'"):
-        get("openvino").open(path, device=None, threads=2, kv_dtype="u8")
+        get("openvino").open(open_model(path), device=None, threads=2, kv_dtype="u8")
     with pytest.raises(OptionError, match="f32 only, not in bf16"):
         opened(path, precision="bf16")
     session = opened(path).session()

@@ -35,6 +35,7 @@ from pilotfish.exporting.export import RefusedExportError, export  # noqa: E402
 from pilotfish.runtime.errors import UnsupportedModelError  # noqa: E402
 from pilotfish.runtime.files.bundle import open_bundle  # noqa: E402
 from pilotfish.runtime.files.gguf_file import read_gguf  # noqa: E402
+from pilotfish.runtime.files.open_model import open_model  # noqa: E402
 from pilotfish.runtime.text.tokenizer_gguf import tokenizer_from_gguf  # noqa: E402
 from pilotfish.testing.subject import run  # noqa: E402
 from pilotfish.testing.toy_model import END, byte_tokenizer  # noqa: E402
@@ -95,7 +96,7 @@ def expected_logits(folder: Path, source: tuple[int, ...] = SOURCE, answer: tupl
 
 def answers(path: Path, *asked: tuple[tuple[int, ...], tuple[int, ...]]) -> list[Floats]:
     """llama.cpp's logits for each source and answer, (n, vocab_size)."""
-    weights = BACKEND.open(path, device=None, threads=2, kv_dtype=None)
+    weights = BACKEND.open(open_model(path), device=None, threads=2, kv_dtype=None)
     session = weights.session()
     found = []
     for source, answer in asked:

@@ -33,6 +33,7 @@ from pilotfish.runtime.errors import (  # noqa: E402
     UnsupportedModelError,
 )
 from pilotfish.runtime.files.gguf_file import read_gguf  # noqa: E402
+from pilotfish.runtime.files.open_model import open_model  # noqa: E402
 
 Floats = npt.NDArray[np.float32]
 
@@ -69,7 +70,7 @@ def answer(model: Any, ids: npt.NDArray[np.int64]) -> Floats:
 
 def llama_cpp(path: Path, ids: npt.NDArray[np.int64], kv_dtype: str = "f32") -> Floats:
     """llama.cpp's logits, computed in two steps."""
-    weights = BACKEND.open(path, device=None, threads=2, kv_dtype=kv_dtype)
+    weights = BACKEND.open(open_model(path), device=None, threads=2, kv_dtype=kv_dtype)
     session = weights.session(len(ids))
     first = session.forward(ids[:-3], n_logits=len(ids) - 3).logits.copy()
     logits = np.concatenate([first, session.forward(ids[-3:], n_logits=3).logits])
@@ -119,7 +120,7 @@ def test_llama_cpp_computes_what_transformers_does(
 def test_greedy_tokens_are_transformers_own(family: str, folders: dict[str, Path], written: Written) -> None:
     model = open_source(folders[family]).torch_model()
     ids = tokens(8)
-    weights = BACKEND.open(written(family, "f32"), device=None, threads=2, kv_dtype="f32")
+    weights = BACKEND.open(open_model(written(family, "f32")), device=None, threads=2, kv_dtype="f32")
     session = weights.session(N_TOKENS)
     session.forward(ids[:-1], n_logits=0)
     for _ in range(12):

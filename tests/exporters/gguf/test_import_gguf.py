@@ -11,11 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from model_files import imported
 
 from pilotfish.backends import get
-from pilotfish.exporters.gguf.import_gguf import import_gguf
 from pilotfish.runtime.errors import ModelFileError
 from pilotfish.runtime.files.bundle import describe_files, open_bundle
+from pilotfish.runtime.files.open_model import open_model
 from pilotfish.testing.tiny_models import Sizes, tiny_gguf
 
 pytest.importorskip("onnxruntime")
@@ -23,14 +24,21 @@ pytest.importorskip("onnxruntime")
 KILLED = """
 import os, sys
 from pathlib import Path
-from pilotfish.exporters.gguf import import_gguf
+from pilotfish.exporters.gguf.import_gguf import import_gguf
 from pilotfish.exporters.onnx.writer import OnnxWriter
+from pilotfish.runtime.files.gguf_model import GgufModel
 
 OnnxWriter.save = lambda *a, **k: os._exit(9)  # as kill -9 between weights and graph
-import_gguf.import_gguf(Path(sys.argv[1]))
+import_gguf(GgufModel(Path(sys.argv[1])))
 """
-IMPORT = "import sys; from pathlib import Path; from pilotfish.exporters.gguf.import_gguf import import_gguf as i; "
-IMPORT += "print(i(Path(sys.argv[1])))"
+IMPORT = """
+import sys
+from pathlib import Path
+from pilotfish.exporters.gguf.import_gguf import import_gguf
+from pilotfish.runtime.files.gguf_model import GgufModel
+
+print(import_gguf(GgufModel(Path(sys.argv[1]))))
+"""
 
 
 @pytest.fixture
@@ -40,7 +48,7 @@ def gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def answers(folder: Path) -> bool:
-    weights = get("onnx").open(folder, device=None, threads=1, kv_dtype=None)
+    weights = get("onnx").open(open_model(folder), device=None, threads=1, kv_dtype=None)
     logits = weights.session().forward(np.arange(4), n_logits=4).logits
     weights.close()
     return bool(np.isfinite(logits).all())
@@ -52,7 +60,7 @@ def leftovers(folder: Path) -> list[str]:
 
 def test_threads_import_at_once(gguf: Path) -> None:
     found: list[Path] = []
-    threads = [threading.Thread(target=lambda: found.append(import_gguf(gguf))) for _ in range(4)]
+    threads = [threading.Thread(target=lambda: found.append(imported(gguf))) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -74,7 +82,7 @@ def test_a_killed_import_is_not_taken_for_a_bundle(gguf: Path, tmp_path: Path) -
     killed = subprocess.run([sys.executable, "-c", KILLED, str(gguf)], timeout=1200)
     assert killed.returncode == 9
     assert not [path for path in (tmp_path / "cache" / "bundles").iterdir() if not path.name.startswith(".")]
-    folder = import_gguf(gguf)
+    folder = imported(gguf)
     assert answers(folder)
 
 
@@ -82,7 +90,7 @@ def test_a_graph_of_another_kind_is_refused(gguf: Path) -> None:
     """Sound by its digests, and still not a decoder."""
     import onnx
 
-    folder = import_gguf(gguf)
+    folder = imported(gguf)
     model = onnx.load(folder / "model.onnx", load_external_data=False)
     del model.graph.output[:]
     model.graph.output.append(onnx.helper.make_tensor_value_info("hidden", onnx.TensorProto.FLOAT, None))
@@ -92,17 +100,17 @@ def test_a_graph_of_another_kind_is_refused(gguf: Path) -> None:
     (folder / "pilotfish.json").write_text(json.dumps(manifest))
     assert open_bundle(folder)
     with pytest.raises(ModelFileError, match=r"has no .*logits"):
-        get("onnx").open(folder, device=None, threads=1, kv_dtype=None)
+        get("onnx").open(open_model(folder), device=None, threads=1, kv_dtype=None)
 
 
 def test_a_graph_that_is_none_is_refused(gguf: Path) -> None:
-    folder = import_gguf(gguf)
+    folder = imported(gguf)
     (folder / "model.onnx").write_bytes(b"not a graph")
     manifest = json.loads((folder / "pilotfish.json").read_text())
     manifest["files"] = {name: fact.model_dump() for name, fact in describe_files(folder).items()}
     (folder / "pilotfish.json").write_text(json.dumps(manifest))
     with pytest.raises(ModelFileError, match=r"cannot open .*model\.onnx"):
-        get("onnx").open(folder, device=None, threads=1, kv_dtype=None)
+        get("onnx").open(open_model(folder), device=None, threads=1, kv_dtype=None)
 
 
 @pytest.mark.parametrize("left", ["no manifest", "a file"])
@@ -111,10 +119,10 @@ def test_what_is_no_bundle_in_the_cache_is_built_again(
 ) -> None:
     monkeypatch.setenv("PILOTFISH_CACHE", str(tmp_path / "cache"))
     gguf = tiny_gguf(tmp_path / "m.gguf", sizes=Sizes(layers=1))
-    folder = import_gguf(gguf)
+    folder = imported(gguf)
     if left == "a file":
         shutil.rmtree(folder)
         folder.write_bytes(b"")
     else:
         (folder / "pilotfish.json").unlink()
-    assert import_gguf(gguf) == folder and (folder / "pilotfish.json").is_file()
+    assert imported(gguf) == folder and (folder / "pilotfish.json").is_file()

@@ -37,6 +37,7 @@ from pilotfish.runtime.errors import (  # noqa: E402
     UnsupportedModelError,
 )
 from pilotfish.runtime.files.bundle import Manifest, Source, describe_files, write_manifest  # noqa: E402
+from pilotfish.runtime.files.open_model import open_model  # noqa: E402
 from pilotfish.runtime.files.staging import new_bundle  # noqa: E402
 from pilotfish.runtime.interfaces import as_tokens  # noqa: E402
 from pilotfish.runtime.text.tokenizer import Tokenizer  # noqa: E402
@@ -110,7 +111,9 @@ def test_static_graph_of_torch_weights_runs_on_its_ladder(family: str, stored: S
     assert made.recipe["onnx-static"]["builder"] == str(BUILDER)
     assert made.reports["onnx-static"]["relative_difference"] < (1e-5 if stored == "fp32" else 0.15)
     path = bundle_of(made, of, tmp_path, "onnx-static")
-    weights = backends.get("onnx").open(path, device="static", threads=2, kv_dtype=None, options={"activations": "f32"})
+    weights = backends.get("onnx").open(
+        open_model(path), device="static", threads=2, kv_dtype=None, options={"activations": "f32"}
+    )
     assert weights.info.n_heads == 2
     tokens = of.tokenizer.encode("the pilot fish swims ahead of the shark")[:20]
     with torch.inference_mode():

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from model_files import imported
 from real_weights import smollm2
 
 from pilotfish.backends.onnx.devices import DEVICES, create_session, present
 from pilotfish.exporters.gguf.decoder import GgufDecoder
-from pilotfish.exporters.gguf.import_gguf import import_gguf
 from pilotfish.exporters.onnx.decoder_graph import Decoder, Layer, Linear
 from pilotfish.exporters.onnx.fixed_shape_graph import StaticGraph
 from pilotfish.exporters.onnx.writer import OnnxWriter
@@ -137,6 +137,6 @@ def distance(x: Floats, y: Floats) -> float:
 
 
 def test_weights_in_blocks_are_refused_and_never_run_elsewhere() -> None:
-    graph = import_gguf(smollm2(), form="onnx-static") / "model.onnx"
+    graph = imported(smollm2(), form="onnx-static") / "model.onnx"
     with pytest.raises(ModelFileError, match="QNNExecutionProvider"):
         create_session(graph, DEVICES["qnn"], 2, settings={}, shape=SHAPE)

@@ -26,6 +26,7 @@ from pilotfish.exporters.parity.evaluation import TEXTS
 from pilotfish.exporters.quantize.weight_form import WeightForm
 from pilotfish.runtime.errors import AbilityError, EngineError, OptionError, UnsupportedModelError
 from pilotfish.runtime.files.gguf_file import read_gguf
+from pilotfish.runtime.files.open_model import open_model
 from pilotfish.runtime.interfaces import Floats, Tokens, Weights
 from pilotfish.runtime.text.calibration_text import TEXT, calibration_samples
 from pilotfish.runtime.text.tokenizer_gguf import tokenizer_from_gguf
@@ -80,7 +81,7 @@ def export_openvino(
 
 
 def opened(folder: Path, kv_dtype: str | None = "f32", options: dict[str, object] = EXACT) -> Weights:
-    return get("openvino").open(folder, device=None, threads=2, kv_dtype=kv_dtype, options=options)
+    return get("openvino").open(open_model(folder), device=None, threads=2, kv_dtype=kv_dtype, options=options)
 
 
 def spread(ours: Floats, theirs: Floats) -> float:

@@ -27,6 +27,7 @@ from pilotfish.runtime.errors import (  # noqa: E402
     PilotfishError,
     UnsupportedModelError,
 )
+from pilotfish.runtime.files.open_model import open_model  # noqa: E402
 from pilotfish.testing.tiny_models import tiny_gguf  # noqa: E402
 
 
@@ -296,7 +297,7 @@ def test_a_gguf_file_is_what_the_reference_engine_computes(architecture: str, qu
     path = tiny_gguf(tmp_path / "m.gguf", architecture=architecture, quant=quant, tied=quant == "Q4_1")
     source = open_source(path)
     ids = np.arange(40) % 256
-    weights = REFERENCE.open(path, device=None, threads=1, kv_dtype=None)
+    weights = REFERENCE.open(open_model(path), device=None, threads=1, kv_dtype=None)
     expected = weights.session(64).forward(ids, n_logits=40).logits
     with torch.no_grad():
         found = source.torch_model()(torch.from_numpy(ids)[None]).logits[0].numpy()
@@ -338,7 +339,7 @@ def test_smollm2_is_what_the_reference_engine_and_transformers_make_of_it() -> N
     source = open_source(path)
     model = source.torch_model()
     ids = source.tokenizer.encode("The pilot fish swims ahead of the shark. def add(a, b): return")
-    weights = REFERENCE.open(path, device=None, threads=1, kv_dtype=None, options={"stream": True})
+    weights = REFERENCE.open(open_model(path), device=None, threads=1, kv_dtype=None, options={"stream": True})
     expected = weights.session(64).forward(ids, n_logits=len(ids)).logits
     with torch.no_grad():
         found = model(torch.from_numpy(ids)[None]).logits[0].numpy()

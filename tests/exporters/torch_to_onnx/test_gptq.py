@@ -10,6 +10,7 @@ import pytest
 from tiny_families import VOCAB_SIZE, tiny
 
 from pilotfish.exporters.quantize.weight_form import WeightForm
+from pilotfish.runtime.files.open_model import open_model
 from pilotfish.runtime.interfaces import Floats
 
 torch = pytest.importorskip("torch", reason="exporting needs torch")
@@ -101,7 +102,7 @@ def test_what_was_fitted_is_what_is_written(tmp_path: Path) -> None:
         recipe=recipe,
     )
     write_manifest(tmp_path, manifest)
-    weights = get("onnx").open(tmp_path, device=None, threads=2, kv_dtype=None)
+    weights = get("onnx").open(open_model(tmp_path), device=None, threads=2, kv_dtype=None)
     ours = weights.session(64).forward(SAMPLES[0], n_logits=64).logits.copy()
     weights.close()
     model = tiny("llama")

@@ -21,6 +21,7 @@ from pilotfish.exporters.quantize.nearest import quantize
 from pilotfish.exporters.quantize.weight_form import WeightForm
 from pilotfish.exporters.torch_to_onnx.decoder import export_onnx
 from pilotfish.runtime.errors import ModelFileError, UnsupportedModelError
+from pilotfish.runtime.files.open_model import open_model
 from pilotfish.runtime.interfaces import Weights
 from pilotfish.testing import CHECKS, Subject
 
@@ -54,7 +55,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
 
 
 def opened(folder: Path) -> Weights:
-    return get("onnx").open(folder, device=None, threads=2, kv_dtype=None, options={})
+    return get("onnx").open(open_model(folder), device=None, threads=2, kv_dtype=None, options={})
 
 
 def as_stored(model: PreTrainedModel, form: WeightForm) -> PreTrainedModel:

@@ -19,6 +19,7 @@ from pilotfish.exporting.export import Job, export
 from pilotfish.exporting.options import only_for
 from pilotfish.runtime.errors import OptionError, UnsupportedModelError
 from pilotfish.runtime.files.bundle import Manifest, open_bundle
+from pilotfish.runtime.files.open_model import open_model
 from pilotfish.runtime.interfaces import Floats
 from pilotfish.runtime.profiling.calibrate import calibrate
 
@@ -101,7 +102,7 @@ def test_the_graph_computes_what_was_rounded(static: Any, name: str) -> None:
     answers = torch.cat([start.expand(len(rows), 1), rows], dim=1)
     with rounded(model, fit_inputs(model, lambda: model(input_ids=rows, decoder_input_ids=answers))):
         expected = logits_of(model)
-    weights = get("onnx").open(folder, device=None, threads=1, kv_dtype=None)
+    weights = get("onnx").open(open_model(folder), device=None, threads=1, kv_dtype=None)
     session = weights.session()
     session.encode(TEXT)
     ours = session.forward(np.r_[0, TEXT], n_logits=len(TEXT) + 1).logits.copy()
@@ -119,7 +120,7 @@ def test_rows_do_not_see_how_many_they_are_and_sums_fit(static: Any) -> None:
     held = {one.name: onnx.numpy_helper.to_array(one) for one in graph.initializer}
     codes = [held[node.input[1]] for node in graph.node if node.op_type == "MatMulIntegerToFloat"]
     assert all(2 * INPUT_LEVELS * int(np.abs(one.astype(int)).max()) < 1 << 15 for one in codes)
-    weights = get("onnx").open(folder, device=None, threads=1, kv_dtype=None)
+    weights = get("onnx").open(open_model(folder), device=None, threads=1, kv_dtype=None)
     by_width: dict[int, Floats] = {}
     for width in (2, 3, 8, 17, 33):
         session = weights.session()
@@ -132,7 +133,7 @@ def test_rows_do_not_see_how_many_they_are_and_sums_fit(static: Any) -> None:
 
 
 def test_one_row_is_apart_even_where_it_looks_alike(static: Any) -> None:
-    weights = get("onnx").open(static("flan")[2], device=None, threads=1, kv_dtype=None)
+    weights = get("onnx").open(open_model(static("flan")[2]), device=None, threads=1, kv_dtype=None)
     measured = calibrate(weights.session(256))
     weights.close()
     assert weights.info.alike_from == 2 and measured.rows.classes[0] == (1,) and measured.rows.rule().minimum == 2

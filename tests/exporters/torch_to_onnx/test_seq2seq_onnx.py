@@ -14,6 +14,7 @@ from tiny_seq2seq import PAIRS, VOCAB_SIZE, tiny_pair
 
 from pilotfish.exporters.quantize.weight_form import WeightForm
 from pilotfish.runtime.files.bundle import Manifest, open_bundle
+from pilotfish.runtime.files.open_model import open_model
 from pilotfish.runtime.interfaces import Floats, Indices, Tokens
 
 torch = pytest.importorskip("torch", reason="exporting needs torch")
@@ -230,7 +231,7 @@ def test_the_engine_runs_it(tmp_path: Path, name: str) -> None:
     model, tokens = tiny_pair(name), text(30)
     source = source_of(model)
     export_encoder_decoder(model, tmp_path / "b", FORMS["fp32"], model_id="tiny", activations="f32")
-    weights = get("onnx").open(tmp_path / "b", device=None, threads=2, kv_dtype=None, options={})
+    weights = get("onnx").open(open_model(tmp_path / "b"), device=None, threads=2, kv_dtype=None, options={})
     session = weights.session()
     session.encode(source[0])
     ours = [session.forward(tokens[a:b], n_logits=b - a).logits.copy() for a, b in ((0, 1), (1, 9), (9, 30))]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from model_files import imported
 
 from pilotfish.backends import get
-from pilotfish.exporters.gguf.import_gguf import import_gguf
+from pilotfish.runtime.files.open_model import open_model
 from pilotfish.runtime.interfaces import Session, Weights
 from pilotfish.testing.tiny_models import Sizes, tiny_gguf
 
@@ -22,8 +23,8 @@ def weights(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         patch.setenv("PILOTFISH_CACHE", str(folder / "cache"))
         path = tiny_gguf(folder / "tiny.gguf", quant="Q8_0", sizes=SIZES, seed=10)
         if request.param == "onnx":
-            path = import_gguf(path)
-        return get(request.param).open(path, device=None, threads=1, kv_dtype=None)
+            path = imported(path)
+        return get(request.param).open(open_model(path), device=None, threads=1, kv_dtype=None)
 
 
 def filled(session: Session, n: int) -> Session:

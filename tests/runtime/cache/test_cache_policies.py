@@ -28,6 +28,7 @@ from pilotfish.runtime.cache.policies import (
 from pilotfish.runtime.cache.policies.scorer import keep_best
 from pilotfish.runtime.cache.sequence import CachedSequence, Cancelled
 from pilotfish.runtime.errors import AbilityError, ContextFullError, OptionError
+from pilotfish.runtime.files.open_model import open_model
 from pilotfish.runtime.interfaces import Floats, Session, Tokens, Weights
 from pilotfish.runtime.profiling.row_classes import RowRule
 from pilotfish.testing.tiny_models import Sizes, tiny_gguf
@@ -42,7 +43,7 @@ WIDTHS = RowRule(tuple(range(2, 34)))
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Weights]:
     path = tiny_gguf(tmp_path_factory.mktemp("models") / "tiny.gguf", quant="Q8_0", sizes=Sizes(context=256), seed=10)
-    opened = REFERENCE.open(path, device=None, threads=1, kv_dtype=None)
+    opened = REFERENCE.open(open_model(path), device=None, threads=1, kv_dtype=None)
     yield opened
     opened.close()
 

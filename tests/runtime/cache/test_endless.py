@@ -11,18 +11,19 @@ from typing import Any
 import numpy as np
 import pytest
 from cache_runs import SAMPLINGS, WIDTHS, Knows, prompt_for, run
+from model_files import imported
 from real_weights import smollm2
 from tiers import quick
 
 import pilotfish
 from pilotfish.backends import get
-from pilotfish.exporters.gguf.import_gguf import import_gguf
 from pilotfish.runtime.cache.compressed_copy import CompressedCopy
 from pilotfish.runtime.cache.compression import entries_for
 from pilotfish.runtime.cache.policies import SinksAndWindow
 from pilotfish.runtime.cache.sequence import CachedSequence, Cancelled
 from pilotfish.runtime.decoding.scoring import surprisal
 from pilotfish.runtime.errors import OptionError
+from pilotfish.runtime.files.open_model import open_model
 from pilotfish.runtime.interfaces import Tokens, Weights
 from pilotfish.runtime.sampling.sampling import Sampling
 from pilotfish.runtime.speculation.proposers import SelfDraft
@@ -51,8 +52,8 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str],
         if get(engine).version() is None:
             pytest.skip(f"{engine} is not installed")
         if engine not in made:
-            location = import_gguf(path, activations="f32") if engine == "onnx" else path
-            made[engine] = get(engine).open(location, device=None, threads=1, kv_dtype=None)
+            location = imported(path, activations="f32") if engine == "onnx" else path
+            made[engine] = get(engine).open(open_model(location), device=None, threads=1, kv_dtype=None)
         return made[engine]
 
     yield open_engine

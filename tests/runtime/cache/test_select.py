@@ -9,15 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 from cache_runs import SAMPLINGS, WIDTHS, Knows, Run, TurningToy, prompt_for, run
+from model_files import imported
 from tiers import quick
 
 import pilotfish
 from pilotfish.backends import get
-from pilotfish.exporters.gguf.import_gguf import import_gguf
 from pilotfish.runtime.cache.policies import TokenSelect, policy_by_name
 from pilotfish.runtime.cache.policies.view import CacheView
 from pilotfish.runtime.cache.sequence import CachedSequence
 from pilotfish.runtime.errors import AbilityError, OptionError
+from pilotfish.runtime.files.open_model import open_model
 from pilotfish.runtime.interfaces import Weights
 from pilotfish.runtime.speculation.draft_weights import DraftWeights
 from pilotfish.testing.tiny_models import Sizes, tiny_gguf
@@ -42,8 +43,8 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str],
         if get(engine).version() is None:
             pytest.skip(f"{engine} is not installed")
         if engine not in made:
-            location = import_gguf(path, activations="f32") if engine == "onnx" else path
-            made[engine] = get(engine).open(location, device=None, threads=1, kv_dtype=None)
+            location = imported(path, activations="f32") if engine == "onnx" else path
+            made[engine] = get(engine).open(open_model(location), device=None, threads=1, kv_dtype=None)
         return made[engine]
 
     yield open_engine

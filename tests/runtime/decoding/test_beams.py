@@ -17,6 +17,7 @@ from pilotfish.runtime.cache.sequence import CachedSequence
 from pilotfish.runtime.decoding.beam_search import beam_search, search
 from pilotfish.runtime.decoding.loop import Limits
 from pilotfish.runtime.errors import AbilityError, ContextFullError, OptionError
+from pilotfish.runtime.files.open_model import open_model
 from pilotfish.runtime.interfaces import EncoderInfo, Tokens, Weights, as_tokens
 from pilotfish.runtime.profiling.row_classes import ANY_WIDTH, RowRule
 from pilotfish.testing.toy import ALL, ToyWeights
@@ -152,7 +153,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], 
             folder: Path = tmp_path_factory.mktemp(name)
             model = tiny_pair(name, seed=3)
             export_encoder_decoder(model, folder / "b", WeightForm("fp32"), model_id="tiny", activations="f32")
-            made[name] = model, get("onnx").open(folder / "b", device=None, threads=2, kv_dtype=None)
+            made[name] = model, get("onnx").open(open_model(folder / "b"), device=None, threads=2, kv_dtype=None)
         return made[name]
 
     yield pair

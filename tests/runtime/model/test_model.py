@@ -18,6 +18,7 @@ from pilotfish import Model, Sampling, backends, load
 from pilotfish.loading import cpu_load as busy
 from pilotfish.loading import measuring
 from pilotfish.runtime.errors import ChatTemplateError, ContextFullError, OptionError
+from pilotfish.runtime.files.open_model import open_model
 from pilotfish.runtime.interfaces import Budget, Draft, Round
 from pilotfish.runtime.profiling.cost_curve import CostCurve
 from pilotfish.runtime.speculation.draft_length import Fixed
@@ -338,7 +339,7 @@ def test_the_draft_of_a_busy_machine_is_timed_again(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PILOTFISH_CACHE", str(tmp_path))
-    weights, said = backends.get("reference").open(path, device=None, threads=1, kv_dtype=None), []
+    weights, said = backends.get("reference").open(open_model(path), device=None, threads=1, kv_dtype=None), []
     kept = []
     for share in (0.9, 0.9, 0.0, 0.9):
         monkeypatch.setattr(busy, "cpu_load", lambda share=share: share)

@@ -128,7 +128,7 @@ def test_bundles_name_their_tensor_too(sound: Path, tmp_path: Path) -> None:
     weight = onnx.numpy_helper.from_array(np.array([1.0, _NAN], np.float32), "layers.3.weight")
     number = onnx.numpy_helper.from_array(np.array([1, 2], np.int64), "shape")
     onnx.save(onnx.helper.make_model(onnx.helper.make_graph([], "g", [], [], [number, weight])), tmp_path / "m.onnx")
-    assert broken_tensor(tmp_path / "m.onnx") == (tmp_path / "m.onnx", "layers.3.weight")
+    assert broken_tensor([tmp_path / "m.onnx"]) == (tmp_path / "m.onnx", "layers.3.weight")
     header = {
         "__metadata__": {"format": "pt"},
         "a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]},
@@ -139,8 +139,8 @@ def test_bundles_name_their_tensor_too(sound: Path, tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + values)
-    assert broken_tensor(folder) == (folder / "model.safetensors", "b")
-    assert broken_tensor(sound) is None and broken_tensor(tmp_path / "nothing") is None
+    assert broken_tensor(folder.iterdir()) == (folder / "model.safetensors", "b")
+    assert broken_tensor([sound]) is None and broken_tensor([tmp_path / "nothing.gguf"]) is None
 
 
 # -- everything that runs steps, on an engine whose logits turn bad ---------------------------------------------------

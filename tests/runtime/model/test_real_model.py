@@ -7,13 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from model_files import imported
 from real_weights import PROMPTS, smollm2
 
 import pilotfish
 from pilotfish.backends import get
-from pilotfish.exporters.gguf.import_gguf import Activations, import_gguf
+from pilotfish.exporters.gguf.import_gguf import Activations
 from pilotfish.runtime.cache.sequence import CachedSequence
 from pilotfish.runtime.decoding.loop import Limits, generate
+from pilotfish.runtime.files.open_model import open_model
 from pilotfish.runtime.interfaces import Floats, Tokens, Weights
 from pilotfish.runtime.profiling.row_classes import ANY_WIDTH
 from pilotfish.runtime.sampling.sampling import Sampling
@@ -34,8 +36,8 @@ def weights() -> Iterator[Weights]:
 
 
 def onnx(activations: Activations) -> Weights:
-    folder = import_gguf(smollm2(), activations=activations)
-    return get("onnx").open(folder, device=None, threads=2, kv_dtype=None)
+    folder = imported(smollm2(), activations=activations)
+    return get("onnx").open(open_model(folder), device=None, threads=2, kv_dtype=None)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +71,7 @@ def relative_error(ours: Floats, theirs: Floats) -> float:
 @pytest.fixture(scope="module")
 def judged(plain: pilotfish.Model) -> tuple[Tokens, Floats]:
     tokens = excerpt(plain, 96)
-    reference = get("reference").open(smollm2(), device=None, threads=2, kv_dtype=None)
+    reference = get("reference").open(open_model(smollm2()), device=None, threads=2, kv_dtype=None)
     return tokens, reference.session(128).forward(tokens, n_logits=len(tokens)).logits
 
 

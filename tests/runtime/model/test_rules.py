@@ -26,6 +26,7 @@ from pilotfish.runtime.cache.sequence import CachedSequence
 from pilotfish.runtime.decoding.loop import Limits, generate
 from pilotfish.runtime.errors import ModelFileError, OptionError, PilotfishWarning
 from pilotfish.runtime.files.bundle import read_manifest
+from pilotfish.runtime.files.open_model import open_model
 from pilotfish.runtime.interfaces import EncoderInfo, Weights
 from pilotfish.runtime.model.rules import AnswerOptions, Frame, Rules
 from pilotfish.runtime.profiling.calibrate import calibrate
@@ -209,7 +210,7 @@ class Pair:
         self.model: Any = tiny_pair(name, seed=5, vocab_size=VOCAB_SIZE)
         self.model.generation_config.update(forced_eos_token_id=None, eos_token_id=2)
         export_encoder_decoder(self.model, folder / "b", WeightForm("fp32"), model_id="tiny", activations="f32")
-        self.weights: Weights = get("onnx").open(folder / "b", device=None, threads=2, kv_dtype=None)
+        self.weights: Weights = get("onnx").open(open_model(folder / "b"), device=None, threads=2, kv_dtype=None)
         self.tokenizer = Tokenizer.from_file(folder / "tokenizer.json", eos_ids=[2])
         session = self.weights.session(64)
         self.calibration = calibrate(session)

@@ -12,11 +12,12 @@ from enumerated_loop import POLICIES, SETTINGS, flat_curve, still_clock, total_v
 
 from pilotfish import Sampling
 from pilotfish.exporters.sources.generation_settings import generating
-from pilotfish.loading.opening import read_rules
+from pilotfish.loading.opening import rules_of
 from pilotfish.runtime.cache.sequence import CachedSequence
 from pilotfish.runtime.decoding.loop import Limits, generate
 from pilotfish.runtime.errors import ModelFileError
-from pilotfish.runtime.files.bundle import write_manifest
+from pilotfish.runtime.files.bundle import Bundle
+from pilotfish.runtime.files.gguf_model import GgufModel
 from pilotfish.runtime.files.manifest import Manifest, Source
 from pilotfish.runtime.interfaces import EncoderInfo
 from pilotfish.runtime.model.rules import Frame, Rules
@@ -138,11 +139,11 @@ def test_ids_that_are_no_tokens_are_refused(tmp_path: Path) -> None:
         suppress_tokens=(4,),
         begin_suppress_tokens=(7,),
     )
-    write_manifest(tmp_path, manifest)
-    assert read_rules(tmp_path, 8) == Rules((4,), (7,))
+    model = Bundle(tmp_path, manifest)
+    assert rules_of(model, 8) == Rules((4,), (7,))
     with pytest.raises(ModelFileError, match="name the token 7, and the model has 7"):
-        read_rules(tmp_path, 7)
-    assert read_rules(tmp_path / "model.gguf", 7) is None
+        rules_of(model, 7)
+    assert rules_of(GgufModel(tmp_path / "model.gguf"), 7) == Rules()
 
 
 def test_who_drafts_for_a_model_that_listens() -> None:

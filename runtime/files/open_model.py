@@ -1,0 +1,68 @@
+"""Which kind of model file lies at a path: the one place that looks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..errors import ModelFileError, ModelNotFoundError, OptionError, UnsupportedModelError
+from .bundle import Bundle, open_bundle
+from .gguf_model import GgufModel
+from .manifest import MANIFEST_NAME
+from .model_file import ModelFile
+
+
+def open_model(path: Path) -> ModelFile:
+    """The model at a path, a .gguf file or a folder with a bundle or with one .gguf file in it.
+
+    Raises ModelNotFoundError where nothing is, ModelFileError, OptionError where several are, and
+    UnsupportedModelError for folders of another kind, with the way out.
+    """
+    if path.is_file():
+        if path.suffix.lower() != ".gguf":
+            raise ModelFileError(f"{path} is not a .gguf file; give one, or a bundle folder or a catalogue name.")
+        return GgufModel(path)
+    if path.is_dir():
+        return _in_folder(path)
+    if path.exists():
+        raise ModelFileError(f"{path} is neither a file nor a folder; give a .gguf file or a bundle folder.")
+    raise ModelNotFoundError(f"there is no file or folder {path}.")
+
+
+def bundle_of(model: ModelFile) -> Bundle:
+    """The bundle that a model is. Raises ModelNotFoundError."""
+    if isinstance(model, Bundle):
+        return model
+    raise ModelNotFoundError(f"{model} is a file, and a bundle is a folder with {MANIFEST_NAME} in it.")
+
+
+def gguf_of(model: ModelFile) -> GgufModel:
+    """The .gguf file that a model is or holds. Raises UnsupportedModelError."""
+    if isinstance(model, GgufModel):
+        return model
+    if isinstance(model, Bundle) and "gguf" in model.formats:
+        return GgufModel(model.file(model.manifest.formats["gguf"]))
+    raise UnsupportedModelError(f"{model} holds no GGUF file; it holds {', '.join(model.formats)}.")
+
+
+def _in_folder(folder: Path) -> ModelFile:
+    if (folder / MANIFEST_NAME).exists():
+        return open_bundle(folder)
+    models = sorted(folder.glob("*.gguf"))
+    if len(models) == 1:
+        return GgufModel(models[0])
+    if models:
+        raise OptionError(f"{folder} holds {len(models)} .gguf files; name one: {', '.join(m.name for m in models)}.")
+    if (folder / "config.json").exists():
+        raise UnsupportedModelError(
+            f"{folder} is a Hugging Face folder: weights to export, not to run. Make a bundle of it once with: "
+            f"pilotfish export {folder} -o {folder.name}-bundle   and open that, or give a .gguf file of the model."
+        )
+    graphs = sorted(path.name for path in (*folder.glob("*.onnx"), *folder.glob("*.ort")))
+    if graphs:
+        raise UnsupportedModelError(
+            f"{folder} holds ONNX Runtime files made elsewhere ({', '.join(graphs)}), without {MANIFEST_NAME}: what a "
+            "token gets may depend on the others of its step (Moonshine's round all of them by one scale), so that "
+            "checking drafts would change the answer. Export the weights that they were made from: "
+            "pilotfish export FOLDER -o BUNDLE   For speech that can be a Whisper."
+        )
+    raise ModelNotFoundError(f"{folder} holds no model: no {MANIFEST_NAME} and no .gguf file.")
