@@ -87,7 +87,8 @@ def run(
 ) -> None:
     """Answer one prompt.
 
-    MODEL: a catalogue name (`pilotfish pull --help` lists them), a .gguf file or a bundle folder.
+    MODEL: a catalogue name (`pilotfish pull --help` lists them), a .gguf file, a bundle folder,
+    hf:ORG/NAME[:FILE] of the Hugging Face hub, or ollama:NAME of Ollama's store.
     PROMPT: a text; default: standard input.
     """
     from ..runtime.model.request import ANSWER, check_request
@@ -184,7 +185,8 @@ def chat(
 ) -> None:
     """Talk to a model. Ctrl-C stops an answer; Ctrl-D or /bye ends.
 
-    MODEL: a catalogue name (`pilotfish pull --help` lists them), a .gguf file or a bundle folder.
+    MODEL: a catalogue name (`pilotfish pull --help` lists them), a .gguf file, a bundle folder,
+    hf:ORG/NAME[:FILE] of the Hugging Face hub, or ollama:NAME of Ollama's store.
     """
     from ..runtime.model.chat import TURN
     from ..runtime.model.request import check_request

@@ -58,13 +58,17 @@ def demo(
 
 
 @app.command(
-    help=f"Fetch a model of the catalogue into the cache and print where it is.\n\nNAME: one of {', '.join(CATALOGUE)}."
+    help="Fetch a model into the cache and print where it is.\n\n"
+    f"NAME: hf:ORG/NAME[:FILE] of the Hugging Face hub, or one of {', '.join(CATALOGUE)}."
 )
 def pull(name: Annotated[str, typer.Argument()]) -> None:
     from ..loading.load import resolve
 
-    if name not in CATALOGUE:
-        raise OptionError(f"there is no model {name!r} in the catalogue; it has {', '.join(CATALOGUE)}.")
+    if name not in CATALOGUE and not name.startswith("hf:"):
+        known = ", ".join(CATALOGUE)
+        raise OptionError(
+            f"there is no model {name!r} in the catalogue; it has {known}. hf:ORG/NAME is one of the hub."
+        )
     with LoadProgress() as progress:
         path = resolve(name, progress)
     print(path)
@@ -76,7 +80,8 @@ def inspect(
 ) -> None:
     """Show what a .gguf file or a bundle holds, without loading it.
 
-    MODEL: a catalogue name (`pilotfish pull --help` lists them), a .gguf file or a bundle folder.
+    MODEL: a catalogue name (`pilotfish pull --help` lists them), a .gguf file, a bundle folder,
+    hf:ORG/NAME[:FILE] of the Hugging Face hub, or ollama:NAME of Ollama's store.
     """
     from .inspection import inspect_model
 

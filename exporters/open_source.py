@@ -32,7 +32,7 @@ def open_source(path: str | Path) -> ModelSource:
         return open_folder(converted(found) if is_container(found) else found)
     if found.exists():
         return open_gguf(found)
-    return open_folder(_download(str(path)))
+    return open_folder(_download(str(path).removeprefix("hf:")))
 
 
 def require_source(path: str | Path) -> None:
@@ -46,7 +46,7 @@ def require_source(path: str | Path) -> None:
             raise ModelNotFoundError(
                 f"{found} is neither a file nor a folder; give a Hugging Face folder or a .gguf file."
             )
-    elif found.suffix.lower() == ".gguf" or not _HUB_ID.fullmatch(str(path)):
+    elif found.suffix.lower() == ".gguf" or not _HUB_ID.fullmatch(str(path).removeprefix("hf:")):
         raise ModelNotFoundError(f"there is no folder and no file {shown(str(path))}.")
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..runtime.errors import DamagedWeightsError, EngineError, NotFiniteError
-from ..runtime.files.gguf_file import GgufTensor, read_gguf
+from ..runtime.files.gguf_file import GgufTensor, is_gguf, read_gguf
 from ..runtime.files.model_file import ModelFile
 from ..runtime.telemetry import without_telemetry
 
@@ -54,9 +54,10 @@ def broken_tensor(files: Iterable[Path]) -> tuple[Path, str] | None:
 
     files: .gguf, .onnx, .xml or .safetensors; others are passed over.
     """
-    for file in sorted(file for file in files if file.suffix in _READERS):
+    for file in sorted(files):
+        reader = _READERS.get(".gguf" if is_gguf(file) else file.suffix)
         try:
-            for name, values in _READERS[file.suffix](file):
+            for name, values in () if reader is None else reader(file):
                 if not np.isfinite(values).all():
                     return file, name
         except Exception:  # it only words an error: what cannot be read, for whatever reason, is not to blame

@@ -83,9 +83,14 @@ def resolve(path: str | os.PathLike[str], report: Progress | None = None) -> Mod
     except (OSError, ValueError, RuntimeError) as error:  # too long, a zero byte, a user's home that is not there
         why = error.strerror if isinstance(error, OSError) else error
         raise ModelNotFoundError(f"{shown(name)} cannot be looked up: {why}.") from None
+    from ..fetching import hub, ollama_store
     from ..fetching.catalogue import CATALOGUE
     from ..fetching.fetch import fetch  # needed for names only
 
+    if name.startswith(hub.PREFIX):
+        return open_model(hub.hub_model(name.removeprefix(hub.PREFIX), tell))
+    if name.startswith(ollama_store.PREFIX):
+        return open_model(ollama_store.ollama_model(name.removeprefix(ollama_store.PREFIX)))
     if name in CATALOGUE:
         return open_model(
             fetch(name, progress=lambda done, total: tell(f"fetching {name}", done / total if total else 0.0))
@@ -93,7 +98,8 @@ def resolve(path: str | os.PathLike[str], report: Progress | None = None) -> Mod
     close = difflib.get_close_matches(name, CATALOGUE, n=1, cutoff=0.5)
     hint = f" Did you mean {close[0]}?" if close else ""
     raise ModelNotFoundError(
-        f"there is no file or folder {name}, and no model of that name.{hint} Known names: {', '.join(CATALOGUE)}."
+        f"there is no file or folder {name}, and no model of that name.{hint} Known names: {', '.join(CATALOGUE)}; "
+        f"{hub.PREFIX}ORG/NAME is one of the Hugging Face hub, {ollama_store.PREFIX}NAME one that Ollama has fetched."
     )
 
 

@@ -82,6 +82,15 @@ class GgufFile:
         return value
 
 
+def is_gguf(path: Path) -> bool:
+    """Whether a file begins as a GGUF file does, whatever its name."""
+    try:
+        with path.open("rb") as file:
+            return file.read(4) == b"GGUF"
+    except OSError:
+        return False
+
+
 def read_gguf(path: Path) -> GgufFile:
     """The parsed file, tensors mapped and not copied.
 

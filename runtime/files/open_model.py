@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from ..errors import ModelFileError, ModelNotFoundError, OptionError, UnsupportedModelError
 from .bundle import Bundle, open_bundle
+from .gguf_file import is_gguf
 from .gguf_model import GgufModel
 from .manifest import MANIFEST_NAME
 from .model_file import ModelFile
 
+_PART = re.compile(r"-\d{5}-of-\d{5}(?=\.gguf$)")  # of a split model, which its first part stands for
+
 
 def open_model(path: Path) -> ModelFile:
-    """The model at a path, a .gguf file or a folder with a bundle or with one .gguf file in it.
+    """The model at a path: a GGUF file whatever its name, or a folder with a bundle or with one .gguf file in it.
 
     Raises ModelNotFoundError where nothing is, ModelFileError, OptionError where several are, and
     UnsupportedModelError for folders of another kind, with the way out.
     """
     if path.is_file():
-        if path.suffix.lower() != ".gguf":
+        if path.suffix.lower() != ".gguf" and not is_gguf(path):
             raise ModelFileError(f"{path} is not a .gguf file; give one, or a bundle folder or a catalogue name.")
         return GgufModel(path)
     if path.is_dir():
@@ -47,8 +51,8 @@ def gguf_of(model: ModelFile) -> GgufModel:
 def _in_folder(folder: Path) -> ModelFile:
     if (folder / MANIFEST_NAME).exists():
         return open_bundle(folder)
-    models = sorted(folder.glob("*.gguf"))
-    if len(models) == 1:
+    models = [path for path in sorted(folder.glob("*.gguf")) if "mmproj" not in path.name.lower()]  # reads pictures
+    if len(models) == 1 or (models and len({_PART.sub("", path.name) for path in models}) == 1):
         return GgufModel(models[0])
     if models:
         raise OptionError(f"{folder} holds {len(models)} .gguf files; name one: {', '.join(m.name for m in models)}.")

@@ -1,0 +1,118 @@
+"""Models by their name on the Hugging Face hub: one .gguf file of a repository, or its folder of safetensors.
+
+Everything lies in the hub's own cache, which other programs share, and is found there without a network.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..runtime.checks import shown
+from ..runtime.errors import DownloadError, ModelNotFoundError, OptionError
+
+PREFIX = "hf:"
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
+_PREFERRED = "q4_k_m"  # where a repository has several and none is named
+_FOLDER = ("*.json", "*.safetensors", "*.model", "*.jinja", "LICENSE*", "README.md")
+_ANSWER_S = 10.0
+
+Report = Callable[[str, float], None]
+
+
+def hub_model(name: str, report: Report) -> Path:
+    """The .gguf file, the first part of a split one, or the folder that a name stands for, without its prefix.
+
+    name: "org/name", "org/name:FILE.gguf", or "org/name:Q4_K_M", a part of the file's name.
+    Raises OptionError for no such name or one that fits several files, ModelNotFoundError, and DownloadError.
+    """
+    repository, _, wanted = name.partition(":")
+    if not _REPOSITORY.fullmatch(repository):
+        raise OptionError(f"{shown(PREFIX + name)} is no name on the hub: it has the form {PREFIX}ORG/NAME[:FILE].")
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise DownloadError(f"{PREFIX}{name} needs a package. Add it with: pip install huggingface_hub") from error
+    held, why = _listed(huggingface_hub, repository)
+    files = chosen_files(held, wanted, repository)
+    offline = why is not None
+    try:
+        if not files:
+            wanted_files = list(_FOLDER)
+            return Path(
+                huggingface_hub.snapshot_download(repository, allow_patterns=wanted_files, local_files_only=offline)
+            )
+        places = []
+        for file in files:
+            bar = _bar(report, f"fetching {file}")
+            places.append(
+                huggingface_hub.hf_hub_download(
+                    repository, file, local_files_only=offline, etag_timeout=_ANSWER_S, tqdm_class=bar
+                )
+            )
+        return Path(places[0])
+    except Exception as error:  # its own errors and its network library's have no common class
+        raise _refused(repository, why or error) from error
+
+
+def chosen_files(held: Sequence[str], wanted: str, repository: str) -> list[str]:
+    """The files of a repository that are meant, all parts of a split one; none for its folder of safetensors."""
+    models = sorted(name for name in held if name.endswith(".gguf") and "mmproj" not in name.lower())
+    if not wanted and not models:
+        return []
+    fit = [name for name in models if wanted in (name, Path(name).name)] or [
+        name for name in models if re.search(rf"(^|[-_./]){re.escape(wanted.lower())}([-_./]|$)", name.lower())
+    ]
+    if not wanted:
+        fit = [name for name in models if _PREFERRED in name.lower()] or models
+    sets = sorted({_PART.sub("", name) for name in fit})
+    listed = ", ".join(sorted({_PART.sub(".gguf", name) for name in models}))
+    if not sets:
+        raise ModelNotFoundError(f"{repository} has no .gguf file {shown(wanted)}; it has {listed or 'none'}.")
+    if len(sets) > 1:
+        raise OptionError(
+            f"{repository} has {len(sets)} files that fit; name one: {PREFIX}{repository}:FILE of {listed}."
+        )
+    return fit
+
+
+def _listed(hub: Any, repository: str) -> tuple[list[str], Exception | None]:
+    """The files of a repository, and why only those in the cache could be looked at."""
+    try:
+        info = hub.HfApi().model_info(repository, timeout=_ANSWER_S)
+        return [sibling.rfilename for sibling in info.siblings or ()], None
+    except Exception as error:  # no network, no such repository, a login that is needed
+        with contextlib.suppress(Exception):
+            folder = Path(hub.snapshot_download(repository, local_files_only=True))
+            return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()], error
+        raise _refused(repository, error) from error
+
+
+def _bar(report: Report, what: str) -> type[Any]:
+    """A progress bar of the hub's kind that reports instead of drawing."""
+    from tqdm import tqdm
+
+    class Bar(tqdm):  # type: ignore[misc]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **{**kwargs, "file": io.StringIO(), "disable": False})
+
+        def update(self, n: float | None = 1) -> bool | None:
+            shown = super().update(n)
+            if self.total:
+                report(what, min(self.n / self.total, 1.0))
+            return bool(shown)
+
+    return Bar
+
+
+def _refused(repository: str, error: Exception) -> DownloadError:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return DownloadError(
+        f"{PREFIX}{repository} cannot be fetched, and is not in the hub's cache: {lines[0][:200].rstrip('.')}. Check "
+        "the name and the network; a repository that asks for a login wants: hf auth login"
+    )

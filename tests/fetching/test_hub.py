@@ -1,0 +1,152 @@
+"""Models by their name on the hub, from a server here that answers as the hub does; the library asks it for real."""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pilotfish.fetching.hub import chosen_files
+from pilotfish.runtime.errors import ModelNotFoundError, OptionError
+from pilotfish.testing.tiny_models import tiny_gguf
+
+pytest.importorskip("huggingface_hub")
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+QUANTS = ["m-Q4_K_M.gguf", "m-Q8_0.gguf", "mmproj-m-f16.gguf", "README.md"]
+SPLIT = ["q/m-00001-of-00002.gguf", "q/m-00002-of-00002.gguf"]
+RESOLVE = """
+import sys
+from pilotfish.loading.opening import resolve
+from pilotfish.runtime.errors import PilotfishError
+
+seen = []
+try:
+    print(resolve(sys.argv[1], lambda what, share: seen.append((what, share))).path)
+    if len(sys.argv) > 2:
+        assert [what for what, share in seen if share == 1.0] and "fetching" in seen[-1][0], seen
+except PilotfishError as error:
+    print(type(error).__name__, error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("held", "wanted", "chosen"),
+    [
+        (QUANTS, "", ["m-Q4_K_M.gguf"]),
+        (QUANTS, "q8_0", ["m-Q8_0.gguf"]),
+        (QUANTS, "m-Q8_0.gguf", ["m-Q8_0.gguf"]),
+        (["only.gguf", "config.json"], "", ["only.gguf"]),
+        (["config.json", "model.safetensors"], "", []),
+        (SPLIT, "", SPLIT),
+        (["a-Q8_0.gguf", "b-Q8_0.gguf", "c-Q4_0.gguf"], "Q4_0", ["c-Q4_0.gguf"]),
+    ],
+)  # fmt: skip
+def test_one_model_is_chosen(held: list[str], wanted: str, chosen: list[str]) -> None:
+    assert chosen_files(held, wanted, "org/name") == chosen
+
+
+def test_several_and_none_are_told() -> None:
+    with pytest.raises(OptionError, match=r"has 2 files that fit; name one, hf:org/name:FILE, of a-Q8_0\.gguf, b-Q8_0"):
+        chosen_files(["a-Q8_0.gguf", "b-Q8_0.gguf"], "", "org/name")
+    with pytest.raises(ModelNotFoundError, match=r"no \.gguf file 'Q2_K'; it has m-Q4_K_M\.gguf, m-Q8_0\.gguf"):
+        chosen_files(QUANTS, "Q2_K", "org/name")
+    with pytest.raises(ModelNotFoundError, match="it has none"):
+        chosen_files(["model.safetensors"], "Q4_0", "org/name")
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a hub with two repositories: a GGUF file beside its README, and a folder of safetensors."""
+    content = tiny_gguf(tmp_path_factory.mktemp("made") / "m.gguf", seed=10).read_bytes()
+    held = {
+        "org/tiny": {"m-Q4_0.gguf": content, "README.md": b"# Tiny"},
+        "org/folder": {"config.json": b"{}", "model.safetensors": bytes(16)},
+    }
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+        def do_HEAD(self) -> None:
+            self.answer(with_body=False)
+
+        def do_GET(self) -> None:
+            self.answer(with_body=True)
+
+        def answer(self, with_body: bool) -> None:
+            parts = self.path.partition("?")[0].strip("/").split("/")
+            if parts[:2] == ["api", "models"] and (name := "/".join(parts[2:4])) in held:
+                files = [{"rfilename": file} for file in held[name]]
+                body = json.dumps({"id": name, "sha": COMMIT, "siblings": files}).encode()
+                headers = {"Content-Type": "application/json"}
+            elif parts[2:3] == ["resolve"] and parts[-1] in held.get("/".join(parts[:2]), {}):
+                body = held["/".join(parts[:2])][parts[-1]]
+                headers = {"ETag": f'"{hashlib.sha256(body).hexdigest()}"', "X-Repo-Commit": COMMIT}
+            else:
+                self.send_response(404)
+                self.send_header("X-Error-Code", "RepoNotFound")
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
+            self.send_response(200)
+            for key, value in {**headers, "Content-Length": str(len(body))}.items():
+                self.send_header(key, value)
+            self.end_headers()
+            if with_body:
+                self.wfile.write(body)
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+def resolved(name: str, cache: Path, endpoint: str, *more: str, **environment: str) -> str:
+    """What a process of its own says: the library reads its settings once, when it is imported."""
+    own = {
+        "HF_HOME": str(cache / "hf"),
+        "HF_ENDPOINT": endpoint,
+        "PILOTFISH_CACHE": str(cache / "own"),
+        "NO_PROXY": "*",
+    }
+    for name_of_cache in ("HF_HUB_CACHE", "HF_HUB_OFFLINE", "HUGGINGFACE_HUB_CACHE"):
+        environment.setdefault(name_of_cache, "")
+    environment = {key: value for key, value in environment.items() if value}
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}
+    run = subprocess.run(
+        [sys.executable, "-c", RESOLVE, name, *more],
+        env={**kept, **own, **environment}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    return run.stdout.strip()
+
+
+def test_a_file_is_fetched_once_and_found_without_a_network(hub: str, tmp_path: Path) -> None:
+    first = resolved("hf:org/tiny", tmp_path, hub, "progress")
+    assert first.endswith(f"/snapshots/{COMMIT}/m-Q4_0.gguf") and Path(first).read_bytes()[:4] == b"GGUF"
+    nowhere = "http://127.0.0.1:9"
+    assert resolved("hf:org/tiny", tmp_path, nowhere) == first
+    assert resolved("hf:org/tiny:Q4_0", tmp_path, hub, HF_HUB_OFFLINE="1") == first
+    assert resolved("hf:org/other", tmp_path, nowhere).startswith("DownloadError hf:org/other cannot be fetched")
+
+
+def test_what_cannot_be_had_is_one_line(hub: str, tmp_path: Path) -> None:
+    assert resolved("hf:org/none", tmp_path, hub).startswith("DownloadError hf:org/none cannot be fetched")
+    assert resolved("hf:org/tiny:Q8_0", tmp_path, hub).startswith(
+        "ModelNotFoundError org/tiny has no .gguf file 'Q8_0'"
+    )
+    for odd in ("hf:", "hf:tiny", "hf:a/b/c", "hf:../x", "hf:org/:Q4"):
+        assert "is no name on the hub" in resolved(odd, tmp_path, hub)
+
+
+def test_a_folder_of_weights_says_how_to_open_it(hub: str, tmp_path: Path) -> None:
+    said = resolved("hf:org/folder", tmp_path, hub)
+    assert said.startswith("UnsupportedModelError") and "pilotfish export" in said
