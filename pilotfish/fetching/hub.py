@@ -76,7 +76,7 @@ def chosen_files(held: Sequence[str], wanted: str, repository: str) -> list[str]
         raise ModelNotFoundError(f"{repository} has no .gguf file {shown(wanted)}; it has {listed or 'none'}.")
     if len(sets) > 1:
         raise OptionError(
-            f"{repository} has {len(sets)} files that fit; name one: {PREFIX}{repository}:FILE of {listed}."
+            f"{repository} has {len(sets)} files that fit; name one, {PREFIX}{repository}:FILE, of {listed}."
         )
     return fit
 
@@ -97,7 +97,7 @@ def _bar(report: Report, what: str) -> type[Any]:
     """A progress bar of the hub's kind that reports instead of drawing."""
     from tqdm import tqdm
 
-    class Bar(tqdm):  # type: ignore[misc]
+    class Bar(tqdm):  # type: ignore[misc,unused-ignore]
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **{**kwargs, "file": io.StringIO(), "disable": False})
 
