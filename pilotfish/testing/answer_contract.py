@@ -116,10 +116,9 @@ def wide_steps_are_of_the_row_class(subject: Subject) -> None:
             expected = run(session, tokens[: len(tokens) // step * step], step)
             for width in (w for w in WIDE if w + step <= len(expected)):
                 session.truncate(0)
-                rows = session.forward(tokens[:width], n_logits=width).logits
-                assert np.array_equal(rows, expected[:width]), width
-                session.truncate(0)
-                session.forward(tokens[:width], n_logits=0)
+                n_logits = width if width % 2 else 0  # read where a row is left over, else as prompts are
+                rows = session.forward(tokens[:width], n_logits=n_logits).logits
+                assert np.array_equal(rows, expected[:n_logits]), width
                 rows = session.forward(tokens[width : width + step], n_logits=step).logits
                 assert np.array_equal(rows, expected[width : width + step]), width
 
