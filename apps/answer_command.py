@@ -88,6 +88,7 @@ def run(
     """Answer one prompt.
 
     MODEL: a catalogue name (`pilotfish pull --help` lists them), a .gguf file or a bundle folder.
+
     PROMPT: a text; default: standard input.
     """
     from ..runtime.model.request import ANSWER, check_request

@@ -26,6 +26,7 @@ app = typer.Typer(
     help="On-device language models: the same text sooner, in less memory.",
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode=None,  # rich cuts long option names short at 80 columns
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -146,8 +147,10 @@ def main() -> None:
 
 
 def _usage(error: Any) -> str:
-    """What is wrong with a command line, in one line; nothing for a bare group of commands, whose help is shown."""
+    """What is wrong with a command line, in one line; nothing for a bare group of commands, whose help is printed."""
     if type(error).__name__ == "NoArgsIsHelpError":
+        with contextlib.suppress(OSError):  # standard output may be full
+            print(error.format_message())
         return ""
     command = error.ctx.command_path if error.ctx is not None else app.info.name
     said = error.format_message()
