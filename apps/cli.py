@@ -17,7 +17,7 @@ from .answer_command import chat, run
 from .bench.command import bench_app
 from .draft import draft_app
 from .export_command import export, verify
-from .options import ModelArgument, Threads, whole_text
+from .options import Command, ModelArgument, Threads, whole_text
 from .streams import ReaderGoneError, standard_streams
 from .terminal import LoadProgress, console
 
@@ -109,6 +109,11 @@ def doctor(
             raise OptionError(f"--job is {shown(job)}, but must be two numbers of tokens from 1 on, as in 2000x100.")
         wanted = Job(prompt_tokens, new_tokens)
     report(model, job=wanted, again=again, as_json=as_json)
+
+
+for _group in (app, bench_app, draft_app):
+    for _registered in _group.registered_commands:
+        _registered.cls = Command
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:

@@ -99,7 +99,13 @@ def bench(
         if n_tokens >= room:
             raise OptionError(f"--tokens is {shown(n_tokens)}, and a prompt comes before them: of {room} in all.")
         loaded = load(
-            model, engine, draft=draft or "auto", cache=cache, threads=threads, max_context=room, progress=progress
+            model,
+            engine,
+            draft="auto" if draft is None else draft,
+            cache=cache,
+            threads=threads,
+            max_context=room,
+            progress=progress,
         )
     with loaded:
         if document is not None:

@@ -67,17 +67,20 @@ def unopened(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (["--stop", ""], "stop string is empty"),
         (["--kv-dtype", "f7"], "not in 'f7'"),
-        (["--kv-dtype", ""], "''"),
+        (["--kv-dtype", ""], "--kv-dtype is empty; give a value, or leave it out."),
+        (["--engine", ""], "--engine is empty"),
+        (["--device", ""], "--device is empty"),
+        (["--document", ""], "--document is empty"),
         (["--device", "toaster"], "no device 'toaster'"),
         (["--engine", "toaster"], "no engine 'toaster'"),
         (["--draft-engine", "toaster"], "no engine 'toaster'"),
         (["--draft", "nowhere.gguf"], "no file or folder nowhere.gguf"),
-        (["--draft", ""], "name is empty"),
+        (["--draft", ""], "--draft is empty"),
         (["--draft-cache", "attic"], "no cache policy 'attic'"),
         (["--cache", "sinks:budget=-5"], "budget is -5"),
         (["--cache", "sinks:budget=8,budget=9"], "gives a setting twice"),
         (["--cache", "sinks:colour=red"], "no setting of sinks"),
-        (["--cache", ""], "no cache policy ''"),
+        (["--cache", ""], "--cache is empty"),
         (["--quality", "0.98"], "there is no smaller one"),
         (["--quality", "2", "--cache", "sinks"], "quality is 2.0"),
         (["--quality", "0.9", "--cache", "select"], "keeps the whole cache"),
@@ -115,7 +118,15 @@ def test_chat_and_benchmarks_check_before_a_model_is_opened(tiny: Path, refused:
         (("bench", "cache", tiny, "--share", "2"), "must be a part of the text"),
         (("bench", "long", tiny, "--policy", "attic"), "no cache policy 'attic'"),
         (("draft", "check", tiny, "nowhere"), "no file or folder nowhere"),
-        (("draft", "check", tiny, ""), "name is empty"),
+        (("draft", "check", tiny, ""), "DRAFT is empty; give a value."),
+        (("draft", "make", tiny, "-o", ""), "-o is empty"),
+        (("verify", ""), "FOLDER is empty"),
+        (("export", tiny, "-o", ""), "is empty; give a value."),
+        (("chat", tiny, "--resume", ""), "--resume is empty"),
+        (("bench", "run", tiny, "--out", ""), "--out is empty"),
+        (("bench", "run", tiny, "--draft", ""), "--draft is empty"),
+        (("bench", "cache", tiny, "--policy", "sinks", "--policy", ""), "--policy is empty"),
+        (("demo", "--prompt", ""), "--prompt is empty"),
         (("draft", "make", tiny, "-o", tiny), "is a file"),
         (("draft", "make", tiny, "-o", "made", "--weights", "Q99"), "no kind 'Q99'"),
     ):
@@ -125,7 +136,7 @@ def test_chat_and_benchmarks_check_before_a_model_is_opened(tiny: Path, refused:
 
 def test_a_model_that_is_no_name_and_no_path(refused: Said, tmp_path: Path) -> None:
     for command in (("run",), ("chat",), ("inspect",), ("doctor",), ("bench", "run"), ("draft", "check", "")):
-        assert "name is empty" in refused(*command, "", *(["hi"] if command == ("run",) else [])), command
+        assert "is empty" in refused(*command, "", *(["hi"] if command == ("run",) else [])), command
     assert "name is empty" in refused("run", "  ", "hi")
     assert "File name too long" in refused("run", LONG, "hi")
     if hasattr(os, "mkfifo"):
@@ -153,7 +164,7 @@ def test_an_export_looks_for_its_source_before_packages(
     assert "empty holds no model to export" in refused("export", "empty", "-o", "out")
     assert "name is empty" in refused("export", "", "-o", "out")
     assert "no file 'nodraft'" in refused("export", "some/hub-name", "-o", "out", "--draft", "nodraft")
-    assert "has no name of its own" in refused("export", "some/hub-name", "-o", "")
+    assert "has no name of its own" in refused("export", "some/hub-name", "-o", "/")
     assert "torch" in refused("export", "some/hub-name", "-o", "out")
     assert "ratio is nan" in refused("export", "nosuch", "-o", "out", "--to", "openvino", "--ratio", "nan")
 
