@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...runtime.errors import OptionError
+from ...runtime.install import install_command
 from ...runtime.storage import write_atomically
 
 
@@ -24,7 +25,7 @@ def require_plots(out: Path | None) -> None:
     try:
         import matplotlib
     except ImportError:
-        raise OptionError("--out draws a plot, which needs matplotlib: pip install 'pilotfish[demo]'") from None
+        raise OptionError(f"--out draws a plot, which needs matplotlib: {install_command('demo')}") from None
     matplotlib.use("Agg")
 
 

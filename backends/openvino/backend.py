@@ -11,6 +11,7 @@ from ...runtime.errors import ModelFileError, OptionError
 from ...runtime.files.bundle import Bundle, open_bundle
 from ...runtime.files.decoder_shape import decoder_shape
 from ...runtime.files.gguf_file import read_gguf
+from ...runtime.install import install_command
 from ...runtime.interfaces import Weights
 from ...runtime.storage import file_digest
 from ...runtime.telemetry import without_telemetry
@@ -32,7 +33,10 @@ class OvBackend:
     """The fastest to verify on a CPU; wheels only, no compiler, no torch."""
 
     name = "openvino"
-    install = "pip install 'pilotfish[openvino]'"
+
+    @property
+    def install(self) -> str:
+        return install_command("openvino")
 
     def version(self) -> str | None:
         with without_telemetry():

@@ -12,6 +12,7 @@ import numpy as np
 
 from ...runtime.errors import OptionError
 from ...runtime.files.gguf_file import read_gguf
+from ...runtime.install import install_command
 from ...runtime.interfaces import Weights
 from ...runtime.storage import file_digest
 from ..common.weights import LoadedWeights
@@ -24,7 +25,10 @@ class ReferenceBackend:
     """Always installed; picked only by name."""
 
     name = "reference"
-    install = "pip install pilotfish"
+
+    @property
+    def install(self) -> str:
+        return install_command()
 
     def version(self) -> str | None:
         return np.__version__
