@@ -17,7 +17,7 @@ from ..runtime.files.bundle import open_bundle
 from ..runtime.files.gguf_file import read_gguf
 from ..runtime.files.model_file import context_length
 from ..runtime.files.staging import refuse_foreign
-from ..runtime.storage import write_error
+from ..runtime.storage import require_writable, write_error
 from .check import DraftCheck, answer, check_draft
 from .forecast import Costs, expected_speed_up, target_costs
 from .prompts import MAKE
@@ -150,6 +150,7 @@ def lower_bits(
         backends.installed(engine)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise OptionError(f"{out} exists and is not an empty folder; choose another.")
+    require_writable(out)
     report = progress or (lambda what, share: None)
     found = resolve(target, report)
     source = _gguf_of(found if draft is None else resolve(draft, report))
