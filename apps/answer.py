@@ -132,8 +132,6 @@ def converse(
     if not resume.exists():
         talk = model.chat(system)
         talk.save(resume)  # whether that works should not come out at the end
-    elif system is not None:
-        raise OptionError(f"{resume} holds a conversation with its own beginning; drop --system.")
     else:
         talk = model.resume(resume, reread=reread)
         console().print(f"{sum(m['role'] == 'user' for m in talk.messages)} turns so far", style="dim")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..runtime.errors import OptionError
-from .inputs import read_prompt, require_input, require_readable
+from .inputs import read_document, read_prompt, require_conversation, require_input
 from .options import (
     Cache,
     Device,
@@ -32,6 +33,7 @@ from .terminal import LoadProgress
 if TYPE_CHECKING:  # imported when it is needed: `--help` should not wait for it
     from ..runtime.model.model import Model
     from ..runtime.sampling.sampling import Sampling
+    from ..runtime.text.chat_template import Message
 
 
 def run(
@@ -89,6 +91,7 @@ def run(
 
     MODEL: a catalogue name (`pilotfish pull --help` lists them), a .gguf file, a bundle folder,
     hf:ORG/NAME[:FILE] of the Hugging Face hub, or ollama:NAME of Ollama's store.
+
     PROMPT: a text; default: standard input.
     """
     from ..runtime.model.request import ANSWER, check_request
@@ -96,6 +99,7 @@ def run(
     from ..runtime.sampling.sampling import Sampling
     from .answer import answer
     from .demo_models import of_demo
+    from .room import require_room
 
     if demo is not None:
         model, prompt = of_demo(demo, model, prompt)
@@ -122,10 +126,22 @@ def run(
     n_tokens = ANSWER if max_new_tokens is None else max_new_tokens or None
     check_request(max_new_tokens=n_tokens, seed=seed, stop=stop or ())
     if document is not None:
-        require_readable(document)
+        read_document(document)  # refused before a model is opened
     if beams is not None:
         _check_beams(beams, sampling, stop, draft, cache or quality)
     text = read_prompt(prompt)
+    if cache is None:  # whose policy makes room
+        asked: str | Sequence[Message] = (
+            text if system is None else [{"role": "system", "content": system}, {"role": "user", "content": text}]
+        )
+        require_room(
+            model,
+            None if document is not None else asked,
+            max_new_tokens=n_tokens,
+            max_context=max_context,
+            raw=raw,
+            special=special,
+        )
     loaded = _load(
         model,
         engine=engine,
@@ -192,6 +208,7 @@ def chat(
     from ..runtime.model.request import check_request
     from ..runtime.sampling.sampling import Sampling
     from .answer import converse
+    from .room import require_room
 
     if plain and draft is not None:
         raise OptionError("--plain and --draft contradict each other; drop one of the two.")
@@ -201,8 +218,10 @@ def chat(
     Sampling(temperature=temperature)  # checks the number
     n_tokens = TURN if max_new_tokens is None else max_new_tokens or None
     check_request(max_new_tokens=n_tokens)
-    if resume is not None and resume.exists():
-        require_readable(resume)
+    if resume is not None:
+        require_conversation(resume, system)
+    if cache is None:
+        require_room(model, None, max_new_tokens=n_tokens, max_context=max_context)
     with _load(
         model,
         engine=engine,

@@ -17,7 +17,7 @@ from .answer_command import chat, run
 from .bench.command import bench_app
 from .draft import draft_app
 from .export_command import export, verify
-from .options import ModelArgument, Threads, whole_text
+from .options import Command, ModelArgument, Threads, whole_text
 from .streams import ReaderGoneError, standard_streams
 from .terminal import LoadProgress, console
 
@@ -26,6 +26,7 @@ app = typer.Typer(
     help="On-device language models: the same text sooner, in less memory.",
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode=None,  # rich cuts long option names short at 80 columns
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -115,6 +116,11 @@ def doctor(
     report(model, job=wanted, again=again, as_json=as_json)
 
 
+for _group in (app, bench_app, draft_app):
+    for _registered in _group.registered_commands:
+        _registered.cls = Command
+
+
 def _show_warning(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
     """Ours are for the user; those of libraries are for developers, who ask for them with `python -W`."""
     if issubclass(category, PilotfishWarning):
@@ -151,8 +157,10 @@ def main() -> None:
 
 
 def _usage(error: Any) -> str:
-    """What is wrong with a command line, in one line; nothing for a bare group of commands, whose help is shown."""
+    """What is wrong with a command line, in one line; nothing for a bare group of commands, whose help is printed."""
     if type(error).__name__ == "NoArgsIsHelpError":
+        with contextlib.suppress(OSError):  # standard output may be full
+            print(error.format_message())
         return ""
     command = error.ctx.command_path if error.ctx is not None else app.info.name
     said = error.format_message()

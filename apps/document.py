@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..runtime.errors import OptionError
 from ..runtime.model.excerpt import Excerpt, excerpt
 from ..runtime.model.model import Model
+from .inputs import read_document
 from .terminal import LoadProgress, console
 
 
 def excerpt_of(model: Model, path: Path, question: str, *, raw: bool, max_new_tokens: int | None) -> Excerpt:
     """The parts of a text file that a question is about, with room for the answer. Raises OptionError."""
-    try:
-        document = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise OptionError(f"{path} cannot be read as UTF-8 text: {error}. Give a text file.") from None
+    document = read_document(path)
     reading = LoadProgress()
     with reading:
         return excerpt(

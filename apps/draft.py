@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from ..drafts.check import DraftCheck
     from ..drafts.make import MadeDraft
 
-draft_app = typer.Typer(help="Draft models: whether one pays here, and making one.", no_args_is_help=True)
+draft_app = typer.Typer(
+    help="Draft models: whether one pays here, and making one.", no_args_is_help=True, rich_markup_mode=None
+)
 
 Target = Annotated[str, typer.Argument(show_default=False)]
 Engine = Annotated[str | None, typer.Option(help="Engine of the target; default: the fastest here.")]
@@ -40,6 +42,7 @@ def check(
     """Measure how often a draft's tokens are accepted, and whether that is worth its time on this machine.
 
     TARGET: the model that answers: a catalogue name, a .gguf file or a bundle folder.
+
     DRAFT: a smaller one, likewise.
     """
     from ..drafts.check import check_draft

@@ -8,6 +8,7 @@ from typing import TextIO
 
 from ..runtime.checks import shown
 from ..runtime.errors import OptionError
+from ..runtime.storage import require_writable
 
 
 def require_input(why: str) -> TextIO:
@@ -38,6 +39,27 @@ def read_prompt(prompt: str | None) -> str:
     if not prompt.strip():
         raise OptionError("the prompt is empty.")
     return prompt
+
+
+def require_conversation(path: Path, system: str | None) -> None:
+    """Raise where a conversation could not be gone on with, or be kept at its end: before a model is opened for it."""
+    from ..runtime.model.saved_chat import read_conversation
+
+    if path.exists():
+        require_readable(path)
+        read_conversation(path)
+        if system is not None:
+            raise OptionError(f"{path} holds a conversation with its own beginning; drop --system.")
+    require_writable(path.absolute().parent)
+
+
+def read_document(path: Path) -> str:
+    """A text file's. Raises OptionError for what is none."""
+    require_readable(path)
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise OptionError(f"{path} cannot be read as UTF-8 text: {error}. Give a text file.") from None
 
 
 def require_readable(path: Path) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from ..runtime.checks import shown
 from ..runtime.errors import OptionError
@@ -57,6 +58,28 @@ MaxNewTokens = Annotated[
 ]
 NewTokens = Annotated[int, typer.Option("--tokens", min=1, help="New tokens per prompt.")]
 Repeats = Annotated[int, typer.Option(min=1, max=1000, help="Interleaved passes over every prompt.")]
+
+
+_MAY_BE_EMPTY = {  # that says something, or the command has a better message
+    "option": frozenset({"system", "needle_lengths", "times", "stop", "job"}),
+    "argument": frozenset({"model", "target", "source", "prompt"}),
+}
+
+
+class Command(TyperCommand):
+    """A command whose options and arguments are there or not: an empty one is a mistake, such as a variable of a shell
+    that is not set, and would be read as the folder one is in, or as nothing at all."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        rest: list[str] = super().parse_args(ctx, args)
+        for parameter in self.params:
+            kind, given = parameter.param_type_name, ctx.params.get(parameter.name)
+            if parameter.name in _MAY_BE_EMPTY[kind]:
+                continue
+            if given == "" or (isinstance(given, (list, tuple)) and "" in given):
+                name = parameter.opts[0] if kind == "option" else parameter.make_metavar(ctx)
+                raise OptionError(f"{name} is empty; give a value{'' if parameter.required else ', or leave it out'}.")
+        return rest
 
 
 def whole_text(text: str) -> int | None:

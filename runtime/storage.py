@@ -115,6 +115,18 @@ def replace_file(path: Path, parts: Iterable[bytes]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def require_writable(folder: Path) -> None:
+    """Raise CacheWriteError where no file can be written into a folder, which may be new: asked before long work."""
+    try:
+        there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+        probe = temporary_name(there / "writable")
+        with probe.open("xb"):
+            pass
+        probe.unlink()
+    except OSError as error:
+        raise write_error(folder, error) from error
+
+
 def temporary_name(path: Path) -> Path:
     """A hidden name beside `path` that nobody else uses. (tempfile's files could be read by their owner alone.)"""
     return path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")

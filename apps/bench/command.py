@@ -10,7 +10,9 @@ import typer
 from ...runtime.errors import OptionError
 from ..options import Cache, DraftOption, Engine, MaxContext, NewTokens, Repeats, Threads, numbers_of
 
-bench_app = typer.Typer(help="Measure speed, engines, caches and long texts on this machine.", no_args_is_help=True)
+bench_app = typer.Typer(
+    help="Measure speed, engines, caches and long texts on this machine.", no_args_is_help=True, rich_markup_mode=None
+)
 
 
 @bench_app.command("run")

@@ -73,12 +73,13 @@ def bench_long(
     """Measure and show; with `out`, write long.json and long.png there."""
     require_plots(out)
     policy_by_name(settings.policy)  # refuses before anything is loaded
+    book = read_text(text)
     with LoadProgress() as progress:
         loaded = load(
             model, engine, draft=None, speculate=False, threads=threads, max_context=max_context, progress=progress
         )
     with loaded:
-        tokens = loaded.encode(read_text(text), raw=True)
+        tokens = loaded.encode(book, raw=True)
         longest = max([settings.curve, *(n * loaded.max_context for n in settings.times)])
         if longest > len(tokens):
             raise OptionError(

@@ -9,22 +9,24 @@ from pathlib import Path
 from typing import Any
 
 from ...runtime.errors import OptionError
-from ...runtime.storage import write_atomically
+from ...runtime.install import install_command
+from ...runtime.storage import require_writable, write_atomically
 
 
 def require_plots(out: Path | None) -> None:
     """None if plots can be drawn into `out`, or if there is no `out`; asked before anything long begins.
 
-    Raises OptionError without matplotlib, or where `out` is a file.
+    Raises OptionError without matplotlib, or where `out` is a file, and CacheWriteError where it cannot be written.
     """
     if out is None:
         return
     if out.exists() and not out.is_dir():
         raise OptionError(f"--out {out} is a file; it takes a folder, which may be new.")
+    require_writable(out)
     try:
         import matplotlib
     except ImportError:
-        raise OptionError("--out draws a plot, which needs matplotlib: pip install 'pilotfish[demo]'") from None
+        raise OptionError(f"--out draws a plot, which needs matplotlib: {install_command('demo')}") from None
     matplotlib.use("Agg")
 
 

@@ -97,8 +97,16 @@ def bench(
         room = known if max_context is None else min(max_context, known)
         if n_tokens >= room:
             raise OptionError(f"--tokens is {shown(n_tokens)}, and a prompt comes before them: of {room} in all.")
+        if document is not None and document >= room:
+            raise OptionError(f"--document is {shown(document)}, but there is room for {room} tokens in all.")
         loaded = load(
-            model, engine, draft=draft or "auto", cache=cache, threads=threads, max_context=room, progress=progress
+            model,
+            engine,
+            draft="auto" if draft is None else draft,
+            cache=cache,
+            threads=threads,
+            max_context=room,
+            progress=progress,
         )
     with loaded:
         if document is not None:

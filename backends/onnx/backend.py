@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from ...runtime.files.model_file import ModelFile
 from ...runtime.files.open_model import bundle_of
+from ...runtime.install import install_command
 from ...runtime.interfaces import Weights
 from .. import require, usable
 from ..common.packages import package_version, problem_of
@@ -23,7 +24,10 @@ class OrtBackend:
     """The embedded default engine: wheels only, no compiler, no torch."""
 
     name = "onnx"
-    install = "pip install 'pilotfish[onnx]'"
+
+    @property
+    def install(self) -> str:
+        return install_command("onnx")
 
     def version(self) -> str | None:
         return package_version("onnxruntime")

@@ -11,6 +11,7 @@ import numpy as np
 
 from ...runtime.errors import EngineMissingError, OptionError
 from ...runtime.files.bundle import Bundle
+from ...runtime.install import install_command
 from ...runtime.interfaces import Floats, Session, Tokens
 from ...runtime.storage import cache_dir, read_json, write_json_atomically
 from ...runtime.text.calibration_text import TEXT
@@ -104,7 +105,7 @@ def eight_bit_graph(model: Path, scales: Floats) -> bytes:
         import onnx
     except ImportError:
         raise EngineMissingError(
-            "kv_dtype='int8' needs the onnx package. Add it with: pip install 'pilotfish[onnx]'"
+            f"kv_dtype='int8' needs the onnx package. Add it with: {install_command('onnx')}"
         ) from None
     graph = onnx.load(str(model), load_external_data=False)
     layers = [node for node in graph.graph.node if node.op_type == _ATTENTION]

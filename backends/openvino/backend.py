@@ -11,6 +11,7 @@ from ...runtime.files.decoder_shape import decoder_shape
 from ...runtime.files.gguf_model import GgufModel
 from ...runtime.files.model_file import ModelFile
 from ...runtime.files.open_model import bundle_of, gguf_of
+from ...runtime.install import install_command
 from ...runtime.interfaces import Weights
 from ...runtime.telemetry import without_telemetry
 from .. import require, usable
@@ -31,7 +32,10 @@ class OvBackend:
     """The fastest to verify on a CPU; wheels only, no compiler, no torch."""
 
     name = "openvino"
-    install = "pip install 'pilotfish[openvino]'"
+
+    @property
+    def install(self) -> str:
+        return install_command("openvino")
 
     def version(self) -> str | None:
         with without_telemetry():

@@ -12,6 +12,7 @@ import numpy as np
 from ...runtime.errors import OptionError
 from ...runtime.files.model_file import ModelFile
 from ...runtime.files.open_model import gguf_of
+from ...runtime.install import install_command
 from ...runtime.interfaces import Weights
 from ..common.weights import LoadedWeights
 from ..protocol import NO_OPTIONS
@@ -23,7 +24,10 @@ class ReferenceBackend:
     """Always installed; picked only by name."""
 
     name = "reference"
-    install = "pip install pilotfish"
+
+    @property
+    def install(self) -> str:
+        return install_command()
 
     def version(self) -> str | None:
         return np.__version__

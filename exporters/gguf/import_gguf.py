@@ -17,6 +17,7 @@ from ...runtime.files.gguf_file import GgufFile
 from ...runtime.files.gguf_model import GgufModel
 from ...runtime.files.manifest import MANIFEST_NAME
 from ...runtime.files.staging import new_bundle
+from ...runtime.install import install_command
 from ...runtime.storage import file_digest
 from ...runtime.text.tokenizer_gguf import tokenizer_from_gguf
 
@@ -79,7 +80,7 @@ def _build(
         from .decoder import GgufDecoder
     except ImportError as error:
         raise EngineMissingError(
-            f"converting a GGUF file needs the package {error.name}. Add it with: pip install 'pilotfish[onnx]'"
+            f"converting a GGUF file needs the package {error.name}. Add it with: {install_command('onnx')}"
         ) from error
     source = GgufDecoder(file)
     tokenizer = tokenizer_from_gguf(file.metadata)

@@ -18,6 +18,7 @@ from gguf import GGMLQuantizationType
 
 from ...runtime.errors import EngineError, EngineMissingError, OptionError
 from ...runtime.files.gguf_file import GgufFile, read_gguf
+from ...runtime.install import install_command
 from ...runtime.storage import disk_is_full, temporary_name, write_error
 from ..quantize.weight_form import Stored, WeightForm
 from ..sources.model_source import Share
@@ -114,7 +115,7 @@ def quantize_gguf(
             requantize(file, temporary, kind, embedding or _table_type(kind), output or _table_type(kind), report)
         else:
             raise EngineMissingError(
-                f"quantizing to {kind} needs llama.cpp. Add it with: pip install 'pilotfish[llamacpp]'. Without it "
+                f"quantizing to {kind} needs llama.cpp. Add it with: {install_command('llamacpp')}   Without it "
                 f"there are {', '.join(_PLAIN)}."
             )
         made = weights_by_type(read_gguf(temporary))

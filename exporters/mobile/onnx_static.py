@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from ...runtime.errors import EngineError
+from ...runtime.install import install_command
 from ...runtime.interfaces import Floats, Tokens
 from ..onnx.fixed_shape_steps import StaticSteps, Values
 from .pack import Pack, Share, Written
 
-PACKAGES = {"onnx": "pip install 'pilotfish[export]'", "onnxruntime": "pip install 'pilotfish[onnx]'"}
+PACKAGES = {"onnx": install_command("export"), "onnxruntime": install_command("onnx")}
 FILE = "model.onnx"
 BUILDER = 2  # of onnx/fixed_shape_graph.py
 WIDTHS, CHUNK, WINDOWS = (1, 4, 8, 16), 64, (256, 1024, 4096, 16384)  # the ladder that engines compile

@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 
 from ...runtime.errors import EngineError, EngineMissingError, ParityError, UnsupportedModelError
+from ...runtime.install import install_command
 from ...runtime.interfaces import Floats, Tokens
 from ..torch_to_onnx.decoder import sliding_window
 from .pack import Pack, Share, Written, distance
 
-PACKAGES = {"onnx": "pip install 'pilotfish[export]'", "onnxruntime": "pip install 'pilotfish[onnx]'"}
+PACKAGES = {"onnx": install_command("export"), "onnxruntime": install_command("onnx")}
 FILE = "model.ort"
 OPERATORS = "required_operators.config"
 LARGEST = (1 << 31) - (1 << 20)  # bytes of a flatbuffer, which addresses its parts with 31 bits

@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 
 from ...runtime.errors import EngineMissingError
+from ...runtime.install import install_command
 from ...runtime.interfaces import Tokens
 from .layer_drop import GATES, gated, sub_layers, without
 
@@ -47,7 +48,7 @@ class _Runner:
             import onnxruntime
         except ImportError:
             raise EngineMissingError(
-                "leaving out layers needs the onnx engine. Add it with: pip install 'pilotfish[onnx]'"
+                f"leaving out layers needs the onnx engine. Add it with: {install_command('onnx')}"
             ) from None
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads

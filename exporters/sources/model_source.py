@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 from ...runtime.errors import EngineMissingError, ModelFileError, UnsupportedModelError
+from ...runtime.install import install_command
 from ...runtime.text.tokenizer import Tokenizer
 from .encoder_decoder_families import EncoderDecoderFacts
 from .generation_settings import Generating
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 Share: TypeAlias = Callable[[float], None]  # called with the share that is done, 0..1
 
-EXPORT_EXTRA = "Add it with: pip install 'pilotfish[export]'"
+EXPORT_EXTRA = f"Add it with: {install_command('export')}"
 
 
 class StoredWeights(Protocol):

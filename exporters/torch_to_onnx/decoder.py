@@ -64,7 +64,7 @@ def export_onnx(
         from .passes import fuse, merge_siblings, parts_of, remove_transposes, store_halves
         from .static_activations import fit_inputs, multiply_integers
     except ImportError as error:
-        raise EngineMissingError(f"exporting needs the package {error.name}. Add it with: {EXPORT_EXTRA}") from error
+        raise EngineMissingError(f"exporting needs the package {error.name}. {EXPORT_EXTRA}") from error
     window = sliding_window(model)
     fitted: dict[str, Blocks] = {}
     grids: InputGrids = {}

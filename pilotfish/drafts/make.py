@@ -17,7 +17,7 @@ from ..runtime.files.bundle import Bundle
 from ..runtime.files.gguf_file import read_gguf
 from ..runtime.files.open_model import bundle_of, gguf_of
 from ..runtime.files.staging import refuse_foreign
-from ..runtime.storage import write_error
+from ..runtime.storage import require_writable, write_error
 from .check import DraftCheck, answer, check_draft
 from .forecast import Costs, expected_speed_up, target_costs
 from .prompts import MAKE
@@ -149,6 +149,7 @@ def lower_bits(
         backends.installed(engine)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise OptionError(f"{out} exists and is not an empty folder; choose another.")
+    require_writable(out)
     report = progress or (lambda what, share: None)
     found = resolve(target, report)
     source = gguf_of(found if draft is None else resolve(draft, report))

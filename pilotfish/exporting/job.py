@@ -19,7 +19,6 @@ from ..runtime.files.bundle import Bundle
 if TYPE_CHECKING:
     from ..exporters.sources.model_source import ModelSource
 
-_EXTRA = "pip install 'pilotfish[export]'"
 _MARGIN = 1 << 26  # bytes that stay free on the disk
 _CONTEXT = 1024  # tokens that a mobile program holds
 MOBILE = "mobile"  # the usual targets of the mobile pack, as one name

@@ -23,8 +23,9 @@ from ..runtime.errors import (
 from ..runtime.files.bundle import Bundle, open_bundle
 from ..runtime.files.manifest import MANIFEST_NAME
 from ..runtime.files.staging import refuse_foreign
+from ..runtime.install import install_command
 from ..runtime.interfaces import Tokens
-from .job import _CONTEXT, _EXTRA, _MARGIN, MOBILE, Job, Plan, _require_source, format_of
+from .job import _CONTEXT, _MARGIN, MOBILE, Job, Plan, _require_source, format_of
 from .options import refuse_unused
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ def _need_packages(name: str, packages: Sequence[str]) -> None:
         except ModuleNotFoundError:  # of a part of a package that is not there
             found = None
         if found is None:
-            way = backends.get("llamacpp").install if package == "llama_cpp" else _EXTRA
+            way = backends.get("llamacpp").install if package == "llama_cpp" else install_command("export")
             raise EngineMissingError(f"exporting to {name} needs the package {package}. Add it with: {way}")
 
 

@@ -33,19 +33,22 @@ class Wish:
     copied: CachePolicy | None = None  # compresses a copy beside the full cache
 
     def __post_init__(self) -> None:
+        for name in ("engine", "device", "kv_dtype"):
+            if getattr(self, name) == "":
+                raise OptionError(f"{name} is empty; name one, or leave it out.")
         if self.threads is not None:
             n_cores = os.cpu_count() or 1
             whole("threads", self.threads, 1, n_cores, hint=f"this machine runs {n_cores} at a time")
 
     def with_environment(self) -> Wish:
-        """PILOTFISH_ENGINE and PILOTFISH_THREADS fill in what the call leaves open."""
+        """PILOTFISH_ENGINE and PILOTFISH_THREADS fill in what the call leaves open; empty, they say nothing."""
         engine, threads = os.environ.get("PILOTFISH_ENGINE"), os.environ.get("PILOTFISH_THREADS")
         if threads and not (threads.isascii() and threads.isdecimal() and len(threads) < 10 and int(threads) > 0):
             raise OptionError(f"PILOTFISH_THREADS is {shown(threads)}, but must be a number from 1 on.")
         return replace(
             self,
-            engine=self.engine or engine or None,
-            threads=self.threads or (int(threads) if threads else None),
+            engine=(engine or None) if self.engine is None else self.engine,
+            threads=(int(threads) if threads else None) if self.threads is None else self.threads,
         )
 
     def lacks(self, abilities: tuple[Ability, ...]) -> str:

@@ -15,10 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ..runtime.install import install_command
+
 try:
     import pytest
 except ImportError as error:
-    raise ImportError("pilotfish.testing needs pytest. Add it with: pip install 'pilotfish[testing]'") from error
+    raise ImportError(f"pilotfish.testing needs pytest. Add it with: {install_command('testing')}") from error
 
 _PARTS = (
     *("answer_contract", "cache_contract", "copy_contract", "source_contract"),

@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 
 from ..errors import CacheWriteError, ModelFileError, ModelNotFoundError, OptionError
-from ..storage import disk_is_full, remember_digest, temporary_name, write_error
+from ..storage import disk_is_full, remember_digest, require_writable, temporary_name, write_error
 from .bundle import open_bundle, read_manifest
 from .manifest import MANIFEST_NAME, Manifest
 
@@ -62,7 +62,8 @@ def new_bundle(folder: Path, take_over: Callable[[Path], bool] | None = None) ->
 
 
 def refuse_foreign(folder: Path) -> None:
-    """Raise OptionError where something that is not a bundle is in the way of one."""
+    """Raise OptionError where something that is not a bundle is in the way of one, CacheWriteError where none can be
+    written."""
     if not folder.name:
         raise OptionError(
             f"a bundle cannot lie at {str(folder)!r}, which has no name of its own; choose another folder."
@@ -75,6 +76,7 @@ def refuse_foreign(folder: Path) -> None:
     is_empty = folder.is_dir() and not any(folder.iterdir())
     if folder.exists() and not is_empty and not (folder / MANIFEST_NAME).exists():
         raise OptionError(f"{folder} exists and is not a bundle. Choose another folder; this one would be replaced.")
+    require_writable(folder.absolute().parent)
 
 
 def _building_name(folder: Path) -> Path:

@@ -100,7 +100,7 @@ class Chat:
         return chat
 
     def send(
-        self, text: str, *, max_new_tokens: int | None = TURN, temperature: float | None = None, stop: Stop = ()
+        self, text: str, *, max_new_tokens: int | None = TURN, temperature: float | None = None, stop: Stop = None
     ) -> Result:
         """The answer to one more user message. stop: as in Model.generate()."""
         stream = self.stream(text, max_new_tokens=max_new_tokens, temperature=temperature, stop=stop)
@@ -115,7 +115,7 @@ class Chat:
         *,
         max_new_tokens: int | None = TURN,
         temperature: float | None = None,
-        stop: Stop = (),
+        stop: Stop = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Stream:
         """The same, piece by piece. The turn is remembered once the stream has been read to its end.

@@ -162,7 +162,7 @@ class Model:
         max_new_tokens: int | None = ANSWER,
         temperature: float | None = None,
         seed: int | None = None,
-        stop: Stop = (),
+        stop: Stop = None,
         sampling: Sampling | None = None,
         raw: bool = False,
         special: bool = False,
@@ -180,8 +180,8 @@ class Model:
         max_new_tokens: the default is 256, or what an encoder-decoder's own settings say, or fewer where there is room
             for fewer; a number that is given has to fit; None is until the context is full.
         temperature: 0 (the default) is greedy; `sampling` holds the other settings and replaces it.
-        stop: a text or a token id that ends the answer, or several; the text is not part of the answer. That of a
-            special token stops at the token, too.
+        stop: a text or a token id that ends the answer, or several; None are none. The text is not part of the answer;
+            that of a special token stops at the token, too.
         cancel: an event that ends the generation between two steps, prompt processing included.
         beams: search for the most probable answer with so many beginnings at a time (docs/encoder-decoder.md); None
             decides token by token. It neither samples nor drafts. With a number alone, length penalty and early
@@ -219,7 +219,7 @@ class Model:
         max_new_tokens: int | None = ANSWER,
         temperature: float | None = None,
         seed: int | None = None,
-        stop: Stop = (),
+        stop: Stop = None,
         sampling: Sampling | None = None,
         raw: bool = False,
         special: bool = False,
@@ -299,7 +299,8 @@ class Model:
     def close(self) -> None:
         """Free caches and weights. A second close does nothing.
 
-        An answer that another thread is making ends with its step, as cancelled, and so does an unfinished stream.
+        An answer that another thread is making ends with its step, as does an unfinished stream: whoever waits for the
+        rest gets an OptionError that says so, and `result` holds the text so far, as cancelled.
         Raises OptionError where it is called by what a step of this model calls.
         """
         self._closing.close()

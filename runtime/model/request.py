@@ -34,7 +34,7 @@ class Request:
     beams: Beams | None
 
 
-def check_request(*, max_new_tokens: int | None, seed: int | None = None, stop: Stop = ()) -> None:
+def check_request(*, max_new_tokens: int | None, seed: int | None = None, stop: Stop = None) -> None:
     """Raise OptionError for a number of new tokens, a seed or a stop that no answer can be made with."""
     if max_new_tokens is not None:
         whole("max_new_tokens", max_new_tokens, 1)

@@ -29,8 +29,10 @@ class Stream(Holder):
 
     It has the model from its first piece to its last. An unfinished one is ended, as if it was cancelled, by close(),
     by the next request of the thread that reads it, and where that thread ends. `result` says "cancelled" then, and
-    what was still to be handed out of its text is all that it yields. Several threads may read one in turn; others'
-    requests wait until it is read to its end, closed or dropped.
+    what was still to be handed out of its text is all that it yields. Where the model is closed before the answer is
+    complete, that ends with an OptionError. Several threads may read one in turn; others' requests wait until it is
+    read to its end, closed or dropped. A pool may read one with any of its threads: before all of them ask the model
+    for something else, so that none is left to read it, close it.
     """
 
     def __init__(
@@ -47,14 +49,17 @@ class Stream(Holder):
         self._pieces = pieces(self._making)
         self._turns, self._trial, self._cancelled = turns, trial, cancelled
         self._reading = threading.Lock()
-        self._begun = False
+        self._begun = self._closing = False
         self._left: list[str] = []  # pieces that came when it was ended
 
     def __iter__(self) -> Iterator[str]:
         return self
 
     def __next__(self) -> str:
-        """The next piece. Raises what Turns.take() and the engine raise; the model stays usable."""
+        """The next piece. Raises what Turns.take() and the engine raise; the model stays usable.
+
+        Raises OptionError where the model was closed before the answer was complete.
+        """
         self._check_outside()
         with self._reading:
             if self._left:
@@ -66,12 +71,14 @@ class Stream(Holder):
                 return next(self._pieces)
             except StopIteration:
                 self._finish()
-                raise
             except BaseException:
                 self._turns.give_back(self)
                 raise
             finally:
                 self.running_in = None
+        if self._closing and (self.result is None or self.result.finish_reason == "cancelled"):
+            raise OptionError("this model was closed before the answer was complete; load it again.")
+        raise StopIteration
 
     @property
     def rounds(self) -> list[Round]:
@@ -99,9 +106,10 @@ class Stream(Holder):
         self.end()
         self._left.clear()
 
-    def end(self) -> None:
+    def end(self, *, closing: bool = False) -> None:
         self.when_read = None
         self._making.ended = True
+        self._closing = closing and not self._cancelled()
         if self.running_in == threading.get_ident():  # called by what the step itself calls: the step is its last
             return
         with self._reading:

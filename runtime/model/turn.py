@@ -68,8 +68,11 @@ class Holder:
         """Whether it wants the turn no more."""
         return False
 
-    def end(self) -> None:
-        """Give the turn back early; returns once that is done, or at once where an errand ends by itself."""
+    def end(self, *, closing: bool = False) -> None:
+        """Give the turn back early; returns once that is done, or at once where an errand ends by itself.
+
+        closing: because the model is closed, which whoever waits for the rest is told.
+        """
 
     @property
     def is_abandoned(self) -> bool:
@@ -153,7 +156,7 @@ class Turns:
                 _check_outside(holder)
                 self._closing = True
                 self._changed.notify_all()
-            holder.end()
+            holder.end(closing=not parks)  # as the process ends, nobody can do anything about it
             del holder
             with self._changed:
                 if self._held_by() is not None:  # an errand

@@ -9,9 +9,10 @@ from typing import NoReturn, TypeAlias
 
 import numpy as np
 
-from ..checks import real, whole
+from ..checks import real, shown, whole
 from ..errors import NotFiniteError, OptionError
 from ..interfaces import Distribution, Floats, Tokens
+from ..several import several
 
 LogitsProcessor: TypeAlias = Callable[[Floats, Tokens], Floats]
 """(logits (vocab_size,), context with the drafted path) -> logits. Keeps no state: speculation asks out of order."""
@@ -35,31 +36,45 @@ class Sampling:
     repetition_penalty: float = 1.0  # divides logits > 0 of tokens in the context (Keskar et al. 2019)
     presence_penalty: float = 0.0  # subtracted once from every token generated so far
     frequency_penalty: float = 0.0  # subtracted once per occurrence in the generated text
-    logit_bias: Mapping[int, float] = field(default_factory=dict)
-    processors: tuple[LogitsProcessor, ...] = ()
+    logit_bias: Mapping[int, float] = field(default_factory=dict)  # None is none
+    processors: tuple[LogitsProcessor, ...] = ()  # None is none; one alone is one
     _as_they_are: bool = field(init=False, repr=False, compare=False)  # whether logits are not adjusted
 
     def __post_init__(self) -> None:
-        real("temperature", self.temperature, "0 (greedy) or more", lambda x: x >= 0)
+        self._number("temperature", "0 (greedy) or more", lambda x: x >= 0)
         if self.top_k is not None:
             whole("top_k", self.top_k, 1, hint="or absent")
         if self.top_p is not None:
-            real("top_p", self.top_p, "above 0 and at most 1, or absent", lambda x: 0 < x <= 1)
+            self._number("top_p", "above 0 and at most 1, or absent", lambda x: 0 < x <= 1)
         if self.min_p is not None:
-            real("min_p", self.min_p, "from 0 to 1, or absent", lambda x: 0 <= x <= 1)
+            self._number("min_p", "from 0 to 1, or absent", lambda x: 0 <= x <= 1)
         limit = f"above 0 (1 is off), and neither it nor its inverse above {_STRONGEST:g}"
-        real("repetition_penalty", self.repetition_penalty, limit, lambda x: 1 / _STRONGEST <= x <= _STRONGEST)
+        self._number("repetition_penalty", limit, lambda x: 1 / _STRONGEST <= x <= _STRONGEST)
         for name in ("presence_penalty", "frequency_penalty"):
             limit = f"from -{_STRONGEST:g} to {_STRONGEST:g} (0 is off)"
-            real(name, getattr(self, name), limit, lambda x: abs(x) <= _STRONGEST)
+            self._number(name, limit, lambda x: abs(x) <= _STRONGEST)
+        self._check_logit_bias()
+        object.__setattr__(self, "processors", several(self.processors))
+        for processor in self.processors:
+            if not callable(processor):
+                raise OptionError(f"a logits processor is {shown(processor)}, but must be a function of logits.")
+        counted = self.presence_penalty or self.frequency_penalty
+        adjusted = counted or self.repetition_penalty != 1.0 or self.logit_bias or self.processors
+        object.__setattr__(self, "_as_they_are", not adjusted)  # asked for every token
+
+    def _number(self, name: str, limit: str, fits: Callable[[float], bool]) -> None:
+        """Check a setting, and keep it as a float: what is too small for one is 0 wherever it is looked at."""
+        object.__setattr__(self, name, real(name, getattr(self, name), limit, fits))
+
+    def _check_logit_bias(self) -> None:
+        object.__setattr__(self, "logit_bias", {} if self.logit_bias is None else self.logit_bias)
+        if not isinstance(self.logit_bias, Mapping):
+            raise OptionError(f"logit_bias is {shown(self.logit_bias)}, but must map token ids to numbers.")
         for token, bias in self.logit_bias.items():
             whole("a token of logit_bias", token, 0)
             if bias != -math.inf:  # which rules a token out
                 limit = f"-inf, or from -{_STRONGEST:g} to {_STRONGEST:g}"
                 real(f"logit_bias[{token}]", bias, limit, lambda x: abs(x) <= _STRONGEST)
-        counted = self.presence_penalty or self.frequency_penalty
-        adjusted = counted or self.repetition_penalty != 1.0 or self.logit_bias or self.processors
-        object.__setattr__(self, "_as_they_are", not adjusted)  # asked for every token
 
     @property
     def greedy(self) -> bool:
@@ -111,7 +126,8 @@ class Sampling:
             kth = np.partition(logits, -self.top_k)[-self.top_k]
             ids = np.flatnonzero(logits >= kth)
         x = (logits if ids is None else logits[ids]).astype(np.float64)
-        probs = np.exp((x - top) / self.temperature)
+        with np.errstate(over="ignore"):  # a temperature of almost nothing: -inf is a chance of 0, as it should be
+            probs = np.exp((x - top) / self.temperature)
         probs /= probs.sum()
         if self.top_p is not None and self.top_p < 1.0:
             kept = _nucleus(probs, self.top_p)

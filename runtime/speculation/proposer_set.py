@@ -12,6 +12,7 @@ from ..cache.quality_gate import QualityGatedCache
 from ..cache.sequence import CachedSequence
 from ..interfaces import Proposer, SourceReader, Weights
 from ..sampling.sampling import Sampling
+from ..several import several
 from ..text.prompts import Task
 from ..text.tokenizer import Tokenizer
 from .draft_weights import DraftWeights
@@ -38,7 +39,7 @@ class Drafters:
         """Raises OptionError for a draft model that does not fit, AbilityError for a copy that cannot be had."""
         self._sequence = sequence
         self._vocab_size = target.info.vocab_size
-        self._lookups = default_proposers(target.info) if lookups is None else tuple(lookups)
+        self._lookups: tuple[Proposer, ...] = default_proposers(target.info) if lookups is None else several(lookups)
         self._draft: CachedSequence | None = None
         self._translation: Translation | None = None
         if draft is not None:

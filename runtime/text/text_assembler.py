@@ -12,7 +12,7 @@ from ..interfaces import Round
 from ..several import several
 from .tokenizer import Tokenizer
 
-Stop: TypeAlias = str | int | Sequence[str | int]
+Stop: TypeAlias = str | int | Sequence[str | int] | None
 
 
 def stops_of(stop: Stop, tokenizer: Tokenizer, vocab_size: int) -> tuple[tuple[str, ...], frozenset[int]]:

@@ -36,6 +36,14 @@ def test_everything_is_explained_in_80_columns(
             assert f"{parameter.name.upper()}: " in shown, "click from 8.5 on loses what typer is told of arguments"
         else:
             assert parameter.help, parameter.name
+            for name in (*parameter.opts, *parameter.secondary_opts):
+                assert name in shown.replace(",", " ").split(), f"{name} is cut short"
+
+
+@pytest.mark.parametrize("names", [(), ("bench",), ("draft",)], ids=" ".join)
+def test_a_group_without_a_command_shows_its_help(names: tuple[str, ...], pilotfish: Run) -> None:
+    bare = pilotfish(*names)
+    assert (bare.code, bare.err) == (2, "") and bare.out == pilotfish(*names, "--help").out
 
 
 def test_the_catalogue_is_listed_where_a_name_is_asked_for(pilotfish: Run) -> None:

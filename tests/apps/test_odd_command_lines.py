@@ -6,14 +6,17 @@ import io
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from pilotfish import load
 from pilotfish.apps import cli
+from pilotfish.apps.room import require_room
 from pilotfish.loading.choosing import Wish, refuse_impossible
-from pilotfish.runtime.errors import EngineMissingError, OptionError, PilotfishError
+from pilotfish.runtime.errors import ContextFullError, EngineMissingError, OptionError, PilotfishError
+from pilotfish.runtime.files.model_file import read_tokenizer
 from pilotfish.testing.tiny_models import tiny_gguf
 
 pytest.importorskip("onnxruntime")
@@ -67,17 +70,20 @@ def unopened(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (["--stop", ""], "stop string is empty"),
         (["--kv-dtype", "f7"], "not in 'f7'"),
-        (["--kv-dtype", ""], "''"),
+        (["--kv-dtype", ""], "--kv-dtype is empty; give a value, or leave it out."),
+        (["--engine", ""], "--engine is empty"),
+        (["--device", ""], "--device is empty"),
+        (["--document", ""], "--document is empty"),
         (["--device", "toaster"], "no device 'toaster'"),
         (["--engine", "toaster"], "no engine 'toaster'"),
         (["--draft-engine", "toaster"], "no engine 'toaster'"),
         (["--draft", "nowhere.gguf"], "no file or folder nowhere.gguf"),
-        (["--draft", ""], "name is empty"),
+        (["--draft", ""], "--draft is empty"),
         (["--draft-cache", "attic"], "no cache policy 'attic'"),
         (["--cache", "sinks:budget=-5"], "budget is -5"),
         (["--cache", "sinks:budget=8,budget=9"], "gives a setting twice"),
         (["--cache", "sinks:colour=red"], "no setting of sinks"),
-        (["--cache", ""], "no cache policy ''"),
+        (["--cache", ""], "--cache is empty"),
         (["--quality", "0.98"], "there is no smaller one"),
         (["--quality", "2", "--cache", "sinks"], "quality is 2.0"),
         (["--quality", "0.9", "--cache", "select"], "keeps the whole cache"),
@@ -91,21 +97,69 @@ def unopened(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--document", LONG], "File name too long"),
         (["--plain", "--draft", "x"], "contradict each other"),
         (["-n", "1", "-n", "x"], "not a valid integer"),
+        (["-n", str(10**20)], "max_new_tokens is 100000000000000000000, but this session holds 2048 tokens"),
+        (["-n", str(10**20), "--max-context", "64"], "but this session holds 64 tokens"),
+        (["-n", "100", "--max-context", "64", "--beams", "2"], "but this session holds 64 tokens"),
+        (["--document", "bytes.txt"], "cannot be read as UTF-8 text"),
     ],
     ids=lambda x: " ".join(x)[:40] if isinstance(x, list) else None,
 )
 def test_options_are_checked_before_a_model_is_opened(
     tiny: Path, refused: Said, unopened: None, options: list[str], words: str
 ) -> None:
+    Path("bytes.txt").write_bytes(b"\xff\xfe")
     assert words in refused("run", tiny, "hello", *options)
 
 
+def test_a_prompt_that_cannot_fit_is_refused_first(tiny: Path, refused: Said, unopened: None) -> None:
+    for prompt, options, words in (
+        ("the cat " * 3000, (), "shorten the prompt"),
+        ("the cat " * 100, ("--max-context", 64), "(--max-context 7"),
+        ("the cat " * 100, ("--max-context", 64, "--system", "be brief", "-n", 20), "and max_new_tokens is 20"),
+        ("the cat " * 100, ("--max-context", 64, "--raw"), "but this session holds 64"),
+    ):
+        assert words in refused("run", tiny, prompt, *options), options
+
+
+def test_what_almost_fits_is_left_to_the_session(tiny: Path) -> None:
+    n = len(read_tokenizer(tiny)[0].encode("the cat " * 20))
+    ask = partial(require_room, str(tiny), "the cat " * 20, raw=True)
+    ask(max_new_tokens=500 - n, max_context=500)
+    ask(max_new_tokens=None, max_context=n)
+    require_room("smollm2-135m", "hello", max_new_tokens=10**9, max_context=None)  # it would have to be fetched
+    with pytest.raises(ContextFullError, match=f"the prompt has {n} tokens and max_new_tokens is {502 - n}"):
+        ask(max_new_tokens=502 - n, max_context=500)
+    with pytest.raises(ContextFullError, match=f"the prompt has {n} tokens, but this session holds {n - 1}"):
+        ask(max_new_tokens=None, max_context=n - 1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a folder that nobody can write into")
+def test_a_place_that_cannot_be_written_is_found_out_first(tiny: Path, refused: Said, unopened: None) -> None:
+    for line in (
+        ("bench", "run", tiny, "--out", "/proc/pilotfish/out"),
+        ("bench", "curve", tiny, "--out", "/proc/pilotfish"),
+        ("bench", "cache", tiny, "--out", "/proc/pilotfish"),
+        ("bench", "long", tiny, "--out", "/proc/pilotfish"),
+        ("chat", tiny, "--resume", "/proc/pilotfish.chat"),
+        ("draft", "make", tiny, "-o", "/proc/pilotfish"),
+        ("draft", "make", tiny, "-o", "/proc/pilotfish", "--weights", "Q4_0"),
+        ("export", "some/model", "-o", "/proc/pilotfish"),
+    ):
+        assert "cannot be written" in refused(*line), line
+
+
 def test_chat_and_benchmarks_check_before_a_model_is_opened(tiny: Path, refused: Said, unopened: None) -> None:
+    Path("bad.chat").write_bytes(b"\xff no conversation")
     for line, words in (
         (("chat", tiny, "-t", "nan"), "temperature is nan"),
         (("chat", tiny, "--resume", "."), ". is no file"),
         (("chat", tiny, "--resume", LONG), "File name too long"),
         (("chat", tiny, "--reread"), "--reread is about"),
+        (("chat", tiny, "--resume", "bad.chat"), "bad.chat is no saved conversation"),
+        (("chat", tiny, "-n", 10**20), "but this session holds 2048 tokens"),
+        (("bench", "run", tiny, "--document", 10**6), "--document is 1000000"),
+        (("bench", "cache", tiny, "--text", "bad.chat"), "cannot be read as UTF-8 text"),
+        (("bench", "long", tiny, "--text", "bad.chat"), "cannot be read as UTF-8 text"),
         (("bench", "run", tiny, "--tokens", 10**6), "--tokens is 1000000"),
         (("bench", "curve", tiny, "--context", 10**6), "--context 1000000 is too long"),
         (("bench", "curve", tiny, "--engines", "onnx,toaster"), "no engine 'toaster'"),
@@ -115,7 +169,15 @@ def test_chat_and_benchmarks_check_before_a_model_is_opened(tiny: Path, refused:
         (("bench", "cache", tiny, "--share", "2"), "must be a part of the text"),
         (("bench", "long", tiny, "--policy", "attic"), "no cache policy 'attic'"),
         (("draft", "check", tiny, "nowhere"), "no file or folder nowhere"),
-        (("draft", "check", tiny, ""), "name is empty"),
+        (("draft", "check", tiny, ""), "DRAFT is empty; give a value."),
+        (("draft", "make", tiny, "-o", ""), "-o is empty"),
+        (("verify", ""), "FOLDER is empty"),
+        (("export", tiny, "-o", ""), "is empty; give a value."),
+        (("chat", tiny, "--resume", ""), "--resume is empty"),
+        (("bench", "run", tiny, "--out", ""), "--out is empty"),
+        (("bench", "run", tiny, "--draft", ""), "--draft is empty"),
+        (("bench", "cache", tiny, "--policy", "sinks", "--policy", ""), "--policy is empty"),
+        (("demo", "--prompt", ""), "--prompt is empty"),
         (("draft", "make", tiny, "-o", tiny), "is a file"),
         (("draft", "make", tiny, "-o", "made", "--weights", "Q99"), "no kind 'Q99'"),
     ):
@@ -125,7 +187,7 @@ def test_chat_and_benchmarks_check_before_a_model_is_opened(tiny: Path, refused:
 
 def test_a_model_that_is_no_name_and_no_path(refused: Said, tmp_path: Path) -> None:
     for command in (("run",), ("chat",), ("inspect",), ("doctor",), ("bench", "run"), ("draft", "check", "")):
-        assert "name is empty" in refused(*command, "", *(["hi"] if command == ("run",) else [])), command
+        assert "is empty" in refused(*command, "", *(["hi"] if command == ("run",) else [])), command
     assert "name is empty" in refused("run", "  ", "hi")
     assert "File name too long" in refused("run", LONG, "hi")
     if hasattr(os, "mkfifo"):
@@ -153,7 +215,7 @@ def test_an_export_looks_for_its_source_before_packages(
     assert "empty holds no model to export" in refused("export", "empty", "-o", "out")
     assert "name is empty" in refused("export", "", "-o", "out")
     assert "no file 'nodraft'" in refused("export", "some/hub-name", "-o", "out", "--draft", "nodraft")
-    assert "has no name of its own" in refused("export", "some/hub-name", "-o", "")
+    assert "has no name of its own" in refused("export", "some/hub-name", "-o", "/")
     assert "torch" in refused("export", "some/hub-name", "-o", "out")
     assert "ratio is nan" in refused("export", "nosuch", "-o", "out", "--to", "openvino", "--ratio", "nan")
 

@@ -14,6 +14,7 @@ import pytest
 
 from pilotfish import backends, load
 from pilotfish.backends.protocol import NO_OPTIONS
+from pilotfish.loading.choosing import Wish
 from pilotfish.loading.trials import doubt_of
 from pilotfish.runtime.errors import AbilityError, EngineError, EngineMissingError, OptionError, UnsupportedModelError
 from pilotfish.runtime.files.model_file import ModelFile
@@ -364,3 +365,15 @@ def test_what_is_not_finite_is_wrong(path: Path) -> None:
             return replace(step, logits=np.full_like(step.logits, np.nan))
 
     assert canary_error(Overflowing(), canary) == 1.0  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["engine", "device", "kv_dtype"])
+def test_an_empty_name_is_no_choice(name: str) -> None:
+    with pytest.raises(OptionError, match=f"{name} is empty; name one, or leave it out"):
+        load("smollm2-135m", **{name: ""})
+
+
+def test_an_empty_environment_variable_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PILOTFISH_ENGINE", "PILOTFISH_THREADS"):
+        monkeypatch.setenv(name, "")
+    assert Wish().with_environment() == Wish()

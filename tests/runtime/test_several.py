@@ -17,6 +17,7 @@ BUNDLE = Path(pilotfish.__file__).parent / "apps" / "demos" / "correct"
 
 def test_one_is_one_and_several_are_several() -> None:
     assert several("END") == ("END",) and several(7) == (7,) and several(("a", "b")) == ("a", "b")
+    assert several(None) == () and several([None]) == (None,)
     assert several(one for one in ["a", 7]) == ("a", 7) and several([]) == ()
 
 

@@ -18,6 +18,7 @@ from pilotfish.backends import get
 from pilotfish.backends.reference.session import ReferenceSession
 from pilotfish.runtime.errors import PilotfishError
 from pilotfish.runtime.files.open_model import open_model
+from pilotfish.runtime.install import install_command
 from pilotfish.runtime.interfaces import Indices, ModelInfo, Session, Step, Weights
 from pilotfish.testing import CHECKS, Subject
 from pilotfish.testing.tiny_models import Sizes, tiny_gguf
@@ -281,4 +282,4 @@ def test_other_answers_than_those_of_the_reference_are_found() -> None:
 def test_a_missing_pytest_is_named() -> None:
     code = "import sys; sys.modules['pytest'] = None; import pilotfish.testing"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 1 and "pip install 'pilotfish[testing]'" in done.stderr, done.stderr
+    assert done.returncode == 1 and install_command("testing") in done.stderr, done.stderr

@@ -18,6 +18,7 @@ from pilotfish.runtime.errors import EngineError, OptionError
 from pilotfish.runtime.interfaces import Budget, Draft
 from pilotfish.runtime.profiling.calibrate import calibrate
 from pilotfish.runtime.speculation.draft_length import Fixed
+from pilotfish.runtime.speculation.proposers import Suffix
 from pilotfish.runtime.text.chat_template import ChatTemplate
 from pilotfish.testing.toy import ToyWeights
 from pilotfish.testing.toy_model import N_TOKENS, byte_tokenizer
@@ -449,13 +450,35 @@ def test_a_model_that_is_closed_ends_the_unfinished_stream() -> None:
         made.close()
         made.close()
         assert stream.result is not None and stream.result.finish_reason == "cancelled"
-        assert text + "".join(stream) == stream.result.text
+        pieces = [text]
+        with pytest.raises(OptionError, match="was closed before the answer was complete"):
+            pieces += stream
+        assert "".join(pieces) == stream.result.text
         with pytest.raises(OptionError, match="closed"):
             next(unread)
         with pytest.raises(OptionError, match="closed"):
             made.generate(PROMPT)
         with pytest.raises(OptionError, match="closed"):
             made.save_cache(np.array([1]))
+
+    soon(work)
+
+
+def test_closing_says_nothing_of_answers_that_are_complete_or_were_given_up() -> None:
+    def work() -> None:
+        made, cancel = toy(), threading.Event()
+        whole = made.stream(PROMPT, max_new_tokens=3)
+        given_up, _ = begun(made)
+        given_up.close()
+        left, _ = begun(made)
+        assert list(whole) and not list(given_up)  # reading the first has ended the other
+        last = made.stream(PROMPT, max_new_tokens=30, cancel=cancel)
+        next(last)
+        cancel.set()
+        made.close()
+        for stream in (whole, given_up, last):
+            list(stream)
+        assert left.result is not None and left.result.finish_reason == "cancelled" and len(list(left)) <= 1
 
     soon(work)
 
@@ -473,7 +496,8 @@ def test_closing_waits_for_the_step_of_another_thread_and_tells_those_who_wait()
     assert not session.closed  # type: ignore[attr-defined]  # a step is using it
     gate.open.set()
     closer()
-    busy()
+    with pytest.raises(OptionError, match="was closed before the answer was complete"):
+        busy()
     assert session.closed and stream.result is not None  # type: ignore[attr-defined]
     assert stream.result.finish_reason == "cancelled" and stream.result.stats.n_tokens == 1
 
@@ -536,3 +560,14 @@ def test_a_conversation_is_saved_and_resumed_while_a_stream_is_open(model: Model
         assert resumed.messages == chat.messages and len(chat.messages) == 2
 
     soon(work)
+
+
+def test_no_stop_is_no_stop_and_one_proposer_is_one(model: Model) -> None:
+    whole = model.generate(PROMPT, max_new_tokens=20)
+    assert model.generate(PROMPT, max_new_tokens=20, stop=None).token_ids == whole.token_ids
+    assert "".join(model.stream(PROMPT, max_new_tokens=20, stop=None)) == whole.text
+    assert model.chat().send(PROMPT, max_new_tokens=20, stop=None).finish_reason == "length"
+    with pytest.raises(OptionError, match="a stop token is None"):
+        model.generate(PROMPT, stop=[None])  # type: ignore[list-item]
+    with toy(policy=Fixed(2), proposers=Suffix()) as drafting:
+        assert drafting.generate(PROMPT, max_new_tokens=20).token_ids == whole.token_ids

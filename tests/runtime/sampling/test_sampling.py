@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -146,3 +148,51 @@ def test_without_is_the_distribution_of_the_next_sibling() -> None:
     probs = np.array([0.2, 0.5, 0.3])
     assert np.allclose(Distribution(probs).without(1).probs, [0.4, 0, 0.6])
     assert np.allclose(Distribution(probs, np.array([4, 7, 9])).without(7).dense(10)[[4, 7, 9]], [0.4, 0, 0.6])
+
+
+TINY = (5e-324, 1e-310, 1e-40, Fraction(1, 10**400))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("temperature", TINY)
+def test_a_temperature_of_almost_nothing_is_greedy(temperature: float) -> None:
+    logits = [1.0, 3.0, -np.inf, 2.9999998, -1e38]
+    assert distribution(logits, temperature=temperature).tolist() == [0, 1, 0, 0, 0]
+    assert distribution(logits, temperature=temperature, top_p=0.5, min_p=0.5).tolist() == [0, 1, 0, 0, 0]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": 1e308},
+        {"top_p": 5e-324},
+        {"top_p": 1 - 2**-53},
+        {"min_p": 5e-324},
+        {"min_p": 1.0},
+        {"repetition_penalty": 1e-6},
+        {"repetition_penalty": 1e6},
+        {"presence_penalty": 5e-324, "frequency_penalty": -5e-324},
+        {"presence_penalty": 1e6, "frequency_penalty": 1e6},
+        {"presence_penalty": -1e6, "frequency_penalty": -1e6},
+        {"logit_bias": {0: 1e6, 1: -1e6, 2: -np.inf}},
+        {"logit_bias": {0: 5e-324}},
+    ],
+    ids=str,
+)
+def test_extreme_settings_give_a_distribution(settings: dict[str, object]) -> None:
+    for temperature in (*TINY[:-1], 1.0, 1e308):
+        for logits in ([1.0, 3.0, 2.0, -4.0], [0.0] * 4, [-1e30, 0.0, 1e30, 5e-45]):
+            context = [0, 1, 1, 2] * 50
+            probs = distribution(logits, context, 2, **{"temperature": temperature, **settings})
+            assert np.isfinite(probs).all() and abs(probs.sum() - 1) < 1e-9 and (probs >= 0).all()
+
+
+def test_what_is_absent_is_none_and_one_processor_is_one() -> None:
+    assert Sampling(logit_bias=None, processors=None) == Sampling()  # type: ignore[arg-type]
+    keep = Sampling(processors=lambda x, c: x)  # type: ignore[arg-type]
+    assert len(keep.processors) == 1 and keep == Sampling(processors=[keep.processors[0]])  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match="logit_bias is"):
+        Sampling(logit_bias=[(1, 2.0)])  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match="a logits processor is 3"):
+        Sampling(processors=(3,))  # type: ignore[arg-type]
