@@ -98,7 +98,7 @@ def run(
     from ..runtime.model.rules import AnswerOptions
     from ..runtime.sampling.sampling import Sampling
     from .answer import answer
-    from .demo_models import of_demo
+    from .demo_models import of_demo, require_known
     from .room import require_room
 
     if demo is not None:
@@ -130,6 +130,8 @@ def run(
     if beams is not None:
         _check_beams(beams, sampling, stop, draft, cache or quality)
     text = read_prompt(prompt)
+    if demo is not None:
+        require_known(demo, text)
     if cache is None:  # whose policy makes room
         asked: str | Sequence[Message] = (
             text if system is None else [{"role": "system", "content": system}, {"role": "user", "content": text}]

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from ..runtime.checks import shown
 from ..runtime.errors import DownloadError, EngineMissingError, ModelNotFoundError
-from .gguf.source import open_gguf
+from .gguf.source import open_gguf, read_file
 from .sources.ctranslate2_file import converted, is_container
 from .sources.families import SUPPORTED
-from .sources.hf_folder import open_folder
+from .sources.hf_folder import open_folder, read_folder
 from .sources.model_source import EXPORT_EXTRA, ModelSource
 
 __all__ = ["SUPPORTED", "ModelSource", "open_source"]
@@ -27,7 +27,7 @@ def open_source(path: str | Path) -> ModelSource:
     transformers is not installed, EngineMissingError.
     """
     found = Path(path)
-    require_source(path)
+    _require_place(path)
     if found.is_dir():
         return open_folder(converted(found) if is_container(found) else found)
     if found.exists():
@@ -36,7 +36,21 @@ def open_source(path: str | Path) -> ModelSource:
 
 
 def require_source(path: str | Path) -> None:
-    """Raise ModelNotFoundError where no model can be: no folder with one, no file, and no name of the hub."""
+    """Raise where no model can be (no folder with one, no file, and no name of the hub), or where what is there cannot
+    be exported, as far as that shows without another package.
+
+    Raises ModelNotFoundError, ModelFileError and UnsupportedModelError.
+    """
+    found = Path(path)
+    _require_place(path)
+    if found.is_dir():
+        if not is_container(found):
+            read_folder(found)
+    elif found.exists():
+        read_file(found)
+
+
+def _require_place(path: str | Path) -> None:
     found = Path(path)
     if found.is_dir():
         if not is_container(found) and not (found / "config.json").exists():

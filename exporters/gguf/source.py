@@ -11,6 +11,7 @@ import numpy as np
 
 from ...runtime.files.gguf_file import GgufFile, read_gguf
 from ...runtime.storage import file_digest
+from ...runtime.text.tokenizer import Tokenizer
 from ...runtime.text.tokenizer_gguf import tokenizer_from_gguf
 from ..sources.families import text_settings
 from ..sources.model_source import ModelSource, build_config
@@ -24,12 +25,19 @@ _ELEMENTS = 1 << 22  # dequantized at once: a large vocabulary's table would be 
 _READ_ELSEWHERE = ("rope_freqs.weight",)  # the settings hold what it says
 
 
+def read_file(path: Path) -> tuple[GgufFile, dict[str, Any], Tokenizer]:
+    """A GGUF file, its settings by transformers' names and its tokenizer: all that is read without another package.
+
+    Raises ModelNotFoundError, ModelFileError and UnsupportedModelError.
+    """
+    file = read_gguf(path)
+    return file, text_settings(settings_of(file), path), tokenizer_from_gguf(file.metadata)
+
+
 def open_gguf(path: Path) -> ModelSource:
     """The model in a GGUF file. Raises ModelNotFoundError, ModelFileError and UnsupportedModelError."""
-    file = read_gguf(path)
-    settings = text_settings(settings_of(file), path)
+    file, settings, tokenizer = read_file(path)
     build_config(settings, path)
-    tokenizer = tokenizer_from_gguf(file.metadata)
     template, license_name = file.metadata.get("tokenizer.chat_template"), file.metadata.get("general.license")
     return ModelSource(
         path=path,

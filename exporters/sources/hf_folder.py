@@ -32,24 +32,32 @@ _LICENSES = {"Apache License": "apache-2.0", "MIT License": "mit", "BSD 3-Clause
 _FLOATS = {"F32", "F16", "BF16", "F64"}
 
 
+def read_folder(path: Path) -> tuple[dict[str, Any], list[Path], Tokenizer, str | None]:
+    """Settings, weight files, tokenizer and chat template of a Hugging Face folder: all that is read without another
+    package.
+
+    Raises ModelNotFoundError, ModelFileError and UnsupportedModelError.
+    """
+    settings = _json(path / "config.json", required=True)
+    is_pair = settings.get("model_type") in ENCODER_DECODERS
+    settings = encoder_decoder_settings(settings, path) if is_pair else text_settings(settings, path)
+    files = _weight_files(path)
+    for file in files:
+        _require_header(file)
+    return settings, files, *_tokenizer(path, settings)
+
+
 def open_folder(path: Path) -> ModelSource:
     """The model in a Hugging Face folder.
 
     Raises ModelNotFoundError, ModelFileError and UnsupportedModelError, all before a weight is read.
     """
-    settings, pair = _json(path / "config.json", required=True), None
-    said = said_by(_json(path / "generation_config.json"), settings)
-    if settings.get("model_type") in ENCODER_DECODERS:
-        settings = encoder_decoder_settings(settings, path)
-        config: Any = build_config(settings, path)
-        pair = encoder_decoder_facts(config, said)
-    else:
-        settings = text_settings(settings, path)
-        config = build_config(settings, path)
-    files = _weight_files(path)
+    settings, files, tokenizer, template = read_folder(path)
+    said = said_by(_json(path / "generation_config.json"), _json(path / "config.json"))
+    config: Any = build_config(settings, path)
+    pair = encoder_decoder_facts(config, said) if settings["model_type"] in ENCODER_DECODERS else None
     weights = SafetensorsWeights(path, files)
     length = pair.context_length if pair is not None else int(config.max_position_embeddings)
-    tokenizer, template = _tokenizer(path, settings)
     languages = {} if pair is None else languages_of(tokenizer)
     digests = "".join(f"{file.name} {file_digest(file)}\n" for file in (path / "config.json", *files))
     return ModelSource(
@@ -143,6 +151,25 @@ def _weight_files(path: Path) -> list[Path]:
             "Save the model as safetensors where it was made."
         )
     raise ModelNotFoundError(f"{path} holds no weights (model.safetensors, or {_INDEX} and what it names).")
+
+
+def _require_header(file: Path) -> None:
+    """Raise ModelFileError where a safetensors file does not have the length that its header says.
+
+    Source: the safetensors format: the header's length in 8 bytes, a header in JSON, and the values.
+    """
+    try:
+        with file.open("rb") as opened:
+            length = int.from_bytes(opened.read(8), "little")
+            size = file.stat().st_size
+            if not 0 < length <= size - 8:
+                raise ValueError("its header is longer than the file")
+            header = json.loads(opened.read(length))
+        end = max((fact["data_offsets"][1] for name, fact in header.items() if name != "__metadata__"), default=0)
+        if end != size - 8 - length:
+            raise ValueError(f"{end} bytes of values were announced, and {size - 8 - length} are there")
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
+        raise ModelFileError(f"{file} is truncated or damaged: {error}. Fetch or copy it again.") from error
 
 
 def _tokenizer(path: Path, settings: Mapping[str, Any]) -> tuple[Tokenizer, str | None]:

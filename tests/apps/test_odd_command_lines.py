@@ -148,6 +148,11 @@ def test_a_place_that_cannot_be_written_is_found_out_first(tiny: Path, refused: 
         assert "cannot be written" in refused(*line), line
 
 
+def test_the_correction_demo_refuses_what_it_would_garble(refused: Said, unopened: None) -> None:
+    said = refused("run", "--demo", "correct", "teh na\u00efve caf\u00e9")
+    assert "would garble '\u00ef' (character 7 of the prompt)" in said
+
+
 def test_chat_and_benchmarks_check_before_a_model_is_opened(tiny: Path, refused: Said, unopened: None) -> None:
     Path("bad.chat").write_bytes(b"\xff no conversation")
     for line, words in (
@@ -217,6 +222,20 @@ def test_an_export_looks_for_its_source_before_packages(
     assert "no file 'nodraft'" in refused("export", "some/hub-name", "-o", "out", "--draft", "nodraft")
     assert "has no name of its own" in refused("export", "some/hub-name", "-o", "/")
     assert "torch" in refused("export", "some/hub-name", "-o", "out")
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "config.json").write_text("{")
+    assert "cannot be read as JSON" in refused("export", "broken", "-o", "out")
+    (broken / "config.json").write_text('{"model_type": "mystery"}')
+    assert "of the family 'mystery': not yet" in refused("export", "broken", "-o", "out")
+    (broken / "config.json").write_text('{"model_type": "llama"}')
+    assert "broken holds no weights" in refused("export", "broken", "-o", "out")
+    (broken / "model.safetensors").write_bytes((100).to_bytes(8, "little") + b"{}")
+    assert "truncated or damaged" in refused("export", "broken", "-o", "out")
+    (broken / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    assert "has no tokenizer.json" in refused("export", "broken", "-o", "out")
+    (tmp_path / "broken.gguf").write_bytes(b"GGUF")
+    assert "broken.gguf is truncated" in refused("export", "broken.gguf", "-o", "out")
     assert "ratio is nan" in refused("export", "nosuch", "-o", "out", "--to", "openvino", "--ratio", "nan")
 
 
