@@ -16,7 +16,7 @@ from pilotfish.apps import cli
 from pilotfish.apps.room import require_room
 from pilotfish.loading.choosing import Wish, refuse_impossible
 from pilotfish.runtime.errors import ContextFullError, EngineMissingError, OptionError, PilotfishError
-from pilotfish.runtime.files.model_file import read_tokenizer
+from pilotfish.runtime.files.open_model import open_model
 from pilotfish.testing.tiny_models import tiny_gguf
 
 pytest.importorskip("onnxruntime")
@@ -122,7 +122,7 @@ def test_a_prompt_that_cannot_fit_is_refused_first(tiny: Path, refused: Said, un
 
 
 def test_what_almost_fits_is_left_to_the_session(tiny: Path) -> None:
-    n = len(read_tokenizer(tiny)[0].encode("the cat " * 20))
+    n = len(open_model(tiny).tokenizer.encode("the cat " * 20))
     ask = partial(require_room, str(tiny), "the cat " * 20, raw=True)
     ask(max_new_tokens=500 - n, max_context=500)
     ask(max_new_tokens=None, max_context=n)
