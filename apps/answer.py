@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -37,6 +38,7 @@ def answer(
     as_json: bool,
     document: Path | None = None,
     options: AnswerOptions = AnswerOptions(),  # noqa: B008 - it is frozen
+    thinking: bool | None = None,
 ) -> None:
     """Stream one answer, or print it as one JSON object. document: what the text asks about."""
     found = None
@@ -66,8 +68,9 @@ def answer(
         task=options.task,
         timestamps=options.timestamps,
         progress=reading.tokens(_READING),
+        thinking=thinking,
     )
-    for piece in _pieces(stream, reading):
+    for piece in _pieces(stream, reading, thoughts=not as_json):
         if not as_json:
             _show(piece)
     result = stream.result
@@ -86,6 +89,8 @@ def as_object(result: Result) -> dict[str, object]:
     """The JSON form of an answer."""
     head = {"text": result.text, "token_ids": list(result.token_ids), "finish_reason": result.finish_reason}
     heard: dict[str, object] = {} if result.language is None else {"language": result.language}
+    if result.thinking is not None:
+        heard["thinking"] = result.thinking
     if result.spoken:
         heard["spoken"] = [asdict(one) for one in result.spoken]
     return {**head, **heard, **result.stats.as_dict()}
@@ -124,10 +129,11 @@ def converse(
     max_new_tokens: int | None,
     resume: Path | None = None,
     reread: bool = False,
+    thinking: bool | None = None,
 ) -> None:
     """A conversation on the terminal, or line by line from a pipe. resume: the file it is kept in, however it ends."""
     if resume is None:
-        _talk(model.chat(system), temperature, max_new_tokens)
+        _talk(model.chat(system), temperature, max_new_tokens, thinking)
         return
     if not resume.exists():
         talk = model.chat(system)
@@ -136,12 +142,12 @@ def converse(
         talk = model.resume(resume, reread=reread)
         console().print(f"{sum(m['role'] == 'user' for m in talk.messages)} turns so far", style="dim")
     try:
-        _talk(talk, temperature, max_new_tokens)
+        _talk(talk, temperature, max_new_tokens, thinking)
     finally:
         talk.save(resume)
 
 
-def _talk(talk: Chat, temperature: float, max_new_tokens: int | None) -> None:
+def _talk(talk: Chat, temperature: float, max_new_tokens: int | None, thinking: bool | None) -> None:
     terminal = sys.stdin.isatty()
     while True:
         if terminal:
@@ -167,6 +173,7 @@ def _talk(talk: Chat, temperature: float, max_new_tokens: int | None) -> None:
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             progress=reading.tokens(_READING),
+            thinking=thinking,
         )
         try:
             for piece in _pieces(stream, reading):
@@ -185,13 +192,23 @@ def _talk(talk: Chat, temperature: float, max_new_tokens: int | None) -> None:
             console().print(f"pilotfish: {error}", style="red", soft_wrap=True)
 
 
-def _pieces(stream: Stream, reading: LoadProgress) -> Iterator[str]:
-    """The pieces of an answer; what shows how far its prompt is read is gone before the first."""
+def _pieces(stream: Stream, reading: LoadProgress, *, thoughts: bool = True) -> Iterator[str]:
+    """The pieces of an answer; what shows how far its prompt is read is gone before the first.
+
+    thoughts: whether a terminal shows them as they come.
+    """
     pieces = iter(stream)
     with reading:
         first = next(pieces, "")
-    yield first
-    yield from pieces
+    shown, thoughts = 0, thoughts and console().is_terminal
+    for piece in itertools.chain([first], pieces):
+        if thoughts and (thought := stream.thinking or "")[shown:]:
+            console().print(thought[shown:], style="dim", end="", soft_wrap=True, markup=False, highlight=False)
+            shown = len(thought)
+        if piece and shown and thoughts:
+            console().print("\n")
+            thoughts = False
+        yield piece
 
 
 def _show(piece: str) -> None:

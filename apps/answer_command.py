@@ -26,6 +26,7 @@ from .options import (
     Plain,
     Quality,
     Temperature,
+    Thinking,
     Threads,
 )
 from .terminal import LoadProgress
@@ -86,6 +87,7 @@ def run(
     kv_dtype: KvDtype = None,
     option: EngineOption = None,
     exact: Exact = True,
+    thinking: Thinking = None,
 ) -> None:
     """Answer one prompt.
 
@@ -175,6 +177,7 @@ def run(
             beams=beams,
             options=AnswerOptions(language, task, timestamps),
             as_json=as_json,
+            thinking=thinking,
         )
 
 
@@ -200,6 +203,7 @@ def chat(
     kv_dtype: KvDtype = None,
     option: EngineOption = None,
     exact: Exact = True,
+    thinking: Thinking = None,
 ) -> None:
     """Talk to a model. Ctrl-C stops an answer; Ctrl-D or /bye ends.
 
@@ -247,6 +251,7 @@ def chat(
             max_new_tokens=n_tokens,
             resume=resume,
             reread=reread,
+            thinking=thinking,
         )
 
 

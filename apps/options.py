@@ -29,6 +29,10 @@ Quality = Annotated[
 KvDtype = Annotated[
     str | None, typer.Option(help="Cache type: int8, f16, or keys/values apart: u8/u4; default: exact.")
 ]
+Thinking = Annotated[
+    bool | None,
+    typer.Option("--thinking/--no-thinking", help="Whether a model that can thinks first; default: as it is made."),
+]
 EngineOption = Annotated[
     list[str] | None, typer.Option("--option", help="A setting of the engine, NAME=VALUE; may be given several times.")
 ]

@@ -20,6 +20,7 @@ from ..speculation.proposer_set import Drafters
 from ..speculation.proposers import SelfDraft
 from ..text.prompts import Task
 from ..text.text_assembler import TextAssembler
+from ..text.thinking import Thoughts, begins_inside, marks_among
 from ..text.tokenizer import Tokenizer
 from .listening import Lines, Windows, told
 from .request import Request
@@ -83,7 +84,9 @@ class Answering:
             text = Lines(windows)
         else:
             behind = task.context if task.continues else ()
-            text = TextAssembler(self._tokenizer, asked.limits.stop_ids, asked.stop, behind=behind)
+            shown = marks_among(self._tokenizer) if task.thoughts else frozenset()
+            text = TextAssembler(self._tokenizer, asked.limits.stop_ids, asked.stop, behind=behind, shown=shown)
+        thoughts = making.thoughts = self._thoughts(task)
         reason: FinishReason = "length"
         ttft_s: float | None = None
         for done in self._decided(asked, windows):
@@ -93,18 +96,21 @@ class Answering:
             making.rounds.append(done)
             reason = done.finish_reason or reason
             if piece:
-                yield piece
+                yield piece if thoughts is None else thoughts.push(piece)
             if done.finish_reason is not None:
                 break
         tail = text.finish()
+        if thoughts is not None:
+            tail = thoughts.push(tail) + thoughts.finish()
         making.result = Result(
-            text.text,
+            text.text if thoughts is None else thoughts.said,
             text.token_ids,
             reason,
             tuple(making.rounds),
             self._stats(task, reused, ttft_s, making.rounds),
             spoken=() if windows is None else tuple(windows.spoken),
             language=None if windows is None else self._rules.language_of(windows.context),
+            thinking=None if thoughts is None else thoughts.thought,
         )
         if tail:
             yield tail
@@ -169,6 +175,10 @@ class Answering:
             read=task.context if task.source is None else task.words,
             first_time=task.first_time,
         )
+
+    def _thoughts(self, task: Task) -> Thoughts | None:
+        """What parts thoughts from the answer; None where the answer can have none."""
+        return Thoughts(inside=begins_inside(self._tokenizer, task.context)) if task.thoughts else None
 
     def _windows(self, task: Task) -> Windows | None:
         """The windows of a recording; None for texts."""

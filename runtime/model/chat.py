@@ -48,6 +48,7 @@ class ChatModel(Protocol):
         seed: int | None,
         stop: Stop,
         progress: Callable[[int, int], None] | None,
+        thinking: bool | None,
     ) -> Stream: ...
 
     def encode(self, prompt: Sequence[Message]) -> Tokens: ...
@@ -100,10 +101,16 @@ class Chat:
         return chat
 
     def send(
-        self, text: str, *, max_new_tokens: int | None = TURN, temperature: float | None = None, stop: Stop = None
+        self,
+        text: str,
+        *,
+        max_new_tokens: int | None = TURN,
+        temperature: float | None = None,
+        stop: Stop = None,
+        thinking: bool | None = None,
     ) -> Result:
-        """The answer to one more user message. stop: as in Model.generate()."""
-        stream = self.stream(text, max_new_tokens=max_new_tokens, temperature=temperature, stop=stop)
+        """The answer to one more user message. stop, thinking: as in Model.generate(); thoughts are not remembered."""
+        stream = self.stream(text, max_new_tokens=max_new_tokens, temperature=temperature, stop=stop, thinking=thinking)
         for _ in stream:
             pass
         assert stream.result is not None
@@ -117,6 +124,7 @@ class Chat:
         temperature: float | None = None,
         stop: Stop = None,
         progress: Callable[[int, int], None] | None = None,
+        thinking: bool | None = None,
     ) -> Stream:
         """The same, piece by piece. The turn is remembered once the stream has been read to its end.
 
@@ -126,7 +134,13 @@ class Chat:
         turn = sum(message["role"] == "assistant" for message in asked)
         seed = None if self.seed is None else self.seed + turn
         stream = self.model.stream(
-            asked, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, stop=stop, progress=progress
+            asked,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            seed=seed,
+            stop=stop,
+            progress=progress,
+            thinking=thinking,
         )
 
         def remember(answer: Result) -> None:

@@ -171,6 +171,7 @@ class Model:
         language: str | None = None,
         task: str | None = None,
         timestamps: bool = False,
+        thinking: bool | None = None,
     ) -> Result:
         """The whole answer.
 
@@ -190,6 +191,8 @@ class Model:
             that; without one the language of a recording is heard.
         task: what a model of many languages that listens does: "transcribe" or "translate" (into English).
         timestamps: of a recording tell what was said when, a line for each part (Result.spoken).
+        thinking: whether a model that can thinks before it answers; None leaves that to its template. Thoughts are no
+            part of the text, but stand in Result.thinking.
         Raises ContextFullError, OptionError and ChatTemplateError before anything changes.
         """
         stream = self.stream(
@@ -206,6 +209,7 @@ class Model:
             language=language,
             task=task,
             timestamps=timestamps,
+            thinking=thinking,
         )
         for _ in stream:
             pass
@@ -229,6 +233,7 @@ class Model:
         language: str | None = None,
         task: str | None = None,
         timestamps: bool = False,
+        thinking: bool | None = None,
     ) -> Stream:
         """The answer piece by piece; iterate, then read `.result`. Options as in generate().
 
@@ -249,6 +254,7 @@ class Model:
             beams=beams,
             cancelled=cancel.is_set if cancel is not None else lambda: False,
             progress=progress,
+            thinking=thinking,
         )
 
         def pieces(making: Making) -> Iterator[str]:  # holds this model, which stays open while a stream is read

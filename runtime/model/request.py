@@ -98,10 +98,13 @@ class Requests:
         beams: int | Beams | None,
         cancelled: Callable[[], bool],
         progress: Callable[[int, int], None] | None,
+        thinking: bool | None,
     ) -> Request:
         """As in Model.stream(), whose options these are. Raises OptionError and ChatTemplateError."""
         searched = beams if beams is None or isinstance(beams, Beams) else self._rules.beams(beams)
-        task = task_of(prompt, raw, self._tokenizer, self._template, self._info.encoder, special=special)
+        task = task_of(
+            prompt, raw, self._tokenizer, self._template, self._info.encoder, special=special, thinking=thinking
+        )
         task = self._rules.asked(task, options, task.hears)
         if max_new_tokens is ANSWER and task.source is not None:
             max_new_tokens = self._rules.longest(len(task.context), task.n_forced) or ANSWER

@@ -113,6 +113,7 @@ class Result:
     stats: Stats
     spoken: tuple[Spoken, ...] = ()  # parts of a recording with their times, where those were asked for
     language: str | None = None  # of a recording, told or heard
+    thinking: str | None = None  # what the model thought before it answered, where its template has a place for that
 
 
 def judged(rounds: Iterable[Round], proposer: str) -> tuple[int, int]:

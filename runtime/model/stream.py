@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from ..cache.shadow import QualityReport
 from ..errors import OptionError
 from ..interfaces import Round
+from ..text.thinking import Thoughts
 from .result import Result, judged
 from .turn import Holder, Reader, Turns
 
@@ -22,6 +23,7 @@ class Making:
     result: Result | None = None
     has_turn: bool = False  # False once the pieces are asked for: it was given up before the turn came
     ended: bool = False  # is to end before the next step
+    thoughts: Thoughts | None = None
 
 
 class Stream(Holder):
@@ -89,6 +91,11 @@ class Stream(Holder):
     def result(self) -> Result | None:
         """The answer, once the iteration has ended; None before, and where it was closed before it began."""
         return self._making.result
+
+    @property
+    def thinking(self) -> str | None:
+        """Result.thinking so far. While the model thinks, pieces are empty."""
+        return None if self._making.thoughts is None else self._making.thoughts.thought
 
     @property
     def self_acceptance(self) -> float | None:

@@ -12,6 +12,7 @@ from ..errors import ChatTemplateError, OptionError
 from ..interfaces import EncoderInfo, Floats, Tokens, as_tokens
 from .audio_features import checked_features, log_mel
 from .chat_template import ChatTemplate, Message, encode_chat
+from .thinking import switched, thinks
 from .tokenizer import Tokenizer
 
 Prompt: TypeAlias = str | Sequence[Message] | Floats
@@ -22,6 +23,7 @@ class Task:
     """What one answer goes on from, and the source it is about: None where the prompt itself is continued.
 
     continues: whether the answer is more of the context's text; it is a text of its own in a chat, or about a source.
+    thoughts: whether the answer may begin with some, which are told apart from it.
     detect: languages of which the one that is heard takes the second place of the context. first_time: the token that
     says 0.00, where times are asked for.
     """
@@ -29,6 +31,7 @@ class Task:
     context: Tokens
     source: Tokens | Floats | None = None
     continues: bool = False
+    thoughts: bool = False
     detect: tuple[int, ...] = ()
     first_time: int | None = None
 
@@ -61,8 +64,9 @@ def task_of(
     encoder: EncoderInfo | None,
     *,
     special: bool = False,
+    thinking: bool | None = None,
 ) -> Task:
-    """What a prompt asks of a model. Raises OptionError and ChatTemplateError."""
+    """What a prompt asks of a model. thinking: as in Model.generate(). Raises OptionError and ChatTemplateError."""
     listens = encoder is not None and encoder.source_kind == "audio"
     if isinstance(prompt, np.ndarray) != listens:
         takes = "sound, an array as of read_wav()" if listens else "a text or a list of messages"
@@ -77,10 +81,12 @@ def task_of(
             raise OptionError("special=True is about texts; sound holds no tokens. Drop it.")
         heard = log_mel(prompt, encoder) if prompt.ndim == 1 else checked_features(prompt, encoder)
         return Task(as_tokens(encoder.decoder_start), heard)
-    tokens = encode_prompt(prompt, raw, tokenizer, template, source=encoder is not None, special=special)
+    source = encoder is not None
+    tokens = encode_prompt(prompt, raw, tokenizer, template, source=source, special=special, thinking=thinking)
     if encoder is not None:
         return Task(as_tokens(encoder.decoder_start), tokens)
-    return Task(tokens, continues=isinstance(prompt, str) and (raw or template is None))
+    continues = isinstance(prompt, str) and (raw or template is None)
+    return Task(tokens, continues=continues, thoughts=not continues and thinks(template))
 
 
 def encode_prompt(
@@ -91,12 +97,16 @@ def encode_prompt(
     *,
     source: bool = False,
     special: bool = False,
+    thinking: bool | None = None,
 ) -> Tokens:
     """Token ids of a text or of messages, chat template applied; source: as an encoder wants to read a text.
 
     special: whether the text of a special token in a raw prompt means the token. Raises OptionError for other prompts:
-    nobody who writes a message may write what ends it.
+    nobody who writes a message may write what ends it. thinking: as in Model.generate().
     """
+    if thinking is not None and raw:
+        raise OptionError("thinking is told to a chat template, and raw=True (--raw) takes none; drop one of the two.")
+    variables = switched(template, thinking)
     if special and not raw:
         raise OptionError(
             "special=True (--special) lets a prompt hold special tokens, and no message may: it goes with raw=True "
@@ -113,4 +123,4 @@ def encode_prompt(
     if template is None:
         kind = "reads one text and has no chat template" if source else "has no chat template"
         raise ChatTemplateError(f"this model {kind}, so it cannot take messages; give it a text.")
-    return encode_chat(tokenizer, template, prompt)
+    return encode_chat(tokenizer, template, prompt, variables=variables)

@@ -45,10 +45,17 @@ class TextAssembler:
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, stop_ids: frozenset[int], stop: tuple[str, ...], *, behind: Iterable[int] = ()
+        self,
+        tokenizer: Tokenizer,
+        stop_ids: frozenset[int],
+        stop: tuple[str, ...],
+        *,
+        behind: Iterable[int] = (),
+        shown: frozenset[int] = frozenset(),
     ) -> None:
-        """behind: the tokens whose text the answer goes on in; none for an answer that is a text of its own."""
-        self._stream = tokenizer.stream(behind=behind)
+        """behind: the tokens whose text the answer goes on in; none for an answer that is a text of its own.
+        shown: special tokens whose text is wanted."""
+        self._stream = tokenizer.stream(behind=behind, shown=shown)
         self._stop_ids = stop_ids
         self._stop = stop
         self._longest = max((len(s) for s in stop), default=0)

@@ -209,10 +209,15 @@ class Tokenizer:
             piece = self._pieces[token_id] = self._decoding.piece(self._inner.id_to_token(token_id) or "")
         return piece
 
-    def stream(self, *, special: bool = False, behind: Iterable[int] = ()) -> TextStream:
-        """A decoder for tokens that arrive one after another. behind: the tokens whose text they go on in."""
+    def stream(
+        self, *, special: bool = False, behind: Iterable[int] = (), shown: frozenset[int] = frozenset()
+    ) -> TextStream:
+        """A decoder for tokens that arrive one after another. behind: the tokens whose text they go on in.
+
+        shown: special tokens that have a text all the same.
+        """
         begun = self._decoding.leading_spaces > 0 and any(self.piece(int(i), special=special) for i in behind)
-        return TextStream(self, 0 if begun else self._decoding.leading_spaces, special=special)
+        return TextStream(self, 0 if begun else self._decoding.leading_spaces, special=special, shown=shown)
 
 
 class TextStream:
@@ -221,16 +226,24 @@ class TextStream:
     Behind other tokens it is what `decode` of all of them has more than that of the others alone.
     """
 
-    def __init__(self, tokenizer: Tokenizer, leading_spaces: int, *, special: bool = False) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        leading_spaces: int,
+        *,
+        special: bool = False,
+        shown: frozenset[int] = frozenset(),
+    ) -> None:
         """leading_spaces: how many the beginning of the text loses."""
         self._tokenizer = tokenizer
-        self._special = special
+        self._special, self._shown = special, shown
         self._leading = leading_spaces
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, ids: Iterable[int]) -> str:
         """Text that is certain now; a character that is not complete yet is held back."""
-        text = b"".join(self._tokenizer.piece(int(i), special=self._special) for i in ids)
+        special, shown = self._special, self._shown
+        text = b"".join(self._tokenizer.piece(int(i), special=special or i in shown) for i in ids)
         while self._leading and text:
             if text[:1] == b" ":
                 text, self._leading = text[1:], self._leading - 1

@@ -120,7 +120,7 @@ def test_a_text_or_a_number_alone_is_one_stop(model: Model) -> None:
         one, other = (model.generate(PROMPT, max_new_tokens=40, stop=stop) for stop in (alone, listed))
         assert (one.text, one.token_ids, one.finish_reason) == (other.text, other.token_ids, "stop")
     assert whole.text.startswith(model.generate(PROMPT, max_new_tokens=40, stop=text).text + text)
-    for wrong in ("", [""], [1.5], None, [None], True, [-1], [model.info.vocab_size]):
+    for wrong in ("", [""], [1.5], [None], True, [-1], [model.info.vocab_size]):
         with pytest.raises(OptionError, match="stop"):
             model.generate(PROMPT, stop=wrong)  # type: ignore[arg-type]
 
@@ -381,7 +381,7 @@ def test_public_names_are_there_and_documented() -> None:
 class Letters:
     """A tokenizer whose tokens are bytes."""
 
-    def stream(self, *, behind: object) -> Letters:
+    def stream(self, *, behind: object, shown: object) -> Letters:
         self.held = b""
         return self
 
