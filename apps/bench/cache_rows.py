@@ -15,7 +15,8 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from ...runtime.cache.compression import entries_for
+from ...runtime.cache.compression import CompressedCache, entries_for
+from ...runtime.cache.selection import SelectiveCache
 from ...runtime.cache.sequence import CachedSequence
 from ...runtime.errors import OptionError
 from ...runtime.interfaces import Floats, Tokens, Weights
@@ -124,13 +125,13 @@ class Bench:
         """share: None where the policy is run as it is named. Raises AbilityError where the engine cannot run it."""
         length = self._settings.length
         with self._sized(name, length, share) as sequence:
-            chooser = sequence.compression or sequence.selection
-            assert chooser is not None
+            chooser = sequence.mode
+            assert isinstance(chooser, CompressedCache | SelectiveCache)
             self._tell("reading the text")
             prompt_s = self._read(sequence)
             select_s, limit = chooser.seconds, chooser.limit
             distribution = self._distribution(sequence)
-            chosen_over = length if sequence.compression else self._settings.predicted  # prompts are seen whole there
+            chosen_over = length if chooser.bounded else self._settings.predicted  # prompts are seen whole there
             selecting_ms = 1e3 * chooser.seconds / chosen_over
             sizes = sequence.session.nbytes, self._full.session.nbytes  # before another session takes part in a pool
             step_ms, full_ms, ceiling_ms = self._steps([sequence, self._full], sequence.n_seen)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..cache.sequence import ENDLESS, CachedSequence, Cancelled
+from ..cache.compression import ENDLESS
+from ..cache.sequence import CachedSequence, Cancelled
 from ..checks import room_hint, whole
 from ..errors import AbilityError, ContextFullError, OptionError
 from ..interfaces import Distribution, Draft, FinishReason, Floats, Indices, Proposer, Round, Tokens
@@ -155,7 +156,7 @@ def end_of(target: CachedSequence, prompt: Tokens, limits: Limits, has_source: b
         way_out = room_hint(need, known)
         if has_source:  # there is no prompt to shorten
             way_out = "Ask for fewer new tokens" + (f", or open it with max_context={need}." if need <= known else ".")
-        if target.compression is not None:
+        if target.mode.bounded:
             way_out = "That is as far as the model's positions go, whatever is evicted; shorten the prompt."
         what = "the answer begins with" if has_source else "the prompt has"
         raise ContextFullError(f"{what} {len(prompt)} tokens{wanted}, but this session holds {holds}. {way_out}")
