@@ -21,6 +21,7 @@ from ..runtime.checks import whole
 from ..runtime.files.model_file import context_length
 from ..runtime.interfaces import Floats, Session, Tokens, Weights
 from ..runtime.model.model import Model
+from ..runtime.profiling.teacher_forced import logits_along_text
 from ..runtime.speculation.draft_length import RenewalReward
 from .forecast import Costs, Forecast, best_length, costs_of, lookup_speed_up
 from .prompts import CHECK
@@ -211,14 +212,8 @@ def _teacher_forced(weights: Weights, tokens: Tokens, rows: npt.NDArray[np.int64
     """Logits after these rows of a text, (len(rows), vocab_size)."""
     session: Session = weights.session(min(len(tokens) + _CHUNK, weights.info.context_length))
     try:
-        found = []
-        for start in range(0, len(tokens), _CHUNK):
-            chunk = tokens[start : start + _CHUNK]
-            wanted = rows[(rows >= start) & (rows < start + len(chunk))] - start
-            n_logits = len(chunk) - int(wanted[0]) if len(wanted) else 0
-            logits = session.forward(chunk, n_logits=n_logits).logits
-            found.append(logits[wanted - (len(chunk) - n_logits)].copy())
-        return np.concatenate(found)
+        first = int(rows[0])
+        return logits_along_text(session, tokens, len(tokens) - first, widths=(_CHUNK,), chunk=_CHUNK)[rows - first]
     finally:
         session.close()
 

@@ -21,6 +21,7 @@ from ..runtime.files.bundle import Bundle, open_bundle
 from ..runtime.files.manifest import Manifest
 from ..runtime.interfaces import Floats, ModelInfo, Session, Tokens
 from ..runtime.profiling.canary import WRONG, canary_error
+from ..runtime.profiling.teacher_forced import logits_along_text
 from ..runtime.several import several
 from .report import FormatReport, Report
 
@@ -216,14 +217,9 @@ def _compare(
 def read_text(session: Session, tokens: Tokens, n_logits: int) -> Floats:
     """Logits after each of the last n_logits tokens of a text, (n_logits, vocab_size). The session is left empty."""
     _begin(session, tokens)
-    first, rows = len(tokens) - n_logits, []
-    for at in range(0, first, _CHUNK):
-        session.forward(tokens[at : min(at + _CHUNK, first)], n_logits=0)
-    for at in range(first, len(tokens), _WIDTH):
-        part = tokens[at : at + _WIDTH]
-        rows.append(session.forward(part, n_logits=len(part)).logits.copy())
+    logits = logits_along_text(session, tokens, n_logits, widths=(_WIDTH,), chunk=_CHUNK)
     session.truncate(0)
-    return np.concatenate(rows)
+    return logits
 
 
 def read_answer(session: Session, prompt: Tokens, ids: Tokens) -> Tokens:

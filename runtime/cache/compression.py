@@ -10,6 +10,7 @@ import numpy as np
 from ..errors import AbilityError, EngineError, OptionError
 from ..interfaces import Ability, Floats, Indices, ModelInfo, Observation, Session, Step, Tokens
 from ..profiling.row_classes import RowRule
+from ..sampling.log_softmax import log_sum_exp
 from .mode import CacheMode, Watch
 from .policies.policy import CachePolicy
 from .policies.view import CacheView, take
@@ -161,15 +162,12 @@ class CompressedCache(CacheMode):
         found = np.zeros(len(tokens), dtype=np.float32)
         previous, row = self._last_logits, 0
         for step in watched:
-            logits = step.logits.astype(np.float64)
-            top = logits.max(axis=1)
-            total = top + np.log(np.exp(logits - top[:, None]).sum(axis=1))
+            logits, total = step.logits.astype(np.float64), log_sum_exp(step.logits)
             after = tokens[row + 1 : row + 1 + len(logits)]
             found[row + 1 : row + 1 + len(after)] = total[: len(after)] - logits[np.arange(len(after)), after]
             row += len(logits)
         if previous is not None:
-            wide = previous.astype(np.float64)
-            found[0] = wide.max() + np.log(np.exp(wide - wide.max()).sum()) - wide[tokens[0]]
+            found[0] = log_sum_exp(previous) - previous[tokens[0]]
         return found, watched[-1].logits[-1].copy()
 
     def _check_selection(self, entries: Indices, n: int) -> None:

@@ -172,6 +172,11 @@ class CachedSequence:
         self._append(tokens)
         return step
 
+    def logits_after(self, tokens: Tokens) -> Floats:
+        """Logits after each of these next tokens, (n, vocab_size), from one step of an allowed width: its spare rows
+        are forgotten. They are the session's own and gone with its next step."""
+        return self._padded(tokens, logits=True).logits[: len(tokens)]
+
     def accept(self, rows: Indices, n_rows: int) -> None:
         """After a tree of n_rows rows: keep these rows only."""
         base = self._n - n_rows
@@ -247,13 +252,16 @@ class CachedSequence:
         self._find_shift()
 
     def _watched(self, chunk: Tokens, *, logits: bool, observe: frozenset[Observation]) -> Step:
-        """What a step of these next tokens gave, to keep: without the padding, which is forgotten again."""
+        """What a step of these next tokens gave, to keep: without the padding."""
+        return _head(self._padded(chunk, logits=logits, observe=observe), len(chunk), self.n_entries)
+
+    def _padded(self, chunk: Tokens, *, logits: bool, observe: frozenset[Observation] = frozenset()) -> Step:
+        """A step of these next tokens, padded to an allowed width; the padding is forgotten again."""
         end, padded = self._n + len(chunk), self.rows.pad(chunk)
         step = self.session.forward(padded, n_logits=len(padded) if logits else 0, observe=observe)
         self._append(padded)
-        kept = _head(step, len(chunk), self.n_entries - len(padded) + len(chunk))
         self.truncate(end)
-        return kept
+        return step
 
     def _restart(self, kept: Tokens, cancelled: Callable[[], bool] | None) -> None:
         """Read the kept tokens anew, at the first positions, as there are not enough behind them.

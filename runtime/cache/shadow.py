@@ -163,10 +163,7 @@ class ShadowCache:
         parts = []
         for start in range(0, len(block), self.rows.maximum):
             part = block[start : start + self.rows.maximum]
-            width, end = self.rows.fit(len(part)), len(shadow.tokens) + len(part)
-            step = shadow.forward(np.concatenate([part, np.full(width - len(part), part[-1])]), n_logits=width)
-            parts.append(step.logits[: len(part)].copy())
-            shadow.truncate(end)
+            parts.append(shadow.logits_after(part).copy())
         return np.concatenate(parts)
 
     def _shrink(self) -> None:

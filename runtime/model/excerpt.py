@@ -14,10 +14,11 @@ import numpy as np
 
 from ..cache.sequence import CachedSequence
 from ..checks import whole
-from ..decoding.scoring import log_distribution, surprisal
+from ..decoding.scoring import surprisal
 from ..errors import ContextFullError, NotFiniteError, OptionError
 from ..interfaces import Tokens
 from ..profiling.row_classes import MAX_WIDTH
+from ..sampling.log_softmax import log_softmax
 from ..text.segments import Segment, cut
 from .model import Model
 
@@ -167,7 +168,7 @@ def _scores(
     try:
         for prompt in prompts:
             losses, logits = surprisal(sequence, prompt, len(prompt) - asked - 1)
-            distribution = log_distribution(logits)
+            distribution = log_softmax(logits, np.float32)
             found.append(
                 -float(losses.mean()) if score == "likelihood" else float((np.exp(distribution) * distribution).sum())
             )
