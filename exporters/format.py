@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
+from ..runtime.progress import Share
 from .export_spec import ExportSpec
-from .sources.model_source import ModelSource, Share
+from .sources.model_source import ModelSource
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

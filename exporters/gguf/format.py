@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from ...runtime.errors import OptionError
+from ...runtime.progress import Share
 from ..export_spec import ExportSpec, sizes, stored_bytes
 from ..quantize.weight_form import WeightForm
-from ..sources.model_source import ModelSource, Share
+from ..sources.model_source import ModelSource
 from .stored_as import is_stored_so
 from .t5 import check_t5
 

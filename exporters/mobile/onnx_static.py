@@ -7,8 +7,9 @@ from typing import Any
 
 from ...runtime.errors import EngineError
 from ...runtime.interfaces import Floats, Tokens
+from ...runtime.progress import Share
 from ..onnx.fixed_shape_steps import StaticSteps, Values
-from .pack import Pack, Share, Written
+from .pack import Pack, Written
 
 PACKAGES = {"onnx": "pip install 'pilotfish[export]'", "onnxruntime": "pip install 'pilotfish[onnx]'"}
 FILE = "model.onnx"

@@ -17,8 +17,9 @@ import numpy as np
 
 from ...runtime.errors import EngineError, EngineMissingError, ParityError, UnsupportedModelError
 from ...runtime.interfaces import Floats, Tokens
+from ...runtime.progress import Share
 from ..torch_to_onnx.decoder import sliding_window
-from .pack import Pack, Share, Written, distance
+from .pack import Pack, Written, distance
 
 PACKAGES = {"onnx": "pip install 'pilotfish[export]'", "onnxruntime": "pip install 'pilotfish[onnx]'"}
 FILE = "model.ort"
@@ -105,7 +106,7 @@ def _decoder_graph(pack: Pack, folder: Path, progress: Share) -> Path:
         from ...runtime.files.bundle import open_bundle
         from ..gguf.import_gguf import import_gguf
 
-        made = import_gguf(pack.source.path, activations=pack.activations, progress=lambda share, _: progress(share))
+        made = import_gguf(pack.source.path, activations=pack.activations, progress=lambda _, share: progress(share))
         bundle = open_bundle(made)
         return bundle.file(bundle.manifest.formats["onnx"])
     from ..torch_to_onnx.decoder import export_onnx
@@ -115,7 +116,7 @@ def _decoder_graph(pack: Pack, folder: Path, progress: Share) -> Path:
         folder,
         pack.form,
         activations=pack.activations,
-        progress=lambda share, _: progress(share),
+        progress=lambda _, share: progress(share),
     )
     return folder / "model.onnx"
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from ...runtime.errors import EngineError, EngineMissingError, OptionError
 from ...runtime.interfaces import Tokens
+from ...runtime.progress import Share
 from ...runtime.telemetry import without_telemetry
 from ..quantize.weight_form import WeightForm
 from ..sources.model_source import EXPORT_EXTRA
@@ -25,7 +26,6 @@ from .matrices import Matrices, Model, separate, store_as_bytes, store_as_half, 
 
 ON_OWN_GRID = "of them on a grid of their own"  # what compress() counts beside the forms
 DataAware: TypeAlias = Literal["awq", "scale", "gptq"]
-Share: TypeAlias = Callable[[float], None]
 Find: TypeAlias = Callable[[Model], Matrices]
 
 _WEIGHTED = {"MatMul", "Gather", "Convolution"}  # what NNCF would compress

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from ...runtime.errors import UnsupportedModelError
+from ...runtime.progress import Share
 from ..export_spec import ExportSpec, sizes, stored_bytes
 from ..gguf.stored_as import is_stored_so
 from ..quantize.weight_form import as_they_come
-from ..sources.model_source import ModelSource, Share
+from ..sources.model_source import ModelSource
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from ...runtime.errors import EngineMissingError, ModelFileError, UnsupportedModelError
+from ...runtime.progress import Share
 from ...runtime.text.tokenizer import Tokenizer
 from .encoder_decoder_families import EncoderDecoderFacts
 from .generation_settings import Generating
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedModel
 
-Share: TypeAlias = Callable[[float], None]  # called with the share that is done, 0..1
 
 EXPORT_EXTRA = "Add it with: pip install 'pilotfish[export]'"
 

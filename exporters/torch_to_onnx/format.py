@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from ...runtime.errors import UnsupportedModelError
+from ...runtime.progress import Share
 from ..export_spec import ExportSpec, stored_bytes
 from ..gguf.stored_as import is_stored_so
 from ..quantize.weight_form import as_they_come, check_activations
-from ..sources.model_source import ModelSource, Share
+from ..sources.model_source import ModelSource
 from .encoder_decoder import UNHEARD
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class OnnxFormat:
         from .decoder import export_onnx
         from .encoder_decoder import export_encoder_decoder_onnx
 
-        def tell(share: float, what: str) -> None:
+        def tell(what: str, share: float) -> None:
             progress(share)
 
         if source.encoder_decoder is not None:
@@ -74,7 +75,7 @@ def _import_as_is(source: ModelSource, order: ExportSpec, folder: Path, progress
     from ..gguf.import_gguf import import_gguf
 
     made = open_bundle(
-        import_gguf(source.path, activations=as_they_come(order.activations), progress=lambda share, _: progress(share))
+        import_gguf(source.path, activations=as_they_come(order.activations), progress=lambda _, share: progress(share))
     )
     for name in made.manifest.files:
         if name.startswith(("model.", "observing.")):

@@ -16,12 +16,13 @@ from ..loading import cpu_load as busy
 from ..loading.draft import remember_verdict
 from ..loading.load import load
 from ..loading.measuring import doubt
-from ..loading.opening import Progress, resolve
+from ..loading.opening import resolve
 from ..runtime.checks import whole
 from ..runtime.files.model_file import context_length
 from ..runtime.interfaces import Floats, Session, Tokens, Weights
 from ..runtime.model.model import Model
 from ..runtime.profiling.teacher_forced import logits_along_text
+from ..runtime.progress import Progress, Share
 from ..runtime.speculation.draft_length import RenewalReward
 from .forecast import Costs, Forecast, best_length, costs_of, lookup_speed_up
 from .prompts import CHECK
@@ -164,7 +165,7 @@ def _name(path: str | os.PathLike[str]) -> str:
 
 
 def _check_set(
-    model: Model, costs: Costs, prompts: Sequence[str], n_tokens: int, repeats: int, tell: Callable[[float], None]
+    model: Model, costs: Costs, prompts: Sequence[str], n_tokens: int, repeats: int, tell: Share
 ) -> SetResult:
     answers, agree, overlap = [], [], []
     steps = len(prompts) * (2 if repeats else 1)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from .. import backends
 from ..loading.load import load
-from ..loading.opening import Progress, resolve
+from ..loading.opening import resolve
 from ..loading.options import Wish, refuse_impossible
 from ..runtime.checks import shown, whole
 from ..runtime.errors import OptionError, UnsupportedModelError
@@ -17,6 +17,7 @@ from ..runtime.files.bundle import open_bundle
 from ..runtime.files.gguf_file import read_gguf
 from ..runtime.files.model_file import context_length
 from ..runtime.files.staging import refuse_foreign
+from ..runtime.progress import Progress
 from ..runtime.storage import write_error
 from .check import DraftCheck, answer, check_draft
 from .forecast import Costs, expected_speed_up, target_costs
@@ -217,4 +218,4 @@ def onnx_bundle(target: str | os.PathLike[str], report: Progress) -> Path:
         return found
     from ..exporters.gguf.import_gguf import import_gguf
 
-    return import_gguf(found, progress=lambda share, what: report(f"preparing {found.name}: {what}", share))
+    return import_gguf(found, progress=lambda what, share: report(f"preparing {found.name}: {what}", share))

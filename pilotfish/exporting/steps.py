@@ -14,12 +14,13 @@ from .. import backends
 from ..exporters.formats import FORMATS, files_of_format
 from ..exporters.parity.parity import Answers, Parity
 from ..exporters.quantize.weight_form import as_they_come
-from ..loading.opening import Place, Progress
+from ..loading.opening import Place
 from ..runtime.errors import PilotfishError, UnsupportedModelError
 from ..runtime.files.bundle import Bundle, write_manifest
 from ..runtime.files.manifest import MANIFEST_NAME, GreedyAnswer, Manifest
 from ..runtime.interfaces import Floats
 from ..runtime.profiling.canary import TEXT, Canary
+from ..runtime.progress import Progress
 from ..runtime.storage import write_error
 from ..verifying.cache_types import cache_hint, measure_cache_types
 from ..verifying.report import FormatReport, Report, TargetReport
@@ -264,7 +265,7 @@ class Steps:
             targets=(name,),
             activations=as_they_come(self._order.activations),
             context=self._order.context,
-            progress=lambda share, _: self._tell(what, share),
+            progress=lambda _, share: self._tell(what, share),
         )
         self._ledger.keep(name, Made(result.formats[name], result.recipe[name], result.reports.get(name, {})))
         self.seconds[name] += time.perf_counter() - began

@@ -20,6 +20,7 @@ from ..runtime.files.model_file import context_length, named_draft, read_tokeniz
 from ..runtime.interfaces import DraftLengthPolicy, ModelInfo, Proposer, Weights
 from ..runtime.model.model import DraftWeights, Model
 from ..runtime.profiling.engine_trial import Job
+from ..runtime.progress import Progress
 from ..runtime.speculation.draft_length import RenewalReward
 from ..runtime.speculation.proposers import SelfDraft
 from ..runtime.text.chat_template import ChatTemplate
@@ -27,7 +28,7 @@ from .broken_weights import explained, naming
 from .choosing import Wish, choose, open_first_right, refuse_impossible
 from .draft import open_draft, remembered_verdict
 from .measuring import calibration
-from .opening import Progress, read_rules, resolve
+from .opening import read_rules, resolve
 from .way_out import with_way_out
 
 __all__ = ["load", "resolve"]

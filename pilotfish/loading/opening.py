@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,9 +14,7 @@ from ..runtime.errors import ModelFileError, ModelNotFoundError, OptionError, Un
 from ..runtime.files.bundle import MANIFEST_NAME, open_bundle, read_manifest
 from ..runtime.interfaces import Weights
 from ..runtime.model.rules import Rules
-
-Progress = Callable[[str, float], None]
-"""(what is being done, share done from 0 to 1)"""
+from ..runtime.progress import Progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +51,7 @@ def open_weights(path: Path, place: Place, report: Progress) -> tuple[Weights, P
         location = import_gguf(
             path,
             form="onnx" if "onnx" in formats else "onnx-static",
-            progress=lambda share, what: report(f"preparing {path.name}: {what}", share),
+            progress=lambda what, share: report(f"preparing {path.name}: {what}", share),
         )
     weights = place.backend.open(
         location, device=place.device, threads=place.threads, kv_dtype=place.kv_dtype, options=place.options

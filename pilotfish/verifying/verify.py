@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ from .. import backends
 from ..exporters.parity.parity import Answers, Parity, Tally
 from ..exporters.parity.thresholds import thresholds_of
 from ..loading.choosing import Wish, first_threads
-from ..loading.opening import Place, Progress, open_weights, source_place
+from ..loading.opening import Place, open_weights, source_place
 from ..runtime.encoder_input import prepare
 from ..runtime.errors import EngineMissingError, ModelFileError, OptionError
 from ..runtime.files.bundle import Bundle, open_bundle
@@ -22,6 +22,7 @@ from ..runtime.files.manifest import Manifest
 from ..runtime.interfaces import Floats, ModelInfo, Session, Tokens
 from ..runtime.profiling.canary import WRONG, canary_error
 from ..runtime.profiling.teacher_forced import logits_along_text
+from ..runtime.progress import Progress, Share
 from ..runtime.several import several
 from .report import FormatReport, Report
 
@@ -198,9 +199,7 @@ def _room(answers: Answers) -> int:
     return max([longest, *(len(run.prompt) + len(run.ids) for run in answers.runs)])
 
 
-def _compare(
-    session: Session, answers: Answers, logits: Mapping[str, Floats] | None, tell: Callable[[float], None]
-) -> Parity:
+def _compare(session: Session, answers: Answers, logits: Mapping[str, Floats] | None, tell: Share) -> Parity:
     tally, done, steps = Tally(answers), 0, len(answers.texts) + len(answers.runs)
     for name, text in answers.texts.items():
         rows = read_text(session, text.tokens, len(text.top_ids))

@@ -10,6 +10,7 @@ from ..checks import room_hint
 from ..errors import ContextFullError
 from ..interfaces import Distribution, Floats, Indices, Observation, Session, Step, Tokens
 from ..profiling.row_classes import ANY_WIDTH, RowRule
+from ..progress import Counted
 from ..sampling.sampling import Sampling
 from .compression import CompressedCache
 from .mode import CacheMode, FullCache
@@ -189,7 +190,7 @@ class CachedSequence:
         context: Tokens,
         *,
         cancelled: Callable[[], bool] | None = None,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Counted | None = None,
     ) -> int:
         """Make the cache cover exactly the context and return how many leading tokens were there already.
 

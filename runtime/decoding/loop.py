@@ -13,6 +13,7 @@ from ..cache.sequence import CachedSequence, Cancelled
 from ..checks import room_hint, whole
 from ..errors import AbilityError, ContextFullError, OptionError
 from ..interfaces import Distribution, Draft, FinishReason, Floats, Indices, Proposer, Round, Tokens
+from ..progress import Counted
 from ..sampling.finite import require_finite
 from ..sampling.sampling import Sampling
 from ..sampling.speculative_sampling import Verdict, verify, verify_greedy
@@ -30,7 +31,7 @@ class Limits:
     max_new_tokens: int | UpTo | None = None  # None: until the context is full
     stop_ids: frozenset[int] = frozenset()
     cancelled: Callable[[], bool] = lambda: False  # asked between prefill chunks and between rounds
-    progress: Callable[[int, int], None] | None = None  # prefill: (tokens done, tokens in all)
+    progress: Counted | None = None  # prefill: (tokens done, tokens in all)
 
 
 _GROWTH = 1 << 12  # tokens there is room for at first: an answer may be allowed more than there is memory

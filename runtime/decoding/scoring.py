@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 
 from ..cache.compression import LOGIT_ROWS
 from ..cache.sequence import CachedSequence
 from ..interfaces import Floats, Tokens
+from ..progress import Counted
 from ..sampling.finite import require_finite
 from ..sampling.log_softmax import log_softmax
 
@@ -35,7 +36,7 @@ def logits_along(
 
 
 def surprisal(
-    sequence: CachedSequence, tokens: Tokens, first: int, progress: Callable[[int, int], None] | None = None
+    sequence: CachedSequence, tokens: Tokens, first: int, progress: Counted | None = None
 ) -> tuple[Floats, Floats]:
     """-log p of the tokens behind `first`, (len(tokens) - first - 1,), in nats, and the logits after the last one.
 

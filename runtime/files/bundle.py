@@ -10,7 +10,8 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from ..errors import ModelFileError, ModelNotFoundError
-from ..storage import Progress, cache_dir, file_digest, read_json, sha256_of, write_atomically, write_json_atomically
+from ..progress import Counted
+from ..storage import cache_dir, file_digest, read_json, sha256_of, write_atomically, write_json_atomically
 from ..text.tokenizer import Tokenizer
 from .manifest import MANIFEST_NAME, SCHEMA_VERSION, DraftEntry, FileFact, GreedyAnswer, Manifest, Source
 
@@ -22,7 +23,6 @@ __all__ = [
     "FileFact",
     "GreedyAnswer",
     "Manifest",
-    "Progress",
     "Source",
     "cache_dir",
     "describe_files",
@@ -109,7 +109,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise ModelFileError(f"{path} is not a manifest: {where + ': ' if where else ''}{first['msg']}.") from error
 
 
-def describe_files(folder: Path, progress: Progress | None = None) -> dict[str, FileFact]:
+def describe_files(folder: Path, progress: Counted | None = None) -> dict[str, FileFact]:
     """Size and digest of every file in a folder but the manifest: `Manifest.files`."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST_NAME)
     return {
