@@ -20,6 +20,7 @@ class Format(Protocol):
     engine: ClassVar[str]  # opens it, and answers for it
     packages: ClassVar[tuple[str, ...]]  # needed to write it, beside torch and transformers
     file: ClassVar[str]  # the one that is opened
+    encoder_decoder_files: ClassVar[tuple[str, str]]  # of an encoder-decoder: the one that is opened, its encoder's
 
     def refuse(self, source: ModelSource, order: ExportSpec) -> None:
         """Raise what writing would raise, before any long work."""

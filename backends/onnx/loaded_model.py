@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ...runtime.errors import ModelFileError
-from ...runtime.files.bundle import Bundle, _digest
+from ...runtime.files.bundle import Bundle
 from ...runtime.interfaces import Floats, ModelInfo
 from ..common.weights import still_open
 from .devices import DEVICES, create_session, shapes_of
@@ -77,7 +77,7 @@ class OrtModel:
             engine_version=str(onnxruntime.__version__),
             device=device,
             threads=threads,
-            digest=_digest(bundle),
+            digest=bundle.digest,
             settings=" ".join(x for x in (recipe.get("activations", ""), stored_as(scales)) if x),
             encoder=None if self._encoder is None else self._encoder.info,
             alike_from=_TWO_ROWS,

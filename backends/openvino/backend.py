@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ...runtime.errors import ModelFileError, OptionError
-from ...runtime.files.bundle import Bundle, open_bundle
+from ...runtime.files.bundle import open_bundle
 from ...runtime.files.decoder_shape import decoder_shape
 from ...runtime.files.gguf_file import read_gguf
 from ...runtime.interfaces import Weights
@@ -83,9 +82,7 @@ class OvBackend:
             return open_static(path, device, threads, options)
         chosen = parse_options(options)
         if path.is_dir() and "openvino" in (bundle := open_bundle(path)).manifest.encoders:
-            return open_encoder_decoder(
-                bundle, chosen, threads, kv_dtype, version=str(self.version()), digest=_digest(bundle)
-            )
+            return open_encoder_decoder(bundle, chosen, threads, kv_dtype, version=str(self.version()))
         cache = cache_types(kv_dtype, chosen.precision)
         read, facts = _bundle(path) if path.is_dir() else _gguf(path, chosen.q4_k_minima)
         return LoadedWeights(OvModel(read, facts, chosen, cache, threads, str(self.version())), OvSession)
@@ -110,7 +107,7 @@ def _bundle(folder: Path) -> tuple[Callable[[], Any], Facts]:
         name=str(folder),
         architecture=manifest.architecture,
         context_length=manifest.context_length,
-        digest=_digest(bundle),
+        digest=bundle.digest,
         exact_activations=manifest.recipe_of("openvino").get("activations") == "f32",
     )
     path = bundle.file(manifest.formats["openvino"])
@@ -127,8 +124,3 @@ def _gguf(path: Path, q4_k_minima: str) -> tuple[Callable[[], Any], Facts]:
         settings=f"-q4_k_{q4_k_minima}",
     )
     return lambda: read_gguf_graph(path, shape, q4_k_minima), facts
-
-
-def _digest(bundle: Bundle) -> str:
-    digests = (fact.sha256 for _, fact in sorted(bundle.manifest.files.items()))
-    return hashlib.sha256("".join(digests).encode()).hexdigest()

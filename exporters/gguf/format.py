@@ -28,6 +28,7 @@ class GgufFormat:
     engine: ClassVar[str] = "llamacpp"
     packages: ClassVar[tuple[str, ...]] = ("gguf", "llama_cpp")
     file: ClassVar[str] = "gguf/model.gguf"
+    encoder_decoder_files: ClassVar[tuple[str, str]] = (file, file)
 
     def refuse(self, source: ModelSource, order: ExportSpec) -> None:
         if order.form is None and order.gguf_kind is not None:

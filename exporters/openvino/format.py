@@ -25,6 +25,7 @@ class OpenVinoFormat:
     engine: ClassVar[str] = "openvino"
     packages: ClassVar[tuple[str, ...]] = ("openvino", "optimum.intel", "nncf")
     file: ClassVar[str] = "openvino/openvino_model.xml"
+    encoder_decoder_files: ClassVar[tuple[str, str]] = ("openvino/decoder.xml", "openvino/encoder.xml")
 
     def refuse(self, source: ModelSource, order: ExportSpec) -> None:
         form = order.form

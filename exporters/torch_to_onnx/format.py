@@ -25,6 +25,7 @@ class OnnxFormat:
     engine: ClassVar[str] = "onnx"
     packages: ClassVar[tuple[str, ...]] = ("onnx", "onnxscript")
     file: ClassVar[str] = "onnx/model.onnx"
+    encoder_decoder_files: ClassVar[tuple[str, str]] = ("onnx/decoder.onnx", "onnx/encoder.onnx")
 
     def refuse(self, source: ModelSource, order: ExportSpec) -> None:
         check_activations(order.activations, order.form, order.samples)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .. import backends
+from ..exporters.formats import FORMATS
 from ..exporters.parity.parity import Answers, Parity, Tally
 from ..exporters.parity.thresholds import thresholds_of
 from ..loading.choosing import Wish, first_threads
@@ -29,7 +30,6 @@ from .report import FormatReport, Report
 if TYPE_CHECKING:
     from ..exporters.sources.model_source import ModelSource
 
-ENGINE_OF = {"onnx": "onnx", "openvino": "openvino", "gguf": "llamacpp"}  # who answers for a format
 _WIDTH = 16  # rows of a step that reads a text; its answers are read a row at a time
 _CHUNK = 64  # rows of a step whose logits nobody wants
 
@@ -62,7 +62,7 @@ def verify(
         answers, logits = _ask(bundle, source, tell)
     reports = []
     for form in wanted:
-        place = Place(backends.get(ENGINE_OF[form]), device, wish.threads or first_threads())
+        place = Place(backends.get(FORMATS[form].engine), device, wish.threads or first_threads())
         reports.append(verify_format(bundle, form, place, answers, logits, tell))
     return Report(bundle.folder, tuple(reports), left_out, source is not None)
 
@@ -146,14 +146,14 @@ def _wanted(bundle: Bundle, formats: tuple[str, ...] | None) -> tuple[tuple[str,
     for form in formats or ():
         if form not in listed:
             raise OptionError(f"{bundle.folder} holds no {form}; it holds {', '.join(listed)}.")
-        if form not in ENGINE_OF:
-            raise OptionError(f"{form} is run by no engine of Pilotfish; those that are: {', '.join(ENGINE_OF)}.")
+        if form not in FORMATS:
+            raise OptionError(f"{form} is run by no engine of Pilotfish; those that are: {', '.join(FORMATS)}.")
     wanted, left_out, ways = [], {}, []
     for form in formats or listed:
-        if form not in ENGINE_OF:
+        if form not in FORMATS:
             left_out[form] = "not run here, no engine of Pilotfish runs it"
             continue
-        engine = backends.get(ENGINE_OF[form])
+        engine = backends.get(FORMATS[form].engine)
         problem = engine.problem()
         if engine.version() is None:
             ways.append(f"Add an engine with: {engine.install}")

@@ -41,6 +41,12 @@ class Bundle:
     folder: Path
     manifest: Manifest
 
+    @property
+    def digest(self) -> str:
+        """Of graph and weights together, in hex: two models may share a graph."""
+        digests = (fact.sha256 for _, fact in sorted(self.manifest.files.items()))
+        return hashlib.sha256("".join(digests).encode()).hexdigest()
+
     def file(self, name: str) -> Path:
         """The path of a listed file."""
         if name not in self.manifest.files:
@@ -121,9 +127,3 @@ def describe_files(folder: Path, progress: Counted | None = None) -> dict[str, F
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write `pilotfish.json`. Raises CacheWriteError."""
     write_atomically(folder / MANIFEST_NAME, (manifest.model_dump_json(indent=2) + "\n").encode())
-
-
-def _digest(bundle: Bundle) -> str:
-    """Of graph and weights together: two models may share a graph."""
-    digests = (fact.sha256 for _, fact in sorted(bundle.manifest.files.items()))
-    return hashlib.sha256("".join(digests).encode()).hexdigest()
