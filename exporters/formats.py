@@ -38,8 +38,8 @@ def refuse_encoder_decoder(source: ModelSource, names: tuple[str, ...], data_awa
         )
 
 
-def pack_bytes_needed(name: str, source: ModelSource, order: ExportSpec) -> int:
+def pack_bytes_needed(name: str, source: ModelSource, spec: ExportSpec) -> int:
     """Bytes on disk at the worst moment of writing a target of the mobile pack, roughly."""
     from .mobile.export import bytes_needed
 
-    return bytes_needed(name, stored_bytes(source, order), sum(sizes(source)))
+    return bytes_needed(name, stored_bytes(source, spec), sum(sizes(source)))

@@ -45,7 +45,7 @@ class Written:
 
 
 class Pack:
-    """One model on its way to the targets; what is dear is made when it is first asked for, and kept.
+    """One model on its way to the targets; what is expensive is made when it is first asked for, and kept.
 
     model: the source's torch model, where the caller has it. onnx: a decoder graph of docs/onnx-graph.md that was
     made of it. form: None keeps a GGUF file's own quantization. activations: of the target ort, as in export_onnx.

@@ -37,20 +37,20 @@ def open_folder(path: Path) -> ModelSource:
 
     Raises ModelNotFoundError, ModelFileError and UnsupportedModelError, all before a weight is read.
     """
-    settings, pair = _json(path / "config.json", required=True), None
+    settings, facts = _json(path / "config.json", required=True), None
     said = said_by(_json(path / "generation_config.json"), settings)
     if settings.get("model_type") in ENCODER_DECODERS:
         settings = encoder_decoder_settings(settings, path)
         config: Any = build_config(settings, path)
-        pair = encoder_decoder_facts(config, said)
+        facts = encoder_decoder_facts(config, said)
     else:
         settings = text_settings(settings, path)
         config = build_config(settings, path)
     files = _weight_files(path)
     weights = SafetensorsWeights(path, files)
-    length = pair.context_length if pair is not None else int(config.max_position_embeddings)
+    length = facts.context_length if facts is not None else int(config.max_position_embeddings)
     tokenizer, template = _tokenizer(path, settings)
-    languages = {} if pair is None else languages_of(tokenizer)
+    languages = {} if facts is None else languages_of(tokenizer)
     digests = "".join(f"{file.name} {file_digest(file)}\n" for file in (path / "config.json", *files))
     return ModelSource(
         path=path,
@@ -67,7 +67,7 @@ def open_folder(path: Path) -> ModelSource:
         eos_ids=tokenizer.ordered_eos_ids,
         settings=settings,
         weights=weights,
-        encoder_decoder=pair,
+        encoder_decoder=facts,
         generating=generating(said, int(config.vocab_size), languages),
     )
 

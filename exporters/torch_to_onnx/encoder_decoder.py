@@ -1,4 +1,4 @@
-"""Hugging Face encoder-decoders to ONNX: encoder and decoder of docs/onnx-seq2seq.md over one data file.
+"""Hugging Face encoder-decoders to ONNX: encoder and decoder of docs/onnx-encoder-decoder.md over one data file.
 
 Like decoders (decoder.py): the model's own forward pass is traced with stand-ins in it, every weight written
 once.

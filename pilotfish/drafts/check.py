@@ -12,7 +12,7 @@ from statistics import median
 import numpy as np
 import numpy.typing as npt
 
-from ..loading import cpu_load as busy
+from ..loading import cpu_load
 from ..loading.draft import remember_verdict
 from ..loading.load import load
 from ..loading.measuring import doubt
@@ -119,7 +119,7 @@ def check_draft(
     for name, value in (("n_tokens", n_tokens), ("per_set", per_set), ("repeats", repeats)):
         whole(name, value, 1, _MOST[name])
     report = progress or (lambda what, share: None)
-    found, found_draft, share = resolve(target, report), resolve(draft, report), busy.cpu_load()
+    found, found_draft, share = resolve(target, report), resolve(draft, report), cpu_load.cpu_load()
     with load(
         found,
         engine,
@@ -131,7 +131,7 @@ def check_draft(
         progress=report,
     ) as model:
         assert model.draft is not None
-        others = busy.Others()
+        others = cpu_load.Others()
         costs = costs_of(model)
         sets = {}
         for name, prompts in CHECK.items():

@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 
 import pilotfish
 from pilotfish import Model, Sampling, backends, load
-from pilotfish.loading import cpu_load as busy
-from pilotfish.loading import measuring
+from pilotfish.loading import cpu_load, measuring
 from pilotfish.runtime.errors import ChatTemplateError, ContextFullError, OptionError
 from pilotfish.runtime.interfaces import Budget, Draft, Round
 from pilotfish.runtime.profiling.cost_curve import CostCurve
@@ -341,7 +340,7 @@ def test_the_draft_of_a_busy_machine_is_timed_again(
     weights, said = backends.get("reference").open(path, device=None, threads=1, kv_dtype=None), []
     kept = []
     for share in (0.9, 0.9, 0.0, 0.9):
-        monkeypatch.setattr(busy, "cpu_load", lambda share=share: share)
+        monkeypatch.setattr(cpu_load, "cpu_load", lambda share=share: share)
         said.append([])
         assert measuring.token_seconds(weights, lambda what, done: said[-1].append(what)) > 0
         kept.append(len(list((tmp_path / "costs").glob("*.token.json"))))

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tiers import quick
-from tiny_seq2seq import VOCAB_SIZE
+from tiny_encoder_decoders import VOCAB_SIZE
 from typer.testing import CliRunner
 
 from pilotfish import Model, load
@@ -49,7 +49,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
-    from tiny_seq2seq import tiny_pair
+    from tiny_encoder_decoders import tiny_encoder_decoder
 
     from pilotfish.exporters.encoder_decoder_bundle import export_encoder_decoder
     from pilotfish.exporters.quantize.weight_form import WeightForm
@@ -60,7 +60,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Pa
         if (name, activations) not in made:
             folder = tmp_path_factory.mktemp(f"{name}-{activations}") / "bundle"
             form = WeightForm("fp32" if activations == "f32" else "int8")
-            model = tiny_pair(name, **LIMITS.get(name, {}))
+            model = tiny_encoder_decoder(name, **LIMITS.get(name, {}))
             kind: Any = activations
             export_encoder_decoder(model, folder, form, model_id=name, activations=kind, samples=SAMPLES)
             made[name, activations] = folder
@@ -83,13 +83,13 @@ def test_contract(kind: str, check: Callable[[Subject], None], bundles: Callable
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A gated T5 over bytes, with a tokenizer; random, but it talks."""
-    from tiny_seq2seq import tiny_pair
+    from tiny_encoder_decoders import tiny_encoder_decoder
 
     from pilotfish.exporters.encoder_decoder_bundle import export_encoder_decoder
 
     folder = tmp_path_factory.mktemp("bytes")
     byte_tokenizer().save(folder / "tokenizer.json")
-    model = tiny_pair("flan", vocab_size=N_TOKENS, eos_token_id=257, decoder_start_token_id=256)
+    model = tiny_encoder_decoder("flan", vocab_size=N_TOKENS, eos_token_id=257, decoder_start_token_id=256)
     export_encoder_decoder(model, folder / "bundle", model_id="tiny-bytes", tokenizer=folder / "tokenizer.json")
     return folder / "bundle"
 
