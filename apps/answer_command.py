@@ -100,13 +100,8 @@ def run(
         model, prompt = of_demo(demo, model, prompt)
     if model is None:
         raise OptionError("name a model (`pilotfish run MODEL PROMPT`), or a demo: --demo correct.")
-    if plain and draft is not None:
-        raise OptionError("--plain and --draft contradict each other; drop one of the two.")
-    if raw and system is not None:
-        raise OptionError("--raw takes no chat template, so --system has no place; drop one of the two.")
-    if special and (not raw or document is not None):
-        why = "no document" if raw else "no message"
-        raise OptionError(f"--special is for a prompt of --raw alone: {why} may hold special tokens. Drop one of them.")
+    _check_drafts(plain, draft)
+    _check_prompt(raw, special, system, document)
     if temperature == 0 and any(x is not None for x in (top_k, top_p, min_p, seed)):
         raise OptionError("--top-k, --top-p, --min-p and --seed need --temperature above 0; greedy has no choice.")
     sampling = Sampling(
@@ -191,8 +186,7 @@ def chat(
     from ..runtime.sampling.sampling import Sampling
     from .answer import converse
 
-    if plain and draft is not None:
-        raise OptionError("--plain and --draft contradict each other; drop one of the two.")
+    _check_drafts(plain, draft)
     if reread and resume is None:
         raise OptionError("--reread is about the file of --resume; give one, or drop it.")
     require_input("that is where a conversation comes from")
@@ -225,6 +219,20 @@ def chat(
             resume=resume,
             reread=reread,
         )
+
+
+def _check_drafts(plain: bool, draft: str | None) -> None:
+    if plain and draft is not None:
+        raise OptionError("--plain and --draft contradict each other; drop one of the two.")
+
+
+def _check_prompt(raw: bool, special: bool, system: str | None, document: Path | None) -> None:
+    """Raise OptionError for ways of writing a prompt that contradict each other."""
+    if raw and system is not None:
+        raise OptionError("--raw takes no chat template, so --system has no place; drop one of the two.")
+    if special and (not raw or document is not None):
+        why = "no document" if raw else "no message"
+        raise OptionError(f"--special is for a prompt of --raw alone: {why} may hold special tokens. Drop one of them.")
 
 
 def _check_beams(beams: int, sampling: Sampling, stop: list[str] | None, draft: str | None, cache: str | None) -> None:

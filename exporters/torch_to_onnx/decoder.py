@@ -7,9 +7,9 @@ which operator they are (decoder_swap.py); what is between them is traced as it 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ...runtime.errors import EngineMissingError, UnsupportedModelError
 from ...runtime.interfaces import Tokens
@@ -86,20 +86,25 @@ def export_onnx(
     if activations == "static":
         parts = multiply_integers(traced.graph, parts, grids)
     losses = write_graph(traced, parts, folder, lambda share: tell("writing", 1 - 0.65 * rest * (1 - share)))
-    recipe: dict[str, Any] = {
+    recipe = {
         "weights": described(form, state.matrices.values(), activations),
-        "n_heads": model.config.num_attention_heads,
+        "n_heads": str(model.config.num_attention_heads),
         "activations": activations,
         "builder": f"hf-{BUILDER}",
-        **({"sliding_window": window} if window is not None else {}),
+        **({"sliding_window": str(window)} if window is not None else {}),
+        **({"data_aware": "gptq"} if fitted else {}),
     }
+    return recipe | measured(samples, losses)
+
+
+def measured(samples: Sequence[Tokens], losses: Mapping[str, float]) -> dict[str, str]:
+    """What a recipe says of the text that weights were fitted to, and of what rounding them lost."""
+    found = {}
     if samples:
-        recipe["calibration_tokens"] = sum(len(sample) for sample in samples)
-    if fitted:
-        recipe["data_aware"] = "gptq"
+        found["calibration_tokens"] = str(sum(len(sample) for sample in samples))
     if losses:
-        recipe["largest_relative_loss"] = f"{max(losses.values()):.4f}"
-    return {key: str(value) for key, value in recipe.items()}
+        found["largest_relative_loss"] = f"{max(losses.values()):.4f}"
+    return found
 
 
 def sliding_window(model: PreTrainedModel) -> int | None:

@@ -17,7 +17,7 @@ from ...runtime.progress import Progress, Share
 from ..quantize.weight_form import Activations, WeightForm, check_activations
 from ..sources.encoder_decoder_families import ENCODER_DECODERS, encoder_decoder_facts
 from ..sources.model_source import EXPORT_EXTRA
-from .decoder import ACCURACY_LEVEL, described
+from .decoder import ACCURACY_LEVEL, described, measured
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -92,11 +92,7 @@ def export_encoder_decoder_onnx(
         "activations": activations,
         "builder": f"seq2seq-{BUILDER}",
     }
-    if samples:
-        recipe["calibration_tokens"] = str(sum(len(sample) for sample in samples))
-    if losses:
-        recipe["largest_relative_loss"] = f"{max(losses.values()):.4f}"
-    return recipe
+    return recipe | measured(samples, losses)
 
 
 def _copy_out(model: PreTrainedModel, rows: Tensor) -> object:

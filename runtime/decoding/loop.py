@@ -17,7 +17,7 @@ from ..progress import Counted
 from ..sampling.finite import require_finite
 from ..sampling.sampling import Sampling
 from ..sampling.speculative_sampling import Verdict, verify, verify_greedy
-from ..speculation.controller import NO_DRAFT, Drafting
+from ..speculation.controller import NO_DRAFT, Drafting, Proposal
 
 
 class UpTo(int):
@@ -93,11 +93,7 @@ def generate(
         context[n : n + len(tokens)] = tokens
         n += len(tokens)
         if target.compares:
-            target.committed(
-                [Distribution.point(token) for token in tokens]
-                if distributions is None
-                else distributions[: len(tokens)]
-            )
+            target.committed(distributions[: len(tokens)] if distributions else [Distribution.point(x) for x in tokens])
         target.truncate(n - 1)  # forgets rejected drafts, spare rows and what lies behind a stop id
         drafting.observe(
             proposal,
@@ -108,17 +104,8 @@ def generate(
             verify_s=verify_s,
             began=began,
         )
-        yield Round(
-            tokens,
-            drafted=len(proposal.draft),
-            accepted=min(len(verdict.rows), len(tokens)),
-            width=width,
-            draft_s=proposal.draft_s,
-            verify_s=verify_s,
-            other_s=time.perf_counter() - began - proposal.draft_s - verify_s + compress_s,
-            proposer=proposal.proposer,
-            finish_reason=reason,
-        )
+        round_s = time.perf_counter() - began + compress_s
+        yield _round(proposal, tokens, len(verdict.rows), width, verify_s, round_s, reason)
         if reason is not None:
             return
 
@@ -252,6 +239,28 @@ def _verify(
         return distribution
 
     return verify(draft, distribution_at, rng), asked
+
+
+def _round(
+    proposal: Proposal,
+    tokens: tuple[int, ...],
+    n_accepted: int,
+    width: int,
+    verify_s: float,
+    round_s: float,
+    reason: FinishReason | None,
+) -> Round:
+    return Round(
+        tokens,
+        drafted=len(proposal.draft),
+        accepted=min(n_accepted, len(tokens)),
+        width=width,
+        draft_s=proposal.draft_s,
+        verify_s=verify_s,
+        other_s=round_s - proposal.draft_s - verify_s,
+        proposer=proposal.proposer,
+        finish_reason=reason,
+    )
 
 
 def _commit(
