@@ -14,7 +14,7 @@ import numpy as np
 
 from ...runtime.encoder_input import checked_source
 from ...runtime.errors import AbilityError, EngineError, OptionError
-from ...runtime.interfaces import Ability, Floats, Indices, Observation, Step, Tokens
+from ...runtime.interfaces import UNOBSERVED, Ability, Floats, Indices, Observations, Step, Tokens
 from ...runtime.leaving import in_engine
 from ..common.kv_arrays import KvArrays
 from ..common.kv_rows import Rows, ancestors, room_for
@@ -58,12 +58,7 @@ class OvEncoderDecoderSession:
         self._rows.replace(np.empty(0, dtype=np.int64))
 
     def forward(
-        self,
-        tokens: Tokens,
-        *,
-        n_logits: int,
-        parents: Indices | None = None,
-        observe: frozenset[Observation] = frozenset(),
+        self, tokens: Tokens, *, n_logits: int, parents: Indices | None = None, observe: Observations = UNOBSERVED
     ) -> Step:
         if not observe <= _ABILITIES:
             raise AbilityError(

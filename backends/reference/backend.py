@@ -5,7 +5,6 @@ The judge of right answers: slow and readable.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from ...runtime.files.gguf_file import read_gguf
 from ...runtime.interfaces import Weights
 from ...runtime.storage import file_digest
 from ..common.weights import LoadedWeights
-from ..protocol import NO_OPTIONS
+from ..protocol import NO_OPTIONS, Options
 from .loaded_model import ReferenceModel
 from .session import ReferenceSession
 
@@ -41,7 +40,7 @@ class ReferenceBackend:
     def formats(self, device: str | None = None) -> tuple[str, ...]:
         return ("gguf",)
 
-    def check(self, device: str | None, kv_dtype: str | None, options: Mapping[str, object]) -> None:
+    def check(self, device: str | None, kv_dtype: str | None, options: Options) -> None:
         if not options.keys() <= {"stream"}:
             raise OptionError(f"the reference engine has the option stream only, but {', '.join(options)} were given.")
         if device not in (None, "cpu"):
@@ -50,13 +49,7 @@ class ReferenceBackend:
             raise OptionError(f"the reference engine stores its cache in f32 only, not {kv_dtype!r}.")
 
     def open(
-        self,
-        path: Path,
-        *,
-        device: str | None,
-        threads: int,
-        kv_dtype: str | None,
-        options: Mapping[str, object] = NO_OPTIONS,
+        self, path: Path, *, device: str | None, threads: int, kv_dtype: str | None, options: Options = NO_OPTIONS
     ) -> Weights:
         self.check(device, kv_dtype, options)
         model = ReferenceModel(read_gguf(path), file_digest(path), stream=bool(options.get("stream")))

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from ..errors import AbilityError, EngineError, OptionError
-from ..interfaces import Ability, Floats, Indices, ModelInfo, Observation, Session, Step, Tokens
+from ..interfaces import Ability, Floats, Indices, ModelInfo, Observations, Session, Step, Tokens
 from ..profiling.row_classes import RowRule
 from ..sampling.log_softmax import log_sum_exp
 from .mode import CacheMode, Watch
@@ -216,7 +216,7 @@ def missing_abilities(policy: CachePolicy, abilities: frozenset[Ability]) -> fro
     return missing
 
 
-def _observed(policy: CachePolicy, abilities: frozenset[Ability]) -> frozenset[Observation]:
+def _observed(policy: CachePolicy, abilities: frozenset[Ability]) -> Observations:
     """What to observe of watched rows for a policy that reads attention; nothing where that cannot be had."""
     if "attention" not in policy.needs and not ("queries" in policy.needs and policy.rows):
         return frozenset()

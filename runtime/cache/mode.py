@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..interfaces import Distribution, Floats, Observation, Session, Step, Tokens
+from ..interfaces import UNOBSERVED, Distribution, Floats, Observations, Session, Step, Tokens
 from ..sampling.sampling import Sampling
 from .saved import SavedSequence
 
@@ -17,7 +17,7 @@ class Watch:
 
     first: int  # the tokens from here on
     logit_rows: int | None = None  # how many rows a step may have where logits are wanted; None: they are not
-    observe: frozenset[Observation] = frozenset()
+    observe: Observations = UNOBSERVED
 
 
 class CacheMode:

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..checks import room_hint
 from ..errors import ContextFullError
-from ..interfaces import Distribution, Floats, Indices, Observation, Session, Step, Tokens
+from ..interfaces import UNOBSERVED, Distribution, Floats, Indices, Observations, Session, Step, Tokens
 from ..profiling.row_classes import ANY_WIDTH, RowRule
 from ..progress import Counted
 from ..sampling.sampling import Sampling
@@ -252,11 +252,11 @@ class CachedSequence:
             self._restart(to_read, cancelled)
         self._find_shift()
 
-    def _watched(self, chunk: Tokens, *, logits: bool, observe: frozenset[Observation]) -> Step:
+    def _watched(self, chunk: Tokens, *, logits: bool, observe: Observations) -> Step:
         """What a step of these next tokens gave, to keep: without the padding."""
         return _head(self._padded(chunk, logits=logits, observe=observe), len(chunk), self.n_entries)
 
-    def _padded(self, chunk: Tokens, *, logits: bool, observe: frozenset[Observation] = frozenset()) -> Step:
+    def _padded(self, chunk: Tokens, *, logits: bool, observe: Observations = UNOBSERVED) -> Step:
         """A step of these next tokens, padded to an allowed width; the padding is forgotten again."""
         end, padded = self._n + len(chunk), self.rows.pad(chunk)
         step = self.session.forward(padded, n_logits=len(padded) if logits else 0, observe=observe)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -28,15 +27,10 @@ from pilotfish.runtime.text.calibration_text import TEXT
 from pilotfish.testing.tiny_models import Sizes, tiny_gguf
 
 pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
+
+pytestmark = pytest.mark.usefixtures("module_cache")
 PROSE = Path(__file__).resolve().parents[3] / "docs" / "kv-cache.md"
 TABLES = PROSE.parent / "benchmarks" / "kv-cache.md"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PILOTFISH_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 @pytest.fixture(scope="module")

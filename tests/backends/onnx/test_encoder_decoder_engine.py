@@ -31,6 +31,8 @@ pytest.importorskip("torch", reason="exporting needs torch")
 pytest.importorskip("onnxscript", reason="exporting to ONNX needs onnxscript")
 pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
 
+pytestmark = pytest.mark.usefixtures("module_cache")
+
 CLASSES = ((1,), (*range(2, 18), 32, 33))
 NOISE = {"f32": 2e-5, "int8": 0.05, "static": 0.05}  # as of decoders, tests/contracts/test_ort.py
 LIMITS = {"bart": {"max_position_embeddings": 512}, "marian": {"max_position_embeddings": 512}}
@@ -38,13 +40,6 @@ LIMITS["whisper"] = {"max_target_positions": 512}
 SAMPLES = [np.random.default_rng(seed).integers(3, VOCAB_SIZE, 48) for seed in range(8)]
 KINDS = [f"{name} {how}" for name in ("t5", "flan", "bart", "marian", "whisper") for how in NOISE]
 KINDS.remove("whisper static")  # it hears, and the scales are of text
-
-
-@pytest.fixture(scope="module", autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PILOTFISH_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 @pytest.fixture(scope="module")

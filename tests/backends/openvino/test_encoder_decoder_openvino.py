@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +38,8 @@ torch = pytest.importorskip("torch", reason="exporting needs torch")
 pytest.importorskip("openvino", reason="OpenVINO is not installed")
 pytest.importorskip("nncf", reason="exporting to OpenVINO needs nncf")
 
+pytestmark = pytest.mark.usefixtures("module_cache")
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -50,13 +52,6 @@ LIMITS = dict.fromkeys(("bart", "mbart", "pegasus", "marian"), LONG) | {"whisper
 STARTS = (0, 1, 2, 10, 18, 19, 50, 60)  # steps of one token, of eight, and of others
 CELLS = [f"{name} {form}" for name in ENCODER_DECODERS for form in ("fp32", "int8")] + ["flan int4", "bart int4"]
 Bundles = Callable[[str, str], Path]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PILOTFISH_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 @pytest.fixture(scope="module")

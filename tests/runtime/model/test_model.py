@@ -26,19 +26,14 @@ from pilotfish.runtime.text.text_assembler import TextAssembler
 from pilotfish.testing.tiny_models import tiny_gguf
 
 pytest.importorskip("onnxruntime")
+
+pytestmark = pytest.mark.usefixtures("module_cache")
 PROMPT = "hello the hello and the hello"
 
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_gguf(tmp_path_factory.mktemp("models") / "tiny.gguf", seed=10)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PILOTFISH_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 @pytest.fixture(scope="module")
