@@ -29,11 +29,9 @@ from .options import (
     Thinking,
     Threads,
 )
-from .terminal import LoadProgress
+from .told import check_beams, check_drafts, check_prompt, engine_options, load_told
 
 if TYPE_CHECKING:  # imported when it is needed: `--help` should not wait for it
-    from ..runtime.model.model import Model
-    from ..runtime.sampling.sampling import Sampling
     from ..runtime.text.chat_template import Message
 
 
@@ -107,13 +105,8 @@ def run(
         model, prompt = of_demo(demo, model, prompt)
     if model is None:
         raise OptionError("name a model (`pilotfish run MODEL PROMPT`), or a demo: --demo correct.")
-    if plain and draft is not None:
-        raise OptionError("--plain and --draft contradict each other; drop one of the two.")
-    if raw and system is not None:
-        raise OptionError("--raw takes no chat template, so --system has no place; drop one of the two.")
-    if special and (not raw or document is not None):
-        why = "no document" if raw else "no message"
-        raise OptionError(f"--special is for a prompt of --raw alone: {why} may hold special tokens. Drop one of them.")
+    check_drafts(plain, draft)
+    check_prompt(raw, special, system, document)
     if temperature == 0 and any(x is not None for x in (top_k, top_p, min_p, seed)):
         raise OptionError("--top-k, --top-p, --min-p and --seed need --temperature above 0; greedy has no choice.")
     sampling = Sampling(
@@ -130,7 +123,7 @@ def run(
     if document is not None:
         read_document(document)  # refused before a model is opened
     if beams is not None:
-        _check_beams(beams, sampling, stop, draft, cache or quality)
+        check_beams(beams, sampling, stop, draft, cache or quality)
     text = read_prompt(prompt)
     if demo is not None:
         require_known(demo, text)
@@ -146,7 +139,7 @@ def run(
             raw=raw,
             special=special,
         )
-    loaded = _load(
+    loaded = load_told(
         model,
         engine=engine,
         device=device,
@@ -159,7 +152,7 @@ def run(
         cache=cache,
         quality=quality,
         kv_dtype=kv_dtype,
-        options=_options(option),
+        options=engine_options(option),
         exact=exact,
     )
     with loaded:
@@ -216,8 +209,7 @@ def chat(
     from .answer import converse
     from .room import require_room
 
-    if plain and draft is not None:
-        raise OptionError("--plain and --draft contradict each other; drop one of the two.")
+    check_drafts(plain, draft)
     if reread and resume is None:
         raise OptionError("--reread is about the file of --resume; give one, or drop it.")
     require_input("that is where a conversation comes from")
@@ -228,7 +220,7 @@ def chat(
         require_conversation(resume, system)
     if cache is None:
         require_room(model, None, max_new_tokens=n_tokens, max_context=max_context)
-    with _load(
+    with load_told(
         model,
         engine=engine,
         device=device,
@@ -241,7 +233,7 @@ def chat(
         cache=cache,
         quality=quality,
         kv_dtype=kv_dtype,
-        options=_options(option),
+        options=engine_options(option),
         exact=exact,
     ) as loaded:
         converse(
@@ -253,73 +245,3 @@ def chat(
             reread=reread,
             thinking=thinking,
         )
-
-
-def _check_beams(beams: int, sampling: Sampling, stop: list[str] | None, draft: str | None, cache: str | None) -> None:
-    """Raise OptionError for what cannot be combined with --beams, before a model is opened."""
-    from ..runtime.decoding.beam_search import Beams
-    from ..runtime.sampling.sampling import Sampling
-
-    Beams(beams)
-    for names, given in (
-        ("--temperature and penalties", sampling != Sampling()),
-        ("--stop", bool(stop)),
-        ("--draft", draft is not None),
-        ("--cache or --quality", cache is not None),
-    ):
-        if given:
-            raise OptionError(
-                f"--beams looks for the most probable answer as a whole and cannot be had with {names}; drop one of "
-                "the two."
-            )
-
-
-def _load(
-    model: str,
-    engine: str | None,
-    device: str | None,
-    draft: str | None,
-    draft_engine: str | None,
-    draft_cache: str | None,
-    plain: bool,
-    max_context: int | None,
-    threads: int | None,
-    cache: str | None,
-    quality: str | None,
-    kv_dtype: str | None,
-    options: dict[str, str],
-    exact: bool,
-) -> Model:
-    from ..loading.load import load_with
-    from ..loading.load_options import LoadOptions, NamedDraft, draft_of, policy_of, quality_of
-
-    told = LoadOptions(
-        engine=engine,
-        device=device,
-        draft=NamedDraft() if draft is None else draft_of(draft),
-        speculate=not plain,
-        draft_engine=draft_engine,
-        draft_cache=policy_of(draft_cache),
-        max_context=max_context,
-        threads=threads,
-        cache=policy_of(cache),
-        quality=quality_of(quality),
-        kv_dtype=kv_dtype,
-        options=options,
-        exact=exact,
-    )
-    with LoadProgress() as progress:
-        return load_with(model, told, progress)
-
-
-def _options(given: list[str] | None) -> dict[str, str]:
-    """NAME=VALUE pairs. Raises OptionError for anything else."""
-    pairs = {}
-    for text in given or ():
-        name, equals, value = text.partition("=")
-        if not (name and equals):
-            raise OptionError(f"--option {text!r} must be NAME=VALUE.")
-        if name in pairs:
-            raise OptionError(f"--option {name} is given twice; leave one of the two out.")
-        pairs[name] = value
-    return pairs

@@ -19,6 +19,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from ..runtime.progress import Counted
 from ..runtime.sampling.finite import for_json
 
 _LINE_S = 5.0  # the least time between two lines about a step
@@ -189,7 +190,7 @@ class LoadProgress:
         if self._bars is not None:
             self._bars.stop()
 
-    def tokens(self, what: str) -> Callable[[int, int], None]:
+    def tokens(self, what: str) -> Counted:
         """What to call with (tokens done, tokens in all) of a step."""
         return lambda done, total: self._report(what, done / total)
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from ..runtime.errors import OptionError
 from ..runtime.files.model_file import ModelFile
 from ..runtime.interfaces import Weights
 
-NO_OPTIONS: Mapping[str, object] = MappingProxyType({})
+Options: TypeAlias = Mapping[str, object]  # of one engine alone, by name
+NO_OPTIONS: Options = MappingProxyType({})
 
 
 class Backend(Protocol):
@@ -47,13 +48,7 @@ class Backend(Protocol):
         ...
 
     def open(
-        self,
-        model: ModelFile,
-        *,
-        device: str | None,
-        threads: int,
-        kv_dtype: str | None,
-        options: Mapping[str, object] = NO_OPTIONS,
+        self, model: ModelFile, *, device: str | None, threads: int, kv_dtype: str | None, options: Options = NO_OPTIONS
     ) -> Weights:
         """The weights on a device.
 
@@ -65,7 +60,7 @@ class Backend(Protocol):
         ...
 
 
-def refuse_options(name: str, options: Mapping[str, object]) -> None:
+def refuse_options(name: str, options: Options) -> None:
     """Raise OptionError if an engine without settings of its own was given some."""
     if options:
         raise OptionError(f"the {name} engine has no options of its own, but {', '.join(options)} were given.")

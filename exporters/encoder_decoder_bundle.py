@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,6 +12,7 @@ from ..runtime.files.bundle import describe_files, write_manifest
 from ..runtime.files.manifest import Manifest, Source
 from ..runtime.files.staging import new_bundle
 from ..runtime.interfaces import Tokens
+from ..runtime.progress import Progress
 from ..runtime.text.tokenizer import Tokenizer
 from .openvino.compress import Compression
 from .openvino.encoder_decoder import DECODER as OV_DECODER
@@ -42,7 +43,7 @@ def export_encoder_decoder(
     activations: Activations = "int8",
     samples: Sequence[Tokens] = (),
     license: str | None = None,
-    progress: Callable[[float, str], None] | None = None,
+    progress: Progress | None = None,
 ) -> Manifest:
     """Write a bundle for the engines named; its manifest.
 

@@ -46,10 +46,10 @@ def sizes(source: ModelSource) -> tuple[int, int]:
     return layers, ends
 
 
-def stored_bytes(source: ModelSource, order: ExportSpec) -> int:
-    """Bytes of the weights as they were ordered, roughly."""
-    if order.form is None:
+def stored_bytes(source: ModelSource, spec: ExportSpec) -> int:
+    """Bytes of the weights as they will be stored, roughly."""
+    if spec.form is None:
         return int(1.5 * source.path.stat().st_size)  # 5 and 6 bits widen to 8
     layers, ends = sizes(source)
-    widest = max(_BYTES[order.form.embedding_form], _BYTES[order.form.output_form])
-    return int(_ROUGH * (layers * _BYTES[order.form.layers] + ends * widest))
+    widest = max(_BYTES[spec.form.embedding_form], _BYTES[spec.form.output_form])
+    return int(_ROUGH * (layers * _BYTES[spec.form.layers] + ends * widest))

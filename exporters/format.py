@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
+from ..runtime.progress import Share
 from .export_spec import ExportSpec
-from .sources.model_source import ModelSource, Share
+from .sources.model_source import ModelSource
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -19,25 +20,26 @@ class Format(Protocol):
     engine: ClassVar[str]  # opens it, and answers for it
     packages: ClassVar[tuple[str, ...]]  # needed to write it, beside torch and transformers
     file: ClassVar[str]  # the one that is opened
+    encoder_decoder_files: ClassVar[tuple[str, str]]  # of an encoder-decoder: the one that is opened, its encoder's
 
-    def refuse(self, source: ModelSource, order: ExportSpec) -> None:
+    def refuse(self, source: ModelSource, spec: ExportSpec) -> None:
         """Raise what writing would raise, before any long work."""
         ...
 
-    def keeps(self, source: ModelSource, order: ExportSpec, recipe: Mapping[str, str]) -> bool:
+    def keeps(self, source: ModelSource, spec: ExportSpec, recipe: Mapping[str, str]) -> bool:
         """Whether a GGUF file's own weights were taken over, so that none was rounded. recipe: what was written."""
         ...
 
-    def bytes_needed(self, source: ModelSource, order: ExportSpec) -> int:
+    def bytes_needed(self, source: ModelSource, spec: ExportSpec) -> int:
         """Bytes on disk at the worst moment, roughly."""
         ...
 
     def write(
-        self, source: ModelSource, order: ExportSpec, model: PreTrainedModel | None, folder: Path, progress: Share
+        self, source: ModelSource, spec: ExportSpec, model: PreTrainedModel | None, folder: Path, progress: Share
     ) -> dict[str, str]:
         """Write into the folder of the format and say how, as entries of the recipe. model: None where form is."""
         ...
 
-    def finish(self, source: ModelSource, order: ExportSpec, folder: Path, progress: Share) -> dict[str, str]:
+    def finish(self, source: ModelSource, spec: ExportSpec, folder: Path, progress: Share) -> dict[str, str]:
         """Do what needs no torch model; more entries of the recipe."""
         ...

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from ..runtime.errors import UnsupportedModelError
 from .export_spec import DataAware, ExportSpec, sizes, stored_bytes
@@ -14,13 +13,13 @@ from .openvino.format import OpenVinoFormat
 from .sources.model_source import ModelSource
 from .torch_to_onnx.format import OnnxFormat
 
-if TYPE_CHECKING:
-    pass
+FORMATS: Mapping[str, Format] = {"onnx": OnnxFormat(), "openvino": OpenVinoFormat(), "gguf": GgufFormat()}
 
 
 def files_of_format(name: str, source: ModelSource) -> tuple[str, str | None]:
     """The file of a format that is opened, and that of its encoder, if it has one."""
-    return (FORMATS[name].file, None) if source.encoder_decoder is None else (_PAIRS[name][0], _PAIRS[name][1])
+    form = FORMATS[name]
+    return (form.file, None) if source.encoder_decoder is None else form.encoder_decoder_files
 
 
 def refuse_encoder_decoder(source: ModelSource, names: tuple[str, ...], data_aware: tuple[DataAware, ...]) -> None:
@@ -30,7 +29,7 @@ def refuse_encoder_decoder(source: ModelSource, names: tuple[str, ...], data_awa
             f"{source.path} holds an encoder-decoder ({source.architecture}), whose weights cannot be fitted to a text "
             f"yet: leave {', '.join(data_aware)} out."
         )
-    possible = [name for name in _PAIRS if name != "gguf" or source.architecture in FAMILIES]
+    possible = [name for name in FORMATS if name != "gguf" or source.architecture in FAMILIES]
     wrong = [name for name in names if name not in possible]
     if source.encoder_decoder is not None and wrong:
         raise UnsupportedModelError(
@@ -39,16 +38,8 @@ def refuse_encoder_decoder(source: ModelSource, names: tuple[str, ...], data_awa
         )
 
 
-_PAIRS = {
-    "onnx": ("onnx/decoder.onnx", "onnx/encoder.onnx"),
-    "openvino": ("openvino/decoder.xml", "openvino/encoder.xml"),
-    "gguf": (GgufFormat.file, GgufFormat.file),
-}
-FORMATS: Mapping[str, Format] = {"onnx": OnnxFormat(), "openvino": OpenVinoFormat(), "gguf": GgufFormat()}
-
-
-def pack_bytes_needed(name: str, source: ModelSource, order: ExportSpec) -> int:
+def pack_bytes_needed(name: str, source: ModelSource, spec: ExportSpec) -> int:
     """Bytes on disk at the worst moment of writing a target of the mobile pack, roughly."""
     from .mobile.export import bytes_needed
 
-    return bytes_needed(name, stored_bytes(source, order), sum(sizes(source)))
+    return bytes_needed(name, stored_bytes(source, spec), sum(sizes(source)))

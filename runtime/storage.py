@@ -9,15 +9,13 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TypeAlias
 
 import platformdirs
 
 from .errors import CacheWriteError
-
-Progress: TypeAlias = Callable[[int, int], None]  # bytes done, bytes in total
+from .progress import Counted
 
 
 def cache_dir() -> Path:
@@ -31,7 +29,7 @@ def cache_dir() -> Path:
     return Path(configured).expanduser() if configured else platformdirs.user_cache_path("pilotfish", appauthor=False)
 
 
-def file_digest(path: Path, progress: Progress | None = None) -> str:
+def file_digest(path: Path, progress: Counted | None = None) -> str:
     """The sha256 of a file, in hex; remembered in the cache for as long as its size and modification time stay."""
     stat = path.stat()
     fact = read_json(_digest_path(path))
@@ -46,7 +44,7 @@ def file_digest(path: Path, progress: Progress | None = None) -> str:
     return digest
 
 
-def sha256_of(path: Path, progress: Progress | None = None) -> str:
+def sha256_of(path: Path, progress: Counted | None = None) -> str:
     """The sha256 of a file, in hex, computed."""
     total, done = path.stat().st_size, 0
     digest = hashlib.sha256()

@@ -155,8 +155,8 @@ MUTANTS = (
     Mutant(
         "a proposer that brings nothing never rests",
         "runtime/speculation/proposer_record.py",
-        "            self.wakes = round_ + 1 + self.rest\n",
-        "            self.wakes = 0\n",
+        "            self.rests_until = round_ + 1 + self.rest\n",
+        "            self.rests_until = 0\n",
     ),
     Mutant(
         "an answer after one that gained waits like any other",

@@ -13,14 +13,16 @@ from statistics import median
 from typing import TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
-from ...runtime.cache.compression import entries_for
+from ...runtime.cache.compression import CompressedCache, entries_for
+from ...runtime.cache.selection import SelectiveCache
 from ...runtime.cache.sequence import CachedSequence
+from ...runtime.decoding.scoring import logits_along
 from ...runtime.errors import OptionError
 from ...runtime.interfaces import Floats, Tokens, Weights
 from ...runtime.model.model import Model
 from ...runtime.profiling.row_classes import RowRule
+from ...runtime.sampling.log_softmax import log_softmax
 from .inputs import Haystack, Settings, haystack, sized_policy
 
 FULL = "full"  # the name of no policy
@@ -124,13 +126,13 @@ class Bench:
         """share: None where the policy is run as it is named. Raises AbilityError where the engine cannot run it."""
         length = self._settings.length
         with self._sized(name, length, share) as sequence:
-            chooser = sequence.compression or sequence.selection
-            assert chooser is not None
+            chooser = sequence.mode
+            assert isinstance(chooser, CompressedCache | SelectiveCache)
             self._tell("reading the text")
             prompt_s = self._read(sequence)
             select_s, limit = chooser.seconds, chooser.limit
             distribution = self._distribution(sequence)
-            chosen_over = length if sequence.compression else self._settings.predicted  # prompts are seen whole there
+            chosen_over = length if chooser.bounded else self._settings.predicted  # prompts are seen whole there
             selecting_ms = 1e3 * chooser.seconds / chosen_over
             sizes = sequence.session.nbytes, self._full.session.nbytes  # before another session takes part in a pool
             step_ms, full_ms, ceiling_ms = self._steps([sequence, self._full], sequence.n_seen)
@@ -157,8 +159,8 @@ class Bench:
         shape = (self._settings.predicted, sequence.session.info.vocab_size)
         held = np.empty(shape, dtype=np.float32) if known is None else known
         loss = kl = same = 0.0
-        for at, logits in logits_of(sequence, self._tokens, first):
-            ours = _log_distribution(logits)
+        for at, logits in logits_along(sequence, self._tokens, first, self._rows.maximum):
+            ours = log_softmax(logits)
             if known is None:
                 held[at - first : at - first + len(ours)] = ours
             after = self._tokens[at + 1 : at + 1 + len(logits)]
@@ -231,30 +233,8 @@ class Bench:
 def _found(sequence: CachedSequence, hay: Haystack) -> float:
     """Share of the sought tokens that are found, each after the right ones before it."""
     right = 0
-    for at, logits in logits_of(sequence, hay.tokens, int(hay.sought[0]) - 1):
+    for at, logits in logits_along(sequence, hay.tokens, int(hay.sought[0]) - 1, sequence.rows.maximum):
         best = logits.argmax(axis=1)
         asked = hay.sought[(hay.sought > at) & (hay.sought <= at + len(best))]
         right += int((best[asked - 1 - at] == hay.tokens[asked]).sum())
     return right / len(hay.sought)
-
-
-def logits_of(sequence: CachedSequence, tokens: Tokens, first: int) -> Iterator[tuple[int, Floats]]:
-    """(place, logits after it and those behind it) from token `first` on; compressed where decoding would be."""
-    sequence.cover(tokens[:first])
-    widest = sequence.rows.maximum
-    while (at := len(sequence.tokens)) < len(tokens):
-        if sequence.until_compression == 0:
-            sequence.compress()
-        n = min(widest, len(tokens) - at, sequence.until_compression or widest)
-        width = sequence.rows.fit(n)
-        padded = np.concatenate([tokens[at : at + n], np.full(width - n, tokens[at + n - 1])])
-        logits = sequence.forward(padded, n_logits=width).logits[:n].copy()
-        sequence.truncate(at + n)
-        yield at, logits
-
-
-def _log_distribution(logits: Floats) -> npt.NDArray[np.float64]:
-    wide = logits.astype(np.float64)
-    wide -= wide.max(axis=1, keepdims=True)
-    wide -= np.log(np.exp(wide).sum(axis=1, keepdims=True))
-    return wide

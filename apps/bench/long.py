@@ -13,7 +13,6 @@ import numpy as np
 
 from ... import __version__
 from ...loading.load import load
-from ...loading.opening import Progress
 from ...runtime.cache.compression import entries_for
 from ...runtime.cache.policies import policy_by_name
 from ...runtime.cache.sequence import CachedSequence
@@ -22,6 +21,7 @@ from ...runtime.errors import OptionError
 from ...runtime.interfaces import Tokens
 from ...runtime.model.excerpt import Score, default_budget, excerpt
 from ...runtime.model.model import Model
+from ...runtime.progress import Progress
 from ...runtime.sampling.finite import for_json
 from ...runtime.storage import write_atomically
 from .. import machine

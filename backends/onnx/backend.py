@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from ...runtime.files.model_file import ModelFile
 from ...runtime.files.open_model import bundle_of
 from ...runtime.install import install_command
@@ -11,7 +9,7 @@ from ...runtime.interfaces import Weights
 from .. import require, usable
 from ..common.packages import package_version, problem_of
 from ..common.weights import LoadedWeights
-from ..protocol import NO_OPTIONS, refuse_options
+from ..protocol import NO_OPTIONS, Options, refuse_options
 from .devices import DEVICES, find, present
 from .encoder_decoder import OrtEncoderDecoderSession
 from .fixed_shapes import open_static, static_options
@@ -45,7 +43,7 @@ class OrtBackend:
         known = DEVICES.get(device or "cpu")
         return (known.format,) if known else ()
 
-    def check(self, device: str | None, kv_dtype: str | None, options: Mapping[str, object]) -> None:
+    def check(self, device: str | None, kv_dtype: str | None, options: Options) -> None:
         device = device or "cpu"
         found = find(device)
         check_kv_dtype(kv_dtype, device, False)
@@ -55,13 +53,7 @@ class OrtBackend:
             refuse_options(self.name, options)
 
     def open(
-        self,
-        model: ModelFile,
-        *,
-        device: str | None,
-        threads: int,
-        kv_dtype: str | None,
-        options: Mapping[str, object] = NO_OPTIONS,
+        self, model: ModelFile, *, device: str | None, threads: int, kv_dtype: str | None, options: Options = NO_OPTIONS
     ) -> Weights:
         require(self)
         self.check(device, kv_dtype, options)

@@ -1,5 +1,5 @@
 """Encoder-decoder models on ONNX Runtime: the encoder is run once for a source, and what it gives stays bound to the
-decoder. Graphs: docs/onnx-seq2seq.md."""
+decoder. Graphs: docs/onnx-encoder-decoder.md."""
 
 from __future__ import annotations
 

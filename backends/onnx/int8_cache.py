@@ -26,11 +26,11 @@ _MARGINS = (1.25, 2.0)
 _LEVELS = 127
 
 
-def check_kv_dtype(kv_dtype: str | None, device: str, seq2seq: bool) -> bool:
+def check_kv_dtype(kv_dtype: str | None, device: str, encoder_decoder: bool) -> bool:
     """Whether the cache is stored in eight bits. Raises OptionError for what cannot be had."""
     if kv_dtype in (None, "f32"):
         return False
-    if kv_dtype == "int8" and device == "cpu" and not seq2seq:
+    if kv_dtype == "int8" and device == "cpu" and not encoder_decoder:
         return True
     where = " of decoders on the device cpu" if kv_dtype == "int8" else ""
     more = ""

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ...runtime.errors import ModelFileError
 from ...runtime.files.bundle import Bundle
 from ...runtime.interfaces import Floats, ModelInfo
+from ..common.environment import environment
 from ..common.weights import still_open
 from .devices import DEVICES, create_session, shapes_of
 from .encoder import OrtEncoder
 from .int8_cache import eight_bit_graph, stored_as
 
+# The tiled ("flash") kernel of the CPU leaves one row over where a width is one more than a multiple of its tile, 2
+# head_dim rows, and gives it the bits of a step of one row. Measured: without tiles steps are as fast.
 _NO_TILES = "ORT_GQA_DISABLE_FLASH_ATTENTION"
 _TWO_ROWS = 2  # attention of one row has bits of its own, which int8 activations round away in all but some tokens
-_environment = threading.Lock()  # held while it differs from what the user set
 _OBSERVING = "observing.onnx"  # beside the model: the same weights with one more output per layer
 _EXPECTED = {"input_ids", "position_ids", "logit_rows", "bias", "past_key_0", "past_value_0", "logits", "hidden"}
 
@@ -85,7 +84,7 @@ class OrtModel:
 
     def _create(self, model: str) -> Any:
         spinning = {"session.intra_op.allow_spinning": "1"}
-        with _attention_by_rows():
+        with environment(_NO_TILES, "1"):
             path = self._bundle.path / model
             graph = None if self.scales is None else eight_bit_graph(path, self.scales)
             return create_session(path, self._device, self._threads, settings=spinning, optimize=False, graph=graph)
@@ -132,22 +131,3 @@ def _window(recipe: Mapping[str, str], has_input: bool, folder: Path) -> int | N
         f"{folder} is damaged: its graph {'wants' if has_input else 'has no place for'} a window of attention, and its "
         f"manifest says {stated or 'nothing'!r}. Build the bundle again from its source."
     )
-
-
-@contextlib.contextmanager
-def _attention_by_rows() -> Iterator[None]:
-    """Attention kernels that do not cut the rows of a step into tiles.
-
-    The tiled ("flash") kernel of the CPU leaves one row over where a width is one more than a multiple of its tile, 2
-    head_dim rows, and computes that row as a step of one row: other bits than in any other width. Measured: without
-    tiles steps are as fast. The variable is read while a session is made.
-    """
-    with _environment:
-        before = os.environ.get(_NO_TILES)
-        os.environ[_NO_TILES] = "1"
-        try:
-            yield
-        finally:
-            os.environ.pop(_NO_TILES, None)
-            if before is not None:
-                os.environ[_NO_TILES] = before

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ...runtime.interfaces import Floats, Indices, Observation, Step, Tokens
+from ...runtime.interfaces import UNOBSERVED, Floats, Indices, Observations, Step, Tokens
 from .loaded_model import OrtModel
 from .session import OrtSession
 
@@ -43,12 +43,7 @@ class OrtAttendingSession(OrtSession):
         self._chosen_of = self._n_held = self._rows.n
 
     def forward(
-        self,
-        tokens: Tokens,
-        *,
-        n_logits: int,
-        parents: Indices | None = None,
-        observe: frozenset[Observation] = frozenset(),
+        self, tokens: Tokens, *, n_logits: int, parents: Indices | None = None, observe: Observations = UNOBSERVED
     ) -> Step:
         if self._part is None:
             return super().forward(tokens, n_logits=n_logits, parents=parents, observe=observe)

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...runtime.errors import AbilityError, EngineError
-from ...runtime.interfaces import Ability, Floats, Indices, Observation, Step, Tokens
+from ...runtime.interfaces import UNOBSERVED, Ability, Floats, Indices, Observations, Step, Tokens
 from ...runtime.leaving import in_engine
 from ..common.decoder_only import DecoderOnly
 from ..common.kv_rows import Rows, ancestors, room_for, take_rows
@@ -55,12 +55,7 @@ class OrtSession(DecoderOnly):
         return sum(x.nbytes for x in self._cache)
 
     def forward(
-        self,
-        tokens: Tokens,
-        *,
-        n_logits: int,
-        parents: Indices | None = None,
-        observe: frozenset[Observation] = frozenset(),
+        self, tokens: Tokens, *, n_logits: int, parents: Indices | None = None, observe: Observations = UNOBSERVED
     ) -> Step:
         if not observe <= _ABILITIES:
             missing = ", ".join(sorted(observe - _ABILITIES))
@@ -227,7 +222,7 @@ class OrtSession(DecoderOnly):
         return {"bias": full, "sliding_bias": near[None, None]}
 
     def _run(
-        self, step: BoundStep, biases: dict[str, Array], observe: frozenset[Observation]
+        self, step: BoundStep, biases: dict[str, Array], observe: Observations
     ) -> dict[str, npt.NDArray[np.float32]]:
         if not observe:
             binding = self._binding(step)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from ...runtime.errors import ModelFileError, OptionError
@@ -18,7 +18,7 @@ from .. import require, usable
 from ..common.packages import package_version, problem_of
 from ..common.weights import LoadedWeights
 from ..fixed_shapes.shapes import FORMAT
-from ..protocol import NO_OPTIONS
+from ..protocol import NO_OPTIONS, Options
 from .encoder_decoder import open_encoder_decoder
 from .fixed_shapes import NOTES, ladder_of, open_static, static_devices
 from .gguf_graph import read_gguf_graph
@@ -60,7 +60,7 @@ class OvBackend:
             return (FORMAT,)
         return ("openvino", "gguf") if device in (None, "cpu") else ()
 
-    def check(self, device: str | None, kv_dtype: str | None, options: Mapping[str, object]) -> None:
+    def check(self, device: str | None, kv_dtype: str | None, options: Options) -> None:
         if device in NOTES:
             if kv_dtype not in (None, "f32"):
                 raise OptionError(f"the openvino engine on {device} stores its cache in f32 only, not {kv_dtype!r}.")
@@ -72,13 +72,7 @@ class OvBackend:
         cache_types(kv_dtype, chosen.precision)
 
     def open(
-        self,
-        model: ModelFile,
-        *,
-        device: str | None,
-        threads: int,
-        kv_dtype: str | None,
-        options: Mapping[str, object] = NO_OPTIONS,
+        self, model: ModelFile, *, device: str | None, threads: int, kv_dtype: str | None, options: Options = NO_OPTIONS
     ) -> Weights:
         require(self)
         self.check(device, kv_dtype, options)
@@ -90,8 +84,7 @@ class OvBackend:
         else:
             bundle = bundle_of(model)
             if "openvino" in bundle.manifest.encoders:
-                version, digest = str(self.version()), bundle.contents_digest
-                return open_encoder_decoder(bundle, chosen, threads, kv_dtype, version=version, digest=digest)
+                return open_encoder_decoder(bundle, chosen, threads, kv_dtype, version=str(self.version()))
             read, facts = _bundle(bundle)
         cache = cache_types(kv_dtype, chosen.precision)
         return LoadedWeights(OvModel(read, facts, chosen, cache, threads, str(self.version())), OvSession)

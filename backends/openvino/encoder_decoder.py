@@ -15,7 +15,7 @@ from .options import OpenVinoOptions
 
 
 def open_encoder_decoder(
-    bundle: Bundle, options: OpenVinoOptions, threads: int, kv_dtype: str | None, *, version: str, digest: str
+    bundle: Bundle, options: OpenVinoOptions, threads: int, kv_dtype: str | None, *, version: str
 ) -> Weights:
     """The encoder and the decoder of a bundle. Raises OptionError, ModelFileError and UnsupportedModelError."""
     _check_options(kv_dtype, options.precision)
@@ -24,7 +24,7 @@ def open_encoder_decoder(
         return compiled(model, str(bundle.path), engine_settings(options.precision, threads, group))
 
     asked = options.dynamic_quantization
-    model = OvEncoderDecoderModel(bundle, compile_graph, asked, digest=digest, threads=threads, version=version)
+    model = OvEncoderDecoderModel(bundle, compile_graph, asked, threads=threads, version=version)
     return LoadedWeights(model, OvEncoderDecoderSession)
 
 

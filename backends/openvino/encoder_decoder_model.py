@@ -54,7 +54,7 @@ class OvEncoderDecoderModel:
     """
 
     def __init__(
-        self, bundle: Bundle, compile_graph: Compile, asked: int | None, *, digest: str, threads: int, version: str
+        self, bundle: Bundle, compile_graph: Compile, asked: int | None, *, threads: int, version: str
     ) -> None:
         manifest = bundle.manifest
         self._path, self._compile = bundle.file(manifest.formats["openvino"]), compile_graph
@@ -85,7 +85,7 @@ class OvEncoderDecoderModel:
             engine_version=version,
             device="cpu",
             threads=threads,
-            digest=digest,
+            digest=bundle.contents_digest,
             settings=f"f32-cache_f32-dq{self._group}",
             encoder=found,
         )

@@ -13,14 +13,13 @@ from typing import Any
 import numpy as np
 
 from ...runtime.encoder_input import checked_source
-from ...runtime.errors import AbilityError, EngineError, OptionError
-from ...runtime.interfaces import Ability, Floats, Indices, Observation, Step, Tokens
-from ...runtime.leaving import in_engine
+from ...runtime.errors import AbilityError, OptionError
+from ...runtime.interfaces import UNOBSERVED, Ability, Floats, Indices, Observations, Step, Tokens
 from ..common.kv_arrays import KvArrays
 from ..common.kv_rows import Rows, ancestors, room_for
 from ..common.saved_cache import Array, Layout, pack, unpack
 from .encoder_decoder_model import OvEncoderDecoderModel
-from .graph import reason
+from .request import BoundRequest
 
 _ABILITIES: frozenset[Ability] = frozenset(
     {"tree", "evict_tokens", "hidden", "queries", "keys", "fork", "save", "encode"}
@@ -58,12 +57,7 @@ class OvEncoderDecoderSession:
         self._rows.replace(np.empty(0, dtype=np.int64))
 
     def forward(
-        self,
-        tokens: Tokens,
-        *,
-        n_logits: int,
-        parents: Indices | None = None,
-        observe: frozenset[Observation] = frozenset(),
+        self, tokens: Tokens, *, n_logits: int, parents: Indices | None = None, observe: Observations = UNOBSERVED
     ) -> Step:
         if not observe <= _ABILITIES:
             raise AbilityError(
@@ -163,16 +157,12 @@ class OvEncoderDecoderSession:
         return self._decoders[observing]
 
 
-class Decoder:
-    """An infer request whose inputs and outputs are numpy arrays: a step tells it only what changed since the last."""
+class Decoder(BoundRequest):
+    """A step of the decoder: tells its request only what changed since the last one."""
 
     def __init__(self, compiled: Any, vocab_size: int) -> None:
-        from openvino import Tensor
-
-        self._tensor, self._request = Tensor, compiled.create_infer_request()
-        self._inputs = {name: i for i, port in enumerate(compiled.inputs) for name in port.names}
-        self._outputs = {name: i for i, port in enumerate(compiled.outputs) for name in port.names}
-        self._bound: dict[str, Array] = {}  # the request keeps no array alive that it reads or writes
+        super().__init__(compiled)
+        self._arrays: dict[str, Array] = {}  # the request keeps no array alive that it reads or writes
         self._cache: Array | None = None  # the one that is bound
         self._logits: Floats = np.empty((0, vocab_size), dtype=np.float32)
         self._shape: tuple[int, int, int] | None = None  # rows, logits and capacity that are bound
@@ -197,7 +187,7 @@ class Decoder:
 
         seen: positions of all entries, the new ones last, for models with relative positions.
         """
-        width, bound = len(tokens), self._bound
+        width, bound = len(tokens), self._arrays
         self._bind(width, n_logits, cache)
         bound["input_ids"][0], bound["position_ids"][0] = tokens, positions
         bound["entries"][:] = np.arange(n_past, n_past + width)
@@ -207,18 +197,8 @@ class Decoder:
         bias[:, :n_past], bias[:, n_past:] = 0.0, _HIDDEN
         sees = np.tri(width, dtype=bool) if parents is None else ancestors(parents)
         bias[:, n_past : n_past + width][sees] = 0.0
-        try:
-            with in_engine:
-                self._request.start_async()
-                self._request.wait()
-        except RuntimeError as error:
-            raise EngineError(f"OpenVINO failed: {reason(error)}.") from error
+        self._infer()
         return self._logits[:n_logits]
-
-    def output(self, name: str) -> Floats:
-        """A copy of another output of the last step."""
-        found: Floats = self._request.get_output_tensor(self._outputs[name]).data.copy()
-        return found
 
     def _bind(self, width: int, n_logits: int, cache: KvArrays) -> None:
         if self._cache is not cache.array:
@@ -244,14 +224,10 @@ class Decoder:
             self._take(f"new_{_part(i)}", part[None])
 
     def _give(self, name: str, array: Array) -> None:
-        """The array is an input, which the engine reads in place from now on."""
-        self._bound[name] = array
-        self._request.set_input_tensor(self._inputs[name], self._tensor(array, shared_memory=True))
+        self._arrays[name] = self._bound(name, array)
 
     def _take(self, name: str, array: Array) -> None:
-        """The array is an output, which the engine writes in place from now on."""
-        self._bound[name] = array
-        self._request.set_output_tensor(self._outputs[name], self._tensor(array, shared_memory=True))
+        self._arrays[name] = self._written(name, array)
 
 
 def _part(i: int) -> str:

@@ -5,10 +5,6 @@ Source: the graph that openvino 2026.4 makes. Each step looks at what it replace
 
 from __future__ import annotations
 
-import contextlib
-import os
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +13,9 @@ import numpy.typing as npt
 
 from ...runtime.errors import UnsupportedModelError
 from ...runtime.files.decoder_shape import DecoderShape
+from ..common.environment import environment
 from .graph import ForeignGraphError, Model, Node, Output, choose_rows, expect, parameter, reason, source, walk
 
-_one_at_a_time = threading.Lock()  # held while the environment differs from what the user set
 _PAGING = ("past_lens", "subsequence_begins", "block_indices", "block_indices_begins")
 _ROTATION = {"Add", "Multiply", "Concat", "VariadicSplit", "Transpose", "Reshape"}
 
@@ -40,7 +36,7 @@ def read_gguf_graph(path: Path, shape: DecoderShape, q4_k_minima: str) -> Model:
         )
     try:
         front_end = FrontEndManager().load_by_framework("gguf")
-        with _environment("OV_GGUF_Q4_K_ZP_F16", "1" if q4_k_minima == "f16" else "0"):
+        with environment("OV_GGUF_Q4_K_ZP_F16", "1" if q4_k_minima == "f16" else "0"):
             model = front_end.convert(front_end.load(str(path)))
     except Exception as error:  # front ends raise classes of their own
         raise UnsupportedModelError(
@@ -237,17 +233,3 @@ def _only_consumer(node: Node, kind: str) -> Node:
 def _redirect(old: Output, new: Output) -> None:
     for port in old.get_target_inputs():
         port.replace_source_output(new)
-
-
-@contextlib.contextmanager
-def _environment(name: str, value: str) -> Iterator[None]:
-    """A variable that OpenVINO reads while it loads a file, set for that long."""
-    with _one_at_a_time:
-        before = os.environ.get(name)
-        os.environ[name] = value
-        try:
-            yield
-        finally:
-            os.environ.pop(name, None)
-            if before is not None:
-                os.environ[name] = before

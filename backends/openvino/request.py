@@ -13,23 +13,49 @@ from ...runtime.leaving import in_engine
 from .block_pool import BlockPool, Blocks
 from .graph import reason
 
-_Bound = TypeVar("_Bound", bound=npt.NDArray[np.generic])
+Bound = TypeVar("Bound", bound=npt.NDArray[np.generic])
 
 
-class Request:
-    """An infer request whose inputs are numpy arrays that the engine reads in place.
+class BoundRequest:
+    """An infer request whose inputs and outputs are numpy arrays that the engine reads and writes in place."""
 
-    Source: inputs of PagedAttention as named in graph.py.
-    """
-
-    def __init__(self, compiled: Any, pool: BlockPool, vocab_size: int) -> None:
+    def __init__(self, compiled: Any) -> None:
         from openvino import Tensor
 
-        self._tensor = Tensor
-        self._request = compiled.create_infer_request()
+        self._tensor, self._request = Tensor, compiled.create_infer_request()
+        self._inputs = {name: i for i, port in enumerate(compiled.inputs) for name in port.names}
+        self._outputs = {name: i for i, port in enumerate(compiled.outputs) for name in port.names}
+
+    def output(self, name: str) -> Floats:
+        """A copy of an output of the last step."""
+        found: Floats = self._request.get_output_tensor(self._outputs[name]).data.copy()
+        return found
+
+    def _infer(self) -> None:
+        try:
+            with in_engine:
+                self._request.start_async()
+                self._request.wait()
+        except RuntimeError as error:
+            raise EngineError(f"OpenVINO failed: {reason(error)}.") from error
+
+    def _bound(self, name: str, array: Bound) -> Bound:
+        """The same array, an input that the engine reads from now on."""
+        self._request.set_input_tensor(self._inputs[name], self._tensor(array, shared_memory=True))
+        return array
+
+    def _written(self, name: str, array: Bound) -> Bound:
+        """The same array, an output that the engine writes from now on."""
+        self._request.set_output_tensor(self._outputs[name], self._tensor(array, shared_memory=True))
+        return array
+
+
+class Request(BoundRequest):
+    """A step of a decoder with PagedAttention, whose inputs are as named in graph.py."""
+
+    def __init__(self, compiled: Any, pool: BlockPool, vocab_size: int) -> None:
+        super().__init__(compiled)
         self._pool, self._generation = pool, 0
-        self._inputs = {port.any_name: i for i, port in enumerate(compiled.inputs)}
-        self._outputs = {port.any_name: i for i, port in enumerate(compiled.outputs)}
         self._ids = self._positions = np.empty(0, dtype=np.int64)
         self._logit_rows = np.empty(0, dtype=np.int32)
         self._logits: Floats = np.empty((0, vocab_size), dtype=np.float32)
@@ -62,18 +88,8 @@ class Request:
             self._bind_mask(mask)
         self._ids[:], self._positions[:] = tokens, positions
         self._past[0], self._total[...] = n_past, n_past + width
-        try:
-            with in_engine:
-                self._request.start_async()
-                self._request.wait()
-        except RuntimeError as error:
-            raise EngineError(f"OpenVINO failed: {reason(error)}.") from error
+        self._infer()
         return self._logits[:n_logits]
-
-    def output(self, name: str) -> Floats:
-        """A copy of another output of the last step."""
-        found: Floats = self._request.get_output_tensor(self._outputs[name]).data.copy()
-        return found
 
     def _bind(self, width: int, n_logits: int, blocks: Blocks) -> None:
         if self._generation != self._pool.generation:
@@ -94,15 +110,9 @@ class Request:
         self._logit_rows = self._bound("logit_rows", np.arange(width - n_logits, width, dtype=np.int32))
         if n_logits > len(self._logits):
             self._logits = np.empty((n_logits, self._logits.shape[1]), dtype=np.float32)
-        rows = self._logits[:n_logits]
-        self._request.set_output_tensor(self._outputs["logits"], self._tensor(rows, shared_memory=True))
+        self._written("logits", self._logits[:n_logits])
 
     def _bind_mask(self, mask: npt.NDArray[np.bool_] | None) -> None:
         seen = self._bound("qq_bias", np.empty(0, np.uint8) if mask is None else mask.astype(np.uint8).reshape(-1))
         self._mask_begins[1] = len(seen)
         self._masked = mask is not None
-
-    def _bound(self, name: str, array: _Bound) -> _Bound:
-        """The same array, which the engine reads from now on."""
-        self._request.set_input_tensor(self._inputs[name], self._tensor(array, shared_memory=True))
-        return array

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...runtime.errors import AbilityError, OptionError
-from ...runtime.interfaces import Ability, Floats, Indices, Observation, Step, Tokens
+from ...runtime.interfaces import UNOBSERVED, Ability, Floats, Indices, Observations, Step, Tokens
 from ..common.decoder_only import DecoderOnly
 from ..common.kv_rows import Rows, ancestors, room_for
 from ..common.saved_cache import Array, Layout, pack, unpack
@@ -62,12 +62,7 @@ class OvSession(DecoderOnly):
         return self._n_blocks * self._pool.nbytes // self._pool.held if self._n_blocks else 0
 
     def forward(
-        self,
-        tokens: Tokens,
-        *,
-        n_logits: int,
-        parents: Indices | None = None,
-        observe: frozenset[Observation] = frozenset(),
+        self, tokens: Tokens, *, n_logits: int, parents: Indices | None = None, observe: Observations = UNOBSERVED
     ) -> Step:
         if not observe <= self.abilities:
             self._refuse(", ".join(sorted(observe - self.abilities)))
@@ -196,7 +191,7 @@ class OvSession(DecoderOnly):
         """What save() writes for so many entries."""
         return [(x.dtype.type, (n_entries, x.shape[1], x.shape[3])) for x in self._pool.arrays]
 
-    def _runner(self, observe: frozenset[Observation]) -> Request:
+    def _runner(self, observe: Observations) -> Request:
         if observe.isdisjoint({"queries", "attention"}):
             assert self._request is not None  # check_open() has passed
             return self._request
@@ -255,9 +250,7 @@ class OvSession(DecoderOnly):
         self._rows.keep(entries)
         self._shrink()
 
-    def _observed(
-        self, request: Request, logits: Floats, observe: frozenset[Observation], width: int, mask: Mask | None
-    ) -> Step:
+    def _observed(self, request: Request, logits: Floats, observe: Observations, width: int, mask: Mask | None) -> Step:
         hidden = request.output("hidden") if "hidden" in observe else None
         if request is not self._observing:
             return Step(logits, hidden=hidden)

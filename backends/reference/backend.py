@@ -5,8 +5,6 @@ The judge of right answers: slow and readable.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 
 from ...runtime.errors import OptionError
@@ -15,7 +13,7 @@ from ...runtime.files.open_model import gguf_of
 from ...runtime.install import install_command
 from ...runtime.interfaces import Weights
 from ..common.weights import LoadedWeights
-from ..protocol import NO_OPTIONS
+from ..protocol import NO_OPTIONS, Options
 from .loaded_model import ReferenceModel
 from .session import ReferenceSession
 
@@ -44,7 +42,7 @@ class ReferenceBackend:
     def formats(self, device: str | None = None) -> tuple[str, ...]:
         return ("gguf",)
 
-    def check(self, device: str | None, kv_dtype: str | None, options: Mapping[str, object]) -> None:
+    def check(self, device: str | None, kv_dtype: str | None, options: Options) -> None:
         if not options.keys() <= {"stream"}:
             raise OptionError(f"the reference engine has the option stream only, but {', '.join(options)} were given.")
         if device not in (None, "cpu"):
@@ -53,13 +51,7 @@ class ReferenceBackend:
             raise OptionError(f"the reference engine stores its cache in f32 only, not {kv_dtype!r}.")
 
     def open(
-        self,
-        model: ModelFile,
-        *,
-        device: str | None,
-        threads: int,
-        kv_dtype: str | None,
-        options: Mapping[str, object] = NO_OPTIONS,
+        self, model: ModelFile, *, device: str | None, threads: int, kv_dtype: str | None, options: Options = NO_OPTIONS
     ) -> Weights:
         self.check(device, kv_dtype, options)
         gguf = gguf_of(model)

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...runtime.errors import AbilityError
-from ...runtime.interfaces import Ability, Floats, Indices, Observation, Step, Tokens
+from ...runtime.interfaces import UNOBSERVED, Ability, Floats, Indices, Observations, Step, Tokens
 from ..common.decoder_only import DecoderOnly
 from ..common.kv_rows import Rows, ancestors, room_for
 from ..common.saved_cache import Layout, pack, unpack
@@ -45,12 +45,7 @@ class ReferenceSession(DecoderOnly):
         return sum(x.nbytes for x in (*self._keys, *self._values))
 
     def forward(
-        self,
-        tokens: Tokens,
-        *,
-        n_logits: int,
-        parents: Indices | None = None,
-        observe: frozenset[Observation] = frozenset(),
+        self, tokens: Tokens, *, n_logits: int, parents: Indices | None = None, observe: Observations = UNOBSERVED
     ) -> Step:
         if not observe <= _ABILITIES:
             missing = ", ".join(sorted(observe - _ABILITIES))

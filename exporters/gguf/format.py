@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from ...runtime.errors import OptionError
+from ...runtime.progress import Share
 from ..export_spec import ExportSpec, sizes, stored_bytes
 from ..quantize.weight_form import WeightForm
-from ..sources.model_source import ModelSource, Share
+from ..sources.model_source import ModelSource
 from .stored_as import is_stored_so
 from .t5 import check_t5
 
@@ -27,44 +28,45 @@ class GgufFormat:
     engine: ClassVar[str] = "llamacpp"
     packages: ClassVar[tuple[str, ...]] = ("gguf", "llama_cpp")
     file: ClassVar[str] = "gguf/model.gguf"
+    encoder_decoder_files: ClassVar[tuple[str, str]] = (file, file)
 
-    def refuse(self, source: ModelSource, order: ExportSpec) -> None:
-        if order.form is None and order.gguf_kind is not None:
+    def refuse(self, source: ModelSource, spec: ExportSpec) -> None:
+        if spec.form is None and spec.gguf_kind is not None:
             raise OptionError("weights='source' keeps the file's own types; gguf_kind has no place beside it.")
-        if order.form is not None:
+        if spec.form is not None:
             from .quantize import KINDS
 
             if source.encoder_decoder is not None:
                 check_t5(source)
-            if self._kind(source, order) not in KINDS:
-                raise OptionError(f"there is no kind {order.gguf_kind!r} of GGUF file; there are {', '.join(KINDS)}.")
+            if self._kind(source, spec) not in KINDS:
+                raise OptionError(f"there is no kind {spec.gguf_kind!r} of GGUF file; there are {', '.join(KINDS)}.")
 
-    def keeps(self, source: ModelSource, order: ExportSpec, recipe: Mapping[str, str]) -> bool:
-        return order.form is None or (order.gguf_kind is None and is_stored_so(source, order.form))
+    def keeps(self, source: ModelSource, spec: ExportSpec, recipe: Mapping[str, str]) -> bool:
+        return spec.form is None or (spec.gguf_kind is None and is_stored_so(source, spec.form))
 
-    def bytes_needed(self, source: ModelSource, order: ExportSpec) -> int:
-        if order.form is None:
+    def bytes_needed(self, source: ModelSource, spec: ExportSpec) -> int:
+        if spec.form is None:
             return source.path.stat().st_size
-        return stored_bytes(source, order) + (4 if _has_f32(order.form) else 2) * sum(sizes(source))
+        return stored_bytes(source, spec) + (4 if _has_f32(spec.form) else 2) * sum(sizes(source))
 
     def write(
-        self, source: ModelSource, order: ExportSpec, model: PreTrainedModel | None, folder: Path, progress: Share
+        self, source: ModelSource, spec: ExportSpec, model: PreTrainedModel | None, folder: Path, progress: Share
     ) -> dict[str, str]:
-        if order.form is None or model is None or self.keeps(source, order, {}):
+        if spec.form is None or model is None or self.keeps(source, spec, {}):
             shutil.copyfile(source.path, folder / "model.gguf")
             return {"weights": "source"}
         from .writer import write_gguf
 
-        stored: Literal["f32", "f16"] = "f32" if _has_f32(order.form) else "f16"
+        stored: Literal["f32", "f16"] = "f32" if _has_f32(spec.form) else "f16"
         write_gguf(source, model, folder / _WHOLE, stored=stored, progress=progress)
-        return {"kind": self._kind(source, order)}
+        return {"kind": self._kind(source, spec)}
 
-    def finish(self, source: ModelSource, order: ExportSpec, folder: Path, progress: Share) -> dict[str, str]:
-        if order.form is None or self.keeps(source, order, {}):
+    def finish(self, source: ModelSource, spec: ExportSpec, folder: Path, progress: Share) -> dict[str, str]:
+        if spec.form is None or self.keeps(source, spec, {}):
             return {}
         from .quantize import quantize_gguf, table_types
 
-        form, kind, whole = order.form, self._kind(source, order), folder / _WHOLE
+        form, kind, whole = spec.form, self._kind(source, spec), folder / _WHOLE
         tables = table_types(form)
         if {kind, *tables.values()} == {"F32" if _has_f32(form) else "F16"}:
             whole.rename(folder / "model.gguf")
@@ -80,12 +82,12 @@ class GgufFormat:
         whole.unlink()
         return {"types": ", ".join(types)}
 
-    def _kind(self, source: ModelSource, order: ExportSpec) -> str:
+    def _kind(self, source: ModelSource, spec: ExportSpec) -> str:
         """The kind asked for, or the one that stands for the form."""
         from .quantize import kind_for
 
-        assert order.form is not None
-        return order.gguf_kind or kind_for(order.form, source.config())
+        assert spec.form is not None
+        return spec.gguf_kind or kind_for(spec.form, source.config())
 
 
 def _has_f32(form: WeightForm) -> bool:

@@ -7,7 +7,6 @@ devices that compile fixed shapes.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -18,6 +17,7 @@ from ...runtime.files.gguf_model import GgufModel
 from ...runtime.files.manifest import MANIFEST_NAME
 from ...runtime.files.staging import new_bundle
 from ...runtime.install import install_command
+from ...runtime.progress import Progress, Share
 from ...runtime.storage import file_digest
 from ...runtime.text.tokenizer_gguf import tokenizer_from_gguf
 
@@ -36,21 +36,21 @@ def import_gguf(
     *,
     activations: Activations = "int8",
     form: Form = "onnx",
-    progress: Callable[[float, str], None] | None = None,
+    progress: Progress | None = None,
 ) -> Bundle:
     """The bundle of a GGUF file: found in the cache, or built.
 
     activations: "int8" multiplies quantized weights with activations rounded to int8 per row and block, the fast
         path; "f32" keeps them in f32. In the form "onnx-static" that is the device's choice, not the graph's.
     form: which graph to build.
-    progress: called with the share done and what is being done.
+    progress: called with what is being done and the share done.
 
     Raises ModelNotFoundError, ModelFileError, UnsupportedModelError, EngineMissingError, and CacheWriteError where
     the disk is full; nothing half-written stays.
     """
-    report = progress or (lambda share, what: None)
+    report = progress or (lambda what, share: None)
     path, file = model.path, model.file
-    digest = file_digest(path, progress=lambda done, total: report(0.1 * done / max(total, 1), "reading"))
+    digest = file_digest(path, progress=lambda done, total: report("reading", 0.1 * done / max(total, 1)))
     made_by = f"{activations}-{BUILDER}" if form == "onnx" else f"static-{STATIC_BUILDER}"
     folder = cache_dir() / "bundles" / f"{path.stem}-{digest[:16]}-{made_by}"
     try:
@@ -58,7 +58,7 @@ def import_gguf(
     except (ModelNotFoundError, ModelFileError):  # not there, or damaged: built again
         _clear(folder)
     with new_bundle(folder) as building:
-        _build(file, building, digest, activations, form, lambda share: report(0.1 + 0.9 * share, "converting"))
+        _build(file, building, digest, activations, form, lambda share: report("converting", 0.1 + 0.9 * share))
     return open_bundle(folder)
 
 
@@ -70,9 +70,7 @@ def _clear(folder: Path) -> None:
         folder.unlink(missing_ok=True)
 
 
-def _build(
-    file: GgufFile, folder: Path, digest: str, activations: Activations, form: Form, progress: Callable[[float], None]
-) -> None:
+def _build(file: GgufFile, folder: Path, digest: str, activations: Activations, form: Form, progress: Share) -> None:
     try:
         from ..onnx.decoder_graph import DecoderGraph
         from ..onnx.fixed_shape_graph import StaticGraph

@@ -19,9 +19,9 @@ from gguf import GGMLQuantizationType
 from ...runtime.errors import EngineError, EngineMissingError, OptionError
 from ...runtime.files.gguf_file import GgufFile, read_gguf
 from ...runtime.install import install_command
+from ...runtime.progress import Share
 from ...runtime.storage import disk_is_full, temporary_name, write_error
 from ..quantize.weight_form import Stored, WeightForm
-from ..sources.model_source import Share
 from .llama_tokenize import process_environment
 from .requantize import requantize
 

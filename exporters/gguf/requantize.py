@@ -9,7 +9,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader, GGUFValueTy
 from gguf.quants import quant_shape_to_byte_shape, quantize
 
 from ...runtime.files.gguf_file import GgufFile, GgufTensor
-from ..sources.model_source import Share
+from ...runtime.progress import Share
 
 _TABLES = ("token_embd.weight", "output.weight")
 _WRITTEN_ANEW = ("general.architecture", "general.file_type")

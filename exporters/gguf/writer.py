@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ...runtime.errors import ModelFileError, OptionError, UnsupportedModelError
+from ...runtime.progress import Share
 from ...runtime.storage import disk_is_full, temporary_name, write_error
-from ..sources.model_source import ModelSource, Share
+from ..sources.model_source import ModelSource
 from .layout import LAYOUTS, Layout
 from .metadata import general_metadata, metadata_of, rope_divisors
 from .t5 import FAMILIES, T5Layout, t5_metadata

@@ -15,7 +15,8 @@ import numpy as np
 
 from ...runtime.errors import EngineError, EngineMissingError, UnsupportedModelError
 from ...runtime.interfaces import Floats, Tokens
-from .pack import Pack, Share, Written, quiet
+from ...runtime.progress import Share
+from .pack import Pack, Written, quiet
 
 _INSTALL = "pip install coremltools==9.0 torch==2.13.0 'numpy<2.4'"
 PACKAGES = {"coremltools": _INSTALL, "torch": _INSTALL}

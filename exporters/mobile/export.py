@@ -22,24 +22,23 @@ import importlib.util
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from ...runtime.errors import EngineMissingError, OptionError, UnsupportedModelError
+from ...runtime.progress import Progress, Share
 from ...runtime.storage import temporary_name
 from ..quantize.weight_form import WeightForm
-from .pack import Pack, Share, Written
+from .pack import Pack, Written
 from .readme import readme
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from ..sources.model_source import ModelSource
-
-Progress: TypeAlias = Callable[[float, str], None]  # share done, what is being done
 
 _MODULES = {
     "ort": "ort",
@@ -105,7 +104,7 @@ def export_mobile(
     Raises OptionError, EngineMissingError, UnsupportedModelError, EngineError and ParityError; a target that fails
     leaves nothing in `folder`.
     """
-    tell = progress or (lambda share, what: None)
+    tell = progress or (lambda what, share: None)
     chosen = DEFAULT_TARGETS if targets is None else tuple(dict.fromkeys(targets))
     if form is None and source.format != "gguf":
         form = WeightForm()
@@ -120,9 +119,9 @@ def export_mobile(
             result.left_out[name] = str(error)
     for i, (name, target) in enumerate(ready.items()):
         done, what = i / len(ready), f"writing {name}"
-        tell(done, what)
+        tell(what, done)
         try:
-            written = _write(name, target, pack, folder, lambda share: tell(done + share / len(ready), what))  # noqa: B023
+            written = _write(name, target, pack, folder, lambda share: tell(what, done + share / len(ready)))  # noqa: B023
         except UnsupportedModelError as error:
             if targets is not None:
                 raise
@@ -134,7 +133,7 @@ def export_mobile(
             result.reports[name] = written.report
         else:
             result.unverified += (name,)
-    tell(1.0, "done")
+    tell("done", 1.0)
     return result
 
 

@@ -8,8 +8,9 @@ from typing import Any
 from ...runtime.errors import EngineError
 from ...runtime.install import install_command
 from ...runtime.interfaces import Floats, Tokens
+from ...runtime.progress import Share
 from ..onnx.fixed_shape_steps import StaticSteps, Values
-from .pack import Pack, Share, Written
+from .pack import Pack, Written
 
 PACKAGES = {"onnx": install_command("export"), "onnxruntime": install_command("onnx")}
 FILE = "model.onnx"

@@ -18,8 +18,9 @@ import numpy as np
 from ...runtime.errors import EngineError, EngineMissingError, ParityError, UnsupportedModelError
 from ...runtime.install import install_command
 from ...runtime.interfaces import Floats, Tokens
+from ...runtime.progress import Share
 from ..torch_to_onnx.decoder import sliding_window
-from .pack import Pack, Share, Written, distance
+from .pack import Pack, Written, distance
 
 PACKAGES = {"onnx": install_command("export"), "onnxruntime": install_command("onnx")}
 FILE = "model.ort"
@@ -107,7 +108,7 @@ def _decoder_graph(pack: Pack, folder: Path, progress: Share) -> Path:
         from ..gguf.import_gguf import import_gguf
 
         source = GgufModel(pack.source.path)
-        bundle = import_gguf(source, activations=pack.activations, progress=lambda share, _: progress(share))
+        bundle = import_gguf(source, activations=pack.activations, progress=lambda _, share: progress(share))
         return bundle.file(bundle.manifest.formats["onnx"])
     from ..torch_to_onnx.decoder import export_onnx
 
@@ -116,7 +117,7 @@ def _decoder_graph(pack: Pack, folder: Path, progress: Share) -> Path:
         folder,
         pack.form,
         activations=pack.activations,
-        progress=lambda share, _: progress(share),
+        progress=lambda _, share: progress(share),
     )
     return folder / "model.onnx"
 

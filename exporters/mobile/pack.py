@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
     from ..onnx.decoder_graph import Decoder
 
-Share: TypeAlias = Callable[[float], None]  # called with the share that is done, 0..1
 
 PROBE = 32  # tokens that every target is asked about
 _LIMITS = {"fp32": 5e-3, "fp16": 0.02, "int8": 0.15, "int4": 0.5}  # as thresholds.py has them
@@ -46,7 +45,7 @@ class Written:
 
 
 class Pack:
-    """One model on its way to the targets; what is dear is made when it is first asked for, and kept.
+    """One model on its way to the targets; what is expensive is made when it is first asked for, and kept.
 
     model: the source's torch model, where the caller has it. onnx: a decoder graph of docs/onnx-graph.md that was
     made of it. form: None keeps a GGUF file's own quantization. activations: of the target ort, as in export_onnx.

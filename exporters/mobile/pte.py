@@ -11,8 +11,9 @@ import numpy as np
 
 from ...runtime.errors import EngineError, UnsupportedModelError
 from ...runtime.interfaces import Floats, Tokens
+from ...runtime.progress import Share
 from ..quantize.weight_form import WeightForm
-from .pack import Pack, Share, Written, quiet
+from .pack import Pack, Written, quiet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

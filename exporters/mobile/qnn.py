@@ -16,10 +16,11 @@ import numpy as np
 
 from ...runtime.errors import EngineError, UnsupportedModelError
 from ...runtime.interfaces import Tokens
+from ...runtime.progress import Share
 from ..onnx.fixed_shape_steps import StaticSteps, Values
 from .onnx_static import open_fixed, read_all
 from .onnx_static import refuse as refuse_static
-from .pack import Pack, Share, Written, distance, quiet
+from .pack import Pack, Written, distance, quiet
 
 _INSTALL = "pip install onnxruntime-qnn onnx"
 PACKAGES = {"onnx": _INSTALL, "onnxruntime": _INSTALL, "onnxruntime_qnn": _INSTALL}

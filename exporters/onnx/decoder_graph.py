@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...runtime.files.decoder_shape import DecoderShape
+from ...runtime.progress import Share
 from ..quantize.blocks import Blocks, Floats, stack
 from .writer import OnnxWriter
 
@@ -67,7 +68,7 @@ class DecoderGraph:
         self._w, self._decoder, self._level = writer, decoder, accuracy_level
         self._sums: dict[tuple[str, int], str] = {}
 
-    def build(self, progress: Callable[[float], None] | None = None) -> None:
+    def build(self, progress: Share | None = None) -> None:
         """Add every node, input and output."""
         w, s = self._w, self._decoder.shape
         ids = w.input("input_ids", "int64", [1, "n"])

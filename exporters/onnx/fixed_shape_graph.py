@@ -15,12 +15,12 @@ symbols; every device fixes them as it opens the graph, and the weights lie on d
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from ...runtime.progress import Share
 from ..quantize.blocks import Blocks, Floats, stack
 from .decoder_graph import Decoder, Layer, Linear
 from .writer import OnnxWriter
@@ -37,7 +37,7 @@ class StaticGraph:
         self._w, self._decoder, self._norm_kind = writer, decoder, norm
         self._sums: dict[tuple[str, int], str] = {}
 
-    def build(self, progress: Callable[[float], None] | None = None) -> None:
+    def build(self, progress: Share | None = None) -> None:
         """Add every node, input and output."""
         w, s = self._w, self._decoder.shape
         ids = w.input("input_ids", "int64", [1, "n"])

@@ -19,6 +19,7 @@ import onnx
 from ...runtime.errors import EngineMissingError
 from ...runtime.install import install_command
 from ...runtime.interfaces import Tokens
+from ...runtime.progress import Share
 from .layer_drop import GATES, gated, sub_layers, without
 
 Answer: TypeAlias = tuple[Tokens, int]  # a text, and where what the whole model said begins
@@ -130,7 +131,7 @@ def step_shares(model_file: Path, threads: int, sliding_window: int | None = Non
 
 
 def search(
-    scorer: Scorer, value: Value, n_most: int, *, whole: bool = True, progress: Callable[[float], None] | None = None
+    scorer: Scorer, value: Value, n_most: int, *, whole: bool = True, progress: Share | None = None
 ) -> tuple[Candidate, ...]:
     """The whole model, and the best set found of every size from 1 to n_most.
 

@@ -6,9 +6,6 @@ of them go together. Embedding and output are compressed without data.
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,14 +15,15 @@ import numpy as np
 
 from ...runtime.errors import EngineError, EngineMissingError, OptionError
 from ...runtime.interfaces import Tokens
+from ...runtime.progress import Share
 from ...runtime.telemetry import without_telemetry
 from ..quantize.weight_form import WeightForm
+from ..quiet import quiet
 from ..sources.model_source import EXPORT_EXTRA
 from .matrices import Matrices, Model, separate, store_as_bytes, store_as_half, store_on_own_grid
 
 ON_OWN_GRID = "of them on a grid of their own"  # what compress() counts beside the forms
 DataAware: TypeAlias = Literal["awq", "scale", "gptq"]
-Share: TypeAlias = Callable[[float], None]
 Find: TypeAlias = Callable[[Model], Matrices]
 
 _WEIGHTED = {"MatMul", "Gather", "Convolution"}  # what NNCF would compress
@@ -145,7 +143,7 @@ def _compress_with_nncf(model: Model, wanted: Compression, part: str, others: li
             "gptq": "gptq" in data_aware,
         }
     mode = nncf.CompressWeightsMode[f"INT4_{sign}"]
-    with _quiet():
+    with quiet("nncf"):
         try:
             nncf.compress_weights(model, mode=mode, **settings)
         except Exception as error:  # NNCF has many classes of errors, and passes on those of OpenVINO
@@ -179,16 +177,3 @@ def _nncf() -> Any:
     except ImportError as error:
         raise EngineMissingError(f"exporting to OpenVINO needs the package {error.name}. {EXPORT_EXTRA}") from error
     return nncf
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without NNCF's tables and bars on the terminal."""
-    logger = logging.getLogger("nncf")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logger.setLevel(before)

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...runtime.errors import EngineMissingError, UnsupportedModelError
+from ...runtime.progress import Share
 from ...runtime.telemetry import without_telemetry
 from ..sources.families import SUPPORTED
 from ..sources.model_source import EXPORT_EXTRA
-from .compress import ON_OWN_GRID, Compression, Share, compress
+from .compress import ON_OWN_GRID, Compression, compress
 from .matrices import Model, matrices
 
 if TYPE_CHECKING:

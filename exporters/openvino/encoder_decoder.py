@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...runtime.errors import EngineMissingError, OptionError, UnsupportedModelError
+from ...runtime.progress import Share
 from ...runtime.telemetry import without_telemetry
 from ..sources.encoder_decoder_families import ENCODER_DECODERS
 from ..sources.model_source import EXPORT_EXTRA
-from .compress import Compression, Share, compress
+from .compress import Compression, compress
 from .decoder import recipe_of, remove_ir, save_ir
 from .matrices import Model, encoder_decoder_matrices
 

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from ...runtime.errors import ModelFileError
 from ...runtime.interfaces import Floats, Tokens
+from ...runtime.sampling.log_softmax import log_softmax
 
 _TOP = 16  # tokens a row of which are stored
 _NEAR_TIE = 0.1  # nats between two tokens that rounding may put either way
@@ -101,7 +102,7 @@ def answers_to(texts: Mapping[str, Tokens], logits: Mapping[str, Floats], runs: 
     found, squares, n = {}, 0.0, 0
     for name, tokens in texts.items():
         rows = logits[name]
-        logprobs = np.concatenate([_log_softmax(part) for part in _blocks(rows)]).astype(np.float32)
+        logprobs = np.concatenate([log_softmax(part) for part in _blocks(rows)]).astype(np.float32)
         top = np.argsort(-logprobs, axis=-1, kind="stable")[:, :_TOP].astype(np.int32)
         following = np.take_along_axis(logprobs[:-1], tokens[len(tokens) - len(rows) + 1 :, None], axis=-1)[:, 0]
         found[name] = TextAnswers(tokens, top, np.take_along_axis(logprobs, top, axis=-1), following)
@@ -160,7 +161,7 @@ class Tally:
         following = text.tokens[len(text.tokens) - len(export) + 1 :]
         for at in range(0, len(export), _BLOCK):
             rows = slice(at, min(at + _BLOCK, len(export)))
-            q = _log_softmax(np.nan_to_num(export[rows], nan=0.0, posinf=0.0, neginf=-1e9))
+            q = log_softmax(np.nan_to_num(export[rows], nan=0.0, posinf=0.0, neginf=-1e9))
             self._add_rows(text, rows, q, following)
             if source is not None:
                 self._add_differences(source[rows], export[rows], q)
@@ -224,7 +225,7 @@ class Tally:
         )
 
     def _add_differences(self, source: Floats, export: Floats, q: npt.NDArray[np.float64]) -> None:
-        p = _log_softmax(source)
+        p = log_softmax(source)
         difference = np.nan_to_num(export, nan=1e9, posinf=1e9, neginf=-1e9).astype(np.float64) - source
         self._max = max(self._max, float(np.abs(difference).max()))
         self._add(
@@ -238,9 +239,3 @@ class Tally:
 
 def _blocks(rows: Floats) -> list[Floats]:
     return [rows[at : at + _BLOCK] for at in range(0, len(rows), _BLOCK)]
-
-
-def _log_softmax(logits: Floats) -> npt.NDArray[np.float64]:
-    x = logits.astype(np.float64)
-    x -= x.max(axis=-1, keepdims=True)
-    return np.asarray(x - np.log(np.exp(x).sum(axis=-1, keepdims=True)))

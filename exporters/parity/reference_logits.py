@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from ...runtime.files.manifest import GreedyAnswer
 from ...runtime.interfaces import Floats, Tokens
 from ...runtime.profiling.canary import Canary
+from ...runtime.progress import Share
 from ..quantize.rounded_model import rounded
 from ..quantize.weight_form import WeightForm
 from .evaluation import Evaluation
@@ -48,7 +49,7 @@ def rounding_alone(judge: SourceJudge, answers: Answers, logits: Mapping[str, Fl
 
 
 def judge_answers(
-    judge: SourceJudge, evaluation: Evaluation, progress: Callable[[float], None] | None = None
+    judge: SourceJudge, evaluation: Evaluation, progress: Share | None = None
 ) -> tuple[Answers, dict[str, Floats]]:
     """What the source answers to the evaluation, to be stored, and its whole logits, to be compared with now."""
     report, logits = progress or (lambda share: None), {}

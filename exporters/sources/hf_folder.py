@@ -55,10 +55,10 @@ def open_folder(path: Path) -> ModelSource:
     settings, files, tokenizer, template = read_folder(path)
     said = said_by(_json(path / "generation_config.json"), _json(path / "config.json"))
     config: Any = build_config(settings, path)
-    pair = encoder_decoder_facts(config, said) if settings["model_type"] in ENCODER_DECODERS else None
+    facts = encoder_decoder_facts(config, said) if settings["model_type"] in ENCODER_DECODERS else None
     weights = SafetensorsWeights(path, files)
-    length = pair.context_length if pair is not None else int(config.max_position_embeddings)
-    languages = {} if pair is None else languages_of(tokenizer)
+    length = facts.context_length if facts is not None else int(config.max_position_embeddings)
+    languages = {} if facts is None else languages_of(tokenizer)
     digests = "".join(f"{file.name} {file_digest(file)}\n" for file in (path / "config.json", *files))
     return ModelSource(
         path=path,
@@ -75,7 +75,7 @@ def open_folder(path: Path) -> ModelSource:
         eos_ids=tokenizer.ordered_eos_ids,
         settings=settings,
         weights=weights,
-        encoder_decoder=pair,
+        encoder_decoder=facts,
         generating=generating(said, int(config.vocab_size), languages),
     )
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from ...runtime.errors import EngineMissingError, ModelFileError, UnsupportedModelError
 from ...runtime.install import install_command
+from ...runtime.progress import Share
 from ...runtime.text.tokenizer import Tokenizer
 from .encoder_decoder_families import EncoderDecoderFacts
 from .generation_settings import Generating
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedModel
 
-Share: TypeAlias = Callable[[float], None]  # called with the share that is done, 0..1
 
 EXPORT_EXTRA = f"Add it with: {install_command('export')}"
 

@@ -7,12 +7,13 @@ which operator they are (decoder_swap.py); what is between them is traced as it 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ...runtime.errors import EngineMissingError, UnsupportedModelError
 from ...runtime.interfaces import Tokens
+from ...runtime.progress import Progress
 from ..quantize.weight_form import Activations, WeightForm, check_activations
 from ..sources.families import SUPPORTED, text_settings
 from ..sources.model_source import EXPORT_EXTRA
@@ -35,7 +36,7 @@ def export_onnx(
     *,
     activations: Activations = "int8",
     samples: Sequence[Tokens] = (),
-    progress: Callable[[float, str], None] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, str]:
     """Write model.onnx, observing.onnx and model.onnx.data into the folder; what a manifest's recipe says of them.
 
@@ -46,7 +47,7 @@ def export_onnx(
     samples: a text of some thousand tokens that int4 layers are fitted to (gptq.py); none: they are rounded.
     Raises UnsupportedModelError before anything is written, and EngineMissingError without the export packages.
     """
-    tell = progress or (lambda share, what: None)
+    tell = progress or (lambda what, share: None)
     if model.config.model_type not in SUPPORTED:
         raise UnsupportedModelError(
             f"the family {model.config.model_type!r} cannot be exported to ONNX yet; those that can: "
@@ -71,34 +72,39 @@ def export_onnx(
     if activations == "static":
         grids = fit_inputs(model, lambda: model(input_ids=text_rows(samples), use_cache=False))
     elif samples:
-        fitted = fit_layers(model, form, samples, lambda share: tell(0.5 * share, "fitting the layers"))
+        fitted = fit_layers(model, form, samples, lambda share: tell("fitting the layers", 0.5 * share))
     rest = 0.5 if samples else 1.0  # of the time
-    tell(1 - rest, "tracing")
+    tell("tracing", 1 - rest)
     with swapped(model, form, ACCURACY_LEVEL[activations], fitted) as state, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about torch's own future
         traced = trace_decoder(state, window is not None)
-    tell(1 - 0.7 * rest, "simplifying")
+    tell("simplifying", 1 - 0.7 * rest)
     remove_transposes(traced.graph)
     fuse(traced.graph)
     parts = merge_siblings(traced.graph, parts_of(traced.graph, state.matrices))
     store_halves(traced.graph, parts)
     if activations == "static":
         parts = multiply_integers(traced.graph, parts, grids)
-    losses = write_graph(traced, parts, folder, lambda share: tell(1 - 0.65 * rest * (1 - share), "writing"))
-    recipe: dict[str, Any] = {
+    losses = write_graph(traced, parts, folder, lambda share: tell("writing", 1 - 0.65 * rest * (1 - share)))
+    recipe = {
         "weights": described(form, state.matrices.values(), activations),
-        "n_heads": model.config.num_attention_heads,
+        "n_heads": str(model.config.num_attention_heads),
         "activations": activations,
         "builder": f"hf-{BUILDER}",
-        **({"sliding_window": window} if window is not None else {}),
+        **({"sliding_window": str(window)} if window is not None else {}),
+        **({"data_aware": "gptq"} if fitted else {}),
     }
+    return recipe | measured(samples, losses)
+
+
+def measured(samples: Sequence[Tokens], losses: Mapping[str, float]) -> dict[str, str]:
+    """What a recipe says of the text that weights were fitted to, and of what rounding them lost."""
+    found = {}
     if samples:
-        recipe["calibration_tokens"] = sum(len(sample) for sample in samples)
-    if fitted:
-        recipe["data_aware"] = "gptq"
+        found["calibration_tokens"] = str(sum(len(sample) for sample in samples))
     if losses:
-        recipe["largest_relative_loss"] = f"{max(losses.values()):.4f}"
-    return {key: str(value) for key, value in recipe.items()}
+        found["largest_relative_loss"] = f"{max(losses.values()):.4f}"
+    return found
 
 
 def sliding_window(model: PreTrainedModel) -> int | None:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-from collections.abc import Iterator
 from typing import Any, TypeAlias
 
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
+from ..quiet import quiet
 from .decoder_modules import Trace
 from .decoder_swap import Swapped
 
@@ -71,7 +68,7 @@ def traced(step: nn.Module, inputs: Inputs, outputs: list[str], n_named: int) ->
     dims = {symbol: torch.export.Dim(symbol) for _, axes in inputs.values() for symbol in axes.values()}
     shapes = [{axis: dims[symbol] for axis, symbol in axes.items()} for _, axes in inputs.values()]
     rest = (tuple(shapes[n_named:]),) if len(shapes) > n_named else ()
-    with _quiet(), torch.no_grad():
+    with quiet("torch.onnx"), torch.no_grad():
         program = torch.onnx.export(
             step.eval(),
             tuple(tensor for tensor, _ in inputs.values()),
@@ -84,16 +81,3 @@ def traced(step: nn.Module, inputs: Inputs, outputs: list[str], n_named: int) ->
         )
     assert program is not None
     return program.model
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """torch's exporter reports its steps on the standard output and in its log."""
-    log = logging.getLogger("torch.onnx")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        log.setLevel(level)

@@ -1,4 +1,4 @@
-"""Hugging Face encoder-decoders to ONNX: encoder and decoder of docs/onnx-seq2seq.md over one data file.
+"""Hugging Face encoder-decoders to ONNX: encoder and decoder of docs/onnx-encoder-decoder.md over one data file.
 
 Like decoders (decoder.py): the model's own forward pass is traced with stand-ins in it, every weight written
 once.
@@ -7,16 +7,17 @@ once.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...runtime.errors import EngineMissingError, UnsupportedModelError
 from ...runtime.interfaces import Tokens
+from ...runtime.progress import Progress, Share
 from ..quantize.weight_form import Activations, WeightForm, check_activations
 from ..sources.encoder_decoder_families import ENCODER_DECODERS, encoder_decoder_facts
 from ..sources.model_source import EXPORT_EXTRA
-from .decoder import ACCURACY_LEVEL, described
+from .decoder import ACCURACY_LEVEL, described, measured
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,7 +35,7 @@ def export_encoder_decoder_onnx(
     *,
     activations: Activations = "int8",
     samples: Sequence[Tokens] = (),
-    progress: Callable[[float, str], None] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, str]:
     """Write encoder.onnx, decoder.onnx, observing.onnx and model.onnx.data; what a manifest's recipe says of them.
 
@@ -43,7 +44,7 @@ def export_encoder_decoder_onnx(
     Raises UnsupportedModelError and OptionError before anything is written, and EngineMissingError without the export
     packages.
     """
-    tell = progress or (lambda share, what: None)
+    tell = progress or (lambda what, share: None)
     if model.config.model_type not in ENCODER_DECODERS:
         raise UnsupportedModelError(
             f"the family {model.config.model_type!r} cannot be exported as an encoder-decoder yet; those that can: "
@@ -61,14 +62,14 @@ def export_encoder_decoder_onnx(
         from .static_activations import fit_inputs, multiply_integers
     except ImportError as error:
         raise EngineMissingError(f"exporting needs the package {error.name}. {EXPORT_EXTRA}") from error
-    tell(0.0, "tracing")
+    tell("tracing", 0.0)
     grids = fit_inputs(model, lambda: _copy_out(model, text_rows(samples))) if activations == "static" else None
     operators = onnx_operators(form, ACCURACY_LEVEL[activations])
     with swapped_encoder_decoder(model, operators) as state, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about torch's own future
         graphs = [trace_encoder(state), trace_decoder(state)]
         n_heads = state.cross[0].n_heads
-    tell(0.3, "simplifying")
+    tell("simplifying", 0.3)
     each = []
     for traced in graphs:
         remove_transposes(traced.graph)
@@ -91,11 +92,7 @@ def export_encoder_decoder_onnx(
         "activations": activations,
         "builder": f"seq2seq-{BUILDER}",
     }
-    if samples:
-        recipe["calibration_tokens"] = str(sum(len(sample) for sample in samples))
-    if losses:
-        recipe["largest_relative_loss"] = f"{max(losses.values()):.4f}"
-    return recipe
+    return recipe | measured(samples, losses)
 
 
 def _copy_out(model: PreTrainedModel, rows: Tensor) -> object:
@@ -108,6 +105,6 @@ def _copy_out(model: PreTrainedModel, rows: Tensor) -> object:
     return model(input_ids=rows, decoder_input_ids=cat([start, rows], dim=1), use_cache=False)
 
 
-def _second_half(tell: Callable[[float, str], None], i: int) -> Callable[[float], None]:
+def _second_half(tell: Progress, i: int) -> Share:
     """What reports the writing of the encoder (0) or of the decoder (1)."""
-    return lambda share: tell(0.35 + 0.325 * (i + share), "quantizing and writing")
+    return lambda share: tell("quantizing and writing", 0.35 + 0.325 * (i + share))

@@ -1,4 +1,4 @@
-"""Encoder and decoder step of a swapped model, traced by torch into the two ONNX graphs of docs/onnx-seq2seq.md."""
+"""Encoder and decoder step of a swapped model, traced by torch into the graphs of docs/onnx-encoder-decoder.md."""
 
 from __future__ import annotations
 

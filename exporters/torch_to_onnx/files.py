@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import onnx_ir as ir
 
+from ...runtime.progress import Share
 from .passes import Parts, remove_dead, remove_transposes
 
 _ALIGNMENT = 4096  # of a weight in the data file, so that it can be mapped
@@ -16,7 +16,7 @@ _INLINE_BYTES = 1024  # smaller constants stay inside the model file
 _DATA = "model.onnx.data"
 
 
-def write_graph(model: ir.Model, parts: Parts, folder: Path, progress: Callable[[float], None]) -> dict[str, float]:
+def write_graph(model: ir.Model, parts: Parts, folder: Path, progress: Share) -> dict[str, float]:
     """Write model.onnx.data, observing.onnx and model.onnx; the relative loss of every quantized matrix by name.
 
     model: the observing graph, changed into the fast one. parts: the initializers whose values are still to be made;
@@ -33,7 +33,7 @@ def data_file(folder: Path) -> BinaryIO:
     return (folder / _DATA).open("wb")
 
 
-def fill(model: ir.Model, parts: Parts, data: Data, progress: Callable[[float], None]) -> dict[str, float]:
+def fill(model: ir.Model, parts: Parts, data: Data, progress: Share) -> dict[str, float]:
     """Give a graph its weights, at the end of a data file; the relative loss of every quantized matrix by name."""
     graph, losses = model.graph, dict[str, float]()
     model.ir_version = 10

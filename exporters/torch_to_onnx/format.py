@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from ...runtime.errors import UnsupportedModelError
+from ...runtime.progress import Share
 from ..export_spec import ExportSpec, stored_bytes
 from ..gguf.stored_as import is_stored_so
 from ..quantize.weight_form import as_they_come, check_activations
-from ..sources.model_source import ModelSource, Share
+from ..sources.model_source import ModelSource
 from .encoder_decoder import UNHEARD
 
 if TYPE_CHECKING:
@@ -24,59 +25,60 @@ class OnnxFormat:
     engine: ClassVar[str] = "onnx"
     packages: ClassVar[tuple[str, ...]] = ("onnx", "onnxscript")
     file: ClassVar[str] = "onnx/model.onnx"
+    encoder_decoder_files: ClassVar[tuple[str, str]] = ("onnx/decoder.onnx", "onnx/encoder.onnx")
 
-    def refuse(self, source: ModelSource, order: ExportSpec) -> None:
-        check_activations(order.activations, order.form, order.samples)
+    def refuse(self, source: ModelSource, spec: ExportSpec) -> None:
+        check_activations(spec.activations, spec.form, spec.samples)
         if (
-            order.activations == "static"
+            spec.activations == "static"
             and source.encoder_decoder is not None
             and source.encoder_decoder.source_kind == "audio"
         ):
             raise UnsupportedModelError(UNHEARD)
 
-    def keeps(self, source: ModelSource, order: ExportSpec, recipe: Mapping[str, str]) -> bool:
-        return order.form is None or (is_stored_so(source, order.form) and order.activations != "static")
+    def keeps(self, source: ModelSource, spec: ExportSpec, recipe: Mapping[str, str]) -> bool:
+        return spec.form is None or (is_stored_so(source, spec.form) and spec.activations != "static")
 
-    def bytes_needed(self, source: ModelSource, order: ExportSpec) -> int:
-        return stored_bytes(source, order)
+    def bytes_needed(self, source: ModelSource, spec: ExportSpec) -> int:
+        return stored_bytes(source, spec)
 
     def write(
-        self, source: ModelSource, order: ExportSpec, model: PreTrainedModel | None, folder: Path, progress: Share
+        self, source: ModelSource, spec: ExportSpec, model: PreTrainedModel | None, folder: Path, progress: Share
     ) -> dict[str, str]:
-        if order.form is None or model is None or self.keeps(source, order, {}):
-            return _import_as_is(source, order, folder, progress)
+        if spec.form is None or model is None or self.keeps(source, spec, {}):
+            return _import_as_is(source, spec, folder, progress)
         from .decoder import export_onnx
         from .encoder_decoder import export_encoder_decoder_onnx
 
-        def tell(share: float, what: str) -> None:
+        def tell(what: str, share: float) -> None:
             progress(share)
 
         if source.encoder_decoder is not None:
             return export_encoder_decoder_onnx(
-                model, folder, order.form, activations=order.activations, samples=order.samples, progress=tell
+                model, folder, spec.form, activations=spec.activations, samples=spec.samples, progress=tell
             )
         return export_onnx(
             model,
             folder,
-            order.form,
-            activations=order.activations,
-            samples=order.samples if "gptq" in order.data_aware or order.activations == "static" else (),
+            spec.form,
+            activations=spec.activations,
+            samples=spec.samples if "gptq" in spec.data_aware or spec.activations == "static" else (),
             progress=tell,
         )
 
-    def finish(self, source: ModelSource, order: ExportSpec, folder: Path, progress: Share) -> dict[str, str]:
+    def finish(self, source: ModelSource, spec: ExportSpec, folder: Path, progress: Share) -> dict[str, str]:
         return {}
 
 
-def _import_as_is(source: ModelSource, order: ExportSpec, folder: Path, progress: Share) -> dict[str, str]:
+def _import_as_is(source: ModelSource, spec: ExportSpec, folder: Path, progress: Share) -> dict[str, str]:
     """The GGUF file's own blocks as MatMulNBits, from the bundle that opening the file makes in the cache."""
     from ...runtime.files.gguf_model import GgufModel
     from ..gguf.import_gguf import import_gguf
 
-    activations = as_they_come(order.activations)
-    made = import_gguf(GgufModel(source.path), activations=activations, progress=lambda share, _: progress(share))
+    activations = as_they_come(spec.activations)
+    made = import_gguf(GgufModel(source.path), activations=activations, progress=lambda _, share: progress(share))
     for name in made.manifest.files:
         if name.startswith(("model.", "observing.")):
             shutil.copyfile(made.file(name), folder / name)
-    fitted = {"data_aware": "none, the source's own blocks are taken over"} if "gptq" in order.data_aware else {}
+    fitted = {"data_aware": "none, the source's own blocks are taken over"} if "gptq" in spec.data_aware else {}
     return {**made.manifest.recipe, **fitted}

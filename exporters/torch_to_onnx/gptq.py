@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ...runtime.interfaces import Tokens
+from ...runtime.progress import Share
 from ..quantize.blocks import Blocks
 from ..quantize.nearest import quantize
 from ..quantize.weight_form import WeightForm
@@ -32,7 +33,7 @@ def fit_layers(
     model: PreTrainedModel,
     form: WeightForm,
     samples: Sequence[Tokens],
-    progress: Callable[[float], None] | None = None,
+    progress: Share | None = None,
 ) -> dict[str, Blocks]:
     """The matrices of the layers in int4 blocks, by the names of their modules; without embedding and output.
 

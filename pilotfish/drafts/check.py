@@ -12,14 +12,16 @@ from statistics import median
 import numpy as np
 import numpy.typing as npt
 
-from ..loading import cpu_load as busy
+from ..loading import cpu_load
 from ..loading.draft import remember_verdict
 from ..loading.load import load
 from ..loading.measuring import doubt
-from ..loading.opening import Progress, resolve
+from ..loading.opening import resolve
 from ..runtime.checks import whole
 from ..runtime.interfaces import Floats, Session, Tokens, Weights
 from ..runtime.model.model import Model
+from ..runtime.profiling.teacher_forced import logits_along_text
+from ..runtime.progress import Progress, Share
 from ..runtime.speculation.draft_length import RenewalReward
 from .forecast import Costs, Forecast, best_length, costs_of, lookup_speed_up
 from .prompts import CHECK
@@ -116,7 +118,7 @@ def check_draft(
     for name, value in (("n_tokens", n_tokens), ("per_set", per_set), ("repeats", repeats)):
         whole(name, value, 1, _MOST[name])
     report = progress or (lambda what, share: None)
-    found, found_draft, share = resolve(target, report), resolve(draft, report), busy.cpu_load()
+    found, found_draft, share = resolve(target, report), resolve(draft, report), cpu_load.cpu_load()
     with load(
         found,
         engine,
@@ -128,7 +130,7 @@ def check_draft(
         progress=report,
     ) as model:
         assert model.draft is not None
-        others = busy.Others()
+        others = cpu_load.Others()
         costs = costs_of(model)
         sets = {}
         for name, prompts in CHECK.items():
@@ -162,7 +164,7 @@ def _name(path: str | os.PathLike[str]) -> str:
 
 
 def _check_set(
-    model: Model, costs: Costs, prompts: Sequence[str], n_tokens: int, repeats: int, tell: Callable[[float], None]
+    model: Model, costs: Costs, prompts: Sequence[str], n_tokens: int, repeats: int, tell: Share
 ) -> SetResult:
     answers, agree, overlap = [], [], []
     steps = len(prompts) * (2 if repeats else 1)
@@ -210,14 +212,8 @@ def _teacher_forced(weights: Weights, tokens: Tokens, rows: npt.NDArray[np.int64
     """Logits after these rows of a text, (len(rows), vocab_size)."""
     session: Session = weights.session(min(len(tokens) + _CHUNK, weights.info.context_length))
     try:
-        found = []
-        for start in range(0, len(tokens), _CHUNK):
-            chunk = tokens[start : start + _CHUNK]
-            wanted = rows[(rows >= start) & (rows < start + len(chunk))] - start
-            n_logits = len(chunk) - int(wanted[0]) if len(wanted) else 0
-            logits = session.forward(chunk, n_logits=n_logits).logits
-            found.append(logits[wanted - (len(chunk) - n_logits)].copy())
-        return np.concatenate(found)
+        first = int(rows[0])
+        return logits_along_text(session, tokens, len(tokens) - first, widths=(_CHUNK,), chunk=_CHUNK)[rows - first]
     finally:
         session.close()
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from .. import backends
 from ..loading.load import load
-from ..loading.opening import Progress, resolve
+from ..loading.opening import resolve
 from ..loading.options import Wish, refuse_impossible
 from ..runtime.checks import shown, whole
 from ..runtime.errors import OptionError, UnsupportedModelError
@@ -17,6 +17,7 @@ from ..runtime.files.bundle import Bundle
 from ..runtime.files.gguf_file import read_gguf
 from ..runtime.files.open_model import bundle_of, gguf_of
 from ..runtime.files.staging import refuse_foreign
+from ..runtime.progress import Progress
 from ..runtime.storage import require_writable, write_error
 from .check import DraftCheck, answer, check_draft
 from .forecast import Costs, expected_speed_up, target_costs
@@ -208,4 +209,4 @@ def onnx_bundle(target: str | os.PathLike[str], report: Progress) -> Bundle:
     from ..exporters.gguf.import_gguf import import_gguf
 
     name = found.path.name
-    return import_gguf(gguf_of(found), progress=lambda share, what: report(f"preparing {name}: {what}", share))
+    return import_gguf(gguf_of(found), progress=lambda what, share: report(f"preparing {name}: {what}", share))

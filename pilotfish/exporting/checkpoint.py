@@ -36,8 +36,8 @@ _PACK_MAKERS = ("onnxruntime", "onnxruntime-qnn", "executorch", "torchao", "core
 class Checkpoint:
     """Finished formats in a folder that is being built, those of a killed process among them."""
 
-    def __init__(self, folder: Path, source: ModelSource, order: ExportSpec) -> None:
-        self._folder, self._source, self._order = folder, source, order
+    def __init__(self, folder: Path, source: ModelSource, spec: ExportSpec) -> None:
+        self._folder, self._source, self._spec = folder, source, spec
         self._made = _finished(folder, source)
 
     def finished(self, names: Iterable[str]) -> dict[str, Made]:
@@ -68,9 +68,9 @@ class Checkpoint:
 
     def _fingerprint(self, name: str) -> str:
         """Of everything that decides what a format becomes."""
-        order = asdict(self._order) | {"samples": [tokens.tolist() for tokens in self._order.samples]}
+        spec = asdict(self._spec) | {"samples": [tokens.tolist() for tokens in self._spec.samples]}
         makers = _MAKERS if name in FORMATS else (*_MAKERS, *_PACK_MAKERS)
-        facts = [self._source.sha256, name, order, [_version(package) for package in makers]]
+        facts = [self._source.sha256, name, spec, [_version(package) for package in makers]]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 

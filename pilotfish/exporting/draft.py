@@ -8,10 +8,10 @@ from pathlib import Path
 
 from ..drafts.check import check_draft
 from ..exporters.formats import FORMATS
-from ..loading.opening import Progress
 from ..runtime.errors import CacheWriteError, OptionError
 from ..runtime.files.bundle import open_bundle, write_json_atomically
 from ..runtime.files.manifest import DraftEntry
+from ..runtime.progress import Progress
 from ..runtime.speculation.vocab_mapping import Pairing, pair
 from ..verifying.report import Report
 from ..verifying.verify import own_threads

@@ -75,7 +75,7 @@ class Plan:
     """
 
     source: ModelSource
-    order: ExportSpec
+    spec: ExportSpec
     kept: Bundle | None
     engines: tuple[str, ...]
     targets: tuple[str, ...]

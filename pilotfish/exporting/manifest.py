@@ -65,7 +65,7 @@ def compose(
     recipe = {k: v for name in stays if old for k, v in _prefixed(name, old.recipe_of(name)).items()}
     for name, one in made.items():
         recipe |= _prefixed(name, one.recipe)
-    pair = source.encoder_decoder
+    encoder_decoder = source.encoder_decoder
     encoders = {name: file for name in made if name in FORMATS and (file := files_of_format(name, source)[1])}
     ran = {name: dict(one.report) for name, one in made.items() if one.report}
     return Manifest(
@@ -78,9 +78,9 @@ def compose(
         files=files_of(folder),
         formats={name: old.formats[name] for name in stays if old} | {n: one.file for n, one in made.items()},
         encoders={**({n: old.encoders[n] for n in stays if old and n in old.encoders}), **encoders},
-        decoder_start=() if pair is None else pair.decoder_start,
-        source_limit=None if pair is None else pair.source_limit,
-        source_kind="text" if pair is None else pair.source_kind,
+        decoder_start=() if encoder_decoder is None else encoder_decoder.decoder_start,
+        source_limit=None if encoder_decoder is None else encoder_decoder.source_limit,
+        source_kind="text" if encoder_decoder is None else encoder_decoder.source_kind,
         suppress_tokens=source.generating.suppress_tokens,
         begin_suppress_tokens=source.generating.begin_suppress_tokens,
         generation=source.generating.generation,

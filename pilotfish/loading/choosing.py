@@ -19,9 +19,10 @@ from ..runtime.files.model_file import ModelFile
 from ..runtime.interfaces import Weights
 from ..runtime.profiling.canary import WRONG, Canary, canary_error
 from ..runtime.profiling.engine_trial import Choice, EngineTrial
+from ..runtime.progress import Progress
 from .broken_weights import require_numbers
 from .measuring import known_answer
-from .opening import Place, Progress, open_weights, usable_cores
+from .opening import Place, open_weights, usable_cores
 from .options import Wish, device_list, refuse_impossible
 from .trials import EngineTrials, _read, _trials_path
 

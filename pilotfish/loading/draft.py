@@ -9,13 +9,13 @@ from ..runtime.errors import OptionError
 from ..runtime.files.bundle import cache_dir, read_json, write_json_atomically
 from ..runtime.files.model_file import ModelFile
 from ..runtime.interfaces import ModelInfo
+from ..runtime.progress import Progress
 from ..runtime.speculation.draft_weights import DraftWeights, require_alike
 from ..runtime.speculation.vocab_mapping import Pairing, pair
 from ..runtime.text.tokenizer import Tokenizer
 from .broken_weights import naming
 from .choosing import Wish, choose, open_first_right
 from .measuring import token_seconds
-from .opening import Progress
 
 
 def open_draft(

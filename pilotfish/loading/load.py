@@ -16,13 +16,14 @@ from ..runtime.files.model_file import ModelFile
 from ..runtime.interfaces import DraftLengthPolicy, ModelInfo, Proposer, Weights
 from ..runtime.model.model import DraftWeights, Model
 from ..runtime.profiling.engine_trial import Choice, Job
+from ..runtime.progress import Progress
 from ..runtime.text.chat_template import ChatTemplate
 from .broken_weights import explained, naming
 from .choosing import choose, open_first_right, refuse_impossible
 from .draft import open_draft, pays_here
 from .load_options import DraftModel, LoadOptions, NamedDraft, draft_of, policy_of, quality_of
 from .measuring import calibration
-from .opening import Place, Progress, resolve, rules_of
+from .opening import Place, resolve, rules_of
 from .options import Wish
 from .way_out import with_way_out
 

@@ -21,10 +21,11 @@ from ..runtime.profiling.calibrate import Calibration, calibrate
 from ..runtime.profiling.canary import TEXT, Canary, make_canary
 from ..runtime.profiling.cost_curve import CostCurve, facts_key, too_dear
 from ..runtime.profiling.row_classes import RowClasses
+from ..runtime.progress import Progress
 from ..runtime.sampling.finite import require_finite
 from . import cpu_load as busy
 from .broken_weights import naming
-from .opening import Place, Progress, open_weights
+from .opening import Place, open_weights
 
 _TOKENS = 12  # steps of which a draft's fastest counts
 

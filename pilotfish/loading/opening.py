@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,9 +16,7 @@ from ..runtime.files.model_file import ModelFile
 from ..runtime.files.open_model import gguf_of, open_model
 from ..runtime.interfaces import Weights
 from ..runtime.model.rules import Rules
-
-Progress = Callable[[str, float], None]
-"""(what is being done, share done from 0 to 1)"""
+from ..runtime.progress import Progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +59,7 @@ def _imported(model: ModelFile, form: str, report: Progress) -> ModelFile:
     return import_gguf(
         gguf_of(model),
         form="onnx" if form == "onnx" else "onnx-static",
-        progress=lambda share, what: report(f"preparing {model.path.name}: {what}", share),
+        progress=lambda what, share: report(f"preparing {model.path.name}: {what}", share),
     )
 
 

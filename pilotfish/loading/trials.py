@@ -19,10 +19,11 @@ from ..runtime.interfaces import Session
 from ..runtime.profiling.calibrate import calibrate
 from ..runtime.profiling.canary import WRONG, Canary, canary_error
 from ..runtime.profiling.engine_trial import EngineTrial
+from ..runtime.progress import Progress
 from . import cpu_load as busy
 from .broken_weights import naming, require_numbers
 from .measuring import busy_note, doubt, known_answer
-from .opening import Place, Progress, open_weights
+from .opening import Place, open_weights
 from .options import Wish
 
 _WIDTHS = (1, 2, 4, 8)

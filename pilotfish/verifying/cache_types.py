@@ -10,6 +10,8 @@ import numpy as np
 from .. import backends
 from ..runtime.files.bundle import Bundle
 from ..runtime.interfaces import Floats, Tokens
+from ..runtime.profiling.teacher_forced import logits_along_text
+from ..runtime.sampling.log_softmax import log_softmax
 
 KINDS = ("u8", "u8/u4", "u4")  # of keys/values, the larger first
 LIMIT = 0.02  # nats a token: what int8 weights cost, roughly; nobody notices it
@@ -60,15 +62,10 @@ def _answers(bundle: Bundle, texts: Sequence[Tokens], kind: str, threads: int) -
         rows, n_bytes = [], 0.0
         for text in texts:
             session = weights.session(len(text))
-            parts = [text[at : at + _WIDTH] for at in range(0, len(text), _WIDTH)]
-            rows.append(_logprobs(np.concatenate([session.forward(p, n_logits=len(p)).logits.copy() for p in parts])))
+            logits = logits_along_text(session, text, len(text), widths=(_WIDTH,))
+            rows.append(log_softmax(logits, np.float32))
             n_bytes = max(n_bytes, session.nbytes / len(text))
             session.close()
         return rows, n_bytes
     finally:
         weights.close()
-
-
-def _logprobs(logits: Floats) -> Floats:
-    shifted = logits - logits.max(axis=-1, keepdims=True)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)), dtype=np.float32)

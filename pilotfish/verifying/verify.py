@@ -4,30 +4,32 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .. import backends
+from ..exporters.formats import FORMATS
 from ..exporters.parity.parity import Answers, Parity, Tally
 from ..exporters.parity.thresholds import thresholds_of
 from ..loading.choosing import Wish, first_threads
-from ..loading.opening import Place, Progress, open_weights, source_place
+from ..loading.opening import Place, open_weights, source_place
 from ..runtime.encoder_input import prepare
 from ..runtime.errors import EngineMissingError, ModelFileError, OptionError
 from ..runtime.files.bundle import Bundle, open_bundle
 from ..runtime.files.manifest import Manifest
 from ..runtime.interfaces import Floats, ModelInfo, Session, Tokens
 from ..runtime.profiling.canary import WRONG, canary_error
+from ..runtime.profiling.teacher_forced import logits_along_text
+from ..runtime.progress import Progress, Share
 from ..runtime.several import several
 from .report import FormatReport, Report
 
 if TYPE_CHECKING:
     from ..exporters.sources.model_source import ModelSource
 
-ENGINE_OF = {"onnx": "onnx", "openvino": "openvino", "gguf": "llamacpp"}  # who answers for a format
 _WIDTH = 16  # rows of a step that reads a text; its answers are read a row at a time
 _CHUNK = 64  # rows of a step whose logits nobody wants
 
@@ -60,7 +62,7 @@ def verify(
         answers, logits = _ask(bundle, source, tell)
     reports = []
     for form in wanted:
-        place = Place(backends.get(ENGINE_OF[form]), device, wish.threads or first_threads())
+        place = Place(backends.get(FORMATS[form].engine), device, wish.threads or first_threads())
         reports.append(verify_format(bundle, form, place, answers, logits, tell))
     return Report(bundle.path, tuple(reports), left_out, source is not None)
 
@@ -144,14 +146,14 @@ def _wanted(bundle: Bundle, formats: tuple[str, ...] | None) -> tuple[tuple[str,
     for form in formats or ():
         if form not in listed:
             raise OptionError(f"{bundle} holds no {form}; it holds {', '.join(listed)}.")
-        if form not in ENGINE_OF:
-            raise OptionError(f"{form} is run by no engine of Pilotfish; those that are: {', '.join(ENGINE_OF)}.")
+        if form not in FORMATS:
+            raise OptionError(f"{form} is run by no engine of Pilotfish; those that are: {', '.join(FORMATS)}.")
     wanted, left_out, ways = [], {}, []
     for form in formats or listed:
-        if form not in ENGINE_OF:
+        if form not in FORMATS:
             left_out[form] = "not run here, no engine of Pilotfish runs it"
             continue
-        engine = backends.get(ENGINE_OF[form])
+        engine = backends.get(FORMATS[form].engine)
         problem = engine.problem()
         if engine.version() is None:
             ways.append(f"Add an engine with: {engine.install}")
@@ -197,9 +199,7 @@ def _room(answers: Answers) -> int:
     return max([longest, *(len(run.prompt) + len(run.ids) for run in answers.runs)])
 
 
-def _compare(
-    session: Session, answers: Answers, logits: Mapping[str, Floats] | None, tell: Callable[[float], None]
-) -> Parity:
+def _compare(session: Session, answers: Answers, logits: Mapping[str, Floats] | None, tell: Share) -> Parity:
     tally, done, steps = Tally(answers), 0, len(answers.texts) + len(answers.runs)
     for name, text in answers.texts.items():
         rows = read_text(session, text.tokens, len(text.top_ids))
@@ -216,14 +216,9 @@ def _compare(
 def read_text(session: Session, tokens: Tokens, n_logits: int) -> Floats:
     """Logits after each of the last n_logits tokens of a text, (n_logits, vocab_size). The session is left empty."""
     _begin(session, tokens)
-    first, rows = len(tokens) - n_logits, []
-    for at in range(0, first, _CHUNK):
-        session.forward(tokens[at : min(at + _CHUNK, first)], n_logits=0)
-    for at in range(first, len(tokens), _WIDTH):
-        part = tokens[at : at + _WIDTH]
-        rows.append(session.forward(part, n_logits=len(part)).logits.copy())
+    logits = logits_along_text(session, tokens, n_logits, widths=(_WIDTH,), chunk=_CHUNK)
     session.truncate(0)
-    return np.concatenate(rows)
+    return logits
 
 
 def read_answer(session: Session, prompt: Tokens, ids: Tokens) -> Tokens:

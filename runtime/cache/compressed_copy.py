@@ -6,7 +6,7 @@ import numpy as np
 
 from ..errors import AbilityError, OptionError
 from ..interfaces import Ability, Floats, Indices, Session, Tokens
-from ..profiling.row_classes import MAX_WIDTH
+from ..profiling.row_classes import MAX_WIDTH, RowRule
 from .policies.policy import CachePolicy
 from .policies.view import CacheView
 from .sequence import CachedSequence
@@ -52,50 +52,52 @@ class CompressedCopy:
         """Take what the policy selects of the target's entries. current: the present copy covers some of the tokens."""
         if not current:
             self.close()
-        chosen = compressed_fork(self.target, self.policy, tokens, self._sequence)
+        chosen = compressed_fork(self.target.session, self.target.rows, self.policy, tokens, self._sequence)
         self.close()
         self._sequence, self._at = chosen, len(tokens)
 
 
 def compressed_fork(
-    target: CachedSequence, policy: CachePolicy, tokens: Tokens, present: CachedSequence | None = None
+    target: Session,
+    target_rows: RowRule,
+    policy: CachePolicy,
+    tokens: Tokens,
+    present: CachedSequence | None = None,
 ) -> CachedSequence:
     """What the policy selects of the target's entries, as a sequence that covers the same tokens.
 
     tokens: all that the target covers. present: an earlier copy, which covers some of them.
     """
     rows = policy.rows or 0
+    widest = max(MAX_WIDTH, target_rows.maximum)
+    room = min(policy.budget + policy.every + widest, target.info.context_length)
+
+    def take(entries: Indices) -> CachedSequence:
+        return CachedSequence(target.fork(entries, room), covered=tokens)
+
     queries = None
     if rows and {"attention", "queries"} & policy.needs:
-        queries = _watch(target, policy, tokens, rows, present)
-    view = CacheView(target.session, tokens[len(tokens) - rows :], queries=queries)
-    return _take(target, policy, policy.select(view), tokens)
+        runner = present
+        if runner is None or runner.longest < len(tokens):
+            n = len(target.positions)
+            runner = take(np.r_[:1, n - policy.budget + 1 : n])
+        queries = _watch(runner, tokens, rows)
+        if runner is not present:
+            runner.session.close()
+    return take(policy.select(CacheView(target, tokens[len(tokens) - rows :], queries=queries)))
 
 
-def _watch(
-    target: CachedSequence, policy: CachePolicy, tokens: Tokens, rows: int, present: CachedSequence | None
-) -> Floats | None:
+def _watch(runner: CachedSequence, tokens: Tokens, rows: int) -> Floats | None:
     """Queries of the last rows, (n_layers, n_heads, rows, head_dim).
 
     They are run on the present copy, or on one of the first and the last entries: close to what the full cache
     would give, at a fraction of its price, and the full cache is left alone.
     """
-    n, budget, runner = target.n_entries, policy.budget, present
-    if runner is None or runner.longest < len(tokens):
-        runner = _take(target, policy, np.r_[:1, n - budget + 1 : n], tokens)
     runner.cover(tokens[: len(tokens) - rows])
     step = runner.session.forward(tokens[len(tokens) - rows :], n_logits=0, observe=frozenset({"queries"}))
     queries = None if step.queries is None else step.queries.copy()
     runner.session.truncate(len(tokens) - rows - runner.shift)
-    if runner is not present:
-        runner.session.close()
     return queries
-
-
-def _take(target: CachedSequence, policy: CachePolicy, entries: Indices, tokens: Tokens) -> CachedSequence:
-    widest = max(MAX_WIDTH, target.rows.maximum)
-    room = min(policy.budget + policy.every + widest, target.session.info.context_length)
-    return CachedSequence(target.session.fork(entries, room), covered=tokens)
 
 
 def missing_for_copies(policy: CachePolicy, abilities: frozenset[Ability]) -> frozenset[Ability]:

@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from ..errors import OptionError
-from ..interfaces import Distribution, Floats, Session, Tokens, Weights
+from ..interfaces import Distribution, Floats, Session, Step, Tokens, Weights
 from ..profiling.row_classes import RowRule
 from ..sampling.sampling import Sampling
-from .compression import Compression, entries_for
+from .compression import CompressedCache, entries_for
+from .mode import CacheMode, FullCache, Watch
 from .policies.policy import CachePolicy
 from .saved import SavedSequence
 from .selection import selects
@@ -35,9 +36,10 @@ def open_sequence(
     """
     if quality is not None:
         policy = tried_policy(cache, self_draft)
-        return QualityGatedCache(
+        mode = QualityGatedCache(
             lambda entries: target.session(entries or max_context), rows, policy, quality, drops=cache is not None
         )
+        return CachedSequence(mode.session, rows, mode=mode)
     entries = max_context if cache is None else entries_for(cache, rows, target.info, max_context)
     return CachedSequence(target.session(entries), rows, cache)
 
@@ -59,13 +61,12 @@ def tried_policy(cache: CachePolicy | None, self_draft: CachePolicy | None) -> C
     return policy
 
 
-class QualityGatedCache(CachedSequence):
+class QualityGatedCache(CacheMode):
     """A full cache with a compressed shadow beside it.
 
     drops: once the shadow is known to hold the quality, the full cache is closed and the shadow goes on in its place,
-    from
-        the next token on. That happens at counted tokens, where drafts end, and by what was committed alone: at the
-        same token with drafts and without. False: the full cache stays, and the shadow drafts.
+        from the next token on. That happens at counted tokens, where drafts end, and by what was committed alone: at
+        the same token with drafts and without. False: the full cache stays, and the shadow drafts.
     open_session: makes the full cache (None), and makes it again where another text begins; or one of so many entries,
         for a conversation that goes on with a small one.
     """
@@ -82,18 +83,23 @@ class QualityGatedCache(CachedSequence):
         drops: bool,
     ) -> None:
         """Raises AbilityError and OptionError, as ShadowCache does."""
-        self._open_session, self.drops = open_session, drops
+        self._open_session, self._rows, self.drops = open_session, rows, drops
         self._dropped_at: int | None = None  # tokens covered then
         self._answer_from = 0
-        super().__init__(open_session(None), rows)
-        self._longest = self.session.max_context
+        self._held: CacheMode = FullCache(open_session(None))
+        self.session = self._held.session
+        self._longest = self._held.longest
         if drops:  # a compressed cache's rows need positions for a while
             self._longest = min(self._longest, self.session.info.context_length - max(rows.maximum, policy.spare))
         try:
-            self.shadow = ShadowCache(self, policy, quality, rows, shrinks=not drops)
+            self.shadow = ShadowCache(self.session, policy, quality, rows, shrinks=not drops)
         except BaseException:
             self.session.close()
             raise
+
+    @property
+    def bounded(self) -> bool:
+        return self._held.bounded
 
     @property
     def longest(self) -> int:
@@ -101,16 +107,36 @@ class QualityGatedCache(CachedSequence):
         return self._longest
 
     @property
+    def n_evicted(self) -> int:
+        return self._held.n_evicted
+
+    @property
     def nbytes(self) -> int:
         """Bytes allocated; a shadow that drafts counts among the drafts."""
         return self.session.nbytes + (self.shadow.nbytes if self.drops else 0)
 
     @property
-    def until_compression(self) -> int | None:
-        """How many tokens can be committed before the caches are compared, or the one that is left is compressed."""
-        if self.compression is not None:
-            return super().until_compression
-        return max(self.shadow.due - self._n, 0)
+    def fixed(self) -> int:
+        return self._held.fixed
+
+    def next(self, n_covered: int) -> int | None:
+        """Number of covered tokens at which the caches are compared, or the one that is left is compressed."""
+        return self._held.next(n_covered) if self.bounded else max(self.shadow.due, n_covered)
+
+    def stop(self, n_prompt: int) -> int:
+        return self._held.stop(n_prompt)
+
+    def watch(self, n_covered: int) -> Watch:
+        return self._held.watch(n_covered)
+
+    def change(self, watched: list[Step], tokens: Tokens) -> Tokens | None:
+        """Compare the caches, or compress the one that is left."""
+        if self.bounded:
+            return self._held.change(watched, tokens)
+        if self.shadow.look(self.session, tokens) and self.drops:
+            self._hold(self.shadow.take())
+            self._dropped_at = len(tokens)
+        return None
 
     def report(self) -> QualityReport:
         """What the trial has found so far."""
@@ -135,53 +161,38 @@ class QualityGatedCache(CachedSequence):
         if self._dropped_at is None:
             self.shadow.committed(distributions)
 
-    def compress(self, cancelled: Callable[[], bool] | None = None) -> None:
-        """Compare the caches, if that is due, or compress the one that is left."""
-        if self.compression is not None:
-            super().compress(cancelled)
-        elif self.until_compression == 0 and self.shadow.look(self.tokens) and self.drops:
-            full, small = self.session, self.shadow.take()
-            self.session, self.compression, self._dropped_at = small.session, small.compression, self._n
-            self.shift = small.shift
-            full.close()
-
-    def truncate(self, n_tokens: int) -> None:
-        """Where evicted entries are needed again, the full cache comes back, empty."""
-        if self.compression is not None and n_tokens < self.compression.at:
-            self._begin_anew()
-        elif self.shadow.since is not None and n_tokens < self.shadow.since:
-            self.shadow.forget()
-        super().truncate(n_tokens)
-
     def encode(self, source: Tokens | Floats) -> None:
-        if not self.has_read(source):
-            self._begin_anew()
-        super().encode(source)
+        full = FullCache(self._open_session(None)) if self.bounded else self._held
+        self._try(full, lambda: full.encode(source))
+        self.shadow.forget()
+        self._dropped_at = None
 
-    def save(self) -> SavedSequence:
+    def truncate(self, n_tokens: int, n_positions: int) -> None:
+        """Where evicted entries are needed again, the full cache comes back, empty."""
+        if n_tokens < self.fixed:
+            self.shadow.forget()
+            self._hold(FullCache(self._open_session(None)))
+            self._dropped_at = None
+            return
+        if self.shadow.since is not None and n_tokens < self.shadow.since:
+            self.shadow.forget()
+        self._held.truncate(n_tokens, n_positions)
+
+    def save(self, tokens: Tokens) -> SavedSequence:
         """The cache that is there, and what is known; a shadow that drafts decides nothing, so nothing of it is
         kept."""
-        saved = super().save()
+        saved = self._held.save(tokens)
         return replace(saved, trial=self.shadow.saved(self._dropped_at)) if self.drops else saved
 
     def restore(self, saved: SavedSequence) -> None:
-        trial, before = saved.trial, (self.session, self.compression)
+        trial, held = saved.trial, self._held
         policy = self.shadow.policy if trial is None else resized(self.shadow.policy, trial.budget)
-        small = saved.compressed is not None
-        if small:
-            session = self._open_session(entries_for(policy, self.rows, self.session.info))
-            self.session, self.compression = session, Compression(policy, session, self.rows)
-        elif self.compression is not None:
-            self.session, self.compression = self._open_session(None), None
-        try:
-            super().restore(saved)
-        except BaseException:
-            if self.session is not before[0]:
-                self.session.close()
-                self.session, self.compression = before
-            raise
-        if self.session is not before[0]:
-            before[0].close()
+        if saved.compressed is not None:
+            session = self._open_session(entries_for(policy, self._rows, self.session.info))
+            held = CompressedCache(policy, session, self._rows)
+        elif self.bounded:
+            held = FullCache(self._open_session(None))
+        self._try(held, lambda: held.restore(saved))
         self.shadow.forget()
         if trial is not None:
             self.shadow.restore(trial)
@@ -189,11 +200,20 @@ class QualityGatedCache(CachedSequence):
 
     def close(self) -> None:
         self.shadow.close()
-        super().close()
+        self._held.close()
 
-    def _begin_anew(self) -> None:
-        self.shadow.forget()
-        if self.compression is not None:
-            self.session.close()
-            self.session, self.compression, self._dropped_at = self._open_session(None), None, None
-            self._n, self._source, self.shift = 0, None, 0
+    def _hold(self, mode: CacheMode) -> None:
+        """Go on with this one, and free what was held."""
+        before, self._held, self.session = self._held, mode, mode.session
+        if before is not mode:
+            before.close()
+
+    def _try(self, mode: CacheMode, fill: Callable[[], None]) -> None:
+        """Go on with this one once it is filled; where that fails, everything is as before."""
+        try:
+            fill()
+        except BaseException:
+            if mode is not self._held:
+                mode.close()
+            raise
+        self._hold(mode)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import time
 
+import numpy as np
+
 from ..errors import AbilityError, OptionError
-from ..interfaces import Floats, Session, Tokens
+from ..interfaces import Session, Step, Tokens
+from .mode import CacheMode, Watch
 from .policies.policy import CachePolicy
 from .policies.view import CacheView
+from .saved import SavedSequence
 
 
 def selects(policy: CachePolicy) -> bool:
@@ -15,8 +19,8 @@ def selects(policy: CachePolicy) -> bool:
     return "attend" in policy.needs
 
 
-class Selection:
-    """What the steps of an answer see of one cache.
+class SelectiveCache(CacheMode):
+    """A cache that keeps every entry, of which the steps of an answer see those that matter now.
 
     The tokens of a prompt see all before them. From its end on the policy chooses, between two rounds, every `every`
     committed tokens; a draft ends there, so drafts change nothing. A cache of up to budget + every entries is seen
@@ -39,34 +43,53 @@ class Selection:
                 f"the {policy.name} cache policy watches {policy.rows} rows every {policy.every} tokens; give it more "
                 "tokens, or fewer rows."
             )
-        self.policy = policy
+        self.policy, self.session = policy, session
         self.rows = policy.rows
         self.seconds = 0.0  # spent on choosing, ever
-        self.at: int | None = None  # tokens covered when it was chosen what is seen; None: everything is
-        self.n_unseen = 0
+        self._at: int | None = None  # tokens covered when it was chosen what is seen; None: everything is
+        self._n_unseen = 0
 
     @property
     def limit(self) -> int:
         """Entries that are seen at most once something was chosen."""
         return self.policy.budget + self.policy.every
 
+    @property
+    def n_unseen(self) -> int:
+        return self._n_unseen
+
     def next(self, n_covered: int) -> int:
         """Number of covered tokens at which is chosen next."""
-        if self.at is not None:
-            return self.at + self.policy.every
+        if self._at is not None:
+            return self._at + self.policy.every
         return max(n_covered, self.limit)
 
-    def choose(self, session: Session, context: Tokens, queries: Floats) -> None:
-        """Let later steps see what the policy names. queries: (n_layers, n_heads, rows, head_dim) of the last rows."""
+    def watch(self, n_covered: int) -> Watch:
+        return Watch(n_covered - self.rows, observe=frozenset({"queries"}))
+
+    def change(self, watched: list[Step], tokens: Tokens) -> None:
+        """Let later steps see what the policy names."""
+        queries = [step.queries for step in watched if step.queries is not None]
         began = time.perf_counter()
-        view = CacheView(session, context[len(context) - self.rows :], context, queries=queries)
+        view = CacheView(
+            self.session, tokens[len(tokens) - self.rows :], tokens, queries=np.concatenate(queries, axis=2)
+        )
         entries = self.policy.select(view)
-        session.attend(entries)
-        self.at, self.n_unseen = len(context), len(context) - len(entries)
+        self.session.attend(entries)
+        self._at, self._n_unseen = len(tokens), len(tokens) - len(entries)
         self.seconds += time.perf_counter() - began
 
-    def forget(self, session: Session) -> None:
+    def truncate(self, n_tokens: int, n_positions: int) -> None:
+        if self._at is not None and n_tokens < self._at:
+            self.begin_prompt()
+        super().truncate(n_tokens, n_positions)
+
+    def begin_prompt(self) -> None:
         """Everything is seen again."""
-        if self.at is not None:
-            session.attend(None)
-        self.at, self.n_unseen = None, 0
+        if self._at is not None:
+            self.session.attend(None)
+        self._at, self._n_unseen = None, 0
+
+    def restore(self, saved: SavedSequence) -> None:
+        super().restore(saved)
+        self.begin_prompt()

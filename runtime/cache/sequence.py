@@ -8,15 +8,16 @@ import numpy as np
 
 from ..checks import room_hint
 from ..errors import ContextFullError
-from ..interfaces import Distribution, Floats, Indices, Observation, Session, Step, Tokens
+from ..interfaces import UNOBSERVED, Distribution, Floats, Indices, Observations, Session, Step, Tokens
 from ..profiling.row_classes import ANY_WIDTH, RowRule
+from ..progress import Counted
 from ..sampling.sampling import Sampling
-from .compression import Compression
+from .compression import CompressedCache
+from .mode import CacheMode, FullCache
 from .policies.policy import CachePolicy
 from .saved import SavedSequence
-from .selection import Selection, selects
+from .selection import SelectiveCache, selects
 
-ENDLESS = 1 << 40  # tokens that a cache can cover which goes on whatever the model's context is
 PREFILL_CHUNK = 256  # rows of a prefill step: the bound on how long a cancel waits
 
 
@@ -27,13 +28,12 @@ class Cancelled(Exception):  # noqa: N818 - a signal between our own frames, nev
 class CachedSequence:
     """Keeps `tokens`, what the session's cache covers, equal to what the session really holds.
 
-    policy: compresses the cache whenever it is full; it covers more tokens than it holds entries then.
-    compares: whether committed() is to be told the distributions.
+    policy: compresses the cache whenever it is full, which covers more tokens than it holds entries then; or selects
+        what steps see.
     covered: what the session covers already, though it may hold entries of only some, those that the policy has just
         selected; None: what it holds is forgotten.
+    mode: over the session; what the policy asks for, by default.
     """
-
-    compares = False
 
     def __init__(
         self,
@@ -41,24 +41,27 @@ class CachedSequence:
         rows: RowRule = ANY_WIDTH,
         policy: CachePolicy | None = None,
         covered: Tokens | None = None,
+        *,
+        mode: CacheMode | None = None,
     ) -> None:
-        self.session = session
+        n_covered = 0 if covered is None else len(covered)
+        n_evicted = 0 if covered is None else n_covered - len(session.positions)
+        self.mode = mode or _mode_for(policy, session, rows, n_covered, n_evicted)
         self.rows = rows
-        selecting = policy is not None and selects(policy)
-        self.compression = None if policy is None or selecting else Compression(policy, session, rows)
-        self.selection = Selection(policy, session) if policy is not None and selecting else None
         self._tokens: Tokens = np.empty(256, dtype=np.int64)
         self._source: Tokens | Floats | None = None  # what the session has read
-        self._n = self._never_held = 0
+        self._n = 0
         self.shift = 0  # how far the session's positions are behind the places of the tokens
         if covered is not None:
-            self._never_held = len(covered) - len(session.positions)
-            if self.compression is not None:
-                self.compression.at, self.compression.n_evicted = len(covered), self._never_held
             self._append(covered)
             self._find_shift()
         elif len(session.positions):
             session.truncate(0)
+
+    @property
+    def session(self) -> Session:
+        """What holds the entries; a mode may exchange it."""
+        return self.mode.session
 
     @property
     def tokens(self) -> Tokens:
@@ -75,32 +78,27 @@ class CachedSequence:
         """How many leading tokens of the context need not be run again: the common prefix, or none where the cache
         was compressed behind its end."""
         n = self.common_prefix(context)
-        return 0 if self.compression is not None and n < self.compression.at else n
+        return 0 if n < self.mode.fixed else n
 
     @property
     def longest(self) -> int:
         """How many tokens the cache can cover."""
-        if self.compression is None:
-            return self.session.max_context + self._never_held
-        if self.compression.endless:
-            return ENDLESS
-        spare = max(self.rows.maximum, self.compression.policy.spare)  # rows that need positions for a while
-        return self.session.info.context_length - spare
+        return self.mode.longest
 
     @property
     def n_entries(self) -> int:
         """How many of the covered tokens the cache still holds."""
-        return self._n - self.n_evicted
+        return self._n - self.mode.n_evicted
 
     @property
     def n_seen(self) -> int:
         """How many of those a step sees."""
-        return self.n_entries - (0 if self.selection is None else self.selection.n_unseen)
+        return self.n_entries - self.mode.n_unseen
 
     @property
     def n_evicted(self) -> int:
         """How many of the covered tokens the cache holds no longer."""
-        return self._never_held if self.compression is None else self.compression.n_evicted
+        return self.mode.n_evicted
 
     @property
     def free(self) -> int:
@@ -110,15 +108,13 @@ class CachedSequence:
     @property
     def until_compression(self) -> int | None:
         """How many tokens can be committed before the cache is compressed; None: it never is."""
-        due = self.next_compression
+        due = self.mode.next(self._n)
         return None if due is None else due - self._n
 
     @property
     def next_compression(self) -> int | None:
         """How many tokens are covered when the cache is compressed next; None: it never is."""
-        if self.selection is not None:
-            return self.selection.next(self._n)
-        return None if self.compression is None else self.compression.next
+        return self.mode.next(self._n)
 
     def has_read(self, source: Tokens | Floats) -> bool:
         """Whether this is the source that the session's steps see."""
@@ -128,51 +124,59 @@ class CachedSequence:
         """Make the session's steps see this source; nothing happens where they do already."""
         if self.has_read(source):
             return
-        self.session.encode(source)
-        self._source, self._n, self._never_held, self.shift = source.copy(), 0, 0, 0
-        if self.compression is not None:
-            self.compression.begin()
+        self.mode.encode(source)
+        self._source, self._n, self.shift = source.copy(), 0, 0
 
     def begin_answer(self, sampling: Sampling, n_prompt: int) -> None:
-        """Answer tokens follow, chosen so; for sequences that look at what is chosen."""
+        """Answer tokens follow, chosen so; for modes that look at what is chosen."""
+        self.mode.begin_answer(sampling, n_prompt)
+
+    @property
+    def compares(self) -> bool:
+        """Whether committed() is to be told the distributions."""
+        return self.mode.compares
 
     def committed(self, distributions: Sequence[Distribution]) -> None:
-        """These distributions have chosen the tokens just committed; for sequences that look at what is chosen."""
+        """These distributions have chosen the tokens just committed; for modes that look at what is chosen."""
+        self.mode.committed(distributions)
 
     def close(self) -> None:
         """Free the cache."""
-        self.session.close()
+        self.mode.close()
 
     @property
     def nbytes(self) -> int:
         """Bytes allocated."""
-        return self.session.nbytes
+        return self.mode.nbytes
 
     def truncate(self, n_tokens: int) -> None:
         """Forget everything behind the first n_tokens, or all of it where some of those were evicted since."""
         if n_tokens >= self._n:
             return
-        if self.compression is not None and n_tokens < self.compression.at:
-            self.compression.begin()
+        if n_tokens < self.mode.fixed:
             n_tokens = self.shift = 0
-        if self.selection is not None and n_tokens < (self.selection.at or 0):
-            self.selection.forget(self.session)
-        self.session.truncate(max(n_tokens - self.shift, 0))
+        before = self.session
+        self.mode.truncate(n_tokens, max(n_tokens - self.shift, 0))
+        if self.session is not before:
+            self._source = None  # a session that was just opened has read nothing
         self._n = n_tokens
 
     def compress(self, cancelled: Callable[[], bool] | None = None) -> None:
-        """Evict entries if the cache is full, or choose what is seen of it. Its last tokens are run again, where the
-        policy wants to watch them."""
-        if self.selection is not None and self._n == self.selection.next(self._n):
-            self._select(self.selection)
-        if self.compression is not None and self._n == self.compression.next:
-            self._fill_and_compress(self.tokens.copy(), cancelled)
+        """Change what is held or seen, if that is due. The last tokens are run again, where the policy wants to watch
+        them."""
+        if self._n == self.mode.next(self._n):
+            self._change(self.tokens.copy(), cancelled)
 
     def forward(self, tokens: Tokens, *, n_logits: int, parents: Indices | None = None) -> Step:
         """Append tokens; after a tree call accept() before anything else."""
         step = self.session.forward(tokens, n_logits=n_logits, parents=parents)
         self._append(tokens)
         return step
+
+    def logits_after(self, tokens: Tokens) -> Floats:
+        """Logits after each of these next tokens, (n, vocab_size), from one step of an allowed width: its spare rows
+        are forgotten. They are the session's own and gone with its next step."""
+        return self._padded(tokens, logits=True).logits[: len(tokens)]
 
     def accept(self, rows: Indices, n_rows: int) -> None:
         """After a tree of n_rows rows: keep these rows only."""
@@ -186,7 +190,7 @@ class CachedSequence:
         context: Tokens,
         *,
         cancelled: Callable[[], bool] | None = None,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Counted | None = None,
     ) -> int:
         """Make the cache cover exactly the context and return how many leading tokens were there already.
 
@@ -201,8 +205,7 @@ class CachedSequence:
             )
         reused = self.reusable(context)
         self.truncate(reused)
-        if self.selection is not None:
-            self.selection.forget(self.session)
+        self.mode.begin_prompt()
         while self._n < len(context):
             if cancelled is not None and cancelled():
                 raise Cancelled
@@ -213,65 +216,53 @@ class CachedSequence:
 
     def save(self) -> SavedSequence:
         """What restore() takes. Raises AbilityError where the session cannot save."""
-        compressed = None if self.compression is None else self.compression.saved()
-        return SavedSequence(self.tokens.copy(), self.session.save(), compressed)
+        return self.mode.save(self.tokens.copy())
 
     def restore(self, saved: SavedSequence) -> None:
         """Cover what save() was called on, by a session over the same weights with the same policy.
 
         Raises OptionError and ContextFullError before anything changes.
         """
-        self.session.restore(saved.entries)
+        self.mode.restore(saved)
         self._source = None  # whatever it is, it came with the entries
-        if self.compression is not None:
-            self.compression.begin() if saved.compressed is None else self.compression.restore(saved.compressed)
-        if self.selection is not None:
-            self.selection.forget(self.session)
         self._n = 0
         self._append(saved.tokens)
         self._find_shift()
 
     def _advance(self, context: Tokens, cancelled: Callable[[], bool] | None) -> None:
         """One chunk; chunks end where a policy begins to watch."""
-        if self.compression is None or self.compression.next > len(context):
-            self._run_chunk(context)
-        elif self._n < self.compression.watch_from:
-            self._run_chunk(context[: self.compression.watch_from])
+        stop = self.mode.stop(len(context))
+        if self._n < stop:
+            self._run_chunk(context[:stop])
         else:
-            self._fill_and_compress(context[: self.compression.next], cancelled)
+            self._change(context[: self.mode.next(self._n)], cancelled)
 
-    def _fill_and_compress(self, tokens: Tokens, cancelled: Callable[[], bool] | None) -> None:
-        """Run the last of the tokens, which fill the cache, while the policy watches, and let it select."""
-        assert self.compression is not None
-        compression = self.compression
-        begin, rows = compression.watch_from, compression.logit_rows
-        self.truncate(begin)
+    def _change(self, tokens: Tokens, cancelled: Callable[[], bool] | None) -> None:
+        """Run the last of the tokens, at which a change is due, while the policy watches, and let it choose."""
+        watch = self.mode.watch(len(tokens))
+        self.truncate(watch.first)
         watched: list[Step] = []
         while self._n < len(tokens):
             if cancelled is not None and cancelled():
                 raise Cancelled
-            chunk = tokens[self._n : self._n + (rows or PREFILL_CHUNK)]
-            watched.append(self._watched(chunk, logits=rows is not None, observe=compression.observe))
-        compression.compress(self.session, watched, tokens)
-        if compression.endless and not compression.fits_behind(self.session):
-            self._restart(compression.restart(tokens), cancelled)
+            chunk = tokens[self._n : self._n + (watch.logit_rows or PREFILL_CHUNK)]
+            watched.append(self._watched(chunk, logits=watch.logit_rows is not None, observe=watch.observe))
+        to_read = self.mode.change(watched, tokens)
+        if to_read is not None:
+            self._restart(to_read, cancelled)
+        self._find_shift()
 
-    def _select(self, selection: Selection) -> None:
-        tokens = self.tokens.copy()
-        last = tokens[len(tokens) - selection.rows :]
-        self.truncate(len(tokens) - selection.rows)
-        step = self._watched(last, logits=False, observe=frozenset({"queries"}))
-        assert step.queries is not None
-        selection.choose(self.session, tokens, step.queries)
+    def _watched(self, chunk: Tokens, *, logits: bool, observe: Observations) -> Step:
+        """What a step of these next tokens gave, to keep: without the padding."""
+        return _head(self._padded(chunk, logits=logits, observe=observe), len(chunk), self.n_entries)
 
-    def _watched(self, chunk: Tokens, *, logits: bool, observe: frozenset[Observation]) -> Step:
-        """What a step of these next tokens gave, to keep: without the padding, which is forgotten again."""
+    def _padded(self, chunk: Tokens, *, logits: bool, observe: Observations = UNOBSERVED) -> Step:
+        """A step of these next tokens, padded to an allowed width; the padding is forgotten again."""
         end, padded = self._n + len(chunk), self.rows.pad(chunk)
         step = self.session.forward(padded, n_logits=len(padded) if logits else 0, observe=observe)
         self._append(padded)
-        kept = _head(step, len(chunk), self.n_entries - len(padded) + len(chunk))
         self.truncate(end)
-        return kept
+        return step
 
     def _restart(self, kept: Tokens, cancelled: Callable[[], bool] | None) -> None:
         """Read the kept tokens anew, at the first positions, as there are not enough behind them.
@@ -283,7 +274,6 @@ class CachedSequence:
         except BaseException:
             self.truncate(0)
             raise
-        self._find_shift()
 
     def _find_shift(self) -> None:
         positions = self.session.positions
@@ -310,6 +300,15 @@ class CachedSequence:
             self._tokens = grown
         self._tokens[self._n : n] = tokens
         self._n = n
+
+
+def _mode_for(policy: CachePolicy | None, session: Session, rows: RowRule, n_covered: int, n_evicted: int) -> CacheMode:
+    """What is done with the entries of a session that covers so many tokens and holds all but so many of them."""
+    if policy is None:
+        return FullCache(session, n_evicted)
+    if selects(policy):
+        return SelectiveCache(policy, session)
+    return CompressedCache(policy, session, rows, (n_covered, n_evicted))
 
 
 def _head(step: Step, n: int, n_entries: int) -> Step:

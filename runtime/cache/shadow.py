@@ -9,12 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import OptionError
-from ..interfaces import Distribution, Floats, Tokens
+from ..interfaces import Distribution, Floats, Session, Tokens
 from ..profiling.row_classes import RowRule
 from ..sampling.sampling import Sampling
 from .agreement import Agreement, overlap
 from .compressed_copy import check_copy, compressed_fork
-from .compression import Compression
+from .compression import CompressedCache
+from .mode import CacheMode
 from .policies.policy import CachePolicy
 from .policies.wrapper import Wrapper
 from .saved import SavedGate
@@ -50,17 +51,15 @@ class ShadowCache:
     shrinks: one that is known to hold it is halved, unless so little was too little before.
     """
 
-    def __init__(
-        self, target: CachedSequence, policy: CachePolicy, quality: float, rows: RowRule, *, shrinks: bool
-    ) -> None:
+    def __init__(self, target: Session, policy: CachePolicy, quality: float, rows: RowRule, *, shrinks: bool) -> None:
         """Raises AbilityError and OptionError where the engine cannot copy entries, or the policy cannot be carried out
         or have another budget."""
         if not 0.0 < quality < 1.0:
             raise OptionError(f"quality is {quality}, but must lie between 0 and 1: 0.98, say.")
-        check_copy(target.session, policy, f"quality= with the {policy.name} cache policy")
-        Compression(policy, target.session, rows)  # whose checks hold for the shadow
+        check_copy(target, policy, f"quality= with the {policy.name} cache policy")
+        CompressedCache(policy, target, rows)  # whose checks hold for the shadow
         resized(policy, policy.budget)
-        self.target, self.quality, self.rows, self.shrinks = target, quality, rows, shrinks
+        self.quality, self.rows, self.shrinks = quality, rows, shrinks
         self._first = policy
         self._sequence: CachedSequence | None = None
         self.forget()
@@ -110,14 +109,14 @@ class ShadowCache:
         """Number of tokens covered by the target at which to look() next."""
         if self._sequence is None:
             return self.policy.budget + self.policy.every + 1
-        compression = self._sequence.compression
-        assert compression is not None
-        return min(self._read + BLOCK, compression.next)  # it may cover more, which was drafted
+        full = self._sequence.next_compression
+        assert full is not None
+        return min(self._read + BLOCK, full)  # it may cover more, which was drafted
 
-    def look(self, tokens: Tokens) -> bool:
+    def look(self, target: Session, tokens: Tokens) -> bool:
         """Compare, and make the budget larger or smaller. Whether the quality is known to hold.
 
-        tokens: all that the target covers, as many as were due.
+        target: holds an entry of each of the tokens, which are as many as were due.
         """
         held = False
         if self._sequence is not None:
@@ -129,7 +128,7 @@ class ShadowCache:
                 self._too_small = self.policy.budget
                 self._resize(2 * self.policy.budget)
         if self._sequence is None and len(tokens) >= self.due:
-            fork = compressed_fork(self.target, self.policy, tokens)
+            fork = compressed_fork(target, self.rows, self.policy, tokens)
             self._sequence = CachedSequence(fork.session, self.rows, self.policy, covered=tokens)
             self._read = len(tokens)
             self.since = self._read if self.since is None else self.since
@@ -141,12 +140,12 @@ class ShadowCache:
             return None
         return self._sequence
 
-    def take(self) -> CachedSequence:
-        """The shadow, covering what it has read; it is the caller's from now on."""
+    def take(self) -> CacheMode:
+        """The compressed cache, covering what it has read; it is the caller's from now on."""
         taken, self._sequence = self._sequence, None
         assert taken is not None
         self.close()
-        return taken
+        return taken.mode
 
     def _compare(self, shadow: CachedSequence, tokens: Tokens) -> None:
         shadow.truncate(self._read)  # forgets what was drafted with it
@@ -164,10 +163,7 @@ class ShadowCache:
         parts = []
         for start in range(0, len(block), self.rows.maximum):
             part = block[start : start + self.rows.maximum]
-            width, end = self.rows.fit(len(part)), len(shadow.tokens) + len(part)
-            step = shadow.forward(np.concatenate([part, np.full(width - len(part), part[-1])]), n_logits=width)
-            parts.append(step.logits[: len(part)].copy())
-            shadow.truncate(end)
+            parts.append(shadow.logits_after(part).copy())
         return np.concatenate(parts)
 
     def _shrink(self) -> None:

@@ -22,6 +22,7 @@ from ..checks import real, whole
 from ..errors import AbilityError, OptionError
 from ..interfaces import FinishReason, Floats, ModelInfo, Probs, Round, Tokens
 from ..sampling.finite import require_finite
+from ..sampling.log_softmax import log_softmax
 from ..sampling.sampling import LogitsProcessor, Sampling
 from .loop import CANCELLED, Limits, end_of, read
 
@@ -193,21 +194,17 @@ def _step(
     for beginning in running:
         token = beginning.tokens[-1] if beginning.tokens else int(context[-1])
         sequence = beginning.sequence
-        n = len(sequence.tokens) + 1
         began = time.perf_counter()
-        logits = sequence.forward(np.full(width, token, dtype=np.int64), n_logits=width).logits[0]
+        logits = sequence.logits_after(np.array([token], dtype=np.int64))[0]
         spent += time.perf_counter() - began
-        wide = logits.astype(np.float64)
-        top = wide.max()
-        if not math.isfinite(top):
+        if not math.isfinite(logits.max()):
             require_finite(logits, sequence.session.info)
-        logs = wide - top - np.log(np.exp(wide - top).sum())
+        logs = log_softmax(logits)
         if processors:
             whole = np.concatenate([context, np.array(beginning.tokens, dtype=np.int64)])
             for processor in processors:
                 logs = processor(logs, whole)
         rows.append(beginning.log_prob + logs)
-        sequence.truncate(n)  # spare rows of the class
     return np.array(rows), width * len(running), spent
 
 

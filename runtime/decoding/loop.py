@@ -8,14 +8,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..cache.sequence import ENDLESS, CachedSequence, Cancelled
+from ..cache.compression import ENDLESS
+from ..cache.sequence import CachedSequence, Cancelled
 from ..checks import room_hint, whole
 from ..errors import AbilityError, ContextFullError, OptionError
 from ..interfaces import Distribution, Draft, FinishReason, Floats, Indices, Proposer, Round, Tokens
+from ..progress import Counted
 from ..sampling.finite import require_finite
 from ..sampling.sampling import Sampling
 from ..sampling.speculative_sampling import Verdict, verify, verify_greedy
-from ..speculation.controller import NO_DRAFT, Drafting
+from ..speculation.controller import NO_DRAFT, Drafting, Proposal
 
 
 class UpTo(int):
@@ -29,7 +31,7 @@ class Limits:
     max_new_tokens: int | UpTo | None = None  # None: until the context is full
     stop_ids: frozenset[int] = frozenset()
     cancelled: Callable[[], bool] = lambda: False  # asked between prefill chunks and between rounds
-    progress: Callable[[int, int], None] | None = None  # prefill: (tokens done, tokens in all)
+    progress: Counted | None = None  # prefill: (tokens done, tokens in all)
 
 
 _GROWTH = 1 << 12  # tokens there is room for at first: an answer may be allowed more than there is memory
@@ -91,11 +93,7 @@ def generate(
         context[n : n + len(tokens)] = tokens
         n += len(tokens)
         if target.compares:
-            target.committed(
-                [Distribution.point(token) for token in tokens]
-                if distributions is None
-                else distributions[: len(tokens)]
-            )
+            target.committed(distributions[: len(tokens)] if distributions else [Distribution.point(x) for x in tokens])
         target.truncate(n - 1)  # forgets rejected drafts, spare rows and what lies behind a stop id
         drafting.observe(
             proposal,
@@ -106,17 +104,8 @@ def generate(
             verify_s=verify_s,
             began=began,
         )
-        yield Round(
-            tokens,
-            drafted=len(proposal.draft),
-            accepted=min(len(verdict.rows), len(tokens)),
-            width=width,
-            draft_s=proposal.draft_s,
-            verify_s=verify_s,
-            other_s=time.perf_counter() - began - proposal.draft_s - verify_s + compress_s,
-            proposer=proposal.proposer,
-            finish_reason=reason,
-        )
+        round_s = time.perf_counter() - began + compress_s
+        yield _round(proposal, tokens, len(verdict.rows), width, verify_s, round_s, reason)
         if reason is not None:
             return
 
@@ -155,7 +144,7 @@ def end_of(target: CachedSequence, prompt: Tokens, limits: Limits, has_source: b
         way_out = room_hint(need, known)
         if has_source:  # there is no prompt to shorten
             way_out = "Ask for fewer new tokens" + (f", or open it with max_context={need}." if need <= known else ".")
-        if target.compression is not None:
+        if target.mode.bounded:
             way_out = "That is as far as the model's positions go, whatever is evicted; shorten the prompt."
         what = "the answer begins with" if has_source else "the prompt has"
         raise ContextFullError(f"{what} {len(prompt)} tokens{wanted}, but this session holds {holds}. {way_out}")
@@ -250,6 +239,28 @@ def _verify(
         return distribution
 
     return verify(draft, distribution_at, rng), asked
+
+
+def _round(
+    proposal: Proposal,
+    tokens: tuple[int, ...],
+    n_accepted: int,
+    width: int,
+    verify_s: float,
+    round_s: float,
+    reason: FinishReason | None,
+) -> Round:
+    return Round(
+        tokens,
+        drafted=len(proposal.draft),
+        accepted=min(n_accepted, len(tokens)),
+        width=width,
+        draft_s=proposal.draft_s,
+        verify_s=verify_s,
+        other_s=round_s - proposal.draft_s - verify_s,
+        proposer=proposal.proposer,
+        finish_reason=reason,
+    )
 
 
 def _commit(

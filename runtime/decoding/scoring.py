@@ -2,47 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 
 from ..cache.compression import LOGIT_ROWS
 from ..cache.sequence import CachedSequence
 from ..interfaces import Floats, Tokens
+from ..progress import Counted
 from ..sampling.finite import require_finite
+from ..sampling.log_softmax import log_softmax
 
 
-def logits_along(sequence: CachedSequence, tokens: Tokens, first: int) -> Iterator[tuple[int, Floats]]:
+def logits_along(
+    sequence: CachedSequence, tokens: Tokens, first: int, widest: int = LOGIT_ROWS
+) -> Iterator[tuple[int, Floats]]:
     """(place, logits after the token there and those behind it), (n, vocab_size), from token `first` to the last.
 
-    The cache is compressed where decoding would compress it. The array belongs to the caller until the next one.
-    Raises NotFiniteError.
+    widest: rows of a step at most. The cache is compressed where decoding would compress it. The array belongs to the
+    caller until the next one. Raises NotFiniteError.
     """
     sequence.cover(tokens[:first])
     rows = sequence.rows
     while (at := len(sequence.tokens)) < len(tokens):
         if sequence.until_compression == 0:
             sequence.compress()
-        n = min(LOGIT_ROWS, len(tokens) - at, sequence.until_compression or LOGIT_ROWS)
+        n = min(widest, len(tokens) - at, sequence.until_compression or widest)
         if n <= rows.maximum:
             n = min(n, rows.floor(sequence.free) or n)
-        width = n if n > rows.maximum else rows.fit(n)
-        padded = np.concatenate([tokens[at : at + n], np.full(width - n, tokens[at + n - 1])])
-        logits = sequence.forward(padded, n_logits=width).logits[:n]
+        logits = sequence.logits_after(tokens[at : at + n])
         require_finite(logits, sequence.session.info)
-        sequence.truncate(at + n)
         yield at, logits
 
 
-def log_distribution(logits: Floats) -> Floats:
-    """log p of every token, (n, vocab_size)."""
-    wide = logits - logits.max(axis=-1, keepdims=True)
-    total: Floats = wide - np.log(np.exp(wide).sum(axis=-1, keepdims=True, dtype=np.float64)).astype(np.float32)
-    return total
-
-
 def surprisal(
-    sequence: CachedSequence, tokens: Tokens, first: int, progress: Callable[[int, int], None] | None = None
+    sequence: CachedSequence, tokens: Tokens, first: int, progress: Counted | None = None
 ) -> tuple[Floats, Floats]:
     """-log p of the tokens behind `first`, (len(tokens) - first - 1,), in nats, and the logits after the last one.
 
@@ -52,7 +46,7 @@ def surprisal(
     last: Floats = np.empty(0, dtype=np.float32)
     for at, logits in logits_along(sequence, tokens, first):
         after = tokens[at + 1 : at + 1 + len(logits)]
-        found.append(-log_distribution(logits)[np.arange(len(after)), after])
+        found.append(-log_softmax(logits, np.float32)[np.arange(len(after)), after])
         last = logits[-1].copy()
         if progress is not None:
             progress(at + len(logits), len(tokens))

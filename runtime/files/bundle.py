@@ -11,8 +11,9 @@ from pydantic import ValidationError
 
 from ..errors import ModelFileError, ModelNotFoundError
 from ..profiling.canary import Canary
+from ..progress import Counted
 from ..sampling.generation import Generation
-from ..storage import Progress, cache_dir, file_digest, read_json, sha256_of, write_atomically, write_json_atomically
+from ..storage import cache_dir, file_digest, read_json, sha256_of, write_atomically, write_json_atomically
 from ..text.tokenizer import Tokenizer
 from .manifest import MANIFEST_NAME, SCHEMA_VERSION, DraftEntry, FileFact, GreedyAnswer, Manifest, Source
 from .model_file import ModelFile
@@ -25,7 +26,6 @@ __all__ = [
     "FileFact",
     "GreedyAnswer",
     "Manifest",
-    "Progress",
     "Source",
     "cache_dir",
     "describe_files",
@@ -173,7 +173,7 @@ def _read(folder: Path) -> tuple[Manifest, str]:
         raise ModelFileError(f"{path} is not a manifest: {where + ': ' if where else ''}{first['msg']}.") from error
 
 
-def describe_files(folder: Path, progress: Progress | None = None) -> dict[str, FileFact]:
+def describe_files(folder: Path, progress: Counted | None = None) -> dict[str, FileFact]:
     """Size and digest of every file in a folder but the manifest: `Manifest.files`."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST_NAME)
     return {

@@ -32,10 +32,12 @@ from .rounds import (
     SourceReader,
 )
 from .session import (
+    UNOBSERVED,
     Ability,
     EncoderInfo,
     ModelInfo,
     Observation,
+    Observations,
     Session,
     Step,
     Weights,
@@ -43,6 +45,7 @@ from .session import (
 
 __all__ = [
     "EMPTY_DRAFT",
+    "UNOBSERVED",
     "Ability",
     "Budget",
     "Distribution",
@@ -55,6 +58,7 @@ __all__ = [
     "Indices",
     "ModelInfo",
     "Observation",
+    "Observations",
     "Probs",
     "Proposer",
     "Round",

@@ -11,6 +11,8 @@ Ability: TypeAlias = Literal[
     "tree", "evict_tokens", "evict_heads", "attend", "attention", "queries", "keys", "hidden", "fork", "save", "encode"
 ]
 Observation: TypeAlias = Literal["hidden", "queries", "attention"]
+Observations: TypeAlias = frozenset[Observation]
+UNOBSERVED: Observations = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,12 +96,7 @@ class Session(Protocol):
         ...
 
     def forward(
-        self,
-        tokens: Tokens,
-        *,
-        n_logits: int,
-        parents: Indices | None = None,
-        observe: frozenset[Observation] = frozenset(),
+        self, tokens: Tokens, *, n_logits: int, parents: Indices | None = None, observe: Observations = UNOBSERVED
     ) -> Step:
         """Append the tokens and return logits of the last `n_logits` of them (0: none).
 

@@ -117,7 +117,8 @@ class Answering:
 
     def trial(self) -> QualityReport | None:
         """What quality= has found out so far."""
-        return self.sequence.report() if isinstance(self.sequence, QualityGatedCache) else None
+        mode = self.sequence.mode
+        return mode.report() if isinstance(mode, QualityGatedCache) else None
 
     @property
     def drafts_with_model(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -15,6 +15,7 @@ from ..checks import check_seed
 from ..decoding.loop import UpTo
 from ..errors import OptionError
 from ..interfaces import ModelInfo, Tokens
+from ..progress import Counted
 from ..text.chat_template import Message
 from ..text.text_assembler import Stop
 from .result import Result
@@ -47,7 +48,7 @@ class ChatModel(Protocol):
         temperature: float | None,
         seed: int | None,
         stop: Stop,
-        progress: Callable[[int, int], None] | None,
+        progress: Counted | None,
         thinking: bool | None,
     ) -> Stream: ...
 
@@ -123,7 +124,7 @@ class Chat:
         max_new_tokens: int | None = TURN,
         temperature: float | None = None,
         stop: Stop = None,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Counted | None = None,
         thinking: bool | None = None,
     ) -> Stream:
         """The same, piece by piece. The turn is remembered once the stream has been read to its end.

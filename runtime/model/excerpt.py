@@ -14,10 +14,12 @@ import numpy as np
 
 from ..cache.sequence import CachedSequence
 from ..checks import whole
-from ..decoding.scoring import log_distribution, surprisal
+from ..decoding.scoring import surprisal
 from ..errors import ContextFullError, NotFiniteError, OptionError
 from ..interfaces import Tokens
 from ..profiling.row_classes import MAX_WIDTH
+from ..progress import Counted
+from ..sampling.log_softmax import log_softmax
 from ..text.segments import Segment, cut
 from .model import Model
 
@@ -49,7 +51,7 @@ def excerpt(
     segment: int = 256,
     score: Score = "likelihood",
     raw: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Counted | None = None,
 ) -> Excerpt:
     """What of a document, of any length, to put before a question: `model.generate(excerpt(...).prompt)` answers it.
 
@@ -156,9 +158,7 @@ def _best(model: Model, parts: list[Segment], question: str, raw: bool, room: in
     return kept
 
 
-def _scores(
-    model: Model, prompts: list[Tokens], asked: int, score: Score, progress: Callable[[int, int], None] | None
-) -> list[float]:
+def _scores(model: Model, prompts: list[Tokens], asked: int, score: Score, progress: Counted | None) -> list[float]:
     """One for each prompt; the higher, the better. asked: tokens of the question and what follows it."""
     rows = model.calibration.rows.rule()
     size = min(max(map(len, prompts)) + rows.maximum, model.info.context_length)
@@ -167,7 +167,7 @@ def _scores(
     try:
         for prompt in prompts:
             losses, logits = surprisal(sequence, prompt, len(prompt) - asked - 1)
-            distribution = log_distribution(logits)
+            distribution = log_softmax(logits, np.float32)
             found.append(
                 -float(losses.mean()) if score == "likelihood" else float((np.exp(distribution) * distribution).sum())
             )

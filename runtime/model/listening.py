@@ -154,8 +154,7 @@ def detected(sequence: CachedSequence, heard: Floats, start: int, languages: Seq
     """The token of the language that is spoken: the likeliest of these behind the start token, found in one step."""
     sequence.encode(heard)
     sequence.truncate(0)
-    width = sequence.rows.minimum
-    logits = sequence.forward(np.full(width, start, dtype=np.int64), n_logits=width).logits[0]
+    logits = sequence.logits_after(np.array([start], dtype=np.int64))[0]
     found = languages[int(np.argmax(logits[list(languages)]))]
     sequence.truncate(0)
     return found

@@ -14,6 +14,7 @@ from ..errors import ChatTemplateError, PilotfishError
 from ..interfaces import DraftLengthPolicy, ModelInfo, Proposer, Tokens, Weights
 from ..profiling.calibrate import Calibration
 from ..profiling.engine_trial import Choice
+from ..progress import Counted
 from ..sampling.sampling import Sampling
 from ..speculation.draft_weights import DraftWeights, Shared
 from ..text.chat_template import ChatTemplate, Message
@@ -228,7 +229,7 @@ class Model:
         raw: bool = False,
         special: bool = False,
         cancel: threading.Event | None = None,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Counted | None = None,
         beams: int | Beams | None = None,
         language: str | None = None,
         task: str | None = None,

@@ -11,6 +11,7 @@ from ..decoding.beam_search import Beams, check_beams
 from ..decoding.loop import Limits, UpTo
 from ..errors import OptionError
 from ..interfaces import ModelInfo
+from ..progress import Counted
 from ..sampling.sampling import Sampling
 from ..several import several
 from ..text.chat_template import ChatTemplate, turn_end
@@ -97,7 +98,7 @@ class Requests:
         special: bool,
         beams: int | Beams | None,
         cancelled: Callable[[], bool],
-        progress: Callable[[int, int], None] | None,
+        progress: Counted | None,
         thinking: bool | None,
     ) -> Request:
         """As in Model.stream(), whose options these are. Raises OptionError and ChatTemplateError."""

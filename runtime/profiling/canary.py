@@ -9,6 +9,7 @@ from ..encoder_input import prepare
 from ..errors import PilotfishError
 from ..interfaces import Floats, Session, Tokens, as_tokens
 from ..sampling.finite import require_finite
+from .teacher_forced import logits_along_text
 
 TEXT = (
     "The capital of France is Paris, and the capital of Italy is Rome. One, two, three, four, five, six, seven, "
@@ -72,15 +73,9 @@ def canary_error(session: Session, canary: Canary) -> float:
         _read(session, as_tokens(canary.source) if canary.source else None)
     except PilotfishError:  # longer than this encoder reads, other tokens
         return 1.0
-    rows, at = [], len(tokens) - len(best)
-    if at:
-        session.forward(tokens[:at], n_logits=0)
-    while at < len(tokens):
-        width = next((w for w in _STEPS if w <= len(tokens) - at), len(tokens) - at)
-        rows.append(session.forward(tokens[at : at + width], n_logits=width).logits.copy())
-        at += width
+    logits = logits_along_text(session, tokens, len(best), widths=_STEPS)
     session.truncate(0)
-    return _answer_error(np.concatenate(rows), best)
+    return _answer_error(logits, best)
 
 
 def _answer_error(answer: Floats, best: Tokens) -> float:

@@ -172,12 +172,12 @@ class CostCurve:
 def too_dear(step_s: Mapping[int, float]) -> list[int]:
     """The widths, ascending, whose step took clearly longer than one of more rows: no kernel does that, so other
     programs did."""
-    dear, cheapest = [], math.inf
+    expensive, cheapest = [], math.inf
     for width in sorted(step_s, reverse=True):
         if step_s[width] > _DIP * cheapest:
-            dear.append(width)
+            expensive.append(width)
         cheapest = min(cheapest, step_s[width])
-    return dear[::-1]
+    return expensive[::-1]
 
 
 def facts_key(info: ModelInfo) -> str:

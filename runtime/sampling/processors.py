@@ -11,6 +11,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from ..interfaces import Floats, Indices, Tokens
+from .log_softmax import log_sum_exp
 from .sampling import LogitsProcessor
 
 
@@ -142,8 +143,7 @@ def with_times(first: int, end: int, begin: int, latest: int | None) -> LogitsPr
             if latest is not None:
                 logits[first + latest + 1 :] = -np.inf
         words, clock = logits[:first].max(), logits[first:]
-        top = clock.max()
-        if np.isfinite(top) and top + np.log(np.exp(clock - top).sum()) > words:
+        if np.isfinite(clock.max()) and log_sum_exp(clock) > words:
             logits[:first] = -np.inf
         return logits
 

@@ -73,7 +73,7 @@ class Drafting:
         self._fitted = [rows.fit(k + 1) for k in range(rows.maximum)]  # width of a step with k drafts
         self._narrow = bisect_right(self._fitted, self._minimum)  # numbers of drafts that fit the narrowest step
         self._round = 0  # of the answer, from 0
-        self._wakes = 0  # the first round in which somebody is to be asked
+        self._rests_until = 0  # the first round in which somebody is to be asked
         self._since_plain = 0  # rounds since a step of minimal width
         self._last_width = self._minimum
         self._gained = 0.0  # seconds, since the answer began, against plain decoding
@@ -83,7 +83,7 @@ class Drafting:
 
     def begin(self, n_entries: int) -> None:
         """A new answer, to a prompt of so many entries: what was gained in the last one is no longer at stake."""
-        self._gained, self._answered, self._round, self._wakes = 0.0, 0, 0, 0
+        self._gained, self._answered, self._round, self._rests_until = 0.0, 0, 0, 0
         self.costs.n_entries = n_entries
         plain_s = self.costs.seconds(self._minimum)
         for record in self._records.values():
@@ -92,10 +92,10 @@ class Drafting:
     @property
     def rests(self) -> bool:
         """Whether nobody is to be asked in this round."""
-        return self._round < self._wakes
+        return self._round < self._rests_until
 
     def propose(self, proposers: tuple[Proposer, ...], context: Tokens, max_tokens: int) -> Proposal:
-        """The draft of this round: the best of the cheap proposers' drafts, or a dearer proposer's where that
+        """The draft of this round: the best of the cheap proposers' drafts, or a more expensive proposer's where that
         promises more, cut to the length that pays. Tokens beyond it only fill rows that the row class costs anyway."""
         began = time.perf_counter()
         k_max = min(max_tokens, self.rows.maximum - 1)
@@ -109,15 +109,15 @@ class Drafting:
             proposers = tuple(sorted(proposers, key=lambda proposer: self._record(proposer.name).call_s))
         for proposer in proposers:
             record = self._record(proposer.name)
-            if self._round < record.wakes:
+            if self._round < record.rests_until:
                 continue
             k = k_max
-            if record.dear(plain_s):
+            if record.expensive(plain_s):
                 thought = time.perf_counter()
                 forecast = self._forecast_record(record, k_max)
                 k = self.policy.choose(forecast)
                 if k == 0 or (self.policy.value(forecast, k) <= best_value and forecast.idle < _STALE):
-                    record.ponder(time.perf_counter() - thought, self._round, plain_s)
+                    record.passed_over(time.perf_counter() - thought, self._round, plain_s)
                     continue
             draft, value = self._ask(proposer, record, context, k, plain_s)
             if not len(draft):
@@ -127,7 +127,7 @@ class Drafting:
                 best, best_value, proposed_by = draft, value, proposer.name
                 if drawn:  # a sampled draft must be submitted
                     break
-        self._wakes = min([self._records[proposer.name].wakes for proposer in proposers])
+        self._rests_until = min([self._records[proposer.name].rests_until for proposer in proposers])
         return Proposal(best, proposed_by, time.perf_counter() - began)
 
     def observe(
@@ -170,8 +170,8 @@ class Drafting:
         if proposal.proposer is not None:
             record = self._record(proposal.proposer)
             record.observe_saved(max(n_tokens * plain_s - spent, 0.0))
-            if not record.dear(plain_s):
-                record.tire(self._round, plain_s)
+            if not record.expensive(plain_s):
+                record.back_off(self._round, plain_s)
             if width > self._minimum:
                 spent += record.usual(proposal.draft_s, plain_s)
         self._gained += n_tokens * plain_s - spent
@@ -234,8 +234,8 @@ class Drafting:
         record.observe_time(len(draft), time.perf_counter() - began, plain_s)
         kept, value, saved_s = self._cut(draft, record) if len(draft) else (EMPTY_DRAFT, -math.inf, 0.0)
         record.observe_asking(max(saved_s, 0.0), time.perf_counter() - began, plain_s)
-        if not len(kept) and not record.dear(plain_s):
-            record.tire(self._round, plain_s)
+        if not len(kept) and not record.expensive(plain_s):
+            record.back_off(self._round, plain_s)
         return kept, value
 
     def _record(self, name: str) -> ProposerRecord:

@@ -13,7 +13,7 @@ _HOPE = 4.0  # plain steps that asking a proposer is taken to be worth before it
 _WORTH_RATE = 0.1  # and how fast the truth is followed,
 _GAIN_RATE = 0.5  # and how fast where it is better than was thought
 _CONSIDERABLE = 0.05  # plain steps: where asking takes more, every answer has to show that it is worth it
-_PONDER = 0.02  # of a plain step: thinking longer than that about a proposer that is not asked is no small matter
+_LONG_THOUGHT = 0.02  # of a plain step: thinking longer than that about a proposer that is not asked is no small matter
 _REST_SHARE = 0.005  # of the time: what asking one that brings less than it takes may cost,
 _REST = (3, 63)  # so it rests so many rounds at a time, at the least and at the most, having begun with two
 
@@ -31,14 +31,14 @@ class ProposerRecord:
     worth_s: float = math.inf  # what asking it is expected to save, on average,
     asked_s: float = 0.0  # and takes, with all that is thought about the answer
     rest: int = 0  # rounds it rested the last time,
-    wakes: int = 0  # and the round in which that ends
+    rests_until: int = 0  # and the round in which that ends
     paid: bool = False  # whether a draft of it was worth asking for in this answer
 
-    def dear(self, plain_s: float) -> bool:
+    def expensive(self, plain_s: float) -> bool:
         """Whether it is judged by its record, before any time is spent on it."""
         return self.call_s > self.cheap * plain_s
 
-    def tire(self, round_: int, plain_s: float) -> None:
+    def back_off(self, round_: int, plain_s: float) -> None:
         """Leave it out for a while if it brings less than asking takes: a lookup in every round is not free either.
 
         Each rest is three times as long as the one before, so an answer in which nothing can be drafted asks few times.
@@ -46,24 +46,24 @@ class ProposerRecord:
         if self.worth_s < self.asked_s:
             longest = min(max(int(self.asked_s / (_REST_SHARE * plain_s)), _REST[0]), _REST[1])
             self.rest = min(3 * self.rest + 2, longest)
-            self.wakes = round_ + 1 + self.rest
+            self.rests_until = round_ + 1 + self.rest
             self.idle += self.rest
 
-    def ponder(self, seconds: float, round_: int, plain_s: float) -> None:
+    def passed_over(self, seconds: float, round_: int, plain_s: float) -> None:
         """It took so long to find that it should not be asked; where steps are short, too long for every round."""
         self.idle += 1
-        if seconds > _PONDER * plain_s:
+        if seconds > _LONG_THOUGHT * plain_s:
             self.observe_asking(0.0, seconds, plain_s)
-            self.tire(round_, plain_s)
+            self.back_off(round_, plain_s)
 
     def begin(self, plain_s: float) -> None:
         """A new answer. Where asking takes a good part of a step it has to show again what it is worth, and unless it
         was worth that in the last answer the first two rounds are left out, which tell a lookup next to nothing."""
-        self.rest = self.wakes = 0
-        if self.asked_s > _CONSIDERABLE * plain_s and not self.dear(plain_s):
+        self.rest = self.rests_until = 0
+        if self.asked_s > _CONSIDERABLE * plain_s and not self.expensive(plain_s):
             self.worth_s = 0.0
             if not self.paid:
-                self.rest, self.wakes = 1, 2
+                self.rest, self.rests_until = 1, 2
         self.paid = False
 
     def observe_asking(self, promised_s: float, seconds: float, plain_s: float) -> None:

@@ -48,8 +48,9 @@ class Drafters:
             self._draft = draft.session(wanted)
         self._copy: SmallerCache | None = None
         if self_draft is not None:
-            if isinstance(sequence, QualityGatedCache) and not sequence.drops:
-                self._copy = sequence.shadow
+            mode = sequence.mode
+            if isinstance(mode, QualityGatedCache) and not mode.drops:
+                self._copy = mode.shadow
             else:
                 self._copy = CompressedCopy(sequence, self_draft)
 

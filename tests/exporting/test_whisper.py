@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from real_weights import whisper
 from sounds import SAMPLE, tone, write_wav
+from tiny_encoder_decoders import tiny_encoder_decoder
 from tiny_families import VOCAB_SIZE, tiny_tokenizer
-from tiny_seq2seq import tiny_pair
 from typer.testing import CliRunner
 
 from pilotfish import Model, load
@@ -49,7 +49,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path, Path]:
 
     folder = tmp_path_factory.mktemp("tiny")
     tiny_tokenizer().save(str(folder / "tokenizer.json"))
-    model = tiny_pair("whisper", vocab_size=VOCAB_SIZE, **SUPPRESSED)
+    model = tiny_encoder_decoder("whisper", vocab_size=VOCAB_SIZE, **SUPPRESSED)
     model.generation_config.update(**SUPPRESSED, eos_token_id=2, forced_decoder_ids=None)
     export_encoder_decoder(
         model,
@@ -96,9 +96,9 @@ def test_the_command_line_listens(tiny: tuple[Any, Path, Path]) -> None:
 
 
 def test_a_folder_s_settings_for_generating_reach_the_manifest(tmp_path: Path) -> None:
-    from tiny_seq2seq import save_pair
+    from tiny_encoder_decoders import save_encoder_decoder
 
-    source = save_pair("whisper", tmp_path / "source")
+    source = save_encoder_decoder("whisper", tmp_path / "source")
     settings = {"decoder_start_token_id": 0, "eos_token_id": 2, **SUPPRESSED}
     (source / "generation_config.json").write_text(json.dumps(settings))
     export(source, tmp_path / "out", to=("onnx",), weights="int8")

@@ -12,12 +12,12 @@ from pilotfish.exporters.torch_to_onnx.format import OnnxFormat
 class Spoiled(OnnxFormat):
     """An exporter with a fault that no file shows: rotation by another base than the model was trained with."""
 
-    def write(self, source: Any, order: Any, model: Any, folder: Path, progress: Any) -> dict[str, str]:
+    def write(self, source: Any, spec: Any, model: Any, folder: Path, progress: Any) -> dict[str, str]:
         rotary = model.model.rotary_emb
         right = rotary.inv_freq.clone()
         rotary.inv_freq.mul_(0.8)
         try:
-            return super().write(source, order, model, folder, progress)
+            return super().write(source, spec, model, folder, progress)
         finally:
             rotary.inv_freq.copy_(right)
 
@@ -28,6 +28,6 @@ class Broken(GgufFormat):
     def __init__(self, error: Exception) -> None:
         self._error = error
 
-    def write(self, source: Any, order: Any, model: Any, folder: Path, progress: Any) -> dict[str, str]:
+    def write(self, source: Any, spec: Any, model: Any, folder: Path, progress: Any) -> dict[str, str]:
         (folder / "half").write_bytes(b"half")
         raise self._error

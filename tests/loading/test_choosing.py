@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from pilotfish import backends, load
-from pilotfish.backends.protocol import NO_OPTIONS
+from pilotfish.backends.protocol import NO_OPTIONS, Options
 from pilotfish.loading.choosing import Wish
 from pilotfish.loading.trials import doubt_of
 from pilotfish.runtime.errors import AbilityError, EngineError, EngineMissingError, OptionError, UnsupportedModelError
@@ -87,13 +87,7 @@ class Engine:
         return ("gguf",)
 
     def open(
-        self,
-        model: ModelFile,
-        *,
-        device: str | None,
-        threads: int,
-        kv_dtype: str | None,
-        options: Mapping[str, object] = NO_OPTIONS,
+        self, model: ModelFile, *, device: str | None, threads: int, kv_dtype: str | None, options: Options = NO_OPTIONS
     ) -> Weights:
         if device in self.broken:
             raise EngineError(f"the driver of {device} does not answer")

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from pilotfish.loading import cpu_load as busy
+from pilotfish.loading import cpu_load
 
 
 class Machine:
@@ -30,7 +30,7 @@ class Machine:
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     made = Machine()
-    monkeypatch.setattr(busy, "psutil", made)
+    monkeypatch.setattr(cpu_load, "psutil", made)
     return made
 
 
@@ -50,7 +50,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
 def test_the_share_of_others_is_what_is_neither_idle_nor_ours(
     machine: Machine, spent: dict[str, float], of_ours: dict[str, float], share: float
 ) -> None:
-    others = busy.Others()
+    others = cpu_load.Others()
     for name, seconds in spent.items():
         machine.system[name] += seconds
     for name, seconds in of_ours.items():
@@ -59,12 +59,12 @@ def test_the_share_of_others_is_what_is_neither_idle_nor_ours(
 
 
 def test_a_moment_is_too_short_to_tell(machine: Machine) -> None:
-    others = busy.Others()
+    others = cpu_load.Others()
     machine.system["user"] += 0.05
-    assert others.share() == 0.0 and busy.cpu_load() == 0.25
+    assert others.share() == 0.0 and cpu_load.cpu_load() == 0.25
 
 
 def test_this_systems_counts_are_understood(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(busy, "psutil", psutil)
-    others = busy.Others()
-    assert 0.0 <= busy.cpu_load() <= 1.0 and 0.0 <= others.share() <= 1.0
+    monkeypatch.setattr(cpu_load, "psutil", psutil)
+    others = cpu_load.Others()
+    assert 0.0 <= cpu_load.cpu_load() <= 1.0 and 0.0 <= others.share() <= 1.0

@@ -217,13 +217,13 @@ def test_damaged_headers_of_the_other_families(worker: Worker, tmp_path: Path) -
 @pytest.mark.slow
 def test_damaged_headers_of_an_encoder_decoder(worker: Worker, tmp_path: Path) -> None:
     pytest.importorskip("torch")
-    from tiny_seq2seq import save_pair
+    from tiny_encoder_decoders import save_encoder_decoder
 
     from pilotfish.exporters.gguf.writer import write_gguf
     from pilotfish.exporters.open_source import open_source
 
     changes = {"relative_attention_max_distance": 128, "num_layers": 1, "num_decoder_layers": 1, "n_positions": 64}
-    source = open_source(save_pair("t5", tmp_path / "hf", **changes))
+    source = open_source(save_encoder_decoder("t5", tmp_path / "hf", **changes))
     write_gguf(source, source.torch_model(), tmp_path / "t5.gguf")
     assert worker.attempt(tmp_path / "t5.gguf") == "opened"
     ended = fuzz(worker, {"t5": tmp_path / "t5.gguf"}, tmp_path, 600, seed=4)

@@ -16,8 +16,8 @@ from tiers import quick
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+from tiny_encoder_decoders import save_encoder_decoder  # noqa: E402
 from tiny_families import VOCAB_SIZE  # noqa: E402
-from tiny_seq2seq import save_pair  # noqa: E402
 
 from pilotfish import load  # noqa: E402
 from pilotfish.backends import get  # noqa: E402
@@ -70,7 +70,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
     def write(name: str, stored: str) -> Path:
         path = folder / f"{name}-{stored}.gguf"
         if stored == "f32":
-            source = open_source(save_pair(name, folder / name, **FITTING))
+            source = open_source(save_encoder_decoder(name, folder / name, **FITTING))
             write_gguf(source, source.torch_model(), path, stored="f32")
         else:
             quantize_gguf(write(name, "f32"), path, stored, threads=1)
@@ -141,7 +141,7 @@ def test_a_source_too_long_for_the_memory_is_refused_before_it_is_read(written: 
 
 def test_a_cache_that_grows_keeps_the_source(written: Written) -> None:
     folder = written("t5", "f32").parent
-    source = open_source(save_pair("t5", folder / "long", **{**FITTING, "n_positions": 900}))
+    source = open_source(save_encoder_decoder("t5", folder / "long", **{**FITTING, "n_positions": 900}))
     write_gguf(source, source.torch_model(), folder / "long.gguf", stored="f32")
     weights = opened(folder / "long.gguf")
     session, answer = weights.session(), np.random.default_rng(2).integers(3, VOCAB_SIZE, 700)
@@ -160,7 +160,7 @@ def test_a_cache_that_grows_keeps_the_source(written: Written) -> None:
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A gated T5; random, but it talks."""
     folder = tmp_path_factory.mktemp("talking")
-    return export(save_pair("flan", folder, **FITTING), folder / "bundle", to=("gguf",), weights="fp32")
+    return export(save_encoder_decoder("flan", folder, **FITTING), folder / "bundle", to=("gguf",), weights="fp32")
 
 
 TEXTS = ("teh quikc brwon fox", "x", "a longer text, " * 9)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -17,26 +16,22 @@ from pilotfish.backends.common.weights import LoadedWeights
 from pilotfish.backends.onnx.loaded_model import OrtModel
 from pilotfish.backends.onnx.session import OrtSession
 from pilotfish.runtime.cache.sequence import CachedSequence
-from pilotfish.runtime.decoding.scoring import log_distribution, logits_along
+from pilotfish.runtime.decoding.scoring import logits_along
 from pilotfish.runtime.errors import OptionError
 from pilotfish.runtime.files.bundle import open_bundle
 from pilotfish.runtime.files.open_model import open_model
 from pilotfish.runtime.interfaces import Tokens
+from pilotfish.runtime.sampling.log_softmax import log_softmax
 from pilotfish.runtime.speculation.draft_length import Fixed
 from pilotfish.runtime.storage import cache_dir
 from pilotfish.runtime.text.calibration_text import TEXT
 from pilotfish.testing.tiny_models import Sizes, tiny_gguf
 
 pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
+
+pytestmark = pytest.mark.usefixtures("module_cache")
 PROSE = Path(__file__).resolve().parents[3] / "docs" / "kv-cache.md"
 TABLES = PROSE.parent / "benchmarks" / "kv-cache.md"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PILOTFISH_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +147,7 @@ def test_real_weights_lose_next_to_nothing(text: str) -> None:
     for kind in ("f32", "int8"):
         weights = get("onnx").open(open_model(folder), device=None, threads=2, kv_dtype=kind)
         along = logits_along(CachedSequence(weights.session(1600)), tokens, 1024)
-        distributions.append(np.concatenate([log_distribution(logits) for _, logits in along]))
+        distributions.append(np.concatenate([log_softmax(logits) for _, logits in along]))
         weights.close()
     kl = (np.exp(distributions[0]) * (distributions[0] - distributions[1])).sum(axis=1).mean()
     assert kl < 0.004, "nats a token"

@@ -32,6 +32,8 @@ N_MUTANTS = 150  # of each kind
 NUMBERS = (-1, 0, 1, 2, 3, 7, 4096, 2**20, 2**31, 2**40, 2**62)
 pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
 
+pytestmark = pytest.mark.usefixtures("module_cache")
+
 
 def opened(folder: Path) -> Weights:
     return get("onnx").open(open_model(folder), device=None, threads=1, kv_dtype=None)
@@ -43,13 +45,6 @@ def sign(folder: Path) -> None:
     value = json.loads(path.read_text("utf-8"))
     value["files"] = {name: fact.model_dump() for name, fact in describe_files(folder).items()}
     path.write_text(json.dumps(value), "utf-8")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PILOTFISH_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -255,7 +255,7 @@ def test_projections_are_fused_and_a_residual_costs_only_where_there_is_one(tmp_
 def test_a_bundle_is_built_once_and_damage_is_mended(tmp_path: Path, own_cache: Path) -> None:
     gguf = tiny_gguf(tmp_path / "m.gguf")
     seen: list[float] = []
-    folder = imported(gguf, progress=lambda share, what: seen.append(share))
+    folder = imported(gguf, progress=lambda what, share: seen.append(share))
     assert seen == sorted(seen) and seen[-1] == 1.0
     made = (folder / "model.onnx").stat().st_mtime_ns
     assert imported(gguf) == folder and (folder / "model.onnx").stat().st_mtime_ns == made

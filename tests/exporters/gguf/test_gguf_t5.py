@@ -20,8 +20,8 @@ from tokenizers.models import Unigram
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+from tiny_encoder_decoders import save_encoder_decoder, tiny_encoder_decoder  # noqa: E402
 from tiny_families import VOCAB_SIZE  # noqa: E402
-from tiny_seq2seq import save_pair, tiny_pair  # noqa: E402
 
 from pilotfish.backends.llamacpp.backend import BACKEND  # noqa: E402
 from pilotfish.exporters.gguf.quantize import quantize_gguf  # noqa: E402
@@ -61,7 +61,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return {name: save_pair(name, tmp_path_factory.mktemp(name), **FITTING) for name in MODELS}
+    return {name: save_encoder_decoder(name, tmp_path_factory.mktemp(name), **FITTING) for name in MODELS}
 
 
 Written = Callable[[str, str], Path]
@@ -136,7 +136,7 @@ def test_one_answer_does_not_see_another(folders: dict[str, Path], written: Writ
 def test_names_are_those_of_the_gguf_package(name: str) -> None:
     gguf = pytest.importorskip("gguf")
     table = gguf.get_tensor_name_map(gguf.MODEL_ARCH.T5, 4)
-    for own in dict(tiny_pair(name).named_parameters()):
+    for own in dict(tiny_encoder_decoder(name).named_parameters()):
         found = T5Layout().gguf_name(own)
         assert found is not None and found == table.get_name(own, try_suffixes=(".weight",))
     for wrong in ("encoder.block.0.layer.2.layer_norm.weight", "shared.bias", "encoder.embed_tokens.weight"):
@@ -166,7 +166,7 @@ def test_what_must_not_be_rounded_stays_f32(written: Written, tmp_path: Path) ->
 def test_what_llama_cpp_would_compute_otherwise_is_refused_before(
     changes: dict[str, Any], error: str, tmp_path: Path
 ) -> None:
-    source = save_pair("t5", tmp_path / "hf", **{**FITTING, **changes})
+    source = save_encoder_decoder("t5", tmp_path / "hf", **{**FITTING, **changes})
     with pytest.raises(UnsupportedModelError, match=error):
         write_gguf(open_source(source), open_source(source).torch_model(), tmp_path / "m.gguf")
     if BACKEND.version() is not None:
@@ -232,7 +232,7 @@ def unigram(prefix: str = "always", split: bool = True, changes: dict[str, Any] 
 
 
 def save_unigram(folder: Path, inner: tokenizers.Tokenizer) -> Path:
-    save_pair("flan", folder, eos_token_id=1, **FITTING)
+    save_encoder_decoder("flan", folder, eos_token_id=1, **FITTING)
     inner.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>"}))
     return folder
@@ -255,7 +255,7 @@ def test_a_unigram_tokenizer_is_written(tmp_path: Path) -> None:
 
 @needs_llama_cpp
 def test_a_tokenizer_of_bytes_is_written(tmp_path: Path) -> None:
-    save_pair("flan", tmp_path, eos_token_id=END, **FITTING)
+    save_encoder_decoder("flan", tmp_path, eos_token_id=END, **FITTING)
     byte_tokenizer().save(tmp_path / "tokenizer.json")
     source = open_source(tmp_path)
     write_gguf(source, source.torch_model(), tmp_path / "m.gguf")  # compares with llama.cpp

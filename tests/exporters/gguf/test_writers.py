@@ -64,6 +64,6 @@ def test_what_is_stored_so_is_taken_over_bit_for_bit(tmp_path: Path) -> None:
 def test_a_kind_that_is_named_is_made(tmp_path: Path) -> None:
     pytest.importorskip("llama_cpp")
     source = open_source(tiny_gguf(tmp_path / "tiny.gguf", quant=like_smollm2))
-    order = ExportSpec(gguf_kind="Q8_0")
-    recipe = GgufFormat().write(source, order, source.torch_model(), tmp_path, lambda share: None)
+    spec = ExportSpec(gguf_kind="Q8_0")
+    recipe = GgufFormat().write(source, spec, source.torch_model(), tmp_path, lambda share: None)
     assert recipe == {"kind": "Q8_0"}

@@ -143,7 +143,7 @@ def test_every_folder_has_what_an_application_needs(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     of = source("llama", tmp_path)
-    seen = list[tuple[float, str]]()
+    seen = list[tuple[str, float]]()
     export_mobile(of, out, form=WeightForm("fp32"), targets=("ort", "onnx-static"), progress=lambda *x: seen.append(x))
     for name in ("ort", "onnx-static"):
         facts = json.loads((out / name / "config.json").read_text("utf-8"))
@@ -155,7 +155,7 @@ def test_every_folder_has_what_an_application_needs(tmp_path: Path) -> None:
         assert "```" in text
         assert "{" not in text.replace("{{", "").split("```")[0]
     assert not list(out.glob(".*")), "nothing temporary stays"
-    shares = [share for share, _ in seen]
+    shares = [share for _, share in seen]
     assert shares == sorted(shares)
     assert shares[-1] == 1.0
 

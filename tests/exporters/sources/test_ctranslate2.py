@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tiny_encoder_decoders import tiny_encoder_decoder
 from tiny_families import tiny_tokenizer
-from tiny_seq2seq import tiny_pair
 
 from pilotfish.exporters.open_source import open_source
 from pilotfish.exporters.sources.ctranslate2_file import read_container, whisper_folder
@@ -82,7 +82,7 @@ def kept(tmp_path: Path) -> Path:
     """A folder as CTranslate2 writes it."""
     folder = tmp_path / "ct2"
     folder.mkdir()
-    tensors = as_ctranslate2(tiny_pair("whisper"))
+    tensors = as_ctranslate2(tiny_encoder_decoder("whisper"))
     data = container(tensors, {"decoder/projection/weight": "decoder/embeddings/weight"})
     (folder / "model.bin").write_bytes(data)
     added = [{"content": name, "id": i} for name, i in _SPECIAL.items()]
@@ -95,7 +95,7 @@ def test_it_is_the_model_that_was_put_in(kept: Path, tmp_path: Path) -> None:
     from transformers import WhisperForConditionalGeneration
 
     folder = whisper_folder(kept, tmp_path / "hf")
-    model, ours = tiny_pair("whisper"), WhisperForConditionalGeneration.from_pretrained(folder)
+    model, ours = tiny_encoder_decoder("whisper"), WhisperForConditionalGeneration.from_pretrained(folder)
     ours.train(False)
     sound = torch.from_numpy(np.random.default_rng(0).normal(size=(1, 20, 120)).astype(np.float32))
     ids = torch.arange(3, 20)[None]
@@ -118,7 +118,7 @@ def test_what_is_no_such_container_is_refused(kept: Path, tmp_path: Path) -> Non
         (kept / "model.bin").write_bytes(data)
         with pytest.raises(error, match=message):
             whisper_folder(kept, tmp_path / "hf")
-    tensors = as_ctranslate2(tiny_pair("whisper")) | {"decoder/embeddings/weight_scale": np.float32(1)}
+    tensors = as_ctranslate2(tiny_encoder_decoder("whisper")) | {"decoder/embeddings/weight_scale": np.float32(1)}
     (kept / "model.bin").write_bytes(container(tensors, {}))
     assert "decoder/embeddings/weight_scale" in read_container(kept / "model.bin")[1]
     with pytest.raises(UnsupportedModelError, match="quantized"):

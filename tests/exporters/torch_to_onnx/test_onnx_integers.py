@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from tiers import quick
+from tiny_encoder_decoders import VOCAB_SIZE, save_encoder_decoder, tiny_encoder_decoder
 from tiny_families import save_tiny, tiny
-from tiny_seq2seq import VOCAB_SIZE, save_pair, tiny_pair
 
 from pilotfish.exporters.quantize.weight_form import WeightForm, check_activations
 from pilotfish.exporting.export import Job, export
@@ -83,7 +83,7 @@ def static(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Pr
 
     def of(name: str) -> tuple[PreTrainedModel, Manifest, Path]:
         if name not in made:
-            model, folder = tiny_pair(name), tmp_path_factory.mktemp(name) / "b"
+            model, folder = tiny_encoder_decoder(name), tmp_path_factory.mktemp(name) / "b"
             found = export_encoder_decoder(model, folder, form, model_id=name, activations="static", samples=SAMPLES)
             made[name] = model, found, folder
         return made[name]
@@ -97,7 +97,7 @@ def test_the_graph_computes_what_was_rounded(static: Any, name: str) -> None:
     start = torch.tensor([[0]])
     exact = logits_of(model)
     assert made.recipe["activations"] == "static" and made.recipe["calibration_tokens"] == "384"
-    assert np.array_equal(exact, logits_of(tiny_pair(name)))  # the model is the same afterwards
+    assert np.array_equal(exact, logits_of(tiny_encoder_decoder(name)))  # the model is the same afterwards
     rows = torch.from_numpy(np.stack(SAMPLES))
     answers = torch.cat([start.expand(len(rows), 1), rows], dim=1)
     with rounded(model, fit_inputs(model, lambda: model(input_ids=rows, decoder_input_ids=answers))):
@@ -144,7 +144,7 @@ def test_an_export_says_so_and_is_compared(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("PILOTFISH_CACHE", str(tmp_path / "cache"))
     text = tmp_path / "own.txt"
     text.write_text("the pilot fish follows the shark, and the shark follows nobody. " * 60)
-    source = save_pair("flan", tmp_path / "source")
+    source = save_encoder_decoder("flan", tmp_path / "source")
     options: dict[str, Any] = {"weights": "int8", "activations": "static", "min_agreement": 0.0}
     scales = []
     for name, own in (("a", None), ("b", text)):
@@ -171,7 +171,7 @@ def test_an_export_says_so_and_is_compared(tmp_path: Path, monkeypatch: pytest.M
 def test_what_has_no_sense_is_refused_before(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
     options: dict[str, Any] = {"to": ("onnx",), "weights": "int8", "activations": "static", **changes}
     with pytest.raises(OptionError, match=said):
-        export(save_pair("flan", tmp_path / "source"), tmp_path / "out", **options)
+        export(save_encoder_decoder("flan", tmp_path / "source"), tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
 
 
@@ -183,7 +183,9 @@ def test_what_is_beside_it_is_rounded_as_it_comes() -> None:
 
 def test_an_int4_output_stays_one(tmp_path: Path) -> None:
     form = WeightForm("int8", output="int4")
-    export_encoder_decoder(tiny_pair("flan"), tmp_path / "b", form, model_id="x", activations="static", samples=SAMPLES)
+    export_encoder_decoder(
+        tiny_encoder_decoder("flan"), tmp_path / "b", form, model_id="x", activations="static", samples=SAMPLES
+    )
     graph = onnx.load(tmp_path / "b" / "onnx" / "decoder.onnx", load_external_data=False).graph
     left = [node for node in graph.node if node.op_type == "MatMulNBits"]
     assert [node.output[0] for node in left] == ["logits"]
@@ -192,10 +194,10 @@ def test_an_int4_output_stays_one(tmp_path: Path) -> None:
 
 def test_text_and_a_model_that_reads_are_needed(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="need text to be fitted to"):
-        export_encoder_decoder(tiny_pair("t5"), tmp_path / "b", INT8, model_id="x", activations="static")
+        export_encoder_decoder(tiny_encoder_decoder("t5"), tmp_path / "b", INT8, model_id="x", activations="static")
     with pytest.raises(UnsupportedModelError, match="this model hears"):
         export_encoder_decoder(
-            tiny_pair("whisper"), tmp_path / "b", INT8, model_id="x", activations="static", samples=SAMPLES
+            tiny_encoder_decoder("whisper"), tmp_path / "b", INT8, model_id="x", activations="static", samples=SAMPLES
         )
     with pytest.raises(OptionError, match="activations cannot be 'f16'"):
         check_activations("f16", INT8, ())  # type: ignore[arg-type]

@@ -14,6 +14,7 @@ from cache_runs import (  # noqa: F401 - fixtures
     PROSE,
     SAMPLINGS,
     SMALL,
+    WIDTHS,
     WRAPPED,
     Knows,
     Run,
@@ -25,6 +26,7 @@ from cache_runs import (  # noqa: F401 - fixtures
 from real_weights import smollm2
 
 from pilotfish.backends import get
+from pilotfish.runtime.cache.compression import CompressedCache
 from pilotfish.runtime.cache.policies import (
     POLICIES,
     CachePolicy,
@@ -86,11 +88,10 @@ def test_a_draft_that_crosses_a_compression_is_found(
     plain = run(weights, policy, prompt)
 
     def at_the_end_of_a_round(target: CachedSequence) -> float:
-        made = target.compression
-        assert made is not None
-        if len(target.tokens) >= made.next:
+        n, due = len(target.tokens), target.next_compression
+        if due is not None and n >= due:
             entries = policy.select(CacheView(target.session, target.tokens[:0]))
-            made.at, made.n_evicted = len(target.tokens), len(target.tokens) - len(entries)
+            target.mode = CompressedCache(policy, target.session, WIDTHS, covered=(n, n - len(entries)))
             target.session.keep(entries)
         return 0.0
 
@@ -140,7 +141,7 @@ def test_a_cache_depends_on_its_tokens_alone(name: str, opened: Callable[[str], 
     weights = opened("toy")
     policy = small(name, "toy")
     first = run(weights, policy, prompt_for(weights))
-    at = first.sequence.compression.at  # type: ignore[union-attr]
+    at = first.sequence.mode.fixed
     for cut in (at, at + 1, len(first.tokens) - 1):  # behind the last compression: what was run stays
         longer = np.concatenate([first.tokens[:cut], prompt_for(weights, 30, seed=cut)])
         again = run(weights, policy, first.tokens[:N_PROMPT])

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from pilotfish.backends.reference.backend import BACKEND as REFERENCE
+from pilotfish.runtime.cache.compression import CompressedCache
 from pilotfish.runtime.cache.policies import (
     H2O,
     POLICIES,
@@ -175,7 +176,7 @@ def test_attention_that_an_engine_shows_is_what_queries_and_keys_give(
     session.abilities = session.abilities - {"queries"}
     for n in (FULL, 80):
         shown = compressed(session, tokens, small(kind), n)
-        assert shown.compression is not None and shown.compression.observe == {"attention"}
+        assert isinstance(shown.mode, CompressedCache) and shown.mode.observe == {"attention"}
         for layer in range(LAYERS):
             wanted = compressed(weights.session(), tokens, small(kind), n).session.keys_values(layer)
             for ours, theirs in zip(shown.session.keys_values(layer), wanted, strict=True):

@@ -34,6 +34,7 @@ from pilotfish.runtime.cache.policies import (
 )
 from pilotfish.runtime.cache.policies.rotation import measured_frequencies
 from pilotfish.runtime.cache.sequence import CachedSequence
+from pilotfish.runtime.decoding.scoring import surprisal
 from pilotfish.runtime.errors import AbilityError, OptionError
 from pilotfish.runtime.interfaces import Floats, Indices, Step, Tokens, Weights
 from pilotfish.runtime.profiling.row_classes import RowRule
@@ -335,16 +336,8 @@ def test_on_real_text_they_lose_about_as_much_as_sinks_and_window() -> None:
 
 
 def perplexity(weights: Weights, tokens: Tokens, policy: CachePolicy | None) -> float:
-    rows, half, loss = RowRule(tuple(range(2, 65))), len(tokens) // 2, 0.0
+    rows, half = RowRule(tuple(range(2, 65))), len(tokens) // 2
     session = weights.session(None if policy is None else entries_for(policy, rows, weights.info))
-    sequence = CachedSequence(session, rows, policy)
-    sequence.cover(tokens[:half])
-    while (at := len(sequence.tokens)) < len(tokens) - 1:
-        sequence.compress()
-        n = min(64, len(tokens) - 1 - at, sequence.until_compression or 64)
-        logits = sequence.forward(tokens[at : at + n], n_logits=n).logits.astype(np.float64)
-        top = logits.max(axis=1)
-        after = logits[np.arange(n), tokens[at + 1 : at + 1 + n]]
-        loss += float((top + np.log(np.exp(logits - top[:, None]).sum(axis=1)) - after).sum())
+    losses, _ = surprisal(CachedSequence(session, rows, policy), tokens, half)
     session.close()
-    return math.exp(loss / (len(tokens) - 1 - half))
+    return math.exp(losses.mean())

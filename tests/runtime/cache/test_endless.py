@@ -99,7 +99,7 @@ def test_what_is_held_is_the_kept_tokens_read_anew(engine: str, opened: Callable
         ours.cover(tokens[:n])
         if ours.shift != before:
             renewed.append(n)
-            at = ours.compression.at if ours.compression else 0
+            at = ours.mode.fixed
             kept = np.r_[tokens[:2], tokens[at - 22 : at]]
             other = CachedSequence(weights.session(CONTEXT), WIDTHS)
             other.cover(np.r_[kept, tokens[at:n]])
@@ -121,7 +121,7 @@ def test_how_a_text_arrives_does_not_matter() -> None:
     while n < len(tokens):
         n = min(n + int(rng.integers(1, 40)), len(tokens))
         parts.cover(tokens[:n])
-        parts.truncate(max(n - 3, parts.compression.at if parts.compression else 0))
+        parts.truncate(max(n - 3, parts.mode.fixed))
     parts.cover(tokens)
     assert whole.session.entries == parts.session.entries and whole.shift == parts.shift  # type: ignore[attr-defined]
     assert whole.longest > 1 << 30

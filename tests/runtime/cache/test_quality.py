@@ -19,6 +19,7 @@ from pilotfish.apps.cli import app
 from pilotfish.runtime.cache.agreement import ERROR, Agreement, overlap
 from pilotfish.runtime.cache.policies import ChunkKV, KeyDiff, SinksAndWindow, SirLLM, SnapKV
 from pilotfish.runtime.cache.quality_gate import QualityGatedCache
+from pilotfish.runtime.cache.sequence import CachedSequence
 from pilotfish.runtime.cache.shadow import ShadowCache, resized
 from pilotfish.runtime.errors import AbilityError, ContextFullError, EngineError, OptionError
 from pilotfish.runtime.interfaces import Distribution, Indices, Weights
@@ -79,8 +80,18 @@ def test_bounds_are_of_use() -> None:
     assert Agreement(10.0, 32).at_most < 0.8
 
 
-def trial(weights: Weights, policy: Any, quality: float, drops: bool = True) -> QualityGatedCache:
-    return QualityGatedCache(weights.session, WIDTHS, policy, quality, drops=drops)
+def gated(open_session: Any, policy: Any, quality: float, drops: bool = True) -> CachedSequence:
+    mode = QualityGatedCache(open_session, WIDTHS, policy, quality, drops=drops)
+    return CachedSequence(mode.session, WIDTHS, mode=mode)
+
+
+def trial(weights: Weights, policy: Any, quality: float, drops: bool = True) -> CachedSequence:
+    return gated(weights.session, policy, quality, drops)
+
+
+def gate(sequence: CachedSequence) -> QualityGatedCache:
+    assert isinstance(sequence.mode, QualityGatedCache)
+    return sequence.mode
 
 
 def states(done: Run) -> Iterator[Any]:
@@ -107,7 +118,7 @@ def test_it_is_dropped_at_the_same_token_with_drafts_and_without(
     )
     assert ours.tokens.tolist() == plain.tokens.tolist()
     assert len(ours.rounds) < 0.7 * len(plain.rounds), "drafts were hardly accepted: this proves nothing"
-    here, there = (done.sequence.report() for done in (ours, plain))  # type: ignore[attr-defined]
+    here, there = (gate(done.sequence).report() for done in (ours, plain))
     near = replace(there, agreed=pytest.approx(there.agreed), at_least=pytest.approx(there.at_least, rel=1e-3))
     assert here == near and here.dropped_at is not None and 0 < here.dropped_at < 140
     assert here.at_least >= quality and len(ours.sequence.session.positions) <= here.budget + policy.every
@@ -137,7 +148,7 @@ def test_what_is_compared_is_what_would_go_on(opened: Callable[[str], Weights]) 
             p, q = (rule.distribution(x, done.tokens[: n + i + 1], len(prompt)) for x in (logits[n + i], block[i]))
             expected += overlap(p, q)
         n, kept = n + 8, np.r_[0:2, 10:32]
-    report = sequence.report()
+    report = gate(sequence).report()
     assert report.compared == 16 and report.agreed == pytest.approx(expected, abs=1e-3)
     assert 0.0 < report.agreed < 16.0 and report.dropped_at is None
 
@@ -146,7 +157,7 @@ def test_a_budget_that_is_too_small_is_doubled(opened: Callable[[str], Weights])
     weights = opened("toy")
     sequence = trial(weights, SinksAndWindow(**SMALL), 0.9)
     done = run(weights, None, prompt_for(weights), n_new=400, sequence=sequence)
-    report = sequence.report()
+    report = gate(sequence).report()
     assert report.budget > 24 and report.budget % 48 == 0
     full = run(weights, None, prompt_for(weights), n_new=400)
     assert done.tokens.tolist() == full.tokens.tolist() and report.dropped_at is None
@@ -160,17 +171,21 @@ def test_another_text_brings_the_full_cache_back(opened: Callable[[str], Weights
         opened_sessions.append(weights.session(entries))
         return opened_sessions[-1]
 
-    sequence = QualityGatedCache(open_session, WIDTHS, policy, 0.002, drops=True)
+    sequence = gated(open_session, policy, 0.002)
     first = run(weights, policy, prompt_for(weights), n_new=100, sequence=sequence)
-    assert sequence.report().dropped_at is not None and len(opened_sessions) == 1
+    assert gate(sequence).report().dropped_at is not None and len(opened_sessions) == 1
     with pytest.raises(EngineError, match="closed"):
         opened_sessions[0].forward(np.array([1]), n_logits=0)  # closed: its memory is free
     turn = np.concatenate([first.tokens, prompt_for(weights, 20, seed=4)])
     again = run(weights, policy, turn, n_new=20, sequence=sequence)
-    assert sequence.report().dropped_at == 0 and len(opened_sessions) == 1 and again.most <= 32
+    assert gate(sequence).report().dropped_at == 0 and len(opened_sessions) == 1 and again.most <= 32
     other = prompt_for(weights, 60, seed=8)
     anew = run(weights, policy, other, n_new=20, sequence=sequence)
-    assert len(opened_sessions) == 2 and sequence.report().dropped_at is None and sequence.report().budget == 24
+    assert (
+        len(opened_sessions) == 2
+        and gate(sequence).report().dropped_at is None
+        and gate(sequence).report().budget == 24
+    )
     assert anew.tokens.tolist() == run(weights, None, other, n_new=20).tokens.tolist()
 
 
@@ -178,7 +193,7 @@ def held(weights: Weights, name: str, engine: str, quality: float, n_new: int, d
     sequence = trial(weights, small(name, engine), quality, drops=False)
     rng = np.random.default_rng(5)
     prompt = prompt_for(weights)
-    own = (SelfDraft(sequence.shadow, Sampling(), len(prompt), rng, weights.info.vocab_size),) if drafts else ()
+    own = (SelfDraft(gate(sequence).shadow, Sampling(), len(prompt), rng, weights.info.vocab_size),) if drafts else ()
     return run(weights, None, prompt, n_new=n_new, proposers=own, sequence=sequence)
 
 
@@ -193,22 +208,21 @@ def test_a_draft_cache_of_steered_size_changes_nothing(
     ours, idle = (held(weights, name, engine, 0.5, 200, drafts) for drafts in (True, False))
     assert ours.tokens.tolist() == idle.tokens.tolist() == plain.tokens.tolist()
     assert sum(r.drafted for r in ours.rounds) > 20
-    here, there = (done.sequence.report() for done in (ours, idle))  # type: ignore[attr-defined]
+    here, there = (gate(done.sequence).report() for done in (ours, idle))
     assert (here.budget, here.compared, here.agreed) == (there.budget, there.compared, pytest.approx(there.agreed))
     assert len(ours.sequence.session.positions) == len(ours.tokens) - 1, "the full cache lost an entry"
 
 
 def test_the_size_grows_and_shrinks(opened: Callable[[str], Weights]) -> None:
     weights = opened("toy")
-    strict, lax = (held(weights, "sinks", "toy", quality, 300).sequence.report() for quality in (0.95, 0.002))  # type: ignore[attr-defined]
+    strict, lax = (gate(held(weights, "sinks", "toy", quality, 300).sequence).report() for quality in (0.95, 0.002))
     assert strict.budget > 24 > lax.budget >= 8
     assert lax.dropped_at is None is strict.dropped_at
 
 
 def test_a_budget_that_was_too_little_is_not_tried_again() -> None:
     weights: Any = ToyWeights(vocab_size=17, context_length=512, abilities=ALL | SEEN)
-    session = trial(weights, SinksAndWindow(budget=64, every=8, window=6, sinks=2), 0.5, drops=False)
-    shadow = session.shadow
+    shadow = gate(trial(weights, SinksAndWindow(budget=64, every=8, window=6, sinks=2), 0.5, drops=False)).shadow
     asked: list[int] = []
     for share in (1.0, 0.0, 1.0, 1.0, 1.0):
         asked.append(shadow.policy.budget)
@@ -254,9 +268,9 @@ def test_what_cannot_be_done_is_refused(opened: Callable[[str], Weights]) -> Non
         with pytest.raises(error, match=words):
             trial(where, which, quality)
     with pytest.raises(OptionError, match="max_context=65 or more, or a smaller budget"):
-        QualityGatedCache(lambda entries: weights.session(entries or 64), WIDTHS, policy, 0.9, drops=True)
+        gated(lambda entries: weights.session(entries or 64), policy, 0.9)
     sequence = trial(weights, policy, 0.9)
-    assert isinstance(sequence.shadow, ShadowCache) and sequence.nbytes == sequence.session.nbytes
+    assert isinstance(gate(sequence).shadow, ShadowCache) and sequence.nbytes == sequence.session.nbytes
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
@@ -270,7 +284,7 @@ def test_a_saved_trial_goes_on(
     weights, rule, policy = opened(engine), SAMPLINGS[sampling], small("sinks", engine)
     begun = trial(weights, policy, quality, drops)
     first = run(weights, policy, prompt_for(weights), sampling=rule, n_new=100, sequence=begun)
-    known = begun.report()
+    known = gate(begun).report()
     assert known.compared or known.budget > policy.budget, "nothing is known yet: this proves nothing"
     agrees = engine == "toy" or sampling != "greedy"  # the most probable token of random weights is never the same
     assert (known.dropped_at is not None) == (quality < 0.3 and agrees)
@@ -284,7 +298,7 @@ def test_a_saved_trial_goes_on(
         other.restore(read_conversation(tmp_path / "talk").sequence)
         resumed = run(weights, policy, longer, sampling=rule, n_new=100, sequence=other)
         assert resumed.tokens.tolist() == expected.tokens.tolist()
-        ours, theirs = (x.sequence.report() for x in (resumed, expected))  # type: ignore[attr-defined]
+        ours, theirs = (gate(x.sequence).report() for x in (resumed, expected))
         if drops:  # a shadow that drafts decides nothing, and begins anew
             assert replace(ours, kv_bytes=0) == replace(theirs, kv_bytes=0)
             assert resumed.sequence.session.positions.tolist() == expected.sequence.session.positions.tolist()
@@ -294,13 +308,13 @@ def test_a_saved_trial_goes_on(
 def test_a_trial_that_does_not_fit_changes_nothing(opened: Callable[[str], Weights]) -> None:
     weights, policy = opened("toy"), small("sinks", "toy")
     full = run(weights, policy, prompt_for(weights, 200), n_new=20, sequence=trial(weights, policy, 0.9)).sequence
-    narrow = QualityGatedCache(lambda entries: weights.session(entries or 128), WIDTHS, policy, 0.00002, drops=True)
+    narrow = gated(lambda entries: weights.session(entries or 128), policy, 0.00002)
     run(weights, policy, prompt_for(weights, 40), n_new=70, sequence=narrow)
-    held, known = narrow.session, narrow.report()
-    assert narrow.compression is not None
+    held, known = narrow.session, gate(narrow).report()
+    assert narrow.mode.bounded
     with pytest.raises(ContextFullError):
         narrow.restore(full.save())
-    assert narrow.session is held and narrow.compression is not None and narrow.report() == known
+    assert narrow.session is held and narrow.mode.bounded and gate(narrow).report() == known
     assert run(weights, policy, narrow.tokens.copy(), n_new=4, sequence=narrow).rounds
 
 

@@ -141,7 +141,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], 
     pytest.importorskip("torch")
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
-    from tiny_seq2seq import tiny_pair
+    from tiny_encoder_decoders import tiny_encoder_decoder
 
     from pilotfish.exporters.encoder_decoder_bundle import export_encoder_decoder
     from pilotfish.exporters.quantize.weight_form import WeightForm
@@ -151,7 +151,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], 
     def pair(name: str) -> tuple[Any, Weights]:
         if name not in made:
             folder: Path = tmp_path_factory.mktemp(name)
-            model = tiny_pair(name, seed=3)
+            model = tiny_encoder_decoder(name, seed=3)
             export_encoder_decoder(model, folder / "b", WeightForm("fp32"), model_id="tiny", activations="f32")
             made[name] = model, get("onnx").open(open_model(folder / "b"), device=None, threads=2, kv_dtype=None)
         return made[name]

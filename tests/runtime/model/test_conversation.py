@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,8 @@ from pilotfish.runtime.model.saved_chat import Conversation, read_conversation, 
 from pilotfish.runtime.text.chat_template import Message
 from pilotfish.testing.tiny_models import tiny_gguf
 
+pytestmark = pytest.mark.usefixtures("module_cache")
+
 __all__ = ["opened"]  # the fixture
 
 NEW = {"max_new_tokens": 12, "temperature": 0.8}
@@ -32,13 +34,6 @@ NEW = {"max_new_tokens": 12, "temperature": 0.8}
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_gguf(tmp_path_factory.mktemp("models") / "tiny.gguf", seed=10)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PILOTFISH_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 def two_turns(model: pilotfish.Model, file: Path, seed: int | None = 7) -> tuple[pilotfish.Result, list[Message]]:

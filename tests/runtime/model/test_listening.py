@@ -71,7 +71,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
     """A random Whisper of three languages in transformers, and its bundle."""
     for package in ("torch", "onnxscript", "onnxruntime"):
         pytest.importorskip(package)
-    from tiny_seq2seq import tiny_pair
+    from tiny_encoder_decoders import tiny_encoder_decoder
     from transformers import GenerationConfig
 
     from pilotfish.exporters.encoder_decoder_bundle import export_encoder_decoder
@@ -79,7 +79,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
 
     folder = tmp_path_factory.mktemp("whisper")
     tiny_tokenizer().save(str(folder / "tokenizer.json"))
-    model: Any = tiny_pair("whisper", seed=1, vocab_size=VOCAB_SIZE)
+    model: Any = tiny_encoder_decoder("whisper", seed=1, vocab_size=VOCAB_SIZE)
     model.generation_config = GenerationConfig.from_dict({**SAID, "pad_token_id": END})
     form: Any = {"model_id": "tiny", "tokenizer": folder / "tokenizer.json", "activations": "f32"}
     export_encoder_decoder(model, folder / "b", WeightForm("fp32"), **form)

@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 
 import pilotfish
 from pilotfish import Model, Sampling, backends, load
-from pilotfish.loading import cpu_load as busy
-from pilotfish.loading import measuring
+from pilotfish.loading import cpu_load, measuring
 from pilotfish.runtime.errors import ChatTemplateError, ContextFullError, OptionError
 from pilotfish.runtime.files.open_model import open_model
 from pilotfish.runtime.interfaces import Budget, Draft, Round
@@ -28,19 +27,14 @@ from pilotfish.runtime.text.text_assembler import TextAssembler
 from pilotfish.testing.tiny_models import tiny_gguf
 
 pytest.importorskip("onnxruntime")
+
+pytestmark = pytest.mark.usefixtures("module_cache")
 PROMPT = "hello the hello and the hello"
 
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_gguf(tmp_path_factory.mktemp("models") / "tiny.gguf", seed=10)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PILOTFISH_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -342,7 +336,7 @@ def test_the_draft_of_a_busy_machine_is_timed_again(
     weights, said = backends.get("reference").open(open_model(path), device=None, threads=1, kv_dtype=None), []
     kept = []
     for share in (0.9, 0.9, 0.0, 0.9):
-        monkeypatch.setattr(busy, "cpu_load", lambda share=share: share)
+        monkeypatch.setattr(cpu_load, "cpu_load", lambda share=share: share)
         said.append([])
         assert measuring.token_seconds(weights, lambda what, done: said[-1].append(what)) > 0
         kept.append(len(list((tmp_path / "costs").glob("*.token.json"))))

@@ -200,14 +200,14 @@ class Pair:
     """A tiny model in transformers and on ONNX Runtime, in f32."""
 
     def __init__(self, name: str, folder: Path) -> None:
-        from tiny_seq2seq import tiny_pair
+        from tiny_encoder_decoders import tiny_encoder_decoder
 
         from pilotfish.exporters.encoder_decoder_bundle import export_encoder_decoder
         from pilotfish.exporters.quantize.weight_form import WeightForm
 
         tiny_tokenizer().save(str(folder / "tokenizer.json"))
         self.hears = name == "whisper"
-        self.model: Any = tiny_pair(name, seed=5, vocab_size=VOCAB_SIZE)
+        self.model: Any = tiny_encoder_decoder(name, seed=5, vocab_size=VOCAB_SIZE)
         self.model.generation_config.update(forced_eos_token_id=None, eos_token_id=2)
         export_encoder_decoder(self.model, folder / "b", WeightForm("fp32"), model_id="tiny", activations="f32")
         self.weights: Weights = get("onnx").open(open_model(folder / "b"), device=None, threads=2, kv_dtype=None)
@@ -319,9 +319,9 @@ def translator(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of an mBART with three languages, whose settings do much and name what cannot be done."""
     pytest.importorskip("torch")
     import tokenizers
-    from tiny_seq2seq import save_pair
+    from tiny_encoder_decoders import save_encoder_decoder
 
-    folder = save_pair("mbart", tmp_path_factory.mktemp("mbart") / "source")
+    folder = save_encoder_decoder("mbart", tmp_path_factory.mktemp("mbart") / "source")
     inner = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     inner.add_special_tokens(["fr_XX", "de_DE", "zh_CN"])
     inner.save(str(folder / "tokenizer.json"))

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tiers import quick
-from tiny_seq2seq import VOCAB_SIZE
+from tiny_encoder_decoders import VOCAB_SIZE
 from typer.testing import CliRunner
 
 from pilotfish import Model, load
@@ -32,6 +32,8 @@ pytest.importorskip("torch", reason="exporting needs torch")
 pytest.importorskip("onnxscript", reason="exporting to ONNX needs onnxscript")
 pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
 
+pytestmark = pytest.mark.usefixtures("module_cache")
+
 CLASSES = ((1,), (*range(2, 18), 32, 33))
 NOISE = {"f32": 2e-5, "int8": 0.05, "static": 0.05}  # as of decoders, tests/contracts/test_ort.py
 LIMITS = {"bart": {"max_position_embeddings": 512}, "marian": {"max_position_embeddings": 512}}
@@ -41,16 +43,9 @@ KINDS = [f"{name} {how}" for name in ("t5", "flan", "bart", "marian", "whisper")
 KINDS.remove("whisper static")  # it hears, and the scales are of text
 
 
-@pytest.fixture(scope="module", autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PILOTFISH_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
-    from tiny_seq2seq import tiny_pair
+    from tiny_encoder_decoders import tiny_encoder_decoder
 
     from pilotfish.exporters.encoder_decoder_bundle import export_encoder_decoder
     from pilotfish.exporters.quantize.weight_form import WeightForm
@@ -61,7 +56,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Pa
         if (name, activations) not in made:
             folder = tmp_path_factory.mktemp(f"{name}-{activations}") / "bundle"
             form = WeightForm("fp32" if activations == "f32" else "int8")
-            model = tiny_pair(name, **LIMITS.get(name, {}))
+            model = tiny_encoder_decoder(name, **LIMITS.get(name, {}))
             kind: Any = activations
             export_encoder_decoder(model, folder, form, model_id=name, activations=kind, samples=SAMPLES)
             made[name, activations] = folder
@@ -84,13 +79,13 @@ def test_contract(kind: str, check: Callable[[Subject], None], bundles: Callable
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A gated T5 over bytes, with a tokenizer; random, but it talks."""
-    from tiny_seq2seq import tiny_pair
+    from tiny_encoder_decoders import tiny_encoder_decoder
 
     from pilotfish.exporters.encoder_decoder_bundle import export_encoder_decoder
 
     folder = tmp_path_factory.mktemp("bytes")
     byte_tokenizer().save(folder / "tokenizer.json")
-    model = tiny_pair("flan", vocab_size=N_TOKENS, eos_token_id=257, decoder_start_token_id=256)
+    model = tiny_encoder_decoder("flan", vocab_size=N_TOKENS, eos_token_id=257, decoder_start_token_id=256)
     export_encoder_decoder(model, folder / "bundle", model_id="tiny-bytes", tokenizer=folder / "tokenizer.json")
     return folder / "bundle"
 

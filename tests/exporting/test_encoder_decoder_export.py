@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 from tiers import quick
+from tiny_encoder_decoders import ENCODER_DECODERS, save_encoder_decoder
 from tiny_families import save_tiny
-from tiny_seq2seq import PAIRS, save_pair
 
 from pilotfish.exporters.open_source import open_source
 from pilotfish.exporting.export import export
@@ -23,7 +23,7 @@ pytest.importorskip("onnxscript", reason="exporting to ONNX needs onnxscript")
 pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
 
 CELLS = {"t5 fp32": "f32", "flan int8": "f32", "bart int4": "int8", "marian int8": "int8", "whisper int8": "f32"}
-CELLS |= {f"{name} int4": "f32" for name in PAIRS}
+CELLS |= {f"{name} int4": "f32" for name in ENCODER_DECODERS}
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +34,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("cell", quick(CELLS, "flan int8", "whisper int8"))
 def test_an_export_is_compared_with_its_source(tmp_path: Path, cell: str) -> None:
     name, stored = cell.split()
-    source, out = save_pair(name, tmp_path / "source"), tmp_path / "out"
+    source, out = save_encoder_decoder(name, tmp_path / "source"), tmp_path / "out"
     weights: Any = stored
     export(source, out, to=("onnx",), weights=weights, activations=CELLS[cell])  # type: ignore[arg-type]
     manifest = open_bundle(out).manifest
@@ -52,7 +52,7 @@ def test_an_export_is_compared_with_its_source(tmp_path: Path, cell: str) -> Non
 
 
 def test_what_was_exported_is_loaded_and_answers(tmp_path: Path) -> None:
-    export(save_pair("flan", tmp_path / "source"), tmp_path / "out", to=("onnx",), weights="int8")
+    export(save_encoder_decoder("flan", tmp_path / "source"), tmp_path / "out", to=("onnx",), weights="int8")
     with load(tmp_path / "out", engine="onnx", threads=2) as model:
         text = "the pilot fish follows the shark"
         plain = model.generate(text, max_new_tokens=12).token_ids
@@ -60,7 +60,7 @@ def test_what_was_exported_is_loaded_and_answers(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_exported_is_refused_before(tmp_path: Path) -> None:
-    source, out = save_pair("bart", tmp_path / "source"), tmp_path / "out"
+    source, out = save_encoder_decoder("bart", tmp_path / "source"), tmp_path / "out"
     for target in ("gguf", "ort"):
         with pytest.raises(UnsupportedModelError, match=r"encoder-decoder .* cannot be exported to .* yet"):
             export(source, out, to=("onnx", target))
@@ -90,7 +90,7 @@ def test_a_head_of_its_own_is_kept(
     import torch
     from safetensors.torch import load_file, save_file
 
-    source = save_pair(name, tmp_path / "source")
+    source = save_encoder_decoder(name, tmp_path / "source")
     file = source / "model.safetensors"
     tensors = {part: values.clone() for part, values in load_file(file).items()}  # not the file, which is replaced
     tensors["lm_head.weight"] = torch.randn_like(tensors["shared.weight"])

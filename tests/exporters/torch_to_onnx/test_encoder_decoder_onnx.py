@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from tiers import quick
-from tiny_seq2seq import PAIRS, VOCAB_SIZE, tiny_pair
+from tiny_encoder_decoders import ENCODER_DECODERS, VOCAB_SIZE, tiny_encoder_decoder
 
 from pilotfish.exporters.quantize.weight_form import WeightForm
 from pilotfish.runtime.files.bundle import Manifest, open_bundle
@@ -105,7 +105,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     def folder(name: str, form: str = "fp32") -> Path:
         if (name, form) not in made:
             made[name, form] = tmp_path_factory.mktemp(f"{name}-{form}")
-            export_encoder_decoder_onnx(tiny_pair(name), made[name, form], FORMS[form], activations="f32")
+            export_encoder_decoder_onnx(tiny_encoder_decoder(name), made[name, form], FORMS[form], activations="f32")
         return made[name, form]
 
     return folder
@@ -133,9 +133,9 @@ def distance(ours: Floats, theirs: Floats) -> float:
     return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
 
 
-@pytest.mark.parametrize("name", quick(PAIRS, "t5", "bart", "whisper"))
+@pytest.mark.parametrize("name", quick(ENCODER_DECODERS, "t5", "bart", "whisper"))
 def test_a_family_is_computed_as_transformers_does(exported: Exported, name: str) -> None:
-    model, pair, tokens = tiny_pair(name), Pair(exported(name)), text(60)
+    model, pair, tokens = tiny_encoder_decoder(name), Pair(exported(name)), text(60)
     source = source_of(model)
     states, hidden, logits = in_torch(model, source, tokens)
     assert np.ptp(logits.argmax(-1)) > 0  # a model that answers one thing proves little
@@ -148,9 +148,9 @@ def test_a_family_is_computed_as_transformers_does(exported: Exported, name: str
 STARTS = (0, 1, 2, 10, 18, 19, 50, 60)  # steps of one token, of eight, and of others
 
 
-@pytest.mark.parametrize("name", quick(PAIRS, "t5", "marian"))
+@pytest.mark.parametrize("name", quick(ENCODER_DECODERS, "t5", "marian"))
 def test_trees_equal_their_paths_apart(exported: Exported, name: str) -> None:
-    model, pair, before, branch = tiny_pair(name), Pair(exported(name)), text(20), text(5, seed=3)
+    model, pair, before, branch = tiny_encoder_decoder(name), Pair(exported(name)), text(20), text(5, seed=3)
     source = source_of(model)
     pair.encode(source)
     pair.step(before)
@@ -170,9 +170,9 @@ def test_trees_equal_their_paths_apart(exported: Exported, name: str) -> None:
     assert distance(pair.step(after)["logits"], theirs[23:]) < CLOSE
 
 
-@pytest.mark.parametrize("name", quick(PAIRS, "t5", "bart"))
+@pytest.mark.parametrize("name", quick(ENCODER_DECODERS, "t5", "bart"))
 def test_an_evicted_entry_is_one_that_is_masked(exported: Exported, name: str) -> None:
-    model, pair, tokens = tiny_pair(name), Pair(exported(name)), text(60)
+    model, pair, tokens = tiny_encoder_decoder(name), Pair(exported(name)), text(60)
     source = source_of(model)
     pair.encode(source)
     pair.step(tokens[:50])
@@ -186,7 +186,7 @@ def test_an_evicted_entry_is_one_that_is_masked(exported: Exported, name: str) -
 
 
 def test_another_source_is_another_answer(exported: Exported) -> None:
-    model, pair, tokens = tiny_pair("bart"), Pair(exported("bart")), text(12)
+    model, pair, tokens = tiny_encoder_decoder("bart"), Pair(exported("bart")), text(12)
     for seed in (7, 8):
         source = source_of(model, seed)
         pair.encode(source)
@@ -198,7 +198,7 @@ def test_the_model_is_the_same_afterwards(tmp_path: Path) -> None:
     from pilotfish.exporters.torch_to_onnx.encoder_decoder import export_encoder_decoder_onnx
 
     for name in ("flan", "mbart"):
-        model = tiny_pair(name)
+        model = tiny_encoder_decoder(name)
         source, kinds = source_of(model), [type(m) for m in model.modules()]
         before = in_torch(model, source, text(9))[2]
         (tmp_path / name).mkdir()
@@ -211,7 +211,7 @@ def test_a_bundle_says_how_answers_begin(tmp_path: Path) -> None:
     from pilotfish.exporters.encoder_decoder_bundle import export_encoder_decoder
 
     for name, start, limit, kind in (("t5", (0,), None, "text"), ("mbart", (0, 5), 128, "text")):
-        model = tiny_pair(name)
+        model = tiny_encoder_decoder(name)
         if name == "mbart":
             model.generation_config.forced_bos_token_id = 5  # a language
         export_encoder_decoder(model, tmp_path / name, FORMS["int8"], model_id="tiny")
@@ -223,12 +223,12 @@ def test_a_bundle_says_how_answers_begin(tmp_path: Path) -> None:
         assert pair.encode(source_of(model)).shape[0] == 23 and pair.step(text(3))["logits"].shape == (3, VOCAB_SIZE)
 
 
-@pytest.mark.parametrize("name", quick(PAIRS, "flan", "whisper"))
+@pytest.mark.parametrize("name", quick(ENCODER_DECODERS, "flan", "whisper"))
 def test_the_engine_runs_it(tmp_path: Path, name: str) -> None:
     from pilotfish.backends import get
     from pilotfish.exporters.encoder_decoder_bundle import export_encoder_decoder
 
-    model, tokens = tiny_pair(name), text(30)
+    model, tokens = tiny_encoder_decoder(name), text(30)
     source = source_of(model)
     export_encoder_decoder(model, tmp_path / "b", FORMS["fp32"], model_id="tiny", activations="f32")
     weights = get("onnx").open(open_model(tmp_path / "b"), device=None, threads=2, kv_dtype=None, options={})
@@ -242,7 +242,9 @@ def test_the_engine_runs_it(tmp_path: Path, name: str) -> None:
 def test_a_manifest_with_half_a_pair_is_refused(tmp_path: Path) -> None:
     from pilotfish.exporters.encoder_decoder_bundle import export_encoder_decoder
 
-    whole = export_encoder_decoder(tiny_pair("bart"), tmp_path / "b", FORMS["int8"], model_id="tiny").model_dump()
+    whole = export_encoder_decoder(
+        tiny_encoder_decoder("bart"), tmp_path / "b", FORMS["int8"], model_id="tiny"
+    ).model_dump()
     for change in ({"encoders": {"onnx": "gone"}}, {"formats": {}}):
         with pytest.raises(ValueError, match=r"not listed under files|no decoder in"):
             Manifest(**{**whole, **change})

@@ -69,10 +69,10 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {  # name -> model_type and its
         },
     ),
 }
-PAIRS = tuple(CONFIGS)
+ENCODER_DECODERS = tuple(CONFIGS)
 
 
-def tiny_pair(name: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
+def tiny_encoder_decoder(name: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
     """A random model, in f32 and eval mode. changes: other entries of its configuration."""
     import torch
     from transformers import CONFIG_MAPPING, AutoModelForSeq2SeqLM, AutoModelForSpeechSeq2Seq
@@ -94,9 +94,9 @@ def tiny_pair(name: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
     return model
 
 
-def save_pair(name: str, folder: Path, **changes: Any) -> Path:
+def save_encoder_decoder(name: str, folder: Path, **changes: Any) -> Path:
     """A whole Hugging Face folder of this model, of a vocabulary that its tokenizer fits."""
-    tiny_pair(name, vocab_size=READ, **changes).save_pretrained(folder)
+    tiny_encoder_decoder(name, vocab_size=READ, **changes).save_pretrained(folder)
     tiny_tokenizer().save(str(folder / "tokenizer.json"))
     settings = {"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": False}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from tiers import quick
-from tiny_seq2seq import PAIRS, VOCAB_SIZE, save_pair, tiny_pair
+from tiny_encoder_decoders import ENCODER_DECODERS, VOCAB_SIZE, save_encoder_decoder, tiny_encoder_decoder
 
 from pilotfish import Beams, load
 from pilotfish.backends import get
@@ -39,6 +39,8 @@ torch = pytest.importorskip("torch", reason="exporting needs torch")
 pytest.importorskip("openvino", reason="OpenVINO is not installed")
 pytest.importorskip("nncf", reason="exporting to OpenVINO needs nncf")
 
+pytestmark = pytest.mark.usefixtures("module_cache")
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -49,15 +51,8 @@ BLOCK = 16  # divides the columns of all tiny models
 LONG = {"max_position_embeddings": 512}
 LIMITS = dict.fromkeys(("bart", "mbart", "pegasus", "marian"), LONG) | {"whisper": {"max_target_positions": 512}}
 STARTS = (0, 1, 2, 10, 18, 19, 50, 60)  # steps of one token, of eight, and of others
-CELLS = [f"{name} {form}" for name in PAIRS for form in ("fp32", "int8")] + ["flan int4", "bart int4"]
+CELLS = [f"{name} {form}" for name in ENCODER_DECODERS for form in ("fp32", "int8")] + ["flan int4", "bart int4"]
 Bundles = Callable[[str, str], Path]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PILOTFISH_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +76,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Bundles:
 
 
 def pair(name: str) -> PreTrainedModel:
-    return tiny_pair(name, **LIMITS.get(name, {}))
+    return tiny_encoder_decoder(name, **LIMITS.get(name, {}))
 
 
 def opened(path: Path, **options: object) -> Weights:
@@ -127,7 +122,7 @@ def test_contract(cell: str, check: Callable[[Subject], None], bundles: Bundles)
     check(Subject(partial(opened, bundles(name, form)), NOISE[form], CLASSES))
 
 
-@pytest.mark.parametrize("name", quick([n for n in PAIRS if n != "whisper"], "t5"))
+@pytest.mark.parametrize("name", quick([n for n in ENCODER_DECODERS if n != "whisper"], "t5"))
 def test_greedy_and_beams_are_those_of_transformers(bundles: Bundles, name: str) -> None:
     model, weights = pair(name), opened(bundles(name, "fp32"))
     sequence = CachedSequence(weights.session(), RowRule((2, 3, 4)))
@@ -154,7 +149,7 @@ def fused(compiled: Any) -> int:
     return sum(node.get_rt_info()["layerType"].value == "Subgraph" for node in compiled.get_runtime_model().get_ops())
 
 
-@pytest.mark.parametrize("name", quick(PAIRS, "t5"))
+@pytest.mark.parametrize("name", quick(ENCODER_DECODERS, "t5"))
 def test_no_graph_has_fused_attention(bundles: Bundles, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from openvino import Core
 
@@ -178,7 +173,7 @@ def test_no_graph_has_fused_attention(bundles: Bundles, name: str, monkeypatch: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("name", ENCODER_DECODERS)
 def test_sessions_and_weights_close_in_any_order(bundles: Bundles, name: str) -> None:
     expected = None
     for order in range(12):
@@ -206,7 +201,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("onnxscript", reason="exporting to ONNX needs onnxscript")
     folder = tmp_path_factory.mktemp("bytes")
     byte_tokenizer().save(folder / "tokenizer.json")
-    model = tiny_pair("flan", vocab_size=N_TOKENS, eos_token_id=257, decoder_start_token_id=256)
+    model = tiny_encoder_decoder("flan", vocab_size=N_TOKENS, eos_token_id=257, decoder_start_token_id=256)
     form = WeightForm("int8", block=BLOCK)
     tokenizer = folder / "tokenizer.json"
     export_encoder_decoder(model, folder / "b", form, model_id="tiny", tokenizer=tokenizer, to=("onnx", "openvino"))
@@ -244,7 +239,7 @@ def test_the_faster_engine_answers(both: Path, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("name", quick(("marian", "whisper"), "marian"))
 def test_an_export_is_compared_with_its_source(tmp_path: Path, name: str) -> None:
-    source, out = save_pair(name, tmp_path / "source"), tmp_path / "out"
+    source, out = save_encoder_decoder(name, tmp_path / "source"), tmp_path / "out"
     export(source, out, to=("openvino",), weights="int8", block=BLOCK, activations="f32")
     manifest = open_bundle(out).manifest
     assert manifest.formats == {"openvino": "openvino/decoder.xml"}
@@ -266,7 +261,7 @@ def test_what_cannot_be_had_is_refused(bundles: Bundles, tmp_path: Path) -> None
     with pytest.raises(AbilityError, match="attention"):
         session.forward(text(3), n_logits=1, observe=frozenset({"attention"}))
     with pytest.raises(OptionError, match="blocks of 32 do not divide the 48 columns"):
-        export(save_pair("t5", tmp_path / "source"), tmp_path / "out", to=("openvino",), weights="int8")
+        export(save_encoder_decoder("t5", tmp_path / "source"), tmp_path / "out", to=("openvino",), weights="int8")
     assert not (tmp_path / "out").exists()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,16 +15,11 @@ from pilotfish.runtime.model.model import Model
 from pilotfish.runtime.speculation.draft_length import Fixed
 
 pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
+
+pytestmark = pytest.mark.usefixtures("module_cache")
 DEMO = Path(__file__).resolve().parents[3] / "apps" / "demos" / "correct"  # a T5 that was really trained
 TEXT = "I has a apple and the the dog are run to quick over their house becuase it were hungri and it dont know. "
 SMALL = "budget=24,every=8,sinks=2,window=6"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PILOTFISH_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 def settings(name: str) -> str:
