@@ -5,16 +5,28 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from ...runtime.errors import PilotfishError, UnsupportedModelError
+from ...runtime.files.gguf_file import read_gguf
+from ...runtime.profiling.canary import Canary
+from ...runtime.text.tokenizer import Tokenizer
 from .. import require, usable
 from ..common.weights import LoadedWeights
 from ..protocol import NO_OPTIONS
 from .build_command import build_command, rebuild_command
+from .check_file import check_file
 from .encoder_decoder import LlamaCppEncoderDecoderSession
+from .findings import KNOWN, Findings, described
 from .library import gpus, version
-from .load_model import Placement, named_types, parse_options
+from .load_model import LlamaCppOptions, Placement, named_types, parse_options
 from .loaded_model import LlamaCppModel
 from .probe import build_verdict
+from .rereading import RereadingSession
 from .session import LlamaCppSession
+from .shape import LlamaCppShape, claimed_shape
+from .trial import Request, findings_of
+from .vocabulary import LlamaCppTokenizer
+
+_AS_IT_COMES = ("cpu", None, parse_options({}))  # device, cache and options of who does not say
 
 
 class LlamaCppBackend:
@@ -64,8 +76,58 @@ class LlamaCppBackend:
     ) -> LoadedWeights[LlamaCppModel]:
         chosen = parse_options(dict(options))
         require(self)
-        model = LlamaCppModel(path, Placement(device or "cpu", chosen), threads, kv_dtype, chosen, build_verdict())
-        return LoadedWeights(model, LlamaCppSession if model.info.encoder is None else LlamaCppEncoderDecoderSession)
+        place, verdict = Placement(device or "cpu", chosen), build_verdict()
+        shape, found = _looked_at(path, place.device, kv_dtype, chosen)
+        model = LlamaCppModel(path, place, threads, kv_dtype, chosen, verdict, shape, found)
+        if model.info.encoder is not None:
+            return LoadedWeights(model, LlamaCppEncoderDecoderSession)
+        return LoadedWeights(model, LlamaCppSession if found.rewinds is None else RereadingSession)
+
+    def known_answer(self, path: Path) -> Canary | None:
+        """What the processor answers token by token; None where a file does not run, or is judged by others."""
+        if not usable(self):
+            return None
+        try:
+            return _tried(path, *_AS_IT_COMES).canary
+        except PilotfishError:
+            return None
+
+    def tokenizer(self, path: Path) -> Tokenizer:
+        """llama.cpp's own vocabulary functions. Raises UnsupportedModelError and what require() raises."""
+        require(self)
+        if not _tried(path, *_AS_IT_COMES).vocabulary:
+            raise UnsupportedModelError(f"llama.cpp cannot read the vocabulary of {path}, either.")
+        return LlamaCppTokenizer(path)
+
+    def looks(self, path: Path) -> dict[str, str]:
+        """What sessions over a file can do here, for a person. Raises what open() raises."""
+        require(self)
+        return described(_looked_at(path, *_AS_IT_COMES)[1])
+
+
+def _looked_at(
+    path: Path, device: str, kv_dtype: str | None, options: LlamaCppOptions
+) -> tuple[LlamaCppShape, Findings]:
+    """The shape of a model, and what it can do: known of a file that can be checked, else found by a trial."""
+    file = read_gguf(path)
+    try:
+        return check_file(file), KNOWN
+    except UnsupportedModelError:
+        if file.architecture == "t5":
+            raise
+    return claimed_shape(file), _tried(path, device, kv_dtype, options)
+
+
+def _tried(path: Path, device: str, kv_dtype: str | None, options: LlamaCppOptions) -> Findings:
+    verdict = build_verdict()
+    asked = Request(
+        path=path,
+        device=device,
+        kv_dtype=kv_dtype,
+        options=options.model_dump(),
+        repacked=verdict.extra_buffers,
+    )
+    return findings_of(asked, verdict)
 
 
 BACKEND = LlamaCppBackend()

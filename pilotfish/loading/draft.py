@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..runtime.errors import OptionError
 from ..runtime.files.bundle import DraftEntry, cache_dir, read_json, write_json_atomically
-from ..runtime.files.model_file import read_tokenizer, reads_source, source_digest
+from ..runtime.files.model_file import reads_source, source_digest
 from ..runtime.interfaces import ModelInfo
 from ..runtime.speculation.draft_weights import DraftWeights, require_alike
 from ..runtime.speculation.vocab_mapping import Pairing, pair
@@ -17,6 +17,7 @@ from .broken_weights import naming
 from .choosing import Wish, choose, open_first_right
 from .measuring import token_seconds
 from .opening import Progress, resolve
+from .vocabulary import read_tokenizer
 
 
 def open_draft(
@@ -41,6 +42,11 @@ def open_draft(
     places, _ = choose(found, wish, report)
     weights, _, _, notes = open_first_right(found, places, report)
     try:
+        if weights.info.rewinds is not None:
+            raise OptionError(
+                f"{found} cannot draft: it keeps a state of all it has read, and rejected drafts "
+                "would have to be taken out of it. Choose a draft model without such a state, or draft=None."
+            )
         with naming(found):
             token_s = token_seconds(weights, report)
     except BaseException:

@@ -16,7 +16,7 @@ from ..runtime.cache.quality_gate import AUTO, tried_policy
 from ..runtime.checks import real, whole
 from ..runtime.errors import AbilityError, NotFiniteError, OptionError, PilotfishError, PilotfishWarning
 from ..runtime.files.bundle import DraftEntry
-from ..runtime.files.model_file import context_length, named_draft, read_tokenizer, reads_source
+from ..runtime.files.model_file import context_length, named_draft, reads_source
 from ..runtime.interfaces import DraftLengthPolicy, ModelInfo, Proposer, Weights
 from ..runtime.model.model import DraftWeights, Model
 from ..runtime.profiling.engine_trial import Job
@@ -28,6 +28,7 @@ from .choosing import Wish, choose, open_first_right, refuse_impossible
 from .draft import open_draft, remembered_verdict
 from .measuring import calibration
 from .opening import Progress, read_rules, resolve
+from .vocabulary import read_tokenizer
 from .way_out import with_way_out
 
 __all__ = ["load", "resolve"]
@@ -123,6 +124,14 @@ def load(
     places, choice = choose(found, wish, report)
     weights, location, place, notes = open_first_right(found, places, report)
     policy: DraftLengthPolicy | None = RenewalReward() if speculate is True else (speculate or None)
+    if policy is not None and weights.info.rewinds == 0:
+        policy, self_draft = None, None
+        warnings.warn(
+            f"{found} is decoded without drafts: it keeps a state of all it has read, and {weights.info.engine} cannot "
+            "take rejected drafts out of that of this architecture",
+            PilotfishWarning,
+            stacklevel=2,
+        )
     assistant: DraftWeights | None = None
     try:
         tokenizer, template = read_tokenizer(location)

@@ -15,16 +15,17 @@ from .. import backends
 from ..runtime.encoder_input import prepare
 from ..runtime.errors import UnsupportedModelError
 from ..runtime.files.bundle import cache_dir, open_bundle, read_json, write_json_atomically
-from ..runtime.files.model_file import read_tokenizer, source_digest
+from ..runtime.files.model_file import source_digest
 from ..runtime.interfaces import Weights
 from ..runtime.profiling.calibrate import Calibration, calibrate
 from ..runtime.profiling.canary import TEXT, Canary, make_canary
 from ..runtime.profiling.cost_curve import CostCurve, facts_key, too_dear
-from ..runtime.profiling.row_classes import RowClasses
+from ..runtime.profiling.row_classes import RowClasses, widest_of
 from ..runtime.sampling.finite import require_finite
 from . import cpu_load as busy
 from .broken_weights import naming
 from .opening import Place, Progress, open_weights
+from .vocabulary import read_tokenizer
 
 _TOKENS = 12  # steps of which a draft's fastest counts
 
@@ -119,7 +120,7 @@ def _known(weights: Weights) -> Calibration | None:
         return None
     try:
         classes = tuple(tuple(int(w) for w in c) for c in facts["classes"])
-        rows = RowClasses(classes, weights.info.widths)
+        rows = RowClasses(classes, weights.info.widths, widest_of(weights.info))
         known = Calibration(CostCurve.from_facts(facts), rows, float(facts["busy"]))
     except (KeyError, TypeError, ValueError):
         return None  # damaged, or of an older version: measured again
@@ -129,7 +130,8 @@ def _known(weights: Weights) -> Calibration | None:
 def known_answer(path: Path, report: Progress) -> Canary | None:
     """The canary of a bundle, or of a .gguf file as the reference engine answers it, which is computed once.
 
-    None where a bundle has none and where the reference engine does not know the architecture. Raises EngineError for
+    Where the reference engine does not know the architecture, an engine that runs the file as it is answers, token by
+    token; None where there is none, and where a bundle has no canary. Raises EngineError for
     weights that have no answer, as some of them are not numbers.
     """
     if path.is_dir():
@@ -138,13 +140,13 @@ def known_answer(path: Path, report: Progress) -> Canary | None:
     with contextlib.suppress(ValidationError):
         return Canary.model_validate(read_json(kept))
     report("asking the reference engine for a known answer", 0.0)
-    tokenizer, _ = read_tokenizer(path)
     place = Place(backends.get("reference"), None, 1, options={"stream": True})
     try:
         weights, _ = open_weights(path, place, report)
     except UnsupportedModelError:
-        return None
+        return backends.own_answer(path)
     try:
+        tokenizer, _ = read_tokenizer(path)
         session = weights.session(min(weights.info.context_length, 64))
         with naming(path), np.errstate(all="ignore"):
             canary = make_canary(session, tokenizer.encode(TEXT))
