@@ -103,6 +103,7 @@ class Context:
         if not self._memory:
             raise UnsupportedModelError("llama.cpp keeps no cache for this model; it is none that continues text.")
         self._batch = _Batch(lib)
+        self._stepped = range(0)  # positions of the last step, until something else changes the cache
 
     @property
     def rewinds(self) -> int:
@@ -148,6 +149,7 @@ class Context:
         self._batch.fill(tokens, positions, n if hidden else n_logits, sequences)
         if self.watcher is not None:
             self.watcher.begin(n)
+        self._stepped = range(0)
         if hidden:
             self._lib.llama_set_embeddings(self._handle.pointer, True)
         try:
@@ -158,6 +160,7 @@ class Context:
                 self._lib.llama_set_embeddings(self._handle.pointer, False)
         if code:
             raise EngineError(f"llama.cpp failed at a step of {n} tokens with code {code}: {recent().reason}.")
+        self._stepped = range(int(positions[0]), int(positions[-1]) + 1)
 
     def encode(self, source: Tokens) -> None:
         """Let the encoder read a source, at most source_length tokens; every later step sees it, and no entry is left.
@@ -210,11 +213,16 @@ class Context:
             raise EngineError("llama.cpp cannot forget single entries of this model's cache.")
 
     def take_back(self, first: int) -> bool:
-        """Forget the text from a position on, if that can be done; nothing has changed where it cannot."""
-        return bool(self._lib.llama_memory_seq_rm(self._memory, _TEXT, first, -1))
+        """Forget the text from a position on, if a state can be had that is not of it; nothing has changed where none
+        can. llama.cpp keeps states behind the rows of one step, once; asked for another one it gives whatever is there.
+        """
+        within = self._stepped.start < first < self._stepped.stop
+        self._stepped = range(0)
+        return within and bool(self._lib.llama_memory_seq_rm(self._memory, _TEXT, first, -1))
 
     def clear(self) -> None:
         """Forget everything."""
+        self._stepped = range(0)
         self._lib.llama_memory_clear(self._memory, False)
 
     def close_gaps(self, first: int) -> None:
@@ -240,6 +248,7 @@ class Context:
 
     def load(self, data: bytearray, sequence: int = _TEXT) -> None:
         """Hold what state() gave, in a sequence that is empty."""
+        self._stepped = range(0)
         with listen() as said, in_engine:
             read = self._lib.llama_state_seq_set_data(self._handle.pointer, _bytes(data), len(data), sequence)
         if read != len(data):

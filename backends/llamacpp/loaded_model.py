@@ -6,8 +6,8 @@ import dataclasses
 from pathlib import Path
 
 from ...runtime.errors import OptionError
+from ...runtime.files.gguf_parts import gguf_digest
 from ...runtime.interfaces import Ability, EncoderInfo, ModelInfo
-from ...runtime.storage import file_digest
 from ..common.weights import still_open
 from .context import MAX_ROWS, Context, ContextOptions, Handle
 from .findings import ASKED_REWINDS, KNOWN, Findings
@@ -83,7 +83,7 @@ class LlamaCppModel:
             engine_version=str(version()),
             device=placement.device,
             threads=threads,
-            digest=file_digest(path),
+            digest=gguf_digest(path),
             encoder=encoder,
             rewinds=findings.rewinds,
         )

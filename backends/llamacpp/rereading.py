@@ -38,8 +38,8 @@ class RereadingSession(LlamaCppSession):
     ) -> Step:
         if parents is not None:
             raise AbilityError(
-                f"a model of the architecture {self.info.architecture} cannot verify trees: llama.cpp keeps one state "
-                "for its whole text. Use a proposer that drafts chains."
+                f"the llamacpp engine cannot verify trees with a {self.info.architecture} model: it sums its "
+                "text up in one state. Use a proposer that drafts chains."
             )
         n = self._rows.n
         step = super().forward(tokens, n_logits=n_logits, observe=observe)

@@ -20,7 +20,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ...runtime.errors import EngineError, ModelFileError, PilotfishError, UnsupportedModelError
-from ...runtime.storage import cache_dir, file_digest, read_json, write_json_atomically
+from ...runtime.files.gguf_parts import gguf_digest
+from ...runtime.storage import cache_dir, read_json, write_json_atomically
 from .findings import Findings
 from .probe import Verdict, ended
 
@@ -53,7 +54,7 @@ def findings_of(request: Request, verdict: Verdict, trial: Sequence[str] = TRIAL
     settings = request.model_dump(mode="json", exclude={"path", "left_out"})
     about = json.dumps([settings, verdict.build, verdict.system_info], sort_keys=True)
     key = hashlib.sha256(about.encode()).hexdigest()[:16]
-    kept = cache_dir() / "trials" / f"llamacpp-{file_digest(request.path)[:16]}-{key}.json"
+    kept = cache_dir() / "trials" / f"llamacpp-{gguf_digest(request.path)[:16]}-{key}.json"
     try:
         return Findings.model_validate(read_json(kept))
     except ValidationError:

@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ...runtime.errors import ModelFileError, OptionError
+from ...runtime.errors import ModelFileError, OptionError, UnsupportedModelError
 from ...runtime.files.bundle import Bundle, open_bundle
 from ...runtime.files.decoder_shape import decoder_shape
 from ...runtime.files.gguf_file import read_gguf
+from ...runtime.files.gguf_parts import gguf_parts
 from ...runtime.interfaces import Weights
 from ...runtime.storage import file_digest
 from ...runtime.telemetry import without_telemetry
@@ -118,6 +119,11 @@ def _bundle(folder: Path) -> tuple[Callable[[], Any], Facts]:
 
 
 def _gguf(path: Path, q4_k_minima: str) -> tuple[Callable[[], Any], Facts]:
+    if len(gguf_parts(path)) > 1:
+        raise UnsupportedModelError(
+            f"{path} is one part of a split model, which OpenVINO does not read. Join the parts with llama.cpp's "
+            "gguf-split --merge, or leave the engine out: others open them as they are."
+        )
     shape = decoder_shape(read_gguf(path))  # so that OpenVINO never sees a damaged header
     facts = Facts(
         name=str(path),

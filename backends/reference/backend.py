@@ -12,8 +12,8 @@ import numpy as np
 
 from ...runtime.errors import OptionError
 from ...runtime.files.gguf_file import read_gguf
+from ...runtime.files.gguf_parts import gguf_digest
 from ...runtime.interfaces import Weights
-from ...runtime.storage import file_digest
 from ..common.weights import LoadedWeights
 from ..protocol import NO_OPTIONS
 from .loaded_model import ReferenceModel
@@ -59,7 +59,7 @@ class ReferenceBackend:
         options: Mapping[str, object] = NO_OPTIONS,
     ) -> Weights:
         self.check(device, kv_dtype, options)
-        model = ReferenceModel(read_gguf(path), file_digest(path), stream=bool(options.get("stream")))
+        model = ReferenceModel(read_gguf(path), gguf_digest(path), stream=bool(options.get("stream")))
         return LoadedWeights(model, ReferenceSession)
 
 

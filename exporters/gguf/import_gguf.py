@@ -14,9 +14,9 @@ from typing import Literal, TypeAlias
 from ...runtime.errors import EngineMissingError, ModelFileError, ModelNotFoundError
 from ...runtime.files.bundle import Manifest, Source, cache_dir, describe_files, open_bundle, write_manifest
 from ...runtime.files.gguf_file import GgufFile, read_gguf
+from ...runtime.files.gguf_parts import gguf_digest
 from ...runtime.files.manifest import MANIFEST_NAME
 from ...runtime.files.staging import new_bundle
-from ...runtime.storage import file_digest
 from ...runtime.text.tokenizer_gguf import tokenizer_from_gguf
 
 Activations: TypeAlias = Literal["int8", "f32"]
@@ -48,7 +48,7 @@ def import_gguf(
     """
     report = progress or (lambda share, what: None)
     file = read_gguf(path)
-    digest = file_digest(path, progress=lambda done, total: report(0.1 * done / max(total, 1), "reading"))
+    digest = gguf_digest(path, progress=lambda done, total: report(0.1 * done / max(total, 1), "reading"))
     made_by = f"{activations}-{BUILDER}" if form == "onnx" else f"static-{STATIC_BUILDER}"
     folder = cache_dir() / "bundles" / f"{path.stem}-{digest[:16]}-{made_by}"
     try:

@@ -12,6 +12,7 @@ from ..backends.protocol import Backend
 from ..runtime.checks import shown
 from ..runtime.errors import ModelFileError, ModelNotFoundError, OptionError, UnsupportedModelError
 from ..runtime.files.bundle import MANIFEST_NAME, open_bundle, read_manifest
+from ..runtime.files.gguf_parts import gguf_parts
 from ..runtime.interfaces import Weights
 from ..runtime.model.rules import Rules
 
@@ -79,7 +80,7 @@ def resolve(path: str | os.PathLike[str], report: Progress | None = None) -> Pat
     if found.is_file():
         if found.suffix.lower() != ".gguf":
             raise ModelFileError(f"{found} is not a .gguf file; give one, or a bundle folder or a catalogue name.")
-        return found
+        return gguf_parts(found)[0]
     if found.is_dir():
         return _resolve_folder(found)
     if found.exists():
@@ -99,7 +100,7 @@ def resolve(path: str | os.PathLike[str], report: Progress | None = None) -> Pat
 def _resolve_folder(folder: Path) -> Path:
     if (folder / MANIFEST_NAME).exists():
         return folder
-    models = sorted(folder.glob("*.gguf"))
+    models = sorted({gguf_parts(path)[0] for path in folder.glob("*.gguf")})
     if len(models) == 1:
         return models[0]
     if models:

@@ -20,6 +20,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 
 from ..errors import ModelFileError, ModelNotFoundError, UnsupportedModelError
+from .gguf_parts import gguf_parts
 
 _MAX_DIMS = 4
 _MAX_DEPTH = 4  # of arrays of arrays
@@ -83,11 +84,30 @@ class GgufFile:
 
 
 def read_gguf(path: Path) -> GgufFile:
-    """The parsed file, tensors mapped and not copied.
+    """The parsed file, tensors mapped and not copied; of a split model, given any part of it, all parts as one file.
 
     Raises ModelNotFoundError, ModelFileError for anything that is not a whole GGUF file, and UnsupportedModelError
     for versions and tensor types that are not known here.
     """
+    file = _read_one(path)
+    if file.metadata.get("split.count", 0) in (0, 1):
+        return file
+    parts = [_read_one(part) for part in gguf_parts(path)]
+    if len(parts) != file.metadata["split.count"]:
+        raise ModelFileError(
+            f"{path} is one of {file.metadata['split.count']} parts of a model, but its name does not say which: "
+            "name them as they were, NAME-00001-of-00002.gguf and so on."
+        )
+    for number, part in enumerate(parts):
+        if (part.metadata.get("split.no"), part.metadata.get("split.count")) != (number, len(parts)):
+            raise ModelFileError(f"{part.path} is not part {number + 1} of {len(parts)}, as its name says it is.")
+    tensors = {name: tensor for part in parts for name, tensor in part.tensors.items()}
+    if len(tensors) != sum(len(part.tensors) for part in parts):
+        raise ModelFileError(f"{path} and the other parts of its model hold the same tensor twice. Fetch them again.")
+    return GgufFile(parts[0].path, parts[0].metadata, tensors)
+
+
+def _read_one(path: Path) -> GgufFile:
     try:
         facts = path.stat()
         if not stat.S_ISREG(facts.st_mode):

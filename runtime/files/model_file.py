@@ -6,10 +6,10 @@ import hashlib
 from pathlib import Path
 
 from ..errors import ModelFileError, ModelNotFoundError
-from ..storage import file_digest
 from ..text.tokenizer import Tokenizer
 from .bundle import MANIFEST_NAME, DraftEntry, open_bundle
 from .gguf_file import read_gguf
+from .gguf_parts import gguf_digest
 
 
 def read_tokenizer(location: Path) -> tuple[Tokenizer, str | None]:
@@ -29,7 +29,7 @@ def source_digest(path: Path) -> str:
     """Digest of a .gguf file, or of the manifest of a bundle, which holds the digests of everything else."""
     if path.is_dir():
         return hashlib.sha256((path / MANIFEST_NAME).read_bytes()).hexdigest()
-    return file_digest(path)
+    return gguf_digest(path)
 
 
 def named_draft(target: Path) -> tuple[Path, DraftEntry] | None:
