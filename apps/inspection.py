@@ -8,9 +8,12 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
+from .. import backends
 from ..loading.load import resolve
+from ..runtime.errors import PilotfishError
 from ..runtime.files.bundle import Bundle, open_bundle
 from ..runtime.files.gguf_file import read_gguf
+from ..runtime.files.gguf_parts import gguf_parts
 from ..runtime.files.manifest import DraftEntry, Manifest
 from .terminal import output, print_json, show_facts, show_table
 
@@ -155,13 +158,27 @@ def _shortened(out: Console, facts: dict[str, object]) -> dict[str, object]:
     }
 
 
+def _found(path: Path) -> dict[str, str]:
+    """What the engine for any .gguf file finds of this one; it looks at a file only once."""
+    for opener in backends.foreign_openers():
+        try:
+            return opener.looks(path)
+        except PilotfishError as error:
+            return {"llamacpp": str(error)}
+    return {
+        "llamacpp": f"not installed; it finds out what can be done with any file: {backends.get('llamacpp').install}"
+    }
+
+
 def _gguf_facts(path: Path) -> dict[str, object]:
     file = read_gguf(path)
     types = Counter(t.type_name for t in file.tensors.values())
     plain = {k: v if not isinstance(v, (list, np.ndarray)) else f"{len(v)} values" for k, v in file.metadata.items()}
     return {
         "path": str(path),
-        "bytes": path.stat().st_size,
+        "bytes": sum(part.stat().st_size for part in gguf_parts(path)),
+        "architecture": file.architecture,
+        **_found(path),
         "tensors": len(file.tensors),
         "tensor_types": dict(types.most_common()),
         **plain,

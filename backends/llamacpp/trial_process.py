@@ -105,25 +105,27 @@ class _Trial:
     def _computing_model(self) -> tuple[str | None, LlamaCppModel]:
         """The model after its first steps, and the type of the cache, if it is not the usual one."""
         asked = self._request.kv_dtype
-        try:
-            return None, self._first_steps(asked)
-        except EngineError:
-            if asked is not None:
-                raise
-            return _SPARE_TYPE, self._first_steps(_SPARE_TYPE)
-
-    def _first_steps(self, kv_dtype: str | None) -> LlamaCppModel:
+        if asked is None:
+            usual = self._tried("computing steps over the usual cache", lambda: self._stepping(self._loaded(None)))
+            if usual is not None:
+                return None, usual
+        kind = asked or _SPARE_TYPE
         _say({"stage": LOADING})
+        model = self._loaded(kind)
+        _say({"stage": STEPPING})
+        return (kind if asked is None else None), self._stepping(model)
+
+    def _loaded(self, kv_dtype: str | None) -> LlamaCppModel:
         request, options = self._request, parse_options(self._request.options)
         place = Placement(request.device, options)
-        model = LlamaCppModel(
-            request.path, place, _THREADS, kv_dtype, options, build_verdict(), self._shape, findings=None
-        )
-        _say({"stage": STEPPING})
+        verdict = build_verdict()
+        return LlamaCppModel(request.path, place, _THREADS, kv_dtype, options, verdict, self._shape, findings=None)
+
+    def _stepping(self, model: LlamaCppModel) -> LlamaCppModel:
         session = RereadingSession(model, self._most)
         for width in (1, 2, 8):
             if not np.isfinite(session.forward(self._tokens[:width], n_logits=width).logits).all():
-                raise EngineError(f"{request.path}: the first steps of the model give no numbers.")
+                raise EngineError(f"{self._request.path}: the first steps of the model give no numbers.")
         session.close()
         return model
 

@@ -63,11 +63,12 @@ class LlamaCppTokenizer(Tokenizer):
         raise self._no_file()
 
     def token(self, token_id: int) -> str | None:
-        return self._text_of(token_id) or None if 0 <= token_id < self.vocab_size else None
+        return self._text_of(token_id) if self.piece(token_id, special=True) else None  # else it is not in use
 
     def id_of(self, token: str) -> int | None:
         if self._ids is None:
-            self._ids = {self._text_of(i): i for i in range(self.vocab_size)}
+            named = ((self.token(i), i) for i in range(self.vocab_size))
+            self._ids = {text: i for text, i in named if text is not None}
         return self._ids.get(token)
 
     @property

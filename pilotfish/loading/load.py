@@ -14,7 +14,14 @@ from .. import backends
 from ..runtime.cache.policies import CachePolicy, policy_by_name
 from ..runtime.cache.quality_gate import AUTO, tried_policy
 from ..runtime.checks import real, whole
-from ..runtime.errors import AbilityError, NotFiniteError, OptionError, PilotfishError, PilotfishWarning
+from ..runtime.errors import (
+    AbilityError,
+    NotFiniteError,
+    OptionError,
+    PilotfishError,
+    PilotfishWarning,
+    UnsupportedModelError,
+)
 from ..runtime.files.bundle import DraftEntry
 from ..runtime.files.model_file import context_length, named_draft, reads_source
 from ..runtime.interfaces import DraftLengthPolicy, ModelInfo, Proposer, Weights
@@ -29,7 +36,7 @@ from .draft import open_draft, remembered_verdict
 from .measuring import calibration
 from .opening import Progress, read_rules, resolve
 from .vocabulary import read_tokenizer
-from .way_out import with_way_out
+from .way_out import with_other_engine, with_way_out
 
 __all__ = ["load", "resolve"]
 
@@ -121,8 +128,11 @@ def load(
         raise OptionError(f"draft_engine is {draft_engine!r}, but there is no draft model; give one, or drop it.")
     if draft_cache is not None and named is None and draft in (None, "auto"):
         raise OptionError(f"draft_cache is {draft_cache!r}, but there is no draft model; give one, or drop it.")
-    places, choice = choose(found, wish, report)
-    weights, location, place, notes = open_first_right(found, places, report)
+    try:
+        places, choice = choose(found, wish, report)
+        weights, location, place, notes = open_first_right(found, places, report)
+    except UnsupportedModelError as error:
+        raise with_other_engine(error, found, wish.engine) from error
     policy: DraftLengthPolicy | None = RenewalReward() if speculate is True else (speculate or None)
     if policy is not None and weights.info.rewinds == 0:
         policy, self_draft = None, None
@@ -167,7 +177,7 @@ def load(
             explain=partial(_explained, path=found, info=weights.info),
         )
     except AbilityError as error:
-        told = with_way_out(error, weights.info)
+        told = with_way_out(error, weights.info, found)
         _close(weights, assistant)
         raise told from error
     except BaseException:
@@ -184,7 +194,7 @@ def _explained(error: PilotfishError, path: Path, info: ModelInfo) -> PilotfishE
     """What an answer's error says to who loaded the model."""
     if isinstance(error, NotFiniteError):
         return explained(error, path)
-    return with_way_out(error, info) if isinstance(error, AbilityError) else error
+    return with_way_out(error, info, path) if isinstance(error, AbilityError) else error
 
 
 def _close(weights: Weights, assistant: DraftWeights | None) -> None:

@@ -52,6 +52,14 @@ _MAMBA: dict[str, Value] = {
     "ssm.time_step_rank": 8,
     "ssm.group_count": 2,
 }
+_DELTA: dict[str, Value] = {**_MAMBA, "full_attention_interval": 2}
+_LATENT: dict[str, Value] = {  # keys and values of all heads from a few numbers
+    **{"attention.q_lora_rank": 32, "attention.kv_lora_rank": 32},
+    **{"attention.key_length": 48, "attention.value_length": 32},
+    **{"attention.key_length_mla": 32, "attention.value_length_mla": 16, "rope.dimension_count": 16},
+    **{"attention.head_count_kv": 1, "expert_shared_count": 1, "expert_weights_scale": 1.0},
+}
+_RANKS = ("decay", "iclr", "value_residual_mix", "gate")
 _WINDOW: dict[str, Value] = {"attention.sliding_window": 32}
 
 
@@ -75,10 +83,18 @@ FAMILIES: dict[str, Family] = {
     "gpt-oss": Family("gpt-oss", {**_WINDOW, **_EXPERTS, "attention.key_length": 32, "attention.value_length": 32}),
     "mamba": Family("mamba", _MAMBA),
     "mamba2": Family("mamba2", _MAMBA),
-    "rwkv7": Family("rwkv7", {}),
+    "rwkv7": Family("rwkv7", {"wkv.head_size": 16, **{f"attention.{name}_lora_rank": 16 for name in _RANKS}}),
     "lfm2": Family("lfm2", {"attention.head_count_kv": _ATTENDING, "shortconv.l_cache": 3}),
     "granitehybrid": Family("granitehybrid", {**_MAMBA, "attention.head_count_kv": _ATTENDING}),
-    "qwen35": Family("qwen35", {}),
+    "falcon-h1": Family("falcon-h1", _MAMBA),
+    "jamba": Family("jamba", {**_MAMBA, "attention.head_count_kv": _ATTENDING}),
+    "qwen35": Family("qwen35", {**_DELTA, "rope.dimension_sections": [4, 4, 4, 4]}),
+    "qwen3next": Family("qwen3next", {**_DELTA, **_EXPERTS, "expert_shared_feed_forward_length": 64}),
+    "deepseek2": Family("deepseek2", {**_LATENT, **_EXPERTS, "leading_dense_block_count": 1}),
+    "smollm3": Family("smollm3"),
+    "falcon": Family("falcon"),
+    "bloom": Family("bloom"),
+    "command-r": Family("command-r", {"logit_scale": 0.5}),
 }
 
 
