@@ -56,5 +56,5 @@ def check_file(file: GgufFile) -> LlamaCppShape:
     for name, tensor in file.tensors.items():
         wanted = _MATRIX_TYPES if len(tensor.shape) == 2 else {"F32"}
         if tensor.type_name not in wanted:
-            raise ModelFileError(f"{file.path}: tensor {name} has the type {tensor.type_name}, which none such has.")
+            raise UnsupportedModelError(f"{file.path}: tensor {name} has the type {tensor.type_name}.")
     return shape

@@ -42,6 +42,7 @@ _SCALARS = {
     12: "<f8",
 }
 _STRING, _ARRAY = 8, 9
+_NEWER = 64  # up to here types that the gguf package does not know yet are left to engines that may know them
 _U64 = struct.Struct("<Q")
 
 
@@ -50,15 +51,15 @@ class GgufTensor:
     """One tensor. `data` is a read-only view into the file."""
 
     name: str
-    type_name: str  # "F32", "Q4_1", ...
+    type_name: str  # "F32", "Q4_1", ...; "number 42" for one that is newer than the gguf package
     shape: tuple[int, ...]  # numpy order: (rows, columns); quantized blocks run along the last axis
-    data: npt.NDArray[np.uint8]  # (rows..., bytes per row)
+    data: npt.NDArray[np.uint8]  # (rows..., bytes per row); empty where the type is not known
 
     def values(self) -> npt.NDArray[np.float32]:
         """The tensor in f32, of its shape. Raises UnsupportedModelError for types that nobody dequantizes here."""
         try:
             found = dequantize(self.data, GGMLQuantizationType[self.type_name])
-        except NotImplementedError:
+        except (NotImplementedError, KeyError):
             raise UnsupportedModelError(
                 f"tensor {self.name} has the type {self.type_name}, which is not supported. "
                 "Quantize the model to Q4_K_M or Q8_0."
@@ -239,6 +240,8 @@ class _Parser:
         try:
             block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
         except (ValueError, KeyError):
+            if max(GGMLQuantizationType) < kind < _NEWER:
+                return GgufTensor(name, f"number {kind}", shape, np.empty(0, dtype=np.uint8))
             raise UnsupportedModelError(
                 f"{self._path}: tensor {name} has type number {kind}, which is not known here. "
                 "Upgrade the gguf package, or quantize the model to Q4_K_M or Q8_0."
