@@ -73,6 +73,17 @@ class Family:
 
 FAMILIES: dict[str, Family] = {
     "gemma2": Family("gemma2", {**_WINDOW, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}),
+    "gemma4": Family(
+        "gemma4",
+        {
+            **_WINDOW,
+            **{"block_count": 5, "attention.sliding_window_pattern": [True, True, True, True, False]},
+            **{"attention.key_length": 64, "attention.value_length": 64, "attention.key_length_swa": 32},
+            **{"attention.value_length_swa": 32, "embedding_length_per_layer_input": 16},
+            **{"attention.shared_kv_layers": 0, "rope.freq_base_swa": 10000.0, "final_logit_softcapping": 30.0},
+            **{"rope.dimension_count": 64, "rope.dimension_count_swa": 32},
+        },
+    ),
     "gemma3": Family("gemma3", _WINDOW),
     "phi3": Family("phi3", {"attention.sliding_window": 0}),
     "qwen3": Family("qwen3", {"attention.head_count_kv": 1}),
@@ -138,6 +149,8 @@ def _values(name: str, shape: list[int], rng: np.random.Generator) -> np.ndarray
         return -rng.uniform(0.1, 1.0, shape).astype(np.float32)
     if len(shape) == 1 and name.endswith("norm.weight"):
         return rng.uniform(0.5, 1.5, shape).astype(np.float32)
+    if "time_mix" in name:  # a state that decays
+        return rng.normal(0.0, 0.2 / np.sqrt(shape[-1]), shape).astype(np.float32)
     return rng.normal(0.0, 2.0 / np.sqrt(shape[-1]), shape).astype(np.float32)
 
 
