@@ -7,7 +7,9 @@ from collections import Counter
 import numpy as np
 from rich.console import Console
 
+from .. import backends
 from ..loading.load import resolve
+from ..runtime.errors import PilotfishError
 from ..runtime.files.bundle import Bundle
 from ..runtime.files.gguf_model import GgufModel
 from ..runtime.files.manifest import DraftEntry, Manifest
@@ -153,13 +155,27 @@ def _shortened(out: Console, facts: dict[str, object]) -> dict[str, object]:
     }
 
 
+def _found(model: GgufModel) -> dict[str, str]:
+    """What the engine for any .gguf file finds of this one; it looks at a file only once."""
+    for opener in backends.foreign_openers():
+        try:
+            return opener.looks(model)
+        except PilotfishError as error:
+            return {"llamacpp": str(error)}
+    return {
+        "llamacpp": f"not installed; it finds out what can be done with any file: {backends.get('llamacpp').install}"
+    }
+
+
 def _gguf_facts(model: GgufModel) -> dict[str, object]:
     file, path = model.file, model.path
     types = Counter(t.type_name for t in file.tensors.values())
     plain = {k: v if not isinstance(v, (list, np.ndarray)) else f"{len(v)} values" for k, v in file.metadata.items()}
     return {
         "path": str(path),
-        "bytes": path.stat().st_size,
+        "bytes": sum(part.stat().st_size for part in model.weight_files),
+        "architecture": file.architecture,
+        **_found(model),
         "tensors": len(file.tensors),
         "tensor_types": dict(types.most_common()),
         **plain,

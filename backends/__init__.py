@@ -12,7 +12,10 @@ from importlib import metadata
 from typing import Protocol, runtime_checkable
 
 from ..runtime.errors import EngineError, EngineMissingError, OptionError, PilotfishWarning, UnsupportedModelError
+from ..runtime.files.gguf_model import GgufModel
 from ..runtime.files.model_file import ModelFile
+from ..runtime.profiling.canary import Canary
+from ..runtime.text.tokenizer import Tokenizer
 from .protocol import Backend
 
 _BUILT_IN = {
@@ -33,6 +36,35 @@ class ChecksSettings(Protocol):
     def check(self, device: str | None, kv_dtype: str | None, options: Mapping[str, object]) -> None:
         """Raise OptionError for a device, type or setting with which nothing can be opened here."""
         ...
+
+
+@runtime_checkable
+class OpensForeign(Protocol):
+    """A backend that opens .gguf files which nothing else here knows, and so answers and reads texts for them."""
+
+    def known_answer(self, file: GgufModel) -> Canary | None:
+        """What the engine says itself, token by token; None where it does not run the file."""
+        ...
+
+    def tokenizer(self, file: GgufModel) -> Tokenizer:
+        """The file's vocabulary by the engine's own functions. Raises PilotfishError."""
+        ...
+
+    def looks(self, file: GgufModel) -> dict[str, str]:
+        """What sessions over the file can do, by topic, for a person. Raises what open() raises."""
+        ...
+
+
+def foreign_openers() -> list[OpensForeign]:
+    """The engines that run here and open .gguf files which nothing else here knows."""
+    found = (get(name) for name in _BUILT_IN)
+    return [backend for backend in found if isinstance(backend, OpensForeign) and usable(backend)]
+
+
+def own_answer(file: GgufModel) -> Canary | None:
+    """A known answer to a .gguf file that the judge does not know; None where no engine here runs it."""
+    answers = (backend.known_answer(file) for backend in foreign_openers())
+    return next((answer for answer in answers if answer is not None), None)
 
 
 def check_settings(backend: Backend, device: str | None, kv_dtype: str | None, options: Mapping[str, object]) -> None:

@@ -4,18 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from ...runtime.errors import PilotfishError, UnsupportedModelError
+from ...runtime.files.gguf_model import GgufModel
 from ...runtime.files.model_file import ModelFile
 from ...runtime.files.open_model import gguf_of
+from ...runtime.profiling.canary import Canary
+from ...runtime.text.tokenizer import Tokenizer
 from .. import require, usable
 from ..common.weights import LoadedWeights
 from ..protocol import NO_OPTIONS
 from .build_command import build_command, rebuild_command
+from .check_file import check_file
 from .encoder_decoder import LlamaCppEncoderDecoderSession
+from .findings import KNOWN, Findings, described
 from .library import gpus, version
-from .load_model import Placement, named_types, parse_options
+from .load_model import LlamaCppOptions, Placement, named_types, parse_options
 from .loaded_model import LlamaCppModel
 from .probe import build_verdict
+from .rereading import RereadingSession
 from .session import LlamaCppSession
+from .shape import LlamaCppShape, claimed_shape
+from .trial import Request, findings_of
+from .vocabulary import LlamaCppTokenizer
+
+_AS_IT_COMES = ("cpu", None, parse_options({}))  # device, cache and options of who does not say
 
 
 class LlamaCppBackend:
@@ -65,9 +77,59 @@ class LlamaCppBackend:
     ) -> LoadedWeights[LlamaCppModel]:
         chosen = parse_options(dict(options))
         require(self)
-        placement = Placement(device or "cpu", chosen)
-        opened = LlamaCppModel(gguf_of(model), placement, threads, kv_dtype, chosen, build_verdict())
-        return LoadedWeights(opened, LlamaCppSession if opened.info.encoder is None else LlamaCppEncoderDecoderSession)
+        place, verdict = Placement(device or "cpu", chosen), build_verdict()
+        file = gguf_of(model)
+        shape, found = _looked_at(file, place.device, kv_dtype, chosen)
+        opened = LlamaCppModel(file, place, threads, kv_dtype, chosen, verdict, shape, found)
+        if opened.info.encoder is not None:
+            return LoadedWeights(opened, LlamaCppEncoderDecoderSession)
+        return LoadedWeights(opened, LlamaCppSession if found.rewinds is None else RereadingSession)
+
+    def known_answer(self, file: GgufModel) -> Canary | None:
+        """What the processor answers token by token; None where a file does not run, or is judged by others."""
+        if not usable(self):
+            return None
+        try:
+            return _tried(file, *_AS_IT_COMES).canary
+        except PilotfishError:
+            return None
+
+    def tokenizer(self, file: GgufModel) -> Tokenizer:
+        """llama.cpp's own vocabulary functions. Raises UnsupportedModelError and what require() raises."""
+        require(self)
+        if not _tried(file, *_AS_IT_COMES).vocabulary:
+            raise UnsupportedModelError(f"llama.cpp cannot read the vocabulary of {file}, either.")
+        return LlamaCppTokenizer(file.path)
+
+    def looks(self, file: GgufModel) -> dict[str, str]:
+        """What sessions over a file can do here, for a person. Raises what open() raises."""
+        require(self)
+        return described(_looked_at(file, *_AS_IT_COMES)[1])
+
+
+def _looked_at(
+    model: GgufModel, device: str, kv_dtype: str | None, options: LlamaCppOptions
+) -> tuple[LlamaCppShape, Findings]:
+    """The shape of a model, and what it can do: known of a file that can be checked, else found by a trial."""
+    file = model.file
+    try:
+        return check_file(file), KNOWN
+    except UnsupportedModelError:
+        if file.architecture == "t5":
+            raise
+    return claimed_shape(file), _tried(model, device, kv_dtype, options)
+
+
+def _tried(model: GgufModel, device: str, kv_dtype: str | None, options: LlamaCppOptions) -> Findings:
+    verdict = build_verdict()
+    asked = Request(
+        path=model.path,
+        device=device,
+        kv_dtype=kv_dtype,
+        options=options.model_dump(),
+        repacked=verdict.extra_buffers,
+    )
+    return findings_of(asked, verdict)
 
 
 BACKEND = LlamaCppBackend()

@@ -43,8 +43,6 @@ def check_file(file: GgufFile) -> LlamaCppShape:
             raise UnsupportedModelError(f"{file.path} uses {what} ({arch}.{key}), which is not supported yet.")
     if file.metadata.get(f"{arch}.attention.causal", True) is not True:
         raise UnsupportedModelError(f"{file.path} is no model that continues text: its attention is not causal.")
-    if file.metadata.get("split.count", 0) not in (0, 1):
-        raise UnsupportedModelError(f"{file.path} is one part of a split model; join the parts into one file.")
     if "" in file.metadata:
         raise ModelFileError(f"{file.path} has metadata without a name. Fetch or copy it again.")
     n_layers = shape.cached_layers
@@ -58,5 +56,5 @@ def check_file(file: GgufFile) -> LlamaCppShape:
     for name, tensor in file.tensors.items():
         wanted = _MATRIX_TYPES if len(tensor.shape) == 2 else {"F32"}
         if tensor.type_name not in wanted:
-            raise ModelFileError(f"{file.path}: tensor {name} has the type {tensor.type_name}, which none such has.")
+            raise UnsupportedModelError(f"{file.path}: tensor {name} has the type {tensor.type_name}.")
     return shape

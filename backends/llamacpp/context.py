@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import psutil
 
-from ...runtime.errors import EngineError
+from ...runtime.errors import EngineError, UnsupportedModelError
 from ...runtime.interfaces import Floats, Indices, ModelInfo, Tokens
 from ...runtime.leaving import in_engine
-from .library import KV_TYPES, block_bytes, library, listen, recent
+from .library import KV_TYPES, library, listen, recent
 from .watcher import Watcher
 
 MAX_ROWS = 256  # of one decode: a prefill chunk
@@ -37,7 +37,11 @@ class ContextOptions:
     values: str
     flash: bool | None  # flash attention; None: whatever the device does well
     offload: bool  # the cache lies on a GPU
-    cached_layers: int  # for which it has room
+    entry_bytes: float  # that one entry takes
+    state_bytes: int = 0  # that a session takes beside its entries
+    rewinds: int | None = (
+        None  # entries that a context is asked to take back, where it keeps a state; None: it has none
+    )
 
 
 def capacity_for(n_entries: int) -> int:
@@ -80,11 +84,10 @@ class Context:
         """
         self._lib = lib = library()
         self._info, self._options = info, options
-        self.max_leaves = MAX_LEAVES if info.encoder is None else _SOURCE_LEAVES
+        self.max_leaves = 1 if options.rewinds is not None else MAX_LEAVES if info.encoder is None else _SOURCE_LEAVES
         self.source_length = max(source_length, MAX_ROWS)  # an encoder reads a source at once
         self.capacity = capacity_for(max(n_entries, source_length))  # no step may be larger than the cache
-        elements = options.cached_layers * info.kv_heads * info.head_dim * self.capacity
-        self.nbytes = block_bytes(options.keys, elements) + block_bytes(options.values, elements)
+        self.nbytes = int(options.entry_bytes * self.capacity) + options.state_bytes
         self.watcher = Watcher(info) if watching else None
         free = psutil.virtual_memory().available
         if not options.offload and self.nbytes > free:  # the system would promise the memory and then kill the process
@@ -93,12 +96,19 @@ class Context:
             pointer = lib.llama_init_from_model(model.pointer, self._params())
         if not pointer:
             raise self._too_large(said.reason)
-        self.flash = "set to disabled" not in said if options.flash is None else options.flash
+        refused = "set to disabled" in said or "forcing off" in said
+        self.flash = not refused if options.flash is None else options.flash and not refused
         self._handle = Handle(pointer, lib.llama_free, model)
         self._memory = lib.llama_get_memory(pointer)
         if not self._memory:
-            raise EngineError("llama.cpp keeps no cache for this model; it is none that continues text.")
+            raise UnsupportedModelError("llama.cpp keeps no cache for this model; it is none that continues text.")
         self._batch = _Batch(lib)
+        self._stepped = range(0)  # positions of the last step, until something else changes the cache
+
+    @property
+    def rewinds(self) -> int:
+        """Of the last entries of a state so many can be taken back, once after each step."""
+        return int(self._lib.llama_n_rs_seq(self._handle.pointer))
 
     def _too_large(self, reason: str) -> EngineError:
         return EngineError(
@@ -114,6 +124,8 @@ class Context:
         params.n_outputs_max = MAX_OUTPUTS
         params.n_seq_max = self.max_leaves
         params.kv_unified = True  # else a row cannot belong to several sequences
+        params.swa_full = True  # else what a window has left behind is gone, and cannot be gone back to
+        params.n_rs_seq = self._options.rewinds or 0
         params.n_threads = params.n_threads_batch = self._options.threads
         params.flash_attn_type = -1 if self._options.flash is None else int(self._options.flash)
         params.type_k, params.type_v = KV_TYPES[self._options.keys], KV_TYPES[self._options.values]
@@ -131,12 +143,13 @@ class Context:
         """Append rows; logits of the last n_logits of them, and with `hidden` the final states of all, can be read.
 
         sequences: those that each row belongs to; None: all rows continue the text.
-        At most MAX_ROWS rows, of them MAX_OUTPUTS that can be read. Raises EngineError with the cache as it was.
+        At most MAX_ROWS rows, of them MAX_OUTPUTS that can be read. Raises EngineError, and entries may be left of it.
         """
         n = len(tokens)
         self._batch.fill(tokens, positions, n if hidden else n_logits, sequences)
         if self.watcher is not None:
             self.watcher.begin(n)
+        self._stepped = range(0)
         if hidden:
             self._lib.llama_set_embeddings(self._handle.pointer, True)
         try:
@@ -146,15 +159,15 @@ class Context:
             if hidden:
                 self._lib.llama_set_embeddings(self._handle.pointer, False)
         if code:
-            self.remove(int(positions[0]))
             raise EngineError(f"llama.cpp failed at a step of {n} tokens with code {code}: {recent().reason}.")
+        self._stepped = range(int(positions[0]), int(positions[-1]) + 1)
 
     def encode(self, source: Tokens) -> None:
         """Let the encoder read a source, at most source_length tokens; every later step sees it, and no entry is left.
 
         Raises EngineError; the source before is forgotten then, too.
         """
-        self._lib.llama_memory_clear(self._memory, False)
+        self.clear()
         if self.watcher is not None:
             self.watcher.begin(0)
         n = len(source)
@@ -199,6 +212,19 @@ class Context:
         if not self._lib.llama_memory_seq_rm(self._memory, -1, first, end):
             raise EngineError("llama.cpp cannot forget single entries of this model's cache.")
 
+    def take_back(self, first: int) -> bool:
+        """Forget the text from a position on, if a state can be had that is not of it; nothing has changed where none
+        can. llama.cpp keeps states behind the rows of one step, once; asked for another one it gives whatever is there.
+        """
+        within = self._stepped.start < first < self._stepped.stop
+        self._stepped = range(0)
+        return within and bool(self._lib.llama_memory_seq_rm(self._memory, _TEXT, first, -1))
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._stepped = range(0)
+        self._lib.llama_memory_clear(self._memory, False)
+
     def close_gaps(self, first: int) -> None:
         """Move entries at positions >= first to the first empty cells, in their order. No tree may be open."""
         copy, remove = self._lib.llama_memory_seq_cp, self._lib.llama_memory_seq_rm
@@ -222,6 +248,7 @@ class Context:
 
     def load(self, data: bytearray, sequence: int = _TEXT) -> None:
         """Hold what state() gave, in a sequence that is empty."""
+        self._stepped = range(0)
         with listen() as said, in_engine:
             read = self._lib.llama_state_seq_set_data(self._handle.pointer, _bytes(data), len(data), sequence)
         if read != len(data):

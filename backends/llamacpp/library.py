@@ -28,7 +28,7 @@ _BLOCK = MappingProxyType(  # elements and bytes of a block
     }
 )
 _GPU_KINDS = (1, 2)  # GGML_BACKEND_DEVICE_TYPE_GPU, _IGPU
-_WARNING, _ERROR, _CONTINUED = 2, 3, 5  # levels of ggml's log
+_WARNING, _ERROR, _CONTINUED = 3, 4, 5  # levels of ggml's log
 
 
 def version() -> str | None:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ...runtime.errors import ModelFileError, OptionError
+from ...runtime.errors import ModelFileError, OptionError, UnsupportedModelError
 from ...runtime.leaving import in_engine
 from .context import Handle
 from .library import KV_TYPES, block_elements, gpus, library, listen
@@ -148,7 +148,10 @@ class Placement:
 def load_model(
     path: Path, architecture: str, vocab_size: int, placement: Placement, use_mmap: bool, extra_buffers: bool
 ) -> Handle:
-    """The loaded model, without its vocabulary. The file must have been checked: llama.cpp trusts much of it."""
+    """The loaded model, without its vocabulary.
+
+    The file must have been checked, or loaded by another process: llama.cpp trusts much of it. Raises ModelFileError.
+    """
     lib = library()
     params = lib.llama_model_default_params()
     alive = placement.apply(lib, params)
@@ -166,3 +169,32 @@ def load_model(
     if not pointer:
         raise ModelFileError(f"llama.cpp cannot load {path}: {said.reason}.")
     return Handle(pointer, lib.llama_model_free)
+
+
+def load_vocabulary(path: Path) -> Handle:
+    """The vocabulary of a file alone. The same holds of the file, and the same is raised."""
+    lib = library()
+    params = lib.llama_model_default_params()
+    params.vocab_only = True
+    with listen() as said, in_engine:
+        pointer = lib.llama_model_load_from_file(str(path).encode(), params)
+    if not pointer:
+        raise ModelFileError(f"llama.cpp cannot read the vocabulary of {path}: {said.reason}.")
+    return Handle(pointer, lib.llama_model_free)
+
+
+def keeps_state(model: Handle) -> bool:
+    """Whether a model sums its text up in a state, in all layers or in some."""
+    lib = library()
+    return bool(lib.llama_model_is_recurrent(model.pointer) or lib.llama_model_is_hybrid(model.pointer))
+
+
+def require_text(model: Handle, path: Path) -> None:
+    """Raise UnsupportedModelError for a model that does not continue a text from left to right."""
+    lib = library()
+    diffuses = lib.llama_model_is_diffusion(model.pointer)
+    if diffuses or lib.llama_model_has_encoder(model.pointer) or not lib.llama_model_has_decoder(model.pointer):
+        raise UnsupportedModelError(
+            f"{path} is no model that continues text: llama.cpp "
+            + ("writes its answers in any order." if diffuses else "has an encoder for it.")
+        )

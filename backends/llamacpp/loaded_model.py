@@ -8,13 +8,22 @@ from ...runtime.errors import OptionError
 from ...runtime.files.gguf_model import GgufModel
 from ...runtime.interfaces import Ability, EncoderInfo, ModelInfo
 from ..common.weights import still_open
-from .check_file import check_file
 from .context import MAX_ROWS, Context, ContextOptions, Handle
-from .library import version
-from .load_model import LlamaCppOptions, Placement, cache_types, load_model, uses_flash, without_flash
+from .findings import ASKED_REWINDS, KNOWN, Findings
+from .library import block_bytes, version
+from .load_model import (
+    LlamaCppOptions,
+    Placement,
+    cache_types,
+    keeps_state,
+    load_model,
+    require_text,
+    uses_flash,
+    without_flash,
+)
 from .probe import Verdict
+from .shape import LlamaCppShape
 
-_ABILITIES: frozenset[Ability] = frozenset({"tree", "evict_tokens", "hidden", "fork", "save"})
 # With both in f16, ggml's attention computes single rows beyond 256 entries, and steps of 64 rows and more, by other
 # sums than all the rest (ggml-cpu/ops.cpp: use_split_kv_path, the tiled path). With two types there is one way only.
 _ALIKE = "f16/bf16"
@@ -34,12 +43,18 @@ class LlamaCppModel:
         kv_dtype: str | None,
         options: LlamaCppOptions,
         verdict: Verdict,
+        shape: LlamaCppShape,
+        findings: Findings | None = KNOWN,
     ) -> None:
-        shape = check_file(file.file)
+        """findings: None is for who finds out; everything is left open then.
+
+        Raises ModelFileError, OptionError, and UnsupportedModelError for a model that does not continue text.
+        """
         encoder = None if shape.decoder_start is None else EncoderInfo((shape.decoder_start,))
         if encoder is not None:
             options = without_flash(options)
             kv_dtype = kv_dtype or "f32"
+        kv_dtype = kv_dtype or (None if findings is None else findings.kv_dtype)
         if kv_dtype is None and not placement.offload and options.flash_attention != "off" and options.pair_rows:
             kv_dtype = _ALIKE
         keys, values = cache_types(kv_dtype, shape.head_dim, options.flash_attention)
@@ -49,6 +64,11 @@ class LlamaCppModel:
         self._handle: Handle | None = load_model(
             file.path, shape.architecture, shape.vocab_size, placement, options.use_mmap, repacked
         )
+        if encoder is None:
+            require_text(self._handle, file.path)
+        if findings is None:
+            findings = Findings(abilities=(), rewinds=ASKED_REWINDS if keeps_state(self._handle) else None)
+        self.abilities: frozenset[Ability] = frozenset(findings.abilities)
         self.info = ModelInfo(
             architecture=shape.architecture,
             vocab_size=shape.vocab_size,
@@ -64,19 +84,29 @@ class LlamaCppModel:
             threads=threads,
             digest=file.digest,
             encoder=encoder,
+            rewinds=findings.rewinds,
         )
         flash = uses_flash(options.flash_attention, keys, values)
         if flash is None and not placement.offload:
             flash = True
-        self._context_options = ContextOptions(threads, keys, values, flash, placement.offload, shape.cached_layers)
+        elements = shape.cached_layers * shape.kv_heads * shape.head_dim
+        entry_bytes = findings.entry_bytes
+        if entry_bytes is None:
+            entry_bytes = block_bytes(keys, elements) + block_bytes(values, elements)
+        self._context_options = ContextOptions(
+            *(threads, keys, values, flash, placement.offload, entry_bytes, findings.state_bytes, findings.rewinds)
+        )
         if flash is None:  # devices differ, and only a context tells
             flash = self.context(1).flash
             self._context_options = dataclasses.replace(self._context_options, flash=flash)
+        flash = flash and findings.flash
         halves = flash and not placement.offload and keys == values == "f16"
         split = halves and threads > 1  # a single row's keys are split among the threads
-        self.pairs_beyond = _ALONE_BEYOND if split and options.pair_rows else None
+        pairs = options.pair_rows and findings.rewinds is None  # the copy of a row is forgotten again
+        self.pairs_beyond = _ALONE_BEYOND if split and pairs else None
         self.max_rows = _MAX_ALIKE if halves else MAX_ROWS
-        self.abilities: frozenset[Ability] = _ABILITIES if flash else _ABILITIES | _WITHOUT_FLASH
+        if flash:
+            self.abilities -= _WITHOUT_FLASH
         if encoder is not None:
             self.abilities |= _WITH_ENCODER
         settings = (
@@ -84,13 +114,13 @@ class LlamaCppModel:
             f"flash attention {'on' if flash else 'off'}",
             placement.described(),
             "" if repacked else "weights not repacked",
-            "single rows apart" if split and not options.pair_rows else "",
+            "single rows apart" if split and not pairs else "",
             f"build {verdict.build[:8]}",
         )
         self.info = dataclasses.replace(
             self.info,
             settings=", ".join(part for part in settings if part),
-            alike_from=2 if split and not options.pair_rows else 1,
+            alike_from=2 if split and not pairs else 1,
         )
 
     def context(self, n_entries: int, watching: bool = False, source_length: int = 0) -> Context:

@@ -101,15 +101,24 @@ def _try(trial: Sequence[str], mode: str) -> _Probe:
         except OSError as error:
             return _Probe(False, False, f"could not be started ({error})")
     if done.returncode:
-        died = done.returncode < 0 or done.returncode >= 0xC0000000  # by a signal, or by an exception of Windows
-        said = done.stderr.decode("utf-8", "replace").strip().splitlines()
-        reason = _signal(done.returncode) if died else f"failed: {said[-1] if said else done.returncode}"
-        return _Probe(False, died, reason)
+        return _Probe(False, _died(done.returncode), ended(done.returncode, done.stderr))
     try:
         found = json.loads(done.stdout)
         return _Probe(True, True, "", str(found["system_info"]))
     except (ValueError, KeyError, TypeError):
         return _Probe(False, False, "gave no answer")
+
+
+def ended(code: int, stderr: bytes) -> str:
+    """How a process ended, in words that follow "a process"."""
+    if _died(code):
+        return _signal(code)
+    said = stderr.decode("utf-8", "replace").strip().splitlines()
+    return f"failed: {said[-1] if said else code}"
+
+
+def _died(code: int) -> bool:
+    return code < 0 or code >= 0xC0000000  # by a signal, or by an exception of Windows
 
 
 def _signal(code: int) -> str:

@@ -33,7 +33,7 @@ def main(mode: str, folder: Path) -> None:
     info = ModelInfo(
         "llama", _VOCABULARY, 256, len(_TYPES), _HEADS, _KV_HEADS, head_dim, _SIZE, "llamacpp", "", "cpu", 2, ""
     )
-    context = Context(handle, info, ContextOptions(2, "f16", "f16", True, False, len(_TYPES)), 256)
+    context = Context(handle, info, ContextOptions(2, "f16", "f16", True, False, entry_bytes=0), 256)
     start = 0
     for width in _WIDTHS:
         tokens = np.arange(width) % _VOCABULARY

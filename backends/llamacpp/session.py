@@ -16,6 +16,7 @@ FIRST = 512  # entries a cache begins with, at most
 _WAY_OUT = {
     "attention": "Open the model with options={'flash_attention': 'off'} and a kv_dtype whose values are not "
     "quantized, or use the reference engine.",
+    "hidden": "The onnx engine and the reference engine do.",
     "queries": "The onnx engine and the reference engine do.",
     "keys": "The onnx engine and the reference engine do.",
 }
@@ -57,18 +58,20 @@ class LlamaCppSession(DecoderOnly):
         sequences = None if parents is None else self._sequences(parents, n_logits, observe)
         paired = len(tokens) == 1 and self._pairs()
         context = self._room(self._rows.n + len(tokens) + paired, "attention" in observe)
-        if paired:
-            step = self._pair(context, tokens, positions, n_logits, observe)
-        elif sequences is None:
-            step = self._chain(context, tokens, positions, n_logits, observe)
-        else:
-            context.branch(1 + max(max(members) for members in sequences))
-            try:
+        try:
+            if paired:
+                step = self._pair(context, tokens, positions, n_logits, observe)
+            elif sequences is None:
+                step = self._chain(context, tokens, positions, n_logits, observe)
+            else:
+                context.branch(1 + max(max(members) for members in sequences))
                 context.decode(tokens, positions, n_logits, sequences, "hidden" in observe)
-            except EngineError:
+                step = self._read(context, len(tokens), n_logits, observe, self._rows.n)
+        except EngineError:
+            self._forget(int(positions[0]))
+            if sequences is not None:
                 context.settle()
-                raise
-            step = self._read(context, len(tokens), n_logits, observe, self._rows.n)
+            raise
         self._rows.append(positions, parents)
         self._paths = sequences or []
         return step
@@ -178,8 +181,7 @@ class LlamaCppSession(DecoderOnly):
         grown = max(n_entries, min(2 * context.capacity, capacity_for(self.max_context)))
         wanted = grown if n_entries > context.capacity else context.capacity
         larger = self._make(wanted, self._watching or watch)
-        if self._rows.n:
-            larger.load(context.state())
+        self._move(context, larger)
         self._watching = self._watching or watch
         self._context = larger
         return larger
@@ -190,17 +192,24 @@ class LlamaCppSession(DecoderOnly):
         if 4 * capacity_for(n) > context.capacity:
             return
         smaller = self._make(n, self._watching)
-        if self._rows.n:
-            smaller.load(context.state())
+        self._move(context, smaller)
         self._context = smaller
 
     def _settle(self, sequence: int, end: int) -> None:
         """One sequence is the text, and nothing stands at positions >= end."""
-        context = self._open()
-        context.remove(end)
+        self._forget(end)
         if self._paths:
-            context.settle(sequence)
+            self._open().settle(sequence)
             self._paths = []
+
+    def _forget(self, end: int) -> None:
+        """Nothing stands at positions >= end."""
+        self._open().remove(end)
+
+    def _move(self, source: Context, target: Context) -> None:
+        """What is held in one context is held in another one, too."""
+        if self._rows.n:
+            target.load(source.state())
 
     def _sequences(self, parents: Indices, n_logits: int, observe: frozenset[Observation]) -> list[list[int]]:
         """For each row the leaves below it, or it itself, numbered. Raises OptionError for trees that are too large."""
@@ -231,19 +240,15 @@ class LlamaCppSession(DecoderOnly):
             return self._read(context, n, n_logits, observe, self._rows.n)
         steps: list[Step] = []
         start = 0
-        try:
-            while start < n:
-                silent = 0 if hidden else max(n - n_logits - start, 0)  # rows ahead of which nothing is read
-                end = min(start + most, start + silent + MAX_OUTPUTS, n)
-                end -= n - end == 1  # a row left over would be a step of one row, which may have bits of its own
-                read = min(end - start, max(end - (n - n_logits), 0))
-                context.decode(tokens[start:end], positions[start:end], read, None, hidden)
-                step = self._read(context, end - start, read, observe, self._rows.n + start)
-                steps.append(Step(step.logits.copy(), step.hidden, None, step.attention))
-                start = end
-        except EngineError:
-            context.remove(int(positions[0]))
-            raise
+        while start < n:
+            silent = 0 if hidden else max(n - n_logits - start, 0)  # rows ahead of which nothing is read
+            end = min(start + most, start + silent + MAX_OUTPUTS, n)
+            end -= n - end == 1  # a row left over would be a step of one row, which may have bits of its own
+            read = min(end - start, max(end - (n - n_logits), 0))
+            context.decode(tokens[start:end], positions[start:end], read, None, hidden)
+            step = self._read(context, end - start, read, observe, self._rows.n + start)
+            steps.append(Step(step.logits.copy(), step.hidden, None, step.attention))
+            start = end
         return _joined(steps, self._rows.n + n)
 
     def _pairs(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ...runtime.errors import ModelFileError, OptionError
+from ...runtime.errors import ModelFileError, OptionError, UnsupportedModelError
 from ...runtime.files.bundle import Bundle
 from ...runtime.files.decoder_shape import decoder_shape
 from ...runtime.files.gguf_model import GgufModel
@@ -116,6 +116,11 @@ def _bundle(bundle: Bundle) -> tuple[Callable[[], Any], Facts]:
 
 
 def _gguf(model: GgufModel, q4_k_minima: str) -> tuple[Callable[[], Any], Facts]:
+    if len(model.weight_files) > 1:
+        raise UnsupportedModelError(
+            f"{model} is one part of a split model, which OpenVINO does not read. Join the parts with llama.cpp's "
+            "gguf-split --merge, or leave the engine out: others open them as they are."
+        )
     shape = decoder_shape(model.file)  # so that OpenVINO never sees a damaged header
     facts = Facts(
         name=str(model),

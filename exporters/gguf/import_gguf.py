@@ -14,11 +14,11 @@ from ...runtime.errors import EngineMissingError, ModelFileError, ModelNotFoundE
 from ...runtime.files.bundle import Bundle, Manifest, Source, cache_dir, describe_files, open_bundle, write_manifest
 from ...runtime.files.gguf_file import GgufFile
 from ...runtime.files.gguf_model import GgufModel
+from ...runtime.files.gguf_parts import gguf_digest
 from ...runtime.files.manifest import MANIFEST_NAME
 from ...runtime.files.staging import new_bundle
 from ...runtime.install import install_command
 from ...runtime.progress import Progress, Share
-from ...runtime.storage import file_digest
 from ...runtime.text.tokenizer_gguf import tokenizer_from_gguf
 
 Activations: TypeAlias = Literal["int8", "f32"]
@@ -50,7 +50,7 @@ def import_gguf(
     """
     report = progress or (lambda what, share: None)
     path, file = model.path, model.file
-    digest = file_digest(path, progress=lambda done, total: report("reading", 0.1 * done / max(total, 1)))
+    digest = gguf_digest(path, progress=lambda done, total: report("reading", 0.1 * done / max(total, 1)))
     made_by = f"{activations}-{BUILDER}" if form == "onnx" else f"static-{STATIC_BUILDER}"
     folder = cache_dir() / "bundles" / f"{path.stem}-{digest[:16]}-{made_by}"
     try:

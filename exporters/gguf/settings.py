@@ -49,8 +49,6 @@ def settings_of(file: GgufFile) -> dict[str, Any]:
     for key, what in _REFUSED.items():
         if file.metadata.get(f"{arch}.{key}"):
             raise UnsupportedModelError(f"{file.path} uses {what} ({arch}.{key}): not yet exported.")
-    if file.metadata.get("split.count", 0) not in (0, 1):
-        raise UnsupportedModelError(f"{file.path} is one part of a split model; join the parts into one file.")
     read = _Reader(file)
     if "token_embd.weight" not in file.tensors:
         raise ModelFileError(f"{file.path} has no tensor token_embd.weight.")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...runtime.files.gguf_file import GgufFile, read_gguf
-from ...runtime.storage import file_digest
+from ...runtime.files.gguf_parts import gguf_digest
 from ...runtime.text.tokenizer import Tokenizer
 from ...runtime.text.tokenizer_gguf import tokenizer_from_gguf
 from ..sources.families import text_settings
@@ -42,7 +42,7 @@ def open_gguf(path: Path) -> ModelSource:
     return ModelSource(
         path=path,
         format="gguf",
-        sha256=file_digest(path),
+        sha256=gguf_digest(path),
         model_id=str(file.metadata.get("general.name") or path.stem),
         license=license_name if isinstance(license_name, str) else None,
         architecture=str(settings["model_type"]),

@@ -16,6 +16,7 @@ from ..runtime.text.tokenizer import Tokenizer
 from .broken_weights import naming
 from .choosing import Wish, choose, open_first_right
 from .measuring import token_seconds
+from .vocabulary import read_tokenizer
 
 
 def open_draft(
@@ -27,13 +28,18 @@ def open_draft(
     is true. Raises OptionError, naming the first token that differs, for vocabularies that do not fit.
     """
     require_alike(target.is_encoder_decoder, draft.is_encoder_decoder, str(draft))
-    own = draft.tokenizer  # before any weights: it is cheap, and may be the wrong one
-    mapping = mapping_of(target, tokenizer, draft)
+    own = read_tokenizer(draft)  # before any weights: it is cheap, and may be the wrong one
+    mapping = mapping_of(target, tokenizer, draft, own)
     if named and target.draft_entry is not None:
         mapping.require(target.draft_entry.pairing, f"{draft} is not the draft that {target} was made with")
     places, _ = choose(draft, wish, report)
     weights, _, _, notes = open_first_right(draft, places, report)
     try:
+        if weights.info.rewinds is not None:
+            raise OptionError(
+                f"{draft} cannot draft: it keeps a state of all it has read, and rejected drafts "
+                "would have to be taken out of it. Choose a draft model without such a state, or draft=None."
+            )
         with naming(draft):
             token_s = token_seconds(weights, report)
     except BaseException:
@@ -42,7 +48,7 @@ def open_draft(
     return DraftWeights(weights, token_s, mapping, own), notes
 
 
-def mapping_of(target: ModelFile, target_tokenizer: Tokenizer, draft: ModelFile) -> Pairing:
+def mapping_of(target: ModelFile, target_tokenizer: Tokenizer, draft: ModelFile, draft_tokenizer: Tokenizer) -> Pairing:
     """How two models' vocabularies fit: as remembered, or found out now and remembered.
 
     Raises OptionError where they do not; the message names both.
@@ -51,7 +57,7 @@ def mapping_of(target: ModelFile, target_tokenizer: Tokenizer, draft: ModelFile)
     with contextlib.suppress(ValueError):
         return Pairing.from_facts(read_json(kept))
     try:
-        found = pair(target_tokenizer, draft.tokenizer)
+        found = pair(target_tokenizer, draft_tokenizer)
     except OptionError as error:
         raise OptionError(f"{draft} cannot draft for {target}: {error}") from None
     write_json_atomically(kept, found.to_facts())

@@ -11,7 +11,13 @@ from functools import partial
 from .. import backends
 from ..runtime.cache.policies import CachePolicy
 from ..runtime.checks import whole
-from ..runtime.errors import AbilityError, NotFiniteError, PilotfishError, PilotfishWarning
+from ..runtime.errors import (
+    AbilityError,
+    NotFiniteError,
+    PilotfishError,
+    PilotfishWarning,
+    UnsupportedModelError,
+)
 from ..runtime.files.model_file import ModelFile
 from ..runtime.interfaces import DraftLengthPolicy, ModelInfo, Proposer, Weights
 from ..runtime.model.model import DraftWeights, Model
@@ -25,7 +31,8 @@ from .load_options import DraftModel, LoadOptions, NamedDraft, draft_of, policy_
 from .measuring import calibration
 from .opening import Place, resolve, rules_of
 from .options import Wish
-from .way_out import with_way_out
+from .vocabulary import read_tokenizer
+from .way_out import with_other_engine, with_way_out
 
 __all__ = ["load", "load_with", "resolve"]
 
@@ -126,8 +133,14 @@ def load_with(path: str | os.PathLike[str], options: LoadOptions, progress: Prog
     draft = _draft_file(target, options, report)
     if draft is None:
         options.require_draft()
-    places, choice = choose(target, wish, report)
-    weights, opened, place, notes = open_first_right(target, places, report)
+    try:
+        places, choice = choose(target, wish, report)
+        weights, opened, place, notes = open_first_right(target, places, report)
+    except UnsupportedModelError as error:
+        raise with_other_engine(error, target, wish.engine) from error
+    if weights.info.rewinds == 0 and options.length_policy is not None:
+        options = replace(options, speculate=False, draft=None)
+        notes += (_without_drafts(target, weights.info),)
     assistant: DraftWeights | None = None
     try:
         named = isinstance(options.draft, NamedDraft)
@@ -135,12 +148,12 @@ def load_with(path: str | os.PathLike[str], options: LoadOptions, progress: Prog
             draft = None
         if draft is not None and options.length_policy is not None:
             beside = _beside(wish, options, place)
-            assistant, more = open_draft(target, opened.tokenizer, draft, beside, report, named=named)
+            assistant, more = open_draft(target, read_tokenizer(opened), draft, beside, report, named=named)
             assistant = replace(assistant, cache=options.draft_cache)
             notes += more
         model = _model(target, opened, weights, assistant, options, choice, report)
     except AbilityError as error:
-        told = with_way_out(error, weights.info)
+        told = with_way_out(error, weights.info, target)
         _close(weights, assistant)
         raise told from error
     except BaseException:
@@ -188,7 +201,7 @@ def _model(
         measured = calibration(weights, report)
     return Model(
         weights,
-        opened.tokenizer,
+        read_tokenizer(opened),
         None if template is None else ChatTemplate(template),
         measured,
         draft=assistant,
@@ -205,11 +218,18 @@ def _model(
     )
 
 
+def _without_drafts(target: ModelFile, info: ModelInfo) -> str:
+    return (
+        f"{target} is decoded without drafts: it keeps a state of all it has read, and {info.engine} cannot take "
+        "rejected drafts out of that of this architecture"
+    )
+
+
 def _explained(error: PilotfishError, target: ModelFile, info: ModelInfo) -> PilotfishError:
     """What an answer's error says to who loaded the model."""
     if isinstance(error, NotFiniteError):
         return explained(error, target)
-    return with_way_out(error, info) if isinstance(error, AbilityError) else error
+    return with_way_out(error, info, target) if isinstance(error, AbilityError) else error
 
 
 def _close(weights: Weights, assistant: DraftWeights | None) -> None:

@@ -16,16 +16,18 @@ from ..runtime.encoder_input import prepare
 from ..runtime.errors import UnsupportedModelError
 from ..runtime.files.bundle import cache_dir, read_json, write_json_atomically
 from ..runtime.files.model_file import ModelFile
+from ..runtime.files.open_model import gguf_of
 from ..runtime.interfaces import Weights
 from ..runtime.profiling.calibrate import Calibration, calibrate
 from ..runtime.profiling.canary import TEXT, Canary, make_canary
 from ..runtime.profiling.cost_curve import CostCurve, facts_key, too_dear
-from ..runtime.profiling.row_classes import RowClasses
+from ..runtime.profiling.row_classes import RowClasses, widest_of
 from ..runtime.progress import Progress
 from ..runtime.sampling.finite import require_finite
 from . import cpu_load as busy
 from .broken_weights import naming
 from .opening import Place, open_weights
+from .vocabulary import read_tokenizer
 
 _TOKENS = 12  # steps of which a draft's fastest counts
 
@@ -120,7 +122,7 @@ def _known(weights: Weights) -> Calibration | None:
         return None
     try:
         classes = tuple(tuple(int(w) for w in c) for c in facts["classes"])
-        rows = RowClasses(classes, weights.info.widths)
+        rows = RowClasses(classes, weights.info.widths, widest_of(weights.info))
         known = Calibration(CostCurve.from_facts(facts), rows, float(facts["busy"]))
     except (KeyError, TypeError, ValueError):
         return None  # damaged, or of an older version: measured again
@@ -130,8 +132,9 @@ def _known(weights: Weights) -> Calibration | None:
 def known_answer(model: ModelFile, report: Progress) -> Canary | None:
     """The canary that a model brings, or what the reference engine answers to it, which is computed once.
 
-    None where a model of another format brings none and where the reference engine does not know the architecture.
-    Raises EngineError for weights that have no answer, as some of them are not numbers.
+    Where the reference engine does not know the architecture, an engine that runs the file as it is answers, token by
+    token; None where there is none, and where a model of another format brings none. Raises EngineError for weights
+    that have no answer, as some of them are not numbers.
     """
     if model.formats != ("gguf",) or model.canary is not None:
         return model.canary
@@ -143,11 +146,11 @@ def known_answer(model: ModelFile, report: Progress) -> Canary | None:
     try:
         weights, _ = open_weights(model, place, report)
     except UnsupportedModelError:
-        return None
+        return backends.own_answer(gguf_of(model))
     try:
         session = weights.session(min(weights.info.context_length, 64))
         with naming(model), np.errstate(all="ignore"):
-            canary = make_canary(session, model.tokenizer.encode(TEXT))
+            canary = make_canary(session, read_tokenizer(model).encode(TEXT))
         session.close()
     finally:
         weights.close()

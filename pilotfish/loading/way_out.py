@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..runtime.errors import AbilityError
+from .. import backends
+from ..runtime.errors import AbilityError, PilotfishError, UnsupportedModelError
+from ..runtime.files.decoder_shape import decoder_shape
+from ..runtime.files.gguf_model import GgufModel
+from ..runtime.files.model_file import ModelFile
 from ..runtime.interfaces import Ability, ModelInfo
 
+_OPENS_ALL = "llamacpp"  # any .gguf file that llama.cpp runs
 _COMMON: frozenset[Ability] = frozenset(
     {"tree", "evict_tokens", "attend", "keys", "queries", "attention", "hidden", "fork", "save"}
 )
@@ -43,14 +48,49 @@ _OFFERS = (
 )
 
 
-def with_way_out(error: AbilityError, info: ModelInfo) -> AbilityError:
+def with_way_out(error: AbilityError, info: ModelInfo, model: ModelFile | None = None) -> AbilityError:
     """The error with the engines, devices and settings that have what is missing; the error itself where none is known
-    to have it. info: of the model that answers."""
-    able = [words for offer in _OFFERS if (words := _words(offer, error, info))]
+    to have it. info: of the model that answers; model: what it was opened from."""
+    if error.missing and info.rewinds is not None:
+        return AbilityError(
+            f"a {info.architecture} model sums up what it has read in a state, of which nothing can be given up or "
+            f"shown apart, whatever the engine ({', '.join(sorted(error.missing))}). Leave out what asks for it: "
+            "cache, quality or draft='self'.",
+            engine=error.engine,
+            missing=error.missing,
+        )
+    offers = [
+        offer for offer in _OFFERS if offer.engine == error.engine or model is None or _opens(offer.engine, model)
+    ]
+    able = [words for offer in offers if (words := _words(offer, error, info))]
     if not error.missing or not able:
         return error
     said = f"{', '.join(able[:-1])} and {able[-1]}" if len(able) > 1 else able[0]
     return AbilityError(f"{error} {said[0].upper()}{said[1:]} can.", engine=error.engine, missing=error.missing)
+
+
+def with_other_engine(error: UnsupportedModelError, model: ModelFile, named: str | None) -> UnsupportedModelError:
+    """The error of who cannot open a model, with the engine that can, or that could be added. named: by the caller."""
+    if not isinstance(model, GgufModel) or named == _OPENS_ALL or _OPENS_ALL not in backends.names():
+        return error
+    opener = backends.get(_OPENS_ALL)
+    if opener.version() is None:
+        return UnsupportedModelError(f"{error} The {_OPENS_ALL} engine may run it; add it with: {opener.install}")
+    if named is None or not _opens(_OPENS_ALL, model):
+        return error  # it was among those that were tried
+    return UnsupportedModelError(f"{error} The {_OPENS_ALL} engine runs it: name that one, or none.")
+
+
+def _opens(engine: str, model: ModelFile) -> bool:
+    """Whether an engine opens this model, as far as that can be known without loading it for good."""
+    if not isinstance(model, GgufModel):
+        return True
+    try:
+        if engine == _OPENS_ALL:
+            return any(opener.looks(model) for opener in backends.foreign_openers())
+        return bool(decoder_shape(model.file))
+    except PilotfishError:
+        return False
 
 
 def _words(offer: _Offer, error: AbilityError, info: ModelInfo) -> str:

@@ -75,6 +75,7 @@ def tiny_gguf(
     rope_factors: npt.NDArray[np.float32] | None = None,
     extra_tensors: dict[str, npt.NDArray[np.float32]] | None = None,
     template: str = CHATML,
+    tensors_per_file: int = 0,
 ) -> Path:
     """The path of a random model written there, with a byte-level BPE tokenizer and a ChatML template.
 
@@ -82,9 +83,10 @@ def tiny_gguf(
     quant: type of the matrices, or a function from a tensor's name to its type. The embedding falls back to Q8_0
         where a type is not one that gguf.quants can write.
     tied: whether the output matrix is the embedding. metadata: more keys, without the architecture's prefix.
+    tensors_per_file: splits the model into files of so many; the path is that of the first one then.
     """
     rng = np.random.default_rng(seed)
-    writer = gguf.GGUFWriter(path, architecture)
+    writer = gguf.GGUFWriter(path, architecture, split_max_tensors=tensors_per_file)
     vocab_size = _add_tokenizer(writer, template)
     _add_sizes(writer, architecture, sizes, metadata or {})
     pick = quant if callable(quant) else lambda name: quant
@@ -106,7 +108,7 @@ def tiny_gguf(
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return path
+    return min(path.parent.glob(f"{path.stem}-*-of-*.gguf")) if tensors_per_file else path
 
 
 def _add_tokenizer(writer: gguf.GGUFWriter, template: str) -> int:

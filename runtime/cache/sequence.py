@@ -77,7 +77,9 @@ class CachedSequence:
     def reusable(self, context: Tokens) -> int:
         """How many leading tokens of the context need not be run again: the common prefix, or none where the cache
         was compressed behind its end."""
-        n = self.common_prefix(context)
+        n, rewinds = self.common_prefix(context), self.session.info.rewinds
+        if rewinds is not None and self._n - n > rewinds:
+            return 0  # the session would run them again itself, where nobody can stop it
         return 0 if n < self.mode.fixed else n
 
     @property

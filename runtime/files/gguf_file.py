@@ -20,6 +20,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 
 from ..errors import ModelFileError, ModelNotFoundError, UnsupportedModelError
+from .gguf_parts import gguf_parts
 
 _MAX_DIMS = 4
 _MAX_DEPTH = 4  # of arrays of arrays
@@ -41,6 +42,7 @@ _SCALARS = {
     12: "<f8",
 }
 _STRING, _ARRAY = 8, 9
+_NEWER = 64  # up to here types that the gguf package does not know yet are left to engines that may know them
 _U64 = struct.Struct("<Q")
 
 
@@ -49,15 +51,15 @@ class GgufTensor:
     """One tensor. `data` is a read-only view into the file."""
 
     name: str
-    type_name: str  # "F32", "Q4_1", ...
+    type_name: str  # "F32", "Q4_1", ...; "number 42" for one that is newer than the gguf package
     shape: tuple[int, ...]  # numpy order: (rows, columns); quantized blocks run along the last axis
-    data: npt.NDArray[np.uint8]  # (rows..., bytes per row)
+    data: npt.NDArray[np.uint8]  # (rows..., bytes per row); empty where the type is not known
 
     def values(self) -> npt.NDArray[np.float32]:
         """The tensor in f32, of its shape. Raises UnsupportedModelError for types that nobody dequantizes here."""
         try:
             found = dequantize(self.data, GGMLQuantizationType[self.type_name])
-        except NotImplementedError:
+        except (NotImplementedError, KeyError):
             raise UnsupportedModelError(
                 f"tensor {self.name} has the type {self.type_name}, which is not supported. "
                 "Quantize the model to Q4_K_M or Q8_0."
@@ -92,11 +94,30 @@ def is_gguf(path: Path) -> bool:
 
 
 def read_gguf(path: Path) -> GgufFile:
-    """The parsed file, tensors mapped and not copied.
+    """The parsed file, tensors mapped and not copied; of a split model, given any part of it, all parts as one file.
 
     Raises ModelNotFoundError, ModelFileError for anything that is not a whole GGUF file, and UnsupportedModelError
     for versions and tensor types that are not known here.
     """
+    file = _read_one(path)
+    if file.metadata.get("split.count", 0) in (0, 1):
+        return file
+    parts = [_read_one(part) for part in gguf_parts(path)]
+    if len(parts) != file.metadata["split.count"]:
+        raise ModelFileError(
+            f"{path} is one of {file.metadata['split.count']} parts of a model, but its name does not say which: "
+            "name them as they were, NAME-00001-of-00002.gguf and so on."
+        )
+    for number, part in enumerate(parts):
+        if (part.metadata.get("split.no"), part.metadata.get("split.count")) != (number, len(parts)):
+            raise ModelFileError(f"{part.path} is not part {number + 1} of {len(parts)}, as its name says it is.")
+    tensors = {name: tensor for part in parts for name, tensor in part.tensors.items()}
+    if len(tensors) != sum(len(part.tensors) for part in parts):
+        raise ModelFileError(f"{path} and the other parts of its model hold the same tensor twice. Fetch them again.")
+    return GgufFile(parts[0].path, parts[0].metadata, tensors)
+
+
+def _read_one(path: Path) -> GgufFile:
     try:
         facts = path.stat()
         if not stat.S_ISREG(facts.st_mode):
@@ -228,6 +249,8 @@ class _Parser:
         try:
             block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
         except (ValueError, KeyError):
+            if max(GGMLQuantizationType) < kind < _NEWER:
+                return GgufTensor(name, f"number {kind}", shape, np.empty(0, dtype=np.uint8))
             raise UnsupportedModelError(
                 f"{self._path}: tensor {name} has type number {kind}, which is not known here. "
                 "Upgrade the gguf package, or quantize the model to Q4_K_M or Q8_0."

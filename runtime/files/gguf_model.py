@@ -1,4 +1,4 @@
-"""A .gguf file as a model: one file that holds weights, vocabulary and chat template."""
+"""A .gguf file as a model: weights, vocabulary and chat template, in one file or split into several."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from functools import cached_property
 from pathlib import Path
 
 from ..errors import ModelFileError
-from ..storage import file_digest
 from ..text.tokenizer import Tokenizer
 from ..text.tokenizer_gguf import tokenizer_from_gguf
 from .gguf_file import GgufFile, read_gguf
+from .gguf_parts import gguf_digest, gguf_parts
 from .model_file import ModelFile
 
 
 class GgufModel(ModelFile):
-    """A .gguf file. Its header is read when something is first asked of it."""
+    """A .gguf file, or the first part of a split one. Its header is read when something is first asked of it."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -38,7 +38,7 @@ class GgufModel(ModelFile):
 
     @property
     def digest(self) -> str:
-        return file_digest(self._path)
+        return gguf_digest(self._path)
 
     @property
     def context_length(self) -> int:
@@ -58,7 +58,7 @@ class GgufModel(ModelFile):
 
     @property
     def weight_files(self) -> tuple[Path, ...]:
-        return (self._path,)
+        return gguf_parts(self._path)
 
     def _read_tokenizer(self) -> Tokenizer:
         return tokenizer_from_gguf(self.file.metadata)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from ..errors import ModelFileError, ModelNotFoundError, OptionError, UnsupportedModelError
 from .bundle import Bundle, open_bundle
 from .gguf_file import is_gguf
 from .gguf_model import GgufModel
+from .gguf_parts import gguf_parts
 from .manifest import MANIFEST_NAME
 from .model_file import ModelFile
-
-_PART = re.compile(r"-\d{5}-of-\d{5}(?=\.gguf$)")  # of a split model, which its first part stands for
 
 
 def open_model(path: Path) -> ModelFile:
@@ -24,7 +22,7 @@ def open_model(path: Path) -> ModelFile:
     if path.is_file():
         if path.suffix.lower() != ".gguf" and not is_gguf(path):
             raise ModelFileError(f"{path} is not a .gguf file; give one, or a bundle folder or a catalogue name.")
-        return GgufModel(path)
+        return GgufModel(gguf_parts(path)[0])
     if path.is_dir():
         return _in_folder(path)
     if path.exists():
@@ -51,8 +49,9 @@ def gguf_of(model: ModelFile) -> GgufModel:
 def _in_folder(folder: Path) -> ModelFile:
     if (folder / MANIFEST_NAME).exists():
         return open_bundle(folder)
-    models = [path for path in sorted(folder.glob("*.gguf")) if "mmproj" not in path.name.lower()]  # reads pictures
-    if len(models) == 1 or (models and len({_PART.sub("", path.name) for path in models}) == 1):
+    files = [path for path in folder.glob("*.gguf") if "mmproj" not in path.name.lower()]  # which reads pictures
+    models = sorted({gguf_parts(path)[0] for path in files})
+    if len(models) == 1:
         return GgufModel(models[0])
     if models:
         raise OptionError(f"{folder} holds {len(models)} .gguf files; name one: {', '.join(m.name for m in models)}.")

@@ -45,6 +45,7 @@ class ModelInfo:
     settings: str = ""  # whatever else changes bits or speed: cache type, activation type
     widths: tuple[int, ...] = ()  # ascending: the only ones of decode steps, others are padded to them; (): any
     encoder: EncoderInfo | None = None  # None: a decoder-only model
+    rewinds: int | None = None  # last entries that a session forgets cheaply, once after each step; None: all
     alike_from: int = 1  # rows: narrower steps have bits of their own, though rounding may hide it in most tokens
 
 
@@ -107,7 +108,8 @@ class Session(Protocol):
         ...
 
     def truncate(self, n_tokens: int) -> None:
-        """Forget every entry at a position >= n_tokens. Cheap."""
+        """Forget every entry at a position >= n_tokens. Cheap, where ModelInfo.rewinds says so; where it does not, the
+        tokens that stay are run again."""
         ...
 
     def accept(self, rows: Indices) -> None:

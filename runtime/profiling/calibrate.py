@@ -23,7 +23,7 @@ from .cost_curve import (
     CostCurve,
     too_dear,
 )
-from .row_classes import PROBED_WIDTHS, RowClasses, classify
+from .row_classes import PROBED_WIDTHS, RowClasses, classify, widest_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,15 +47,16 @@ def calibrate(session: Session, widths: tuple[int, ...] = PROBED_WIDTHS) -> Cali
         a stand-in for a source.
     """
     prepare(session)
-    widths = session.info.widths or widths
+    widths = session.info.widths or tuple(w for w in widths if w <= widest_of(session.info))
     yardstick = min((w for w in widths if w > 1), default=1)  # runs as many tokens as any width: all compare with it
     room = session.max_context - _N_CONTEXT
-    tokens = (np.arange(_N_CONTEXT + 2 * max(widths), dtype=np.int64) * 37 + 11) % session.info.vocab_size
+    most = max(widths) + max(*widths, _N_TOKENS)  # a last step may go beyond the rows that are compared
+    tokens = (np.arange(_N_CONTEXT + most, dtype=np.int64) * 37 + 11) % session.info.vocab_size
     logits, seconds = {}, {}
     session.truncate(0)
     session.forward(tokens[:_N_CONTEXT], n_logits=0)
     for width in (w for w in widths if w <= room):
-        n_rows = max(widths) if width == yardstick else _N_TOKENS
+        n_rows = max(*widths, _N_TOKENS) if width == yardstick else _N_TOKENS
         n_steps = min(max(-(-n_rows // width), 2), room // width)
         rows, times = [], []
         for start in range(_N_CONTEXT, _N_CONTEXT + n_steps * width, width):
@@ -79,7 +80,7 @@ def calibrate(session: Session, widths: tuple[int, ...] = PROBED_WIDTHS) -> Cali
     session.truncate(0)
     ordered = np.array(sorted(seconds))
     curve = CostCurve(ordered, np.array([seconds[w] for w in ordered]), switch, entry_s)
-    return Calibration(curve, classify(logits, session.info.widths, session.info.alike_from))
+    return Calibration(curve, classify(logits, session.info.widths, session.info.alike_from, widest_of(session.info)))
 
 
 def _switch_s(session: Session, tokens: Tokens, narrow: int, seconds: dict[int, float]) -> float:

@@ -37,16 +37,22 @@ class Canary(BaseModel):
         return self
 
 
-def make_canary(session: Session, text: Tokens, source: Tokens | None = None) -> Canary:
+def make_canary(session: Session, text: Tokens, source: Tokens | None = None, *, rows: int = _MOST_TOKENS) -> Canary:
     """What an engine that is trusted answers to the text. The session must be empty and is left empty.
 
     source: what an encoder-decoder model reads first; None for sound: the same silence for everybody.
+    rows: of a step, at most; an engine that answers for itself is asked token by token.
     Raises NotFiniteError where the weights have no answer.
     """
     _read(session, source)
     tokens = text[: min(_MOST_TOKENS, session.max_context)]
     n = min(sum(_STEPS), len(tokens))
-    logits = session.forward(tokens, n_logits=n).logits
+    answers = []
+    for at in range(0, len(tokens), rows):
+        step = tokens[at : at + rows]
+        asked = min(len(step), max(at + len(step) - (len(tokens) - n), 0))
+        answers.append(session.forward(step, n_logits=asked).logits.copy())
+    logits = np.concatenate(answers)
     require_finite(logits, session.info)
     best = logits.argmax(axis=-1)
     top = np.partition(logits, -2, axis=-1)[:, -2:]

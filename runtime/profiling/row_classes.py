@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..interfaces import Floats, Tokens
+from ..interfaces import Floats, ModelInfo, Tokens
 
 MAX_WIDTH = 33  # widest decode step: 32 drafts and the row before them
 PROBED_WIDTHS = (1, 2, 3, 4, 5, 8, 9, 16, 17, 32, 33)
@@ -61,14 +61,16 @@ class RowClasses:
     """Probed widths, grouped into classes with bitwise-equal logits.
 
     ladder: ModelInfo.widths, of an engine that runs no others; () runs any.
+    widest: rows of a step of which all but the first can be taken back.
     """
 
     classes: tuple[tuple[int, ...], ...]
     ladder: tuple[int, ...] = ()
+    widest: int = MAX_WIDTH
 
     def free(self) -> RowRule:
         """Every width the engine runs, whatever its bits."""
-        return RowRule(self.ladder) if self.ladder else ANY_WIDTH
+        return RowRule(self.ladder) if self.ladder else RowRule(ANY_WIDTH.widths[: self.widest])
 
     def rule(self) -> RowRule:
         """The widths of the class to stay in: the one with the narrowest step among those with room for a draft.
@@ -90,7 +92,14 @@ class RowClasses:
         return RowRule(tuple(sorted(widths)), trees=False)
 
 
-def classify(logits_by_width: dict[int, Floats], ladder: tuple[int, ...] = (), alike_from: int = 1) -> RowClasses:
+def widest_of(info: ModelInfo) -> int:
+    """Rows of the widest decode step: what is not accepted of it has to be forgotten."""
+    return MAX_WIDTH if info.rewinds is None else min(info.rewinds + 1, MAX_WIDTH)
+
+
+def classify(
+    logits_by_width: dict[int, Floats], ladder: tuple[int, ...] = (), alike_from: int = 1, widest: int = MAX_WIDTH
+) -> RowClasses:
     """Classes of widths whose logits agree bitwise on the rows they share.
 
     logits_by_width: for each width, logits (n, vocab_size) of the same tokens, run in steps of that width.
@@ -106,4 +115,4 @@ def classify(logits_by_width: dict[int, Floats], ladder: tuple[int, ...] = (), a
                 break
         else:
             classes.append([width])
-    return RowClasses(tuple(tuple(c) for c in classes), ladder)
+    return RowClasses(tuple(tuple(c) for c in classes), ladder, widest)

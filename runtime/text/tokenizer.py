@@ -46,7 +46,7 @@ class Tokenizer:
         self._added = inner.get_added_tokens_decoder()
         special = {token.content: i for i, token in self._added.items() if token.special}
         self._special = special
-        self._special_pattern = _special_pattern([token for token in self._added.values() if token.special])
+        self._special_pattern = special_pattern([token for token in self._added.values() if token.special])
         unknown = self._of_text.encode("\U0010ffff", add_special_tokens=False).ids
         self._forgeable = frozenset(special.values()).difference(unknown)
         self._pieces: dict[int, bytes] = {}
@@ -175,11 +175,8 @@ class Tokenizer:
         try:
             ids: list[int] = inner.encode(text, add_special_tokens=False).ids
         except TypeError:
-            at = next((i for i, c in enumerate(text) if "\ud800" <= c <= "\udfff"), None)
-            if at is None:
-                raise
-            message = f"the text is not valid Unicode: character {at} is half a surrogate pair. Send it as UTF-8."
-            raise OptionError(message) from None
+            require_unicode(text)
+            raise
         if self._forgeable.isdisjoint(ids):
             return ids
         # Merges, too, can make a special token, for it is in the vocabulary.
@@ -256,7 +253,15 @@ class TextStream:
         return self._decoder.decode(b"", final=True)
 
 
-def _special_pattern(tokens: list[tokenizers.AddedToken]) -> re.Pattern[str] | None:
+def require_unicode(text: str) -> None:
+    """Raise OptionError for a text that cannot be written as bytes."""
+    at = next((i for i, c in enumerate(text) if "\ud800" <= c <= "\udfff"), None)
+    if at is not None:
+        message = f"the text is not valid Unicode: character {at} is half a surrogate pair. Send it as UTF-8."
+        raise OptionError(message) from None
+
+
+def special_pattern(tokens: list[tokenizers.AddedToken]) -> re.Pattern[str] | None:
     """Finds special tokens, the longest first, with the white space that lstrip and rstrip let them swallow."""
     if not tokens:
         return None

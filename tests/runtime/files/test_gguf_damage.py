@@ -154,6 +154,13 @@ def test_what_is_sound_but_not_known_is_unsupported(name: str, read: Read) -> No
         read(data)
 
 
+def test_a_type_newer_than_the_gguf_package_is_left_to_engines(read: Read) -> None:
+    found = read(gguf_bytes([NAME], [tensor("a", (32,), kind=63), tensor("b", (8,))], bytes(64))).tensors
+    assert (found["a"].type_name, found["a"].shape) == ("number 63", (32,))
+    with pytest.raises(UnsupportedModelError, match="tensor a has the type number 63"):
+        found["a"].values()
+
+
 def test_every_truncation_of_the_header_is_refused(read: Read) -> None:
     """Cut at every byte, so inside every kind of thing."""
     nested = array(ARRAY, 1, array(STRING, 1, text("x")))
