@@ -94,7 +94,7 @@ FAMILIES: dict[str, Family] = {
     "gpt-oss": Family("gpt-oss", {**_WINDOW, **_EXPERTS, "attention.key_length": 32, "attention.value_length": 32}),
     "mamba": Family("mamba", _MAMBA),
     "mamba2": Family("mamba2", _MAMBA),
-    "rwkv7": Family("rwkv7", {"wkv.head_size": 16, **{f"attention.{name}_lora_rank": 16 for name in _RANKS}}),
+    "rwkv7": Family("rwkv7", {"wkv.head_size": HIDDEN, **{f"attention.{name}_lora_rank": 16 for name in _RANKS}}),
     "lfm2": Family("lfm2", {"attention.head_count_kv": _ATTENDING, "shortconv.l_cache": 3}),
     "granitehybrid": Family("granitehybrid", {**_MAMBA, "attention.head_count_kv": _ATTENDING}),
     "falcon-h1": Family("falcon-h1", _MAMBA),

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tiny_foreign import write_foreign
 
 from pilotfish.backends.llamacpp.backend import BACKEND
 from pilotfish.backends.llamacpp.check_file import check_file
@@ -198,20 +199,13 @@ def test_ten_thousand_damaged_headers(worker: Worker, sound: dict[str, Path], tm
 
 
 @pytest.mark.slow
-def test_damaged_headers_of_the_other_families(worker: Worker, tmp_path: Path) -> None:
-    pytest.importorskip("torch")
-    from tiny_families import save_tiny
-
-    from pilotfish.exporters.gguf.writer import write_gguf
-    from pilotfish.exporters.open_source import open_source
-
-    others = {family: tmp_path / f"{family}.gguf" for family in ("qwen3", "gemma3_text", "phi3")}
-    for family, path in others.items():
-        source = open_source(save_tiny(family, tmp_path / family))
-        write_gguf(source, source.torch_model(), path)
+def test_damaged_headers_of_other_families_end_another_process(worker: Worker, tmp_path: Path) -> None:
+    """Each that gets as far as llama.cpp takes a process of its own, and so seconds."""
+    others = write_foreign(tmp_path, ["gemma2", "mamba"])
+    for path in others.values():
         assert worker.attempt(path) == "opened"
-    ended = fuzz(worker, others, tmp_path, 1500, seed=3)
-    assert ended["refused ModelFileError"] > 150 and ended["opened"] > 30, ended
+    ended = fuzz(worker, others, tmp_path, 200, seed=3)
+    assert ended["refused ModelFileError"] > 20 and ended["opened"] > 5, ended
 
 
 @pytest.mark.slow
