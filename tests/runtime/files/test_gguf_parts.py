@@ -62,7 +62,7 @@ def test_engines_answer_as_from_one_file(engine: str, first: Path, tmp_path: Pat
 def test_an_engine_that_reads_one_file_says_so(first: Path) -> None:
     pytest.importorskip("openvino")
     with pytest.raises(UnsupportedModelError, match="one part of a split model, which OpenVINO does not read"):
-        get("openvino").open(first, device=None, threads=1, kv_dtype=None)
+        get("openvino").open(open_model(first), device=None, threads=1, kv_dtype=None)
 
 
 def test_a_missing_part_is_named(first: Path) -> None:
