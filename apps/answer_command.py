@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -28,12 +27,12 @@ from .options import (
     Temperature,
     Threads,
 )
+from .room import require_room
 from .terminal import LoadProgress
 
 if TYPE_CHECKING:  # imported when it is needed: `--help` should not wait for it
     from ..runtime.model.model import Model
     from ..runtime.sampling.sampling import Sampling
-    from ..runtime.text.chat_template import Message
 
 
 def run(
@@ -97,8 +96,7 @@ def run(
     from ..runtime.model.rules import AnswerOptions
     from ..runtime.sampling.sampling import Sampling
     from .answer import answer
-    from .demo_models import of_demo, require_known
-    from .room import require_room
+    from .demo_models import of_demo
 
     if demo is not None:
         model, prompt = of_demo(demo, model, prompt)
@@ -124,25 +122,11 @@ def run(
     )
     n_tokens = ANSWER if max_new_tokens is None else max_new_tokens or None
     check_request(max_new_tokens=n_tokens, seed=seed, stop=stop or ())
-    if document is not None:
-        read_document(document)  # refused before a model is opened
     if beams is not None:
         _check_beams(beams, sampling, stop, draft, cache or quality)
-    text = read_prompt(prompt)
-    if demo is not None:
-        require_known(demo, text)
+    text = _asked(prompt, demo, document)
     if cache is None:  # whose policy makes room
-        asked: str | Sequence[Message] = (
-            text if system is None else [{"role": "system", "content": system}, {"role": "user", "content": text}]
-        )
-        require_room(
-            model,
-            None if document is not None else asked,
-            max_new_tokens=n_tokens,
-            max_context=max_context,
-            raw=raw,
-            special=special,
-        )
+        require_room(model, None if document else text, system, n_tokens, max_context, raw=raw, special=special)
     loaded = _load(
         model,
         engine=engine,
@@ -208,7 +192,6 @@ def chat(
     from ..runtime.model.request import check_request
     from ..runtime.sampling.sampling import Sampling
     from .answer import converse
-    from .room import require_room
 
     if plain and draft is not None:
         raise OptionError("--plain and --draft contradict each other; drop one of the two.")
@@ -221,7 +204,7 @@ def chat(
     if resume is not None:
         require_conversation(resume, system)
     if cache is None:
-        require_room(model, None, max_new_tokens=n_tokens, max_context=max_context)
+        require_room(model, None, None, n_tokens, max_context)
     with _load(
         model,
         engine=engine,
@@ -246,6 +229,18 @@ def chat(
             resume=resume,
             reread=reread,
         )
+
+
+def _asked(prompt: str | None, demo: str | None, document: Path | None) -> str:
+    """The prompt. Raises OptionError for one, or a document, that cannot be read, or that the demo does not know."""
+    from .demo_models import require_known
+
+    if document is not None:
+        read_document(document)
+    text = read_prompt(prompt)
+    if demo is not None:
+        require_known(demo, text)
+    return text
 
 
 def _check_beams(beams: int, sampling: Sampling, stop: list[str] | None, draft: str | None, cache: str | None) -> None:
