@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -29,10 +28,8 @@ from .options import (
     Thinking,
     Threads,
 )
+from .room import require_room
 from .told import check_beams, check_drafts, check_prompt, engine_options, load_told
-
-if TYPE_CHECKING:  # imported when it is needed: `--help` should not wait for it
-    from ..runtime.text.chat_template import Message
 
 
 def run(
@@ -98,8 +95,7 @@ def run(
     from ..runtime.model.rules import AnswerOptions
     from ..runtime.sampling.sampling import Sampling
     from .answer import answer
-    from .demo_models import of_demo, require_known
-    from .room import require_room
+    from .demo_models import of_demo
 
     if demo is not None:
         model, prompt = of_demo(demo, model, prompt)
@@ -120,25 +116,11 @@ def run(
     )
     n_tokens = ANSWER if max_new_tokens is None else max_new_tokens or None
     check_request(max_new_tokens=n_tokens, seed=seed, stop=stop or ())
-    if document is not None:
-        read_document(document)  # refused before a model is opened
     if beams is not None:
         check_beams(beams, sampling, stop, draft, cache or quality)
-    text = read_prompt(prompt)
-    if demo is not None:
-        require_known(demo, text)
+    text = _asked(prompt, demo, document)
     if cache is None:  # whose policy makes room
-        asked: str | Sequence[Message] = (
-            text if system is None else [{"role": "system", "content": system}, {"role": "user", "content": text}]
-        )
-        require_room(
-            model,
-            None if document is not None else asked,
-            max_new_tokens=n_tokens,
-            max_context=max_context,
-            raw=raw,
-            special=special,
-        )
+        require_room(model, None if document else text, system, n_tokens, max_context, raw=raw, special=special)
     loaded = load_told(
         model,
         engine=engine,
@@ -207,7 +189,6 @@ def chat(
     from ..runtime.model.request import check_request
     from ..runtime.sampling.sampling import Sampling
     from .answer import converse
-    from .room import require_room
 
     check_drafts(plain, draft)
     if reread and resume is None:
@@ -219,7 +200,7 @@ def chat(
     if resume is not None:
         require_conversation(resume, system)
     if cache is None:
-        require_room(model, None, max_new_tokens=n_tokens, max_context=max_context)
+        require_room(model, None, None, n_tokens, max_context)
     with load_told(
         model,
         engine=engine,
@@ -245,3 +226,15 @@ def chat(
             reread=reread,
             thinking=thinking,
         )
+
+
+def _asked(prompt: str | None, demo: str | None, document: Path | None) -> str:
+    """The prompt. Raises OptionError for one, or a document, that cannot be read, or that the demo does not know."""
+    from .demo_models import require_known
+
+    if document is not None:
+        read_document(document)
+    text = read_prompt(prompt)
+    if demo is not None:
+        require_known(demo, text)
+    return text

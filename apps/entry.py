@@ -12,8 +12,19 @@ import sys
 _AGAIN_S = 0.01  # until a Ctrl-C that got lost is repeated
 
 
+_NO_MEMORY = b"pilotfish: there is no memory left. Close other programs, or raise the limit (ulimit -v).\n"
+
+
 def main() -> None:
     """The command of sys.argv, as cli.main() runs it. Ends the process."""
+    try:
+        _interruptible()
+    except MemoryError:  # too little even to import what runs the command, or to print what is wrong
+        os.write(2, _NO_MEMORY)
+        os._exit(2)
+
+
+def _interruptible() -> None:
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # whoever started us wants none of it
         from .cli import main as run
 

@@ -2,35 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from ..fetching import hub
-from ..fetching.catalogue import CATALOGUE
-from ..fetching.fetch import model_path
-from ..loading.opening import resolve
 from ..runtime.checks import room_hint, shown
-from ..runtime.decoding.loop import UpTo
 from ..runtime.errors import ContextFullError
-from ..runtime.text.chat_template import ChatTemplate, Message
-from ..runtime.text.prompts import encode_prompt
+
+if TYPE_CHECKING:
+    from ..runtime.text.chat_template import Message
 
 _TEMPLATE = 1024  # tokens that a chat template may add, for the guess whether a prompt need be looked at
 
 
 def require_room(
     model: str,
-    prompt: str | Sequence[Message] | None,
-    *,
+    text: str | None,
+    system: str | None,
     max_new_tokens: int | None,
     max_context: int | None,
+    *,
     raw: bool = False,
     special: bool = False,
 ) -> None:
     """Raise ContextFullError for a number of new tokens, or a prompt, that no session of the model could hold.
 
-    prompt: None is not known yet. A model that has to be fetched first is not asked. What a few tokens decide is left
-    to the session, which knows how many rows its steps have.
+    text: the prompt; None is not known yet. A model that has to be fetched first is not asked. What a few tokens
+    decide is left to the session, which knows how many rows its steps have.
     """
+    from ..fetching import hub
+    from ..fetching.catalogue import CATALOGUE
+    from ..fetching.fetch import model_path
+    from ..loading.opening import resolve
+    from ..loading.vocabulary import read_tokenizer
+    from ..runtime.decoding.loop import UpTo
+    from ..runtime.text.chat_template import ChatTemplate
+    from ..runtime.text.prompts import encode_prompt
+
     if (model in CATALOGUE and not model_path(model).exists()) or model.startswith(hub.PREFIX):
         return
     file = resolve(model)
@@ -42,17 +48,19 @@ def require_room(
             f"max_new_tokens is {shown(wanted)}, but this session holds {room} tokens. Ask for fewer, or with "
             "--max-new-tokens 0 for as many as there is room for."
         )
-    if prompt is None or file.is_encoder_decoder or _bytes(prompt) + _TEMPLATE + wanted <= room:
+    if text is None or file.is_encoder_decoder or _bytes(text + (system or "")) + _TEMPLATE + wanted <= room:
         return
+    prompt: str | list[Message] = text
+    if system is not None:
+        prompt = [{"role": "system", "content": system}, {"role": "user", "content": text}]
     chat = None if file.chat_template is None else ChatTemplate(file.chat_template)
-    n = len(encode_prompt(prompt, raw, file.tokenizer, chat, special=special))
+    n = len(encode_prompt(prompt, raw, read_tokenizer(file), chat, special=special))
     if n + max(wanted, 1) > room + 1:
         more = f" and max_new_tokens is {wanted}" if wanted else ""
         hint = room_hint(n + max(wanted, 1), known)
         raise ContextFullError(f"the prompt has {n} tokens{more}, but this session holds {room}. {hint}")
 
 
-def _bytes(prompt: str | Sequence[Message]) -> int:
-    """At least the number of tokens of a prompt's text."""
-    texts = [prompt] if isinstance(prompt, str) else [str(message["content"]) for message in prompt]
-    return sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
+def _bytes(text: str) -> int:
+    """At least the number of tokens of a text."""
+    return len(text.encode("utf-8", "surrogatepass"))

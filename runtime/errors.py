@@ -29,6 +29,10 @@ class EngineError(PilotfishError):
     """An engine failed at something it claims to do, or gave a wrong answer to the canary."""
 
 
+class NoMemoryError(EngineError):
+    """There is no memory for what an answer needs; the message says for what, and how to do with less."""
+
+
 class NotFiniteError(EngineError):
     """Logits that are NaN or infinite: the weights are damaged, or the engine fails at them."""
 

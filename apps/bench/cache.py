@@ -64,6 +64,7 @@ def bench_cache(
     kv_dtypes: types to store the cache in, each compared with the engine's exact one, which comes first.
     """
     require_plots(out)
+    read_text(text)  # refuses before anything is loaded
     parts = [read_share(s) for s in shares or _SHARES]
     for name in policies:
         if name != FULL:
@@ -77,7 +78,7 @@ def bench_cache(
         refuse_impossible(Wish(engine=engine, threads=threads, kv_dtype=stored).with_environment())
     measured = _Measured(out)
     types: list[str | None] = [None, *kv_dtypes]
-    run = _Run(model, settings, read_text(text), threads, measured)
+    run = _Run(model, settings, text, threads, measured)
     try:
         for kv_dtype in types:
             here = wanted if kv_dtype is not None or not kv_dtypes else []
@@ -134,7 +135,9 @@ def _lines(path: Path | None) -> Iterator[dict[str, Any]]:
 class _Run:
     """All rows of one command, and why some cannot be had."""
 
-    def __init__(self, model: str, settings: Settings, text: str, threads: int | None, measured: _Measured) -> None:
+    def __init__(
+        self, model: str, settings: Settings, text: Path | None, threads: int | None, measured: _Measured
+    ) -> None:
         self._model, self._settings, self._text, self._threads = model, settings, text, threads
         self._measured, self._exact = measured, ExactDistribution()
         self.info: ModelInfo | None = None
@@ -151,7 +154,7 @@ class _Run:
             )  # fmt: skip
         with loaded, _Display(len(jobs) + 1) as display:
             self.info = self.info or loaded.info
-            bench = Bench(loaded, self._text, self._settings, self._exact, display.tell)
+            bench = Bench(loaded, read_text(self._text), self._settings, self._exact, display.tell)
             made_by = f"{__version__} {loaded.info.digest[:16]} {loaded.info.engine_version} {loaded.info.settings}"
             try:
                 for job in (Job(kv_dtype, FULL, "1"), *jobs):

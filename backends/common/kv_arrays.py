@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 
-from ...runtime.errors import EngineError
+from ...runtime.errors import NoMemoryError
 from ...runtime.interfaces import Floats, Indices, ModelInfo
 from .kv_rows import take_rows
 
@@ -47,7 +47,7 @@ class KvArrays:
         try:
             grown = np.zeros((parts, heads, capacity, width), dtype=np.float32)
         except (MemoryError, ValueError):  # numpy's, for sizes beyond any address
-            raise EngineError(
+            raise NoMemoryError(
                 f"there is no memory for a cache of {capacity} entries ({4 * parts * heads * capacity * width} bytes). "
                 "Close other programs, or open the session with a smaller max_context."
             ) from None

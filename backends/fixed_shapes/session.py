@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...runtime.errors import AbilityError, EngineError, OptionError
+from ...runtime.errors import AbilityError, NoMemoryError, OptionError
 from ...runtime.interfaces import UNOBSERVED, Ability, Floats, Indices, Observations, Step, Tokens
 from ..common.decoder_only import DecoderOnly
 from ..common.kv_rows import Rows, ancestors, room_for
@@ -175,7 +175,7 @@ class StaticSession(DecoderOnly):
         try:
             return np.zeros(shape, dtype=np.float32)
         except MemoryError:
-            raise EngineError(
+            raise NoMemoryError(
                 f"there is no memory for a cache of {window} entries ({4 * math.prod(shape) >> 20} MiB). "
                 "Close other programs, or open the session with a smaller max_context."
             ) from None

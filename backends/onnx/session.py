@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...runtime.errors import AbilityError, EngineError
+from ...runtime.errors import AbilityError, EngineError, NoMemoryError
 from ...runtime.interfaces import UNOBSERVED, Ability, Floats, Indices, Observations, Step, Tokens
 from ...runtime.leaving import in_engine
 from ..common.decoder_only import DecoderOnly
@@ -177,7 +177,7 @@ class OrtSession(DecoderOnly):
             grown: list[Array] = [np.empty(shape, dtype=self._kind) for _ in range(2 * self.info.n_layers)]
         except (MemoryError, ValueError):  # numpy's, for sizes beyond any address
             mebibytes = 2 * self.info.n_layers * np.dtype(self._kind).itemsize * math.prod(shape) >> 20
-            raise EngineError(
+            raise NoMemoryError(
                 f"there is no memory for a cache of {capacity} entries ({mebibytes} MiB). "
                 "Close other programs, or open the session with a smaller max_context."
             ) from None

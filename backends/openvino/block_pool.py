@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...runtime.errors import EngineError
+from ...runtime.errors import NoMemoryError
 
 Array = npt.NDArray[np.generic]
 Blocks = npt.NDArray[np.int32]
@@ -128,7 +128,7 @@ class BlockPool:
         try:
             arrays = [shape.allocate(n_blocks) for shape in self._shapes]
         except MemoryError:
-            raise EngineError(
+            raise NoMemoryError(
                 f"there is no memory for a cache of {n_blocks * self.block_size} entries. Close other programs or "
                 "sessions, or open the session with a smaller max_context."
             ) from None

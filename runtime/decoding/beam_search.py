@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import psutil
 
 from ..cache.sequence import CachedSequence, Cancelled
 from ..checks import real, whole
-from ..errors import AbilityError, OptionError
+from ..errors import AbilityError, NoMemoryError, OptionError
 from ..interfaces import FinishReason, Floats, ModelInfo, Probs, Round, Tokens
+from ..memory import free_memory
 from ..sampling.finite import require_finite
 from ..sampling.log_softmax import log_softmax
 from ..sampling.sampling import LogitsProcessor, Sampling
@@ -114,7 +114,17 @@ def search(
         yield CANCELLED
         return
     longest = end - len(context)
-    yield from beam_search(target, context, beams, longest, limits.stop_ids, limits.cancelled, processors, n_forced)[1]
+    try:
+        rounds = beam_search(target, context, beams, longest, limits.stop_ids, limits.cancelled, processors, n_forced)[
+            1
+        ]
+    except (MemoryError, NoMemoryError) as error:
+        why = str(error).partition(". ")[0] or "there is none left"
+        raise NoMemoryError(
+            f"{beams.size} beams of up to {end} tokens do not fit into the memory that this process may take: {why}. "
+            "Ask for fewer beams or fewer new tokens, or close other programs; a limit of a shell shows as `ulimit -v`."
+        ) from error
+    yield from rounds
 
 
 def _require_room(info: ModelInfo, beams: Beams, n_tokens: int) -> None:
@@ -122,11 +132,12 @@ def _require_room(info: ModelInfo, beams: Beams, n_tokens: int) -> None:
     whole("beams", beams.size, 1, info.vocab_size, hint="the model has no more tokens")
     entry = 2 * 4 * info.n_layers * info.kv_heads * info.head_dim
     each = n_tokens * entry + 3 * 8 * info.vocab_size  # a cache, and the ranked ways to go on
-    free = psutil.virtual_memory().available
+    free = free_memory()
     if beams.size * each > free:
+        fitting = f"ask for {free // each} beams, or for" if free >= 2 * each else "leave beams out, or ask for"
         raise OptionError(
-            f"{beams.size} beams of up to {n_tokens} tokens take {beams.size * each / 1e9:.1f} GB, and "
-            f"{free / 1e9:.1f} GB of memory are free; ask for {max(free // each, 1)} beams, or for fewer new tokens."
+            f"{beams.size} beams of up to {n_tokens} tokens take {beams.size * each / 1e9:.3g} GB, and "
+            f"{free / 1e9:.3g} GB of memory are free for this process; {fitting} fewer new tokens."
         )
 
 
@@ -224,12 +235,17 @@ def _go_on(running: list[_Beginning], chosen: list[tuple[int, int, float]]) -> l
     for i, beginning in enumerate(running):
         if not left[i]:
             beginning.sequence.session.close()
-    made = []
-    for beam, token, log_prob in chosen:
-        parent = running[beam]
-        left[beam] -= 1
-        sequence = parent.sequence if left[beam] == 0 else _fork(parent.sequence)
-        made.append(_Beginning((*parent.tokens, token), log_prob, sequence))
+    made = list[_Beginning]()
+    try:
+        for beam, token, log_prob in chosen:
+            parent = running[beam]
+            left[beam] -= 1
+            sequence = parent.sequence if left[beam] == 0 else _fork(parent.sequence)
+            made.append(_Beginning((*parent.tokens, token), log_prob, sequence))
+    except BaseException:
+        for one in made:  # the parents are closed by who has them
+            one.sequence.session.close()
+        raise
     return made
 
 

@@ -255,8 +255,8 @@ def test_beams_beyond_vocabulary_and_memory_are_refused_before_anything_is_read(
     class Full:
         available = 1 << 20
 
-    monkeypatch.setattr("pilotfish.runtime.decoding.beam_search.psutil.virtual_memory", Full)
-    with pytest.raises(OptionError, match=r"GB of memory are free; ask for \d+ beams, or for fewer"):
+    monkeypatch.setattr("pilotfish.runtime.memory.psutil.virtual_memory", Full)
+    with pytest.raises(OptionError, match=r"GB of memory are free for this process; ask for \d+ beams, or for fewer"):
         model.generate("hello", beams=vocabulary)
     assert model.generate("hello", beams=1, max_new_tokens=2).token_ids
 

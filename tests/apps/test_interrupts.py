@@ -90,3 +90,15 @@ def test_every_public_name_is_found_and_listed() -> None:
         _ = pilotfish.nothing
     with pytest.raises(ImportError):
         exec("from pilotfish import nothing")
+
+
+def test_no_memory_for_the_command_itself_is_one_line() -> None:
+    done = ended(
+        "from pilotfish.apps import cli\n"
+        f"from {ENTRY} import main\n"
+        "def answer(): raise MemoryError\n"
+        "cli.main = answer\n"
+        "main()"
+    )
+    assert (done.returncode, done.stdout) == (2, "") and done.stderr.startswith("pilotfish: there is no memory left.")
+    assert len(done.stderr.splitlines()) == 1

@@ -123,14 +123,14 @@ def test_a_prompt_that_cannot_fit_is_refused_first(tiny: Path, refused: Said, un
 
 def test_what_almost_fits_is_left_to_the_session(tiny: Path) -> None:
     n = len(open_model(tiny).tokenizer.encode("the cat " * 20))
-    ask = partial(require_room, str(tiny), "the cat " * 20, raw=True)
-    ask(max_new_tokens=500 - n, max_context=500)
-    ask(max_new_tokens=None, max_context=n)
-    require_room("smollm2-135m", "hello", max_new_tokens=10**9, max_context=None)  # it would have to be fetched
+    ask = partial(require_room, str(tiny), "the cat " * 20, None, raw=True)
+    ask(500 - n, 500)
+    ask(None, n)
+    require_room("smollm2-135m", "hello", None, 10**9, None)  # it would have to be fetched
     with pytest.raises(ContextFullError, match=f"the prompt has {n} tokens and max_new_tokens is {502 - n}"):
-        ask(max_new_tokens=502 - n, max_context=500)
+        ask(502 - n, 500)
     with pytest.raises(ContextFullError, match=f"the prompt has {n} tokens, but this session holds {n - 1}"):
-        ask(max_new_tokens=None, max_context=n - 1)
+        ask(None, n - 1)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a folder that nobody can write into")

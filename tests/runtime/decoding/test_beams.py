@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from tiers import quick
 
@@ -16,9 +17,10 @@ from pilotfish.backends import get
 from pilotfish.runtime.cache.sequence import CachedSequence
 from pilotfish.runtime.decoding.beam_search import beam_search, search
 from pilotfish.runtime.decoding.loop import Limits
-from pilotfish.runtime.errors import AbilityError, ContextFullError, OptionError
+from pilotfish.runtime.errors import AbilityError, ContextFullError, NoMemoryError, OptionError
 from pilotfish.runtime.files.open_model import open_model
 from pilotfish.runtime.interfaces import EncoderInfo, Tokens, Weights, as_tokens
+from pilotfish.runtime.memory import free_memory
 from pilotfish.runtime.profiling.row_classes import ANY_WIDTH, RowRule
 from pilotfish.testing.toy import ALL, ToyWeights
 from pilotfish.testing.toy_model import toy_model, toy_weights
@@ -201,3 +203,31 @@ def test_decoders_search_too() -> None:
         logits = ToyWeights(3).session().forward(np.array([*prompt, *found[:i]]), n_logits=1).logits[0]
         assert token == logits.argmax()
     assert len(found) == 6 and sequence.tokens.tolist() == prompt[:-1].tolist()
+
+
+def test_too_little_memory_for_beams_names_them_and_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    target, forks = toy(), list[Any]()
+    fork = type(target.session).fork
+
+    def short(session: Any) -> Any:
+        if len(forks) == 3:
+            raise NoMemoryError("there is no memory for a cache of 8 entries (1 MiB). Close other programs.")
+        forks.append(fork(session))
+        return forks[-1]
+
+    monkeypatch.setattr(type(target.session), "fork", short)
+    with pytest.raises(NoMemoryError, match=r"3 beams of up to .* a cache of 8 entries .* Ask for fewer beams"):
+        list(search(target, START, beams=Beams(3), limits=Limits(6, frozenset({1})), source=SOURCE))
+    assert len(forks) == 3 and all(one.closed for one in forks)
+
+
+def test_a_limit_on_the_process_counts_as_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    resource = pytest.importorskip("resource")
+    used = psutil.Process().memory_info().vms
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (used // 2, resource.RLIM_INFINITY))
+    assert free_memory() == 0
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (2 * used + (1 << 40), resource.RLIM_INFINITY))
+    assert 0 < free_memory() <= psutil.virtual_memory().total
+    monkeypatch.setattr("pilotfish.runtime.decoding.beam_search.free_memory", lambda: 100)
+    with pytest.raises(OptionError, match=r"e-07 GB of memory are free for this process; leave beams out"):
+        list(search(toy(), START, beams=Beams(3), limits=Limits(6, frozenset({1})), source=SOURCE))
