@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -159,29 +161,46 @@ def run(
     return made
 
 
+def engines_over_tiny_weights(
+    tmp_path_factory: pytest.TempPathFactory, sizes: Sizes, toy: Callable[[], Any], threads: int = 1
+) -> Iterator[Callable[[str], Weights]]:
+    """Small weights on an engine, opened once on each; "toy" is a new one every time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PILOTFISH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        path = tiny_gguf(tmp_path_factory.mktemp("models") / "tiny.gguf", quant="Q8_0", sizes=sizes, seed=10)
+        made: dict[str, Weights] = {}
+
+        def open_engine(engine: str) -> Weights:
+            if engine == "toy":
+                return toy()  # type: ignore[no-any-return]
+            need(engine)
+            if engine not in made:
+                location = import_gguf(path, activations="f32") if engine == "onnx" else path
+                made[engine] = get(engine).open(location, device=None, threads=threads, kv_dtype=None)
+            return made[engine]
+
+        yield open_engine
+        for weights in made.values():
+            weights.close()
+
+
+def need(engine: str) -> None:
+    """Skip the test where the engine is not installed."""
+    if get(engine).version() is None:
+        pytest.skip(f"{engine} is not installed")
+
+
+def tiny_file(folder: Path, context: int) -> Path:
+    """A file of small weights with heads that compressed caches of every engine can hold."""
+    sizes = Sizes(hidden=128, heads=4, kv_heads=2, head_dim=32, ffn=256, context=context)
+    return tiny_gguf(folder / "tiny.gguf", quant="Q8_0", sizes=sizes, seed=10)
+
+
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Weights]]:
     """Small weights on an engine."""
-    folder = tmp_path_factory.mktemp("models")
-    patch = pytest.MonkeyPatch()
-    patch.setenv("PILOTFISH_CACHE", str(tmp_path_factory.mktemp("cache")))
-    path = tiny_gguf(folder / "tiny.gguf", quant="Q8_0", sizes=Sizes(layers=3, context=512), seed=10)
-    made: dict[str, Weights] = {}
-
-    def open_engine(engine: str) -> Weights:
-        if engine == "toy":
-            return TurningToy(vocab_size=17, context_length=512, abilities=ALL | SEEN)  # type: ignore[return-value]
-        if get(engine).version() is None:
-            pytest.skip(f"{engine} is not installed")
-        if engine not in made:
-            location = path if engine == "reference" else import_gguf(path, activations="f32")
-            made[engine] = get(engine).open(location, device=None, threads=2, kv_dtype=None)
-        return made[engine]
-
-    yield open_engine
-    for weights in made.values():
-        weights.close()
-    patch.undo()
+    toy = functools.partial(TurningToy, vocab_size=17, context_length=512, abilities=ALL | SEEN)
+    yield from engines_over_tiny_weights(tmp_path_factory, Sizes(layers=3, context=512), toy, threads=2)
 
 
 def prompt_for(weights: Weights, n: int = N_PROMPT, seed: int = 1) -> Tokens:

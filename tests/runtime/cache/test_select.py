@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from cache_runs import SAMPLINGS, WIDTHS, Knows, Run, TurningToy, prompt_for, run
+from cache_runs import SAMPLINGS, WIDTHS, Knows, Run, TurningToy, engines_over_tiny_weights, prompt_for, run
 from tiers import quick
 
 import pilotfish
 from pilotfish.backends import get
-from pilotfish.exporters.gguf.import_gguf import import_gguf
 from pilotfish.runtime.cache.policies import TokenSelect, policy_by_name
 from pilotfish.runtime.cache.policies.view import CacheView
 from pilotfish.runtime.cache.sequence import CachedSequence
@@ -30,26 +30,8 @@ N_PROMPT, N_NEW = 230, 90
 
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Weights]]:
-    folder = tmp_path_factory.mktemp("models")
-    patch = pytest.MonkeyPatch()
-    patch.setenv("PILOTFISH_CACHE", str(tmp_path_factory.mktemp("cache")))
-    path = tiny_gguf(folder / "tiny.gguf", quant="Q8_0", sizes=Sizes(layers=2, context=512), seed=10)
-    made: dict[str, Weights] = {}
-
-    def open_engine(engine: str) -> Weights:
-        if engine == "toy":
-            return TurningToy(vocab_size=17, context_length=512, abilities=ALL | SEEN)  # type: ignore[return-value]
-        if get(engine).version() is None:
-            pytest.skip(f"{engine} is not installed")
-        if engine not in made:
-            location = import_gguf(path, activations="f32") if engine == "onnx" else path
-            made[engine] = get(engine).open(location, device=None, threads=1, kv_dtype=None)
-        return made[engine]
-
-    yield open_engine
-    for weights in made.values():
-        weights.close()
-    patch.undo()
+    toy = functools.partial(TurningToy, vocab_size=17, context_length=512, abilities=ALL | SEEN)
+    yield from engines_over_tiny_weights(tmp_path_factory, Sizes(layers=2, context=512), toy)
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
