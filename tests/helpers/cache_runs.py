@@ -5,11 +5,11 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from small_models import need
 
 from pilotfish.backends import get
 from pilotfish.exporters.gguf.import_gguf import import_gguf
@@ -182,18 +182,6 @@ def engines_over_tiny_weights(
         yield open_engine
         for weights in made.values():
             weights.close()
-
-
-def need(engine: str) -> None:
-    """Skip the test where the engine is not installed."""
-    if get(engine).version() is None:
-        pytest.skip(f"{engine} is not installed")
-
-
-def tiny_file(folder: Path, context: int) -> Path:
-    """A file of small weights with heads that compressed caches of every engine can hold."""
-    sizes = Sizes(hidden=128, heads=4, kv_heads=2, head_dim=32, ffn=256, context=context)
-    return tiny_gguf(folder / "tiny.gguf", quant="Q8_0", sizes=sizes, seed=10)
 
 
 @pytest.fixture(scope="module")

@@ -18,14 +18,13 @@ from cache_runs import (  # noqa: F401 - fixtures
     WRAPPED,
     Knows,
     Run,
-    need,
     opened,
     prompt_for,
     run,
     small,
-    tiny_file,
 )
 from real_weights import smollm2
+from small_models import need, tiny_file
 
 from pilotfish.backends import get
 from pilotfish.runtime.cache.compression import CompressedCache

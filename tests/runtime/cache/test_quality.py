@@ -10,24 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cache_runs import (
-    LATER,
-    MORE,
-    PROSE,
-    SAMPLINGS,
-    SMALL,
-    WIDTHS,
-    WRAPPED,
-    Knows,
-    Run,
-    need,
-    opened,
-    prompt_for,
-    run,
-    small,
-    tiny_file,
-)
+from cache_runs import LATER, MORE, PROSE, SAMPLINGS, SMALL, WIDTHS, WRAPPED, Knows, Run, opened, prompt_for, run, small
 from real_weights import smollm2
+from small_models import need, tiny_file
 from tiers import quick
 from typer.testing import CliRunner
 

@@ -8,23 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cache_runs import (
-    LATER,
-    N_PROMPT,
-    PROSE,
-    SAMPLINGS,
-    SMALL,
-    WIDTHS,
-    WRAPPED,
-    need,
-    opened,
-    prompt_for,
-    run,
-    small,
-    tiny_file,
-)
+from cache_runs import LATER, N_PROMPT, PROSE, SAMPLINGS, SMALL, WIDTHS, WRAPPED, opened, prompt_for, run, small
 from enumerate_randomness import distribution_of
 from real_weights import smollm2
+from small_models import need, tiny_file
 
 from pilotfish.runtime.cache.compressed_copy import CompressedCopy
 from pilotfish.runtime.cache.compression import entries_for
