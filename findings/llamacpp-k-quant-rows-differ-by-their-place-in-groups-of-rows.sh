@@ -16,11 +16,10 @@
 #   bits of steps of one: [1, 2, 3] - bits of steps of four: [4, 8, 12, 16] - nothing in common: True
 #   steps whose first four rows have the bits of a step of four, and the others those of a token alone: [5, 6, 7]
 set -euo pipefail
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
-python3 -m venv "$folder/venv"
+folder=$(mktemp -d); trap 'rm -rf "$folder"' EXIT
 export CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DLLAVA_BUILD=OFF" # for any AVX2
-"$folder/venv/bin/pip" install --quiet llama-cpp-python==0.3.36 gguf==0.19.0 numpy==2.4.6 || exit 2
+python3 -m venv "$folder/venv" && "$folder/venv/bin/pip" install --quiet llama-cpp-python==0.3.36 gguf==0.19.0 \
+    numpy==2.4.6 || exit 2
 cd "$folder"
 "$folder/venv/bin/python" - <<'PY'
 import ctypes

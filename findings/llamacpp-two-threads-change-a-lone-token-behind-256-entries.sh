@@ -14,11 +14,10 @@
 #   alone, one thread against two: 144 tokens differ, the first behind 256 others
 #   one thread, alone as in steps of eight: True; steps of eight, one thread as two: True
 set -euo pipefail
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
-python3 -m venv "$folder/venv"
+folder=$(mktemp -d); trap 'rm -rf "$folder"' EXIT
 export CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DLLAVA_BUILD=OFF" # for any AVX2
-"$folder/venv/bin/pip" install --quiet llama-cpp-python==0.3.36 gguf==0.19.0 numpy==2.4.6 || exit 2
+python3 -m venv "$folder/venv" && "$folder/venv/bin/pip" install --quiet llama-cpp-python==0.3.36 gguf==0.19.0 \
+    numpy==2.4.6 || exit 2
 cd "$folder"
 "$folder/venv/bin/python" - <<'PY'
 import ctypes

@@ -15,11 +15,9 @@
 #   1000 * 256 / 256 in float16: default 1000.0, optimizations off 1000.0; with the value between as an output:
 #     [inf, 1000.0]
 set -euo pipefail
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
-python3 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet onnxruntime==1.32.0 onnx==1.23.2 numpy==2.4.6 ml_dtypes==0.6.0 \
-    protobuf==7.36.2 || exit 2
+folder=$(mktemp -d); trap 'rm -rf "$folder"' EXIT
+python3 -m venv "$folder/venv" && "$folder/venv/bin/pip" install --quiet onnxruntime==1.32.0 onnx==1.23.2 \
+    numpy==2.4.6 ml_dtypes==0.6.0 protobuf==7.36.2 || exit 2
 "$folder/venv/bin/python" - <<'PY'
 import sys
 

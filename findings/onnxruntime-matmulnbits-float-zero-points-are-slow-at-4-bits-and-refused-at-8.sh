@@ -15,11 +15,9 @@
 #   8 bits with float zero points: MatMulNBits on CPU does not support 8-bit weights with floating-point zero
 #     points; use uint8 zero points.
 set -euo pipefail
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
-python3 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet onnxruntime==1.32.0 onnx==1.23.2 numpy==2.4.6 ml_dtypes==0.6.0 \
-    protobuf==7.36.2 || exit 2
+folder=$(mktemp -d); trap 'rm -rf "$folder"' EXIT
+python3 -m venv "$folder/venv" && "$folder/venv/bin/pip" install --quiet onnxruntime==1.32.0 onnx==1.23.2 \
+    numpy==2.4.6 ml_dtypes==0.6.0 protobuf==7.36.2 || exit 2
 "$folder/venv/bin/python" - <<'PY'
 import sys
 import time

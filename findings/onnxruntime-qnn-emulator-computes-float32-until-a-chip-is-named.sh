@@ -12,11 +12,9 @@
 #   onnxruntime 1.32.0 - a float32 MatMul on the emulated NPU, fallback to the CPU switched off
 #   relative error: no chip named 2e-07, htp_arch 75 3e-04
 set -euo pipefail
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
-python3 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet onnxruntime-qnn==2.7.0 onnxruntime==1.32.0 onnx==1.23.2 numpy==2.4.6 \
-    ml_dtypes==0.6.0 protobuf==7.36.2 || exit 2
+folder=$(mktemp -d); trap 'rm -rf "$folder"' EXIT
+python3 -m venv "$folder/venv" && "$folder/venv/bin/pip" install --quiet onnxruntime-qnn==2.7.0 onnxruntime==1.32.0 \
+    onnx==1.23.2 numpy==2.4.6 ml_dtypes==0.6.0 protobuf==7.36.2 || exit 2
 cd "$folder"
 "$folder/venv/bin/python" - <<'PY'
 import sys

@@ -12,10 +12,9 @@
 #   openvino 2026.4.1-22982-e213a147257-releases/2026/4
 #   after the import: forks 1, threads started 1, files in the home folder ['intel/openvino_ga_cid', 'intel/stats']
 set -euo pipefail
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
-python3 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet openvino==2026.4.1 openvino-telemetry==2025.2.0 numpy==2.4.6 || exit 2
+folder=$(mktemp -d); trap 'rm -rf "$folder"' EXIT
+python3 -m venv "$folder/venv" && "$folder/venv/bin/pip" install --quiet openvino==2026.4.1 \
+    openvino-telemetry==2025.2.0 numpy==2.4.6 || exit 2
 mkdir "$folder/home"
 HOME=$folder/home "$folder/venv/bin/python" - <<'PY'
 import os

@@ -14,11 +14,9 @@
 #   the front end 'gguf' gives a graph with the inputs cache_k_l0 cache_v_l0 inp_kv_idx inp_out_ids inp_pos
 #     inp_tokens self_kq_mask token_len_per_seq
 set -euo pipefail
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
-python3 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet openvino==2026.4.1 openvino-telemetry==2025.2.0 gguf==0.19.0 numpy==2.4.6 || \
-    exit 2
+folder=$(mktemp -d); trap 'rm -rf "$folder"' EXIT
+python3 -m venv "$folder/venv" && "$folder/venv/bin/pip" install --quiet openvino==2026.4.1 \
+    openvino-telemetry==2025.2.0 gguf==0.19.0 numpy==2.4.6 || exit 2
 cd "$folder"
 HOME=$folder "$folder/venv/bin/python" - <<'PY'
 import sys

@@ -15,11 +15,10 @@
 #   ONNX Runtime [0, 11, 14, 19, 25] OpenVINO [197, 233, 180, 195, 215]
 #   rows in which OpenVINO's TopK differs: k=1 54, k=50 64; its ArgMax agrees: True
 set -euo pipefail
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
-python3 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet openvino==2026.4.1 openvino-telemetry==2025.2.0 onnxruntime==1.32.0 \
-    onnx==1.23.2 numpy==2.4.6 ml_dtypes==0.6.0 protobuf==7.36.2 || exit 2
+folder=$(mktemp -d); trap 'rm -rf "$folder"' EXIT
+python3 -m venv "$folder/venv" && "$folder/venv/bin/pip" install --quiet openvino==2026.4.1 \
+    openvino-telemetry==2025.2.0 onnxruntime==1.32.0 onnx==1.23.2 numpy==2.4.6 ml_dtypes==0.6.0 protobuf==7.36.2 \
+    || exit 2
 HOME=$folder "$folder/venv/bin/python" - <<'PY'
 import sys
 

@@ -18,10 +18,9 @@
 #   u8: by twos 4.9e-03, by eights 5.0e-03
 #   u8 by token: by twos 0.0e+00, by eights 0.0e+00
 set -euo pipefail
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
-python3 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet openvino==2026.4.1 openvino-telemetry==2025.2.0 numpy==2.4.6 || exit 2
+folder=$(mktemp -d); trap 'rm -rf "$folder"' EXIT
+python3 -m venv "$folder/venv" && "$folder/venv/bin/pip" install --quiet openvino==2026.4.1 \
+    openvino-telemetry==2025.2.0 numpy==2.4.6 || exit 2
 cd "$folder"
 HOME=$folder "$folder/venv/bin/python" - <<'PY'
 import sys

@@ -14,6 +14,7 @@ import numpy as np
 from ..cache.sequence import CachedSequence
 from ..interfaces import Floats, Round, Tokens, as_tokens
 from ..text.prompts import Task
+from ..text.text_assembler import Collected
 from ..text.tokenizer import Tokenizer
 
 FRAMES_S = 100  # frames of sound a second
@@ -96,22 +97,12 @@ class Windows:
         return Spoken(at + max(0, start) * unit, at + end * unit, text)
 
 
-@dataclass(slots=True)
-class Lines:
+class Lines(Collected):
     """What was said when, line by line, where an answer says times: takes the place of TextAssembler."""
 
-    windows: Windows
-    _shown: list[str] = field(default_factory=list)
-    _ids: list[int] = field(default_factory=list)
-    _n_lines: int = 0
-
-    @property
-    def text(self) -> str:
-        return "".join(self._shown)
-
-    @property
-    def token_ids(self) -> tuple[int, ...]:
-        return tuple(self._ids)
+    def __init__(self, windows: Windows) -> None:
+        super().__init__()
+        self.windows, self._n_lines = windows, 0
 
     def push(self, done: Round) -> tuple[str, Round]:
         """The lines of a window, once it has ended, and the round as it is."""

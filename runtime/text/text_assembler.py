@@ -38,7 +38,23 @@ def stops_of(stop: Stop, tokenizer: Tokenizer, vocab_size: int) -> tuple[tuple[s
     return tuple(texts), frozenset(ids)
 
 
-class TextAssembler:
+class Collected:
+    """The pieces and the tokens of an answer so far."""
+
+    def __init__(self) -> None:
+        self._shown: list[str] = []
+        self._ids: list[int] = []
+
+    @property
+    def text(self) -> str:
+        return "".join(self._shown)
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        return tuple(self._ids)
+
+
+class TextAssembler(Collected):
     """Collects tokens and text of one answer and finds the first stop string.
 
     Tokens are looked at one by one, so where an answer ends does not depend on how many a round committed.
@@ -55,22 +71,13 @@ class TextAssembler:
     ) -> None:
         """behind: the tokens whose text the answer goes on in; none for an answer that is a text of its own.
         shown: special tokens whose text is wanted."""
+        super().__init__()
         self._stream = tokenizer.stream(behind=behind, shown=shown)
         self._stop_ids = stop_ids
         self._stop = stop
         self._longest = max((len(s) for s in stop), default=0)
         self._held = ""  # decided, but perhaps the beginning of a stop string
-        self._shown: list[str] = []
-        self._ids: list[int] = []
         self._ended = False
-
-    @property
-    def text(self) -> str:
-        return "".join(self._shown)
-
-    @property
-    def token_ids(self) -> tuple[int, ...]:
-        return tuple(self._ids)
 
     def push(self, done: Round) -> tuple[str, Round]:
         """Text that is now certain, and the round, cut where a stop string was completed."""

@@ -16,7 +16,7 @@ from pilotfish.backends import get
 from pilotfish.runtime.files.open_model import open_model
 from pilotfish.runtime.interfaces import Weights
 from pilotfish.testing import CHECKS, Subject
-from pilotfish.testing.tiny_models import K_SIZES, tiny_gguf
+from pilotfish.testing.tiny_models import tiny_gguf
 
 CLASSES = ((1,), (4, 8, 16))
 F32 = 2e-5  # sums in another order
@@ -50,13 +50,8 @@ CASES = {
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("models")
-    return {
-        "llama": tiny_gguf(folder / "llama.gguf"),
-        "qwen2": tiny_gguf(folder / "qwen2.gguf", architecture="qwen2", quant="Q6_K", sizes=K_SIZES, tied=False),
-        "floats": tiny_gguf(folder / "floats.gguf", quant="F16"),
-    }
+def models(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return {**models, "floats": tiny_gguf(tmp_path_factory.mktemp("models") / "floats.gguf", quant="F16")}
 
 
 def opened(case: Case, path: Path) -> Weights:

@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from busy_machine import other_programs
 from model_files import imported
 from typer.testing import CliRunner
 
@@ -316,9 +317,7 @@ def test_a_target_that_drafts_for_itself_agrees_with_itself(tiny: Path) -> None:
     assert json.loads(json.dumps(result.as_dict()))["pays"] is result.pays
 
 
-@pytest.mark.parametrize(
-    "seen", ["pilotfish.loading.cpu_load.cpu_load", "pilotfish.loading.cpu_load.Others.share"]
-)  # before, and meanwhile
+@other_programs
 def test_a_check_on_a_busy_machine_is_not_remembered(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seen: str
 ) -> None:

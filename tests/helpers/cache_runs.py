@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from model_files import imported
+from small_models import need
 
 from pilotfish.backends import get
 from pilotfish.runtime.cache.compression import entries_for
@@ -160,29 +162,34 @@ def run(
     return made
 
 
+def engines_over_tiny_weights(
+    tmp_path_factory: pytest.TempPathFactory, sizes: Sizes, toy: Callable[[], Any], threads: int = 1
+) -> Iterator[Callable[[str], Weights]]:
+    """Small weights on an engine, opened once on each; "toy" is a new one every time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PILOTFISH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        path = tiny_gguf(tmp_path_factory.mktemp("models") / "tiny.gguf", quant="Q8_0", sizes=sizes, seed=10)
+        made: dict[str, Weights] = {}
+
+        def open_engine(engine: str) -> Weights:
+            if engine == "toy":
+                return toy()  # type: ignore[no-any-return]
+            need(engine)
+            if engine not in made:
+                location = imported(path, activations="f32") if engine == "onnx" else path
+                made[engine] = get(engine).open(open_model(location), device=None, threads=threads, kv_dtype=None)
+            return made[engine]
+
+        yield open_engine
+        for weights in made.values():
+            weights.close()
+
+
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Weights]]:
     """Small weights on an engine."""
-    folder = tmp_path_factory.mktemp("models")
-    patch = pytest.MonkeyPatch()
-    patch.setenv("PILOTFISH_CACHE", str(tmp_path_factory.mktemp("cache")))
-    path = tiny_gguf(folder / "tiny.gguf", quant="Q8_0", sizes=Sizes(layers=3, context=512), seed=10)
-    made: dict[str, Weights] = {}
-
-    def open_engine(engine: str) -> Weights:
-        if engine == "toy":
-            return TurningToy(vocab_size=17, context_length=512, abilities=ALL | SEEN)  # type: ignore[return-value]
-        if get(engine).version() is None:
-            pytest.skip(f"{engine} is not installed")
-        if engine not in made:
-            location = path if engine == "reference" else imported(path, activations="f32")
-            made[engine] = get(engine).open(open_model(location), device=None, threads=2, kv_dtype=None)
-        return made[engine]
-
-    yield open_engine
-    for weights in made.values():
-        weights.close()
-    patch.undo()
+    toy = functools.partial(TurningToy, vocab_size=17, context_length=512, abilities=ALL | SEEN)
+    yield from engines_over_tiny_weights(tmp_path_factory, Sizes(layers=3, context=512), toy, threads=2)
 
 
 def prompt_for(weights: Weights, n: int = N_PROMPT, seed: int = 1) -> Tokens:

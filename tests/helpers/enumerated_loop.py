@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import pytest
@@ -12,7 +12,16 @@ from enumerate_randomness import LazyRng
 
 from pilotfish.runtime.cache.sequence import CachedSequence
 from pilotfish.runtime.decoding.loop import Limits, generate
-from pilotfish.runtime.interfaces import Budget, Distribution, Draft, DraftLengthPolicy, Proposer, Tokens
+from pilotfish.runtime.interfaces import (
+    Budget,
+    Distribution,
+    Draft,
+    DraftLengthPolicy,
+    EncoderInfo,
+    Proposer,
+    Session,
+    Tokens,
+)
 from pilotfish.runtime.profiling.cost_curve import CostCurve
 from pilotfish.runtime.profiling.row_classes import RowRule
 from pilotfish.runtime.sampling.sampling import Sampling
@@ -162,6 +171,55 @@ def run(rng: LazyRng, sampling: Sampling, proposers: str, policy: str, rows: Row
         drafting=Drafting(POLICIES[policy](), flat_curve(), rows),
         proposers=made,
         limits=Limits(max_new_tokens=n_tokens),
+        rng=rng,  # type: ignore[arg-type]
+    )
+    return tuple(t for r in rounds for t in r.tokens)
+
+
+# An encoder-decoder that copies, about one source
+
+SOURCE, BEGIN = np.array([1, 2, 0, 2], dtype=np.int64), np.array([2, 0], dtype=np.int64)
+
+
+def copying() -> Session:
+    return ToyWeights(V, encoder=EncoderInfo(decoder_start=(2, 0)), copying=1.5).session()
+
+
+def answer_distribution(
+    sampling: Sampling,
+    sequences: Iterable[tuple[int, ...]],
+    forbid: Callable[[int], Sequence[int]] = lambda place: (),
+) -> dict[tuple[int, ...], float]:
+    """The distribution of its answers by the chain rule, without any of the runtime but Sampling.
+
+    forbid: tokens that are never said at this place of the answer.
+    """
+    distribution: dict[tuple[int, ...], float] = {}
+    session = copying()
+    for sequence in sequences:
+        weight = 1.0
+        for i, token in enumerate(sequence):
+            context = np.array([*BEGIN, *sequence[:i]], dtype=np.int64)
+            session.encode(SOURCE)
+            logits = session.forward(context, n_logits=1).logits[0].copy()
+            logits[list(forbid(i))] = -np.inf
+            weight *= sampling.distribution(logits, context, len(BEGIN)).prob(token)
+        distribution[sequence] = weight
+    return distribution
+
+
+def run_answer(
+    rng: LazyRng, sampling: Sampling, proposers: tuple[Proposer, ...], policy: str, rows: RowRule, limits: Limits
+) -> tuple[int, ...]:
+    """An answer of it, with drafts."""
+    rounds = generate(
+        CachedSequence(copying(), rows),
+        BEGIN,
+        source=SOURCE,
+        sampling=sampling,
+        drafting=Drafting(POLICIES[policy](), flat_curve(), rows),
+        proposers=proposers,
+        limits=limits,
         rng=rng,  # type: ignore[arg-type]
     )
     return tuple(t for r in rounds for t in r.tokens)

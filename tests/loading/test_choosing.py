@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from busy_machine import other_programs
 
 from pilotfish import backends, load
 from pilotfish.backends.protocol import NO_OPTIONS, Options
@@ -141,9 +142,7 @@ def kept_trials(path: Path) -> dict[str, dict[str, object]]:
     return json.loads(kept.read_text())
 
 
-@pytest.mark.parametrize(
-    "seen", ["pilotfish.loading.cpu_load.cpu_load", "pilotfish.loading.cpu_load.Others.share"]
-)  # before, and meanwhile
+@other_programs
 def test_trials_on_a_busy_machine_are_not_kept(path: Path, monkeypatch: pytest.MonkeyPatch, seen: str) -> None:
     engine = Engine("a")
     install(monkeypatch, engine, Engine("b", 0.02))

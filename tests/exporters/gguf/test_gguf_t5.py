@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import functools
 import json
 import struct
 from collections.abc import Callable
@@ -22,9 +21,9 @@ pytest.importorskip("transformers")
 
 from tiny_encoder_decoders import save_encoder_decoder, tiny_encoder_decoder  # noqa: E402
 from tiny_families import VOCAB_SIZE  # noqa: E402
+from written_gguf import gguf_writer  # noqa: E402
 
 from pilotfish.backends.llamacpp.backend import BACKEND  # noqa: E402
-from pilotfish.exporters.gguf.quantize import quantize_gguf  # noqa: E402
 from pilotfish.exporters.gguf.requantize import requantize  # noqa: E402
 from pilotfish.exporters.gguf.t5 import T5Layout  # noqa: E402
 from pilotfish.exporters.gguf.tokenizer import tokenizer_metadata  # noqa: E402
@@ -70,19 +69,7 @@ Written = Callable[[str, str], Path]
 @pytest.fixture(scope="module")
 def written(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Written:
     """Gives a model as a GGUF file whose weights are stored in a given way."""
-    folder = tmp_path_factory.mktemp("gguf")
-
-    @functools.cache
-    def write(name: str, stored: str) -> Path:
-        path = folder / f"{name}-{stored}.gguf"
-        if stored in ("f32", "f16"):
-            source = open_source(folders[name])
-            write_gguf(source, source.torch_model(), path, stored=stored)  # type: ignore[arg-type]
-        else:
-            quantize_gguf(write(name, "f32"), path, stored, threads=2)
-        return path
-
-    return write
+    return gguf_writer(folders, tmp_path_factory.mktemp("gguf"))
 
 
 def expected_logits(folder: Path, source: tuple[int, ...] = SOURCE, answer: tuple[int, ...] = ANSWER) -> Floats:

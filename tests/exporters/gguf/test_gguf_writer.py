@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from tiny_families import FAMILIES, VOCAB_SIZE, save_tiny, tiny  # noqa: E402
+from written_gguf import gguf_writer  # noqa: E402
 
 from pilotfish.backends.llamacpp.backend import BACKEND  # noqa: E402
 from pilotfish.exporters.gguf import quantize as gguf_quantize  # noqa: E402
@@ -38,6 +38,14 @@ from pilotfish.runtime.files.open_model import open_model  # noqa: E402
 Floats = npt.NDArray[np.float32]
 
 N_TOKENS = 40
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
 needs_llama_cpp = pytest.mark.skipif(BACKEND.version() is None, reason="llama-cpp-python is not installed")
 # Largest difference of a logit from transformers' in f32; logits of these models have a spread of 1.6. In f32 it is
 # rounding, and of Gemma llama.cpp's table of GELU in f16; quantized weights meet activations rounded to 8 bits.
@@ -85,19 +93,7 @@ Written = Callable[[str, str], Path]
 @pytest.fixture(scope="module")
 def written(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Written:
     """Gives the model of a family as a GGUF file whose weights are stored in a given way."""
-    folder = tmp_path_factory.mktemp("gguf")
-
-    @functools.cache
-    def write(family: str, stored: str) -> Path:
-        path = folder / f"{family}-{stored}.gguf"
-        if stored in ("f32", "f16"):
-            source = open_source(folders[family])
-            write_gguf(source, source.torch_model(), path, stored=stored)  # type: ignore[arg-type]
-        else:
-            quantize_gguf(write(family, "f32"), path, stored, threads=2)
-        return path
-
-    return write
+    return gguf_writer(folders, tmp_path_factory.mktemp("gguf"))
 
 
 @needs_llama_cpp
@@ -138,16 +134,7 @@ def test_greedy_tokens_are_transformers_own(family: str, folders: dict[str, Path
     [
         (
             "llama",
-            {
-                "rope_parameters": {
-                    "rope_type": "llama3",
-                    "rope_theta": 10000.0,
-                    "factor": 8.0,
-                    "low_freq_factor": 1.0,
-                    "high_freq_factor": 4.0,
-                    "original_max_position_embeddings": 64,
-                }
-            },
+            {"rope_parameters": LLAMA3_ROPE},
         ),
         ("qwen2", {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}}),
         ("phi3", {"partial_rotary_factor": 0.75}),
@@ -202,16 +189,7 @@ def test_what_the_format_has_no_place_for(tmp_path: Path) -> None:
         ("qwen2", {"vocab_size": 250}, "295 tokens, but the model only 250"),
         (
             "qwen3",
-            {
-                "rope_parameters": {
-                    "rope_type": "llama3",
-                    "rope_theta": 10000.0,
-                    "factor": 8.0,
-                    "low_freq_factor": 1.0,
-                    "high_freq_factor": 4.0,
-                    "original_max_position_embeddings": 64,
-                }
-            },
+            {"rope_parameters": LLAMA3_ROPE},
             "llama.cpp's qwen3 has none",
         ),
     ]

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from tiers import quick
 from tiny_families import FAMILIES, VOCAB_SIZE, tiny
-from torch_answers import WINDOWS, distance, logits_in_torch, seal, text
+from torch_answers import WINDOWS, MadeOnce, check_chunks_and_rollback, distance, logits_in_torch, seal, text
 
 from pilotfish.backends import get
 from pilotfish.exporters.openvino.compress import Compression
@@ -54,16 +54,9 @@ FORMATS = {"openvino": "openvino_model.xml"}
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """Bundles by family and form, each made once."""
-    made: dict[tuple[str, str], Path] = {}
-
-    def bundle(family: str, form: str) -> Path:
-        if (family, form) not in made:
-            folder = tmp_path_factory.mktemp(f"{family}-{form}")
-            seal(folder, tiny(family), FORMATS, export_openvino(tiny(family), folder, FORMS[form]))
-            made[family, form] = folder
-        return made[family, form]
-
-    return bundle
+    return MadeOnce(
+        tmp_path_factory.mktemp, FORMATS, lambda model, folder, form: export_openvino(model, folder, FORMS[form])
+    )
 
 
 def export_openvino(
@@ -139,20 +132,8 @@ def test_a_family_is_computed_as_transformers_does(exported: Exported, family: s
 
 @pytest.mark.parametrize("family", quick(FAMILIES, "gemma3_text", "mistral"))
 def test_chunks_and_rollback(exported: Exported, family: str) -> None:
-    """Widths across the window and across blocks of 32; a second end after the first is taken back."""
-    weights, tokens, other = opened(exported(family, "fp32")), text(100), text(40, seed=2)
-    for widths in ((1, 30, 7, 2, 60), (64, 36), (5,) * 20):
-        session = weights.session()
-        rows, at = [], 0
-        for width in widths:
-            rows.append(session.forward(tokens[at : at + width], n_logits=width).logits.copy())
-            at += width
-        assert distance(np.concatenate(rows), logits_in_torch(tiny(family), tokens)) < 1e-4
-        session.truncate(75)
-        again = session.forward(other, n_logits=len(other)).logits
-        expected = logits_in_torch(tiny(family), np.concatenate([tokens[:75], other]))[75:]
-        assert distance(again, expected) < 1e-4
-        session.close()
+    weights = opened(exported(family, "fp32"))
+    check_chunks_and_rollback(weights, tiny(family), 1e-4)
     weights.close()
 
 

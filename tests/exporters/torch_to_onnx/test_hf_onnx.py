@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from tiers import quick
 from tiny_families import FAMILIES, tiny
-from torch_answers import WINDOWS, distance, logits_in_torch, seal, text
+from torch_answers import WINDOWS, MadeOnce, check_chunks_and_rollback, distance, logits_in_torch, seal, text
 
 from pilotfish.backends import get
 from pilotfish.exporters.quantize.blocks import Blocks
@@ -42,16 +42,11 @@ FORMATS = {"onnx": "model.onnx"}
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """Bundles by family and form, with activations in f32, each made once."""
-    made: dict[tuple[str, str], Path] = {}
-
-    def bundle(family: str, form: str) -> Path:
-        if (family, form) not in made:
-            folder = tmp_path_factory.mktemp(f"{family}-{form}")
-            seal(folder, tiny(family), FORMATS, export_onnx(tiny(family), folder, FORMS[form], activations="f32"))
-            made[family, form] = folder
-        return made[family, form]
-
-    return bundle
+    return MadeOnce(
+        tmp_path_factory.mktemp,
+        FORMATS,
+        lambda model, folder, form: export_onnx(model, folder, FORMS[form], activations="f32"),
+    )
 
 
 def opened(folder: Path) -> Weights:
@@ -144,19 +139,8 @@ def test_configurations_of_a_family(tmp_path: Path, variant: str) -> None:
 
 @pytest.mark.parametrize("family", quick(FAMILIES, "gemma3_text", "mistral"))
 def test_chunks_and_rollback(exported: Exported, family: str) -> None:
-    weights, tokens, other = opened(exported(family, "fp32")), text(100), text(40, seed=2)
-    for widths in ((1, 30, 7, 2, 60), (64, 36), (5,) * 20):
-        session = weights.session()
-        rows, at = [], 0
-        for width in widths:
-            rows.append(session.forward(tokens[at : at + width], n_logits=width).logits.copy())
-            at += width
-        assert distance(np.concatenate(rows), logits_in_torch(tiny(family), tokens)) < 2e-5
-        session.truncate(75)
-        again = session.forward(other, n_logits=len(other)).logits
-        expected = logits_in_torch(tiny(family), np.concatenate([tokens[:75], other]))[75:]
-        assert distance(again, expected) < 2e-5
-        session.close()
+    weights = opened(exported(family, "fp32"))
+    check_chunks_and_rollback(weights, tiny(family), 2e-5)
     weights.close()
 
 

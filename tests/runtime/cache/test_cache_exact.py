@@ -24,6 +24,7 @@ from cache_runs import (  # noqa: F401 - fixtures
     small,
 )
 from real_weights import smollm2
+from small_models import need, tiny_file
 
 from pilotfish.backends import get
 from pilotfish.runtime.cache.compression import CompressedCache
@@ -243,11 +244,9 @@ def test_drafts_change_nothing_on_any_engine(
 ) -> None:
     import pilotfish
 
-    if get(engine).version() is None:
-        pytest.skip(f"{engine} is not installed")
+    need(engine)
     monkeypatch.setenv("PILOTFISH_CACHE", str(tmp_path / "cache"))
-    sizes = Sizes(hidden=128, heads=4, kv_heads=2, head_dim=32, ffn=256, context=1024)
-    path = tiny_gguf(tmp_path / "tiny.gguf", quant="Q8_0", sizes=sizes, seed=10)
+    path = tiny_file(tmp_path, 1024)
     settings = f"{name}{',' if ':' in name else ':'}budget=64,every=32,window=24"
     prompt = "the cat and the dog and the hen in the pen " * 4
     with (

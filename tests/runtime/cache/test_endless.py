@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,20 +11,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cache_runs import SAMPLINGS, WIDTHS, Knows, prompt_for, run
-from model_files import imported
+from cache_runs import SAMPLINGS, WIDTHS, Knows, engines_over_tiny_weights, prompt_for, run
 from real_weights import smollm2
 from tiers import quick
 
 import pilotfish
-from pilotfish.backends import get
 from pilotfish.runtime.cache.compressed_copy import CompressedCopy
 from pilotfish.runtime.cache.compression import entries_for
 from pilotfish.runtime.cache.policies import SinksAndWindow
 from pilotfish.runtime.cache.sequence import CachedSequence, Cancelled
 from pilotfish.runtime.decoding.scoring import surprisal
 from pilotfish.runtime.errors import OptionError
-from pilotfish.runtime.files.open_model import open_model
 from pilotfish.runtime.interfaces import Tokens, Weights
 from pilotfish.runtime.sampling.sampling import Sampling
 from pilotfish.runtime.speculation.proposers import SelfDraft
@@ -39,27 +37,9 @@ LONG = 4 * CONTEXT
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Weights]]:
     """Weights with a small context on an engine."""
-    folder = tmp_path_factory.mktemp("models")
-    patch = pytest.MonkeyPatch()
-    patch.setenv("PILOTFISH_CACHE", str(tmp_path_factory.mktemp("cache")))
     sizes = Sizes(hidden=128, heads=4, kv_heads=2, head_dim=32, ffn=256, layers=1, context=CONTEXT)
-    path = tiny_gguf(folder / "tiny.gguf", quant="Q8_0", sizes=sizes, seed=10)
-    made: dict[str, Weights] = {}
-
-    def open_engine(engine: str) -> Weights:
-        if engine == "toy":
-            return ToyWeights(vocab_size=17, context_length=CONTEXT, abilities=ALL)
-        if get(engine).version() is None:
-            pytest.skip(f"{engine} is not installed")
-        if engine not in made:
-            location = imported(path, activations="f32") if engine == "onnx" else path
-            made[engine] = get(engine).open(open_model(location), device=None, threads=1, kv_dtype=None)
-        return made[engine]
-
-    yield open_engine
-    for weights in made.values():
-        weights.close()
-    patch.undo()
+    toy = functools.partial(ToyWeights, vocab_size=17, context_length=CONTEXT, abilities=ALL)
+    yield from engines_over_tiny_weights(tmp_path_factory, sizes, toy)
 
 
 def endless(weights: Weights) -> CachedSequence:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from cache_runs import LATER, MORE, PROSE, SAMPLINGS, SMALL, WIDTHS, WRAPPED, Knows, Run, opened, prompt_for, run, small
 from real_weights import smollm2
+from small_models import need, tiny_file
 from tiers import quick
 from typer.testing import CliRunner
 
@@ -27,7 +28,6 @@ from pilotfish.runtime.model.saved_chat import Conversation, read_conversation, 
 from pilotfish.runtime.sampling.sampling import Sampling
 from pilotfish.runtime.speculation.draft_length import Fixed
 from pilotfish.runtime.speculation.proposers import SelfDraft
-from pilotfish.testing.tiny_models import Sizes, tiny_gguf
 from pilotfish.testing.toy import ALL, SEEN, ToyWeights
 
 __all__ = ["MORE", "opened"]
@@ -322,8 +322,7 @@ def test_a_trial_that_does_not_fit_changes_nothing(opened: Callable[[str], Weigh
 def model_file(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PILOTFISH_CACHE", str(tmp_path_factory.mktemp("cache")))
-        sizes = Sizes(hidden=128, heads=4, kv_heads=2, head_dim=32, ffn=256, context=1024)
-        yield tiny_gguf(tmp_path_factory.mktemp("models") / "tiny.gguf", quant="Q8_0", sizes=sizes, seed=10)
+        yield tiny_file(tmp_path_factory.mktemp("models"), 1024)
 
 
 PROMPT = "the cat and the dog and the hen in the pen " * 4
@@ -336,10 +335,8 @@ FLAT: dict[str, Any] = {"temperature": 2.0, "seed": 1}
 @pytest.mark.parametrize("engine", ["onnx", "openvino", "llamacpp"])
 def test_on_any_engine(engine: str, model_file: Path) -> None:
     import pilotfish
-    from pilotfish.backends import get
 
-    if get(engine).version() is None:
-        pytest.skip(f"{engine} is not installed")
+    need(engine)
     settings = "sinks:budget=64,every=32,window=24"
     with (
         pilotfish.load(model_file, engine, cache=settings, quality=0.1, threads=1) as model,

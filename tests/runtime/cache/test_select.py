@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from cache_runs import SAMPLINGS, WIDTHS, Knows, Run, TurningToy, prompt_for, run
-from model_files import imported
+from cache_runs import SAMPLINGS, WIDTHS, Knows, Run, TurningToy, engines_over_tiny_weights, prompt_for, run
 from tiers import quick
 
 import pilotfish
@@ -18,7 +18,6 @@ from pilotfish.runtime.cache.policies import TokenSelect, policy_by_name
 from pilotfish.runtime.cache.policies.view import CacheView
 from pilotfish.runtime.cache.sequence import CachedSequence
 from pilotfish.runtime.errors import AbilityError, OptionError
-from pilotfish.runtime.files.open_model import open_model
 from pilotfish.runtime.interfaces import Weights
 from pilotfish.runtime.speculation.draft_weights import DraftWeights
 from pilotfish.testing.tiny_models import Sizes, tiny_gguf
@@ -31,26 +30,8 @@ N_PROMPT, N_NEW = 230, 90
 
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Weights]]:
-    folder = tmp_path_factory.mktemp("models")
-    patch = pytest.MonkeyPatch()
-    patch.setenv("PILOTFISH_CACHE", str(tmp_path_factory.mktemp("cache")))
-    path = tiny_gguf(folder / "tiny.gguf", quant="Q8_0", sizes=Sizes(layers=2, context=512), seed=10)
-    made: dict[str, Weights] = {}
-
-    def open_engine(engine: str) -> Weights:
-        if engine == "toy":
-            return TurningToy(vocab_size=17, context_length=512, abilities=ALL | SEEN)  # type: ignore[return-value]
-        if get(engine).version() is None:
-            pytest.skip(f"{engine} is not installed")
-        if engine not in made:
-            location = imported(path, activations="f32") if engine == "onnx" else path
-            made[engine] = get(engine).open(open_model(location), device=None, threads=1, kv_dtype=None)
-        return made[engine]
-
-    yield open_engine
-    for weights in made.values():
-        weights.close()
-    patch.undo()
+    toy = functools.partial(TurningToy, vocab_size=17, context_length=512, abilities=ALL | SEEN)
+    yield from engines_over_tiny_weights(tmp_path_factory, Sizes(layers=2, context=512), toy)
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)

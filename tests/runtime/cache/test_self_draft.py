@@ -11,6 +11,7 @@ import pytest
 from cache_runs import LATER, N_PROMPT, PROSE, SAMPLINGS, SMALL, WIDTHS, WRAPPED, opened, prompt_for, run, small
 from enumerate_randomness import distribution_of
 from real_weights import smollm2
+from small_models import need, tiny_file
 
 from pilotfish.runtime.cache.compressed_copy import CompressedCopy
 from pilotfish.runtime.cache.compression import entries_for
@@ -25,7 +26,7 @@ from pilotfish.runtime.sampling.sampling import Sampling
 from pilotfish.runtime.speculation.controller import Drafting
 from pilotfish.runtime.speculation.draft_length import Fixed
 from pilotfish.runtime.speculation.proposers import SelfDraft
-from pilotfish.testing.tiny_models import Sizes, tiny_gguf
+from pilotfish.testing.tiny_models import tiny_gguf
 from pilotfish.testing.toy import ALL, SEEN, ToyWeights
 
 __all__ = ["opened"]  # the fixture
@@ -199,13 +200,10 @@ def test_on_any_engine(
     engine: str, draft: str, options: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import pilotfish
-    from pilotfish.backends import get
 
-    if get(engine).version() is None:
-        pytest.skip(f"{engine} is not installed")
+    need(engine)
     monkeypatch.setenv("PILOTFISH_CACHE", str(tmp_path / "cache"))
-    sizes = Sizes(hidden=128, heads=4, kv_heads=2, head_dim=32, ffn=256, context=512)
-    path = tiny_gguf(tmp_path / "tiny.gguf", quant="Q8_0", sizes=sizes, seed=10)
+    path = tiny_file(tmp_path, 512)
     settings = f"{draft}:budget=48,every=32,window=16"
     with (
         pilotfish.load(path, engine, draft=settings, options=options, threads=1, proposers=()) as model,

@@ -8,26 +8,31 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from enumerate_randomness import LazyRng, distribution_of
-from enumerated_loop import POLICIES, SETTINGS, flat_curve, still_clock, total_variation  # noqa: F401 - a fixture among them
+from enumerated_loop import (  # noqa: F401 - a fixture among them
+    BEGIN,
+    POLICIES,
+    SETTINGS,
+    SOURCE,
+    V,
+    answer_distribution,
+    run_answer,
+    still_clock,
+    total_variation,
+)
 
-from pilotfish import Sampling
 from pilotfish.runtime.cache.policies import policy_by_name
 from pilotfish.runtime.cache.sequence import CachedSequence
-from pilotfish.runtime.decoding.loop import Limits, generate
+from pilotfish.runtime.decoding.loop import Limits
 from pilotfish.runtime.errors import AbilityError, ChatTemplateError, ContextFullError, OptionError
 from pilotfish.runtime.interfaces import EncoderInfo, Proposer, Tokens
 from pilotfish.runtime.profiling.row_classes import ANY_WIDTH, RowRule
-from pilotfish.runtime.speculation.controller import Drafting
 from pilotfish.runtime.speculation.draft_length import Fixed
 from pilotfish.runtime.speculation.draft_weights import DraftWeights
 from pilotfish.runtime.speculation.proposers import SourceCopy, Suffix
 from pilotfish.testing.toy import ToyEncoderDecoderSession, ToyWeights
 from pilotfish.testing.toy_model import END, START, byte_tokenizer, toy_model, toy_weights
 
-V, WANTED = 3, 3
-SOURCE = np.array([1, 2, 0, 2], dtype=np.int64)
-BEGIN = np.array([2, 0], dtype=np.int64)
-SMALL = {"encoder": EncoderInfo(decoder_start=(2, 0)), "copying": 1.5}
+WANTED = 3
 
 
 def readers(source: Tokens, start: int) -> dict[str, tuple[Proposer, ...]]:
@@ -40,21 +45,6 @@ def readers(source: Tokens, start: int) -> dict[str, tuple[Proposer, ...]]:
     }
 
 
-def target_distribution(sampling: Sampling) -> dict[tuple[int, ...], float]:
-    """By the chain rule, without any of the runtime but Sampling."""
-    distribution: dict[tuple[int, ...], float] = {}
-    session = ToyWeights(V, **SMALL).session()  # type: ignore[arg-type]
-    for sequence in itertools.product(range(V), repeat=WANTED):
-        weight = 1.0
-        for i, token in enumerate(sequence):
-            context = np.array([*BEGIN, *sequence[:i]], dtype=np.int64)
-            session.encode(SOURCE)
-            logits = session.forward(context, n_logits=1).logits[0]
-            weight *= sampling.distribution(logits, context, len(BEGIN)).prob(token)
-        distribution[sequence] = weight
-    return distribution
-
-
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("proposers", ["copy", "suffix", "both", "wrong"])
 @pytest.mark.parametrize("settings", SETTINGS)
@@ -62,19 +52,10 @@ def test_copies_of_the_source_do_not_change_the_distribution(settings: str, prop
     sampling = SETTINGS[settings]
 
     def run(rng: LazyRng, rows: RowRule = ANY_WIDTH) -> tuple[int, ...]:
-        rounds = generate(
-            CachedSequence(ToyWeights(V, **SMALL).session(), rows),  # type: ignore[arg-type]
-            BEGIN,
-            source=SOURCE,
-            sampling=sampling,
-            drafting=Drafting(POLICIES[policy](), flat_curve(), rows),
-            proposers=readers(SOURCE, len(BEGIN))[proposers],
-            limits=Limits(max_new_tokens=WANTED),
-            rng=rng,  # type: ignore[arg-type]
-        )
-        return tuple(t for r in rounds for t in r.tokens)
+        drafters = readers(SOURCE, len(BEGIN))[proposers]
+        return run_answer(rng, sampling, drafters, policy, rows, Limits(max_new_tokens=WANTED))
 
-    expected = target_distribution(sampling)
+    expected = answer_distribution(sampling, itertools.product(range(V), repeat=WANTED))
     assert total_variation(distribution_of(run), expected) <= 1e-12
     assert total_variation(distribution_of(lambda rng: run(rng, RowRule((2, 3, 4)))), expected) <= 1e-12
 

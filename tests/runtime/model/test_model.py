@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from busy_machine import other_programs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -288,9 +289,7 @@ def measurements(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return measured
 
 
-@pytest.mark.parametrize(
-    "seen", ["pilotfish.loading.cpu_load.cpu_load", "pilotfish.loading.cpu_load.Others.share"]
-)  # before, and meanwhile
+@other_programs
 def test_what_was_measured_on_a_busy_machine_serves_once_and_is_not_kept(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seen: str
 ) -> None:

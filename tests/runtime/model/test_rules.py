@@ -12,7 +12,17 @@ from typing import Any
 import numpy as np
 import pytest
 from enumerate_randomness import LazyRng, distribution_of
-from enumerated_loop import POLICIES, SETTINGS, flat_curve, still_clock, total_variation  # noqa: F401 - a fixture among them
+from enumerated_loop import (  # noqa: F401 - a fixture among them
+    BEGIN,
+    POLICIES,
+    SETTINGS,
+    V,
+    answer_distribution,
+    run_answer,
+    still_clock,
+    total_variation,
+)
+from enumerated_loop import SOURCE as READ
 from tiers import quick
 from tiny_families import VOCAB_SIZE, tiny_tokenizer
 from typer.testing import CliRunner
@@ -22,23 +32,20 @@ from pilotfish.apps.cli import app
 from pilotfish.backends import get
 from pilotfish.exporters.sources.generation_settings import generating, languages_of, said_by
 from pilotfish.exporting.export import export
-from pilotfish.runtime.cache.sequence import CachedSequence
-from pilotfish.runtime.decoding.loop import Limits, generate
+from pilotfish.runtime.decoding.loop import Limits
 from pilotfish.runtime.errors import ModelFileError, OptionError, PilotfishWarning
 from pilotfish.runtime.files.bundle import read_manifest
 from pilotfish.runtime.files.open_model import open_model
-from pilotfish.runtime.interfaces import EncoderInfo, Weights
+from pilotfish.runtime.interfaces import Weights
 from pilotfish.runtime.model.rules import AnswerOptions, Frame, Rules
 from pilotfish.runtime.profiling.calibrate import calibrate
 from pilotfish.runtime.profiling.row_classes import ANY_WIDTH
 from pilotfish.runtime.sampling.generation import Generation
-from pilotfish.runtime.speculation.controller import Drafting
 from pilotfish.runtime.speculation.draft_length import Fixed
 from pilotfish.runtime.speculation.draft_weights import Shared
 from pilotfish.runtime.speculation.proposers import SourceCopy, Suffix
 from pilotfish.runtime.text.prompts import Task
 from pilotfish.runtime.text.tokenizer import Tokenizer
-from pilotfish.testing.toy import ToyWeights
 from pilotfish.testing.toy_model import toy_model, toy_weights
 
 # One processor at a time
@@ -121,9 +128,7 @@ def test_an_end_without_a_chance_gets_none_by_growing() -> None:
 # The distribution, with drafts
 
 
-V, WANTED = 3, 4
-READ, BEGIN = np.array([1, 2, 0, 2], dtype=np.int64), np.array([2, 0], dtype=np.int64)
-TOY = {"encoder": EncoderInfo(decoder_start=(2, 0)), "copying": 1.5}
+WANTED = 4
 RULES = {
     "no repeats": Generation(no_repeat_ngram_size=2),
     "penalties": Generation(repetition_penalty=1.7, encoder_repetition_penalty=0.7, sequence_bias=(((0, 1), 0.8),)),
@@ -139,36 +144,16 @@ FRAME = Frame(len(BEGIN), 1, len(BEGIN) + WANTED, (1,), READ)
 def test_the_distribution_is_the_same_with_drafts(rules: str, settings: str, policy: str) -> None:
     sampling = Rules(generation=RULES[rules]).applied(SETTINGS[settings], FRAME)
     assert len(sampling.processors) > len(SETTINGS[settings].processors)
-    session = ToyWeights(V, **TOY).session()  # type: ignore[arg-type]
-    expected: dict[tuple[int, ...], float] = {}
+    whole = set()  # answers end behind a 1
     for sequence in itertools.product(range(V), repeat=WANTED):
-        if 1 in sequence[:-1]:
-            cut = sequence[: sequence.index(1) + 1]
-            if sequence[len(cut) :] != (0,) * (WANTED - len(cut)):
-                continue
-            sequence = cut
-        weight = 1.0
-        for i, token in enumerate(sequence):
-            context = np.array([*BEGIN, *sequence[:i]], dtype=np.int64)
-            session.encode(READ)
-            weight *= sampling.distribution(session.forward(context, n_logits=1).logits[0], context, len(BEGIN)).prob(
-                token
-            )
-        expected[sequence] = weight
+        whole.add(sequence[: sequence.index(1) + 1] if 1 in sequence else sequence)
+    expected = answer_distribution(sampling, whole)
     assert sum(expected.values()) == pytest.approx(1.0)
+    drafters = SourceCopy().reading(READ, len(BEGIN)), Suffix().reading(READ, len(BEGIN))
+    limits = Limits(max_new_tokens=WANTED, stop_ids=frozenset({1}))
 
     def run(rng: LazyRng) -> tuple[int, ...]:
-        rounds = generate(
-            CachedSequence(ToyWeights(V, **TOY).session(), ANY_WIDTH),  # type: ignore[arg-type]
-            BEGIN,
-            source=READ,
-            sampling=sampling,
-            drafting=Drafting(POLICIES[policy](), flat_curve(), ANY_WIDTH),
-            proposers=(SourceCopy().reading(READ, len(BEGIN)), Suffix().reading(READ, len(BEGIN))),
-            limits=Limits(max_new_tokens=WANTED, stop_ids=frozenset({1})),
-            rng=rng,  # type: ignore[arg-type]
-        )
-        return tuple(t for r in rounds for t in r.tokens)
+        return run_answer(rng, sampling, drafters, policy, ANY_WIDTH, limits)
 
     assert total_variation(distribution_of(run), expected) <= 1e-12
 

@@ -8,13 +8,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 from enumerate_randomness import LazyRng, distribution_of
-from enumerated_loop import POLICIES, SETTINGS, flat_curve, still_clock, total_variation  # noqa: F401 - a fixture among them
+from enumerated_loop import (  # noqa: F401 - a fixture among them
+    BEGIN,
+    POLICIES,
+    SETTINGS,
+    SOURCE,
+    V,
+    answer_distribution,
+    run_answer,
+    still_clock,
+    total_variation,
+)
 
 from pilotfish import Sampling
 from pilotfish.exporters.sources.generation_settings import generating
 from pilotfish.loading.opening import rules_of
-from pilotfish.runtime.cache.sequence import CachedSequence
-from pilotfish.runtime.decoding.loop import Limits, generate
+from pilotfish.runtime.decoding.loop import Limits
 from pilotfish.runtime.errors import ModelFileError
 from pilotfish.runtime.files.bundle import Bundle
 from pilotfish.runtime.files.gguf_model import GgufModel
@@ -22,15 +31,12 @@ from pilotfish.runtime.files.manifest import Manifest, Source
 from pilotfish.runtime.interfaces import EncoderInfo
 from pilotfish.runtime.model.rules import Frame, Rules
 from pilotfish.runtime.profiling.row_classes import ANY_WIDTH
-from pilotfish.runtime.speculation.controller import Drafting
 from pilotfish.runtime.speculation.draft_length import Fixed
 from pilotfish.runtime.speculation.proposers import SourceCopy, Suffix, default_proposers
 from pilotfish.testing.toy import ToyWeights
 from pilotfish.testing.toy_model import toy_model, toy_weights
 
-V, WANTED = 3, 3
-SOURCE, BEGIN = np.array([1, 2, 0, 2], dtype=np.int64), np.array([2, 0], dtype=np.int64)
-TOY = {"encoder": EncoderInfo(decoder_start=(2, 0)), "copying": 1.5}
+WANTED = 3
 RULE = Rules(suppress_tokens=(2,), begin_suppress_tokens=(1,))
 
 
@@ -38,30 +44,12 @@ RULE = Rules(suppress_tokens=(2,), begin_suppress_tokens=(1,))
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_the_distribution_is_the_source_s_without_these_tokens(settings: str, policy: str) -> None:
     sampling = SETTINGS[settings]
-    expected: dict[tuple[int, ...], float] = {}
-    session = ToyWeights(V, **TOY).session()  # type: ignore[arg-type]
-    for sequence in itertools.product(range(V), repeat=WANTED):
-        weight = 1.0
-        for i, token in enumerate(sequence):
-            context = np.array([*BEGIN, *sequence[:i]], dtype=np.int64)
-            session.encode(SOURCE)
-            logits = session.forward(context, n_logits=1).logits[0].copy()
-            logits[[2] if i else [1, 2]] = -np.inf
-            weight *= sampling.distribution(logits, context, len(BEGIN)).prob(token)
-        expected[sequence] = weight
+    sequences = itertools.product(range(V), repeat=WANTED)
+    expected = answer_distribution(sampling, sequences, lambda place: [2] if place else [1, 2])
+    ruled, copies = RULE.applied(sampling, Frame(len(BEGIN))), (SourceCopy().reading(SOURCE, len(BEGIN)),)
 
-    def run(rng: LazyRng) -> tuple[int, ...]:
-        rounds = generate(
-            CachedSequence(ToyWeights(V, **TOY).session(), ANY_WIDTH),  # type: ignore[arg-type]
-            BEGIN,
-            source=SOURCE,
-            sampling=RULE.applied(sampling, Frame(len(BEGIN))),
-            drafting=Drafting(POLICIES[policy](), flat_curve(), ANY_WIDTH),
-            proposers=(SourceCopy().reading(SOURCE, len(BEGIN)),),  # which drafts what is forbidden
-            limits=Limits(max_new_tokens=WANTED),
-            rng=rng,  # type: ignore[arg-type]
-        )
-        return tuple(t for r in rounds for t in r.tokens)
+    def run(rng: LazyRng) -> tuple[int, ...]:  # the copies draft what is forbidden
+        return run_answer(rng, ruled, copies, policy, ANY_WIDTH, Limits(max_new_tokens=WANTED))
 
     found = distribution_of(run)
     assert total_variation(found, expected) <= 1e-12
@@ -149,6 +137,6 @@ def test_ids_that_are_no_tokens_are_refused(tmp_path: Path) -> None:
 def test_who_drafts_for_a_model_that_listens() -> None:
     """Nothing of a sound can be copied, but speech repeats itself."""
     listening = EncoderInfo((1,), 3000, "audio", 80)
-    for encoder, kind in ((None, Suffix), (TOY["encoder"], SourceCopy), (listening, Suffix)):
+    for encoder, kind in ((None, Suffix), (EncoderInfo((2, 0)), SourceCopy), (listening, Suffix)):
         info = ToyWeights(V, encoder=encoder).info  # type: ignore[arg-type]
         assert [type(proposer) for proposer in default_proposers(info)] == [kind]

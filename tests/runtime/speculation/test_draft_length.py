@@ -188,22 +188,28 @@ def test_fixed_and_confidence() -> None:
 STEEP = np.interp(WIDTHS, [1, 2, 4, 8, 16, 33], [7e-3, 15e-3, 22e-3, 33e-3, 57e-3, 115e-3])  # llama.cpp, repacked Q4_1
 
 
+def an_answer(drafting: Drafting, curve: np.ndarray, right: bool) -> tuple[int, float]:
+    """Tokens of an answer whose drafts are all right or all wrong, however certain, and the seconds that it took."""
+    guesser, context = Guesser(0.0, 0.99), np.zeros(500, dtype=np.int64)
+    n, spent = 0, 0.0
+    while n < 96:
+        proposal = drafting.propose((guesser,), context, 32)
+        k = len(proposal.draft)
+        spent += float(curve[k])
+        finish(drafting, proposal, k if right else 0, k + 1, float(curve[k]))
+        n += 1 + k * right
+    return n, spent
+
+
 @pytest.mark.parametrize("curve", [*CURVES.values(), STEEP])
 @pytest.mark.parametrize("answers", [1, 5])
 def test_no_single_answer_loses_more_than_its_stake(curve: np.ndarray, answers: int) -> None:
     """Even drafts that are stated to be certain, were right all through the last answer, and are always wrong now."""
     drafting = Drafting(RenewalReward(), CostCurve(WIDTHS.copy(), curve.copy()), ANY_WIDTH)
-    guesser, context = Guesser(0.0, 0.99), np.zeros(500, dtype=np.int64)
     for answer in range(answers):
         right = answer < answers - 1
         drafting.begin(0)
-        n, spent = 0, 0.0
-        while n < 96:
-            proposal = drafting.propose((guesser,), context, 32)
-            k = len(proposal.draft)
-            spent += float(curve[k])
-            finish(drafting, proposal, k if right else 0, k + 1, float(curve[k]))
-            n += 1 + k * right
+        n, spent = an_answer(drafting, curve, right)
         assert spent <= (n * 1.01 + 2.0) * float(curve[0]) * 1.001
     assert not right
 
@@ -212,15 +218,8 @@ def test_a_wrong_curve_is_noticed_before_the_answer_has_lost_much() -> None:
     """Wide steps take twice what was measured once: a stall of the machine while it was calibrated."""
     believed = np.concatenate([STEEP[:1], STEEP[1:] / 2.0])
     drafting = Drafting(RenewalReward(), CostCurve(WIDTHS.copy(), believed), ANY_WIDTH)
-    guesser, context = Guesser(0.0, 0.99), np.zeros(500, dtype=np.int64)
     drafting.begin(0)
-    n, spent = 0, 0.0
-    while n < 96:
-        proposal = drafting.propose((guesser,), context, 32)
-        k = len(proposal.draft)
-        spent += float(STEEP[k])
-        finish(drafting, proposal, 0, k + 1, float(STEEP[k]))
-        n += 1
+    n, spent = an_answer(drafting, STEEP, False)
     assert spent <= (n + 2 * 2.0 + 0.02 * n) * float(STEEP[0])  # twice the stake, not that of every round
 
 
