@@ -14,19 +14,12 @@ from .. import backends
 from ..runtime.cache.policies import CachePolicy, policy_by_name
 from ..runtime.cache.quality_gate import AUTO, tried_policy
 from ..runtime.checks import real, whole
-from ..runtime.errors import (
-    AbilityError,
-    NotFiniteError,
-    OptionError,
-    PilotfishError,
-    PilotfishWarning,
-    UnsupportedModelError,
-)
+from ..runtime.errors import AbilityError, NotFiniteError, OptionError, PilotfishError, PilotfishWarning
 from ..runtime.files.bundle import DraftEntry
 from ..runtime.files.model_file import context_length, named_draft, reads_source
 from ..runtime.interfaces import DraftLengthPolicy, ModelInfo, Proposer, Weights
 from ..runtime.model.model import DraftWeights, Model
-from ..runtime.profiling.engine_trial import Job
+from ..runtime.profiling.engine_trial import Choice, Job
 from ..runtime.speculation.draft_length import RenewalReward
 from ..runtime.speculation.proposers import SelfDraft
 from ..runtime.text.chat_template import ChatTemplate
@@ -34,9 +27,9 @@ from .broken_weights import explained, naming
 from .choosing import Wish, choose, open_first_right, refuse_impossible
 from .draft import open_draft, remembered_verdict
 from .measuring import calibration
-from .opening import Progress, read_rules, resolve
+from .opening import Place, Progress, read_rules, resolve
 from .vocabulary import read_tokenizer
-from .way_out import with_other_engine, with_way_out
+from .way_out import naming_others, with_way_out
 
 __all__ = ["load", "resolve"]
 
@@ -128,20 +121,8 @@ def load(
         raise OptionError(f"draft_engine is {draft_engine!r}, but there is no draft model; give one, or drop it.")
     if draft_cache is not None and named is None and draft in (None, "auto"):
         raise OptionError(f"draft_cache is {draft_cache!r}, but there is no draft model; give one, or drop it.")
-    try:
-        places, choice = choose(found, wish, report)
-        weights, location, place, notes = open_first_right(found, places, report)
-    except UnsupportedModelError as error:
-        raise with_other_engine(error, found, wish.engine) from error
-    policy: DraftLengthPolicy | None = RenewalReward() if speculate is True else (speculate or None)
-    if policy is not None and weights.info.rewinds == 0:
-        policy, self_draft = None, None
-        warnings.warn(
-            f"{found} is decoded without drafts: it keeps a state of all it has read, and {weights.info.engine} cannot "
-            "take rejected drafts out of that of this architecture",
-            PilotfishWarning,
-            stacklevel=2,
-        )
+    weights, location, place, notes, choice = _opened(found, wish, report)
+    policy = _length_policy(speculate, found, weights.info)
     assistant: DraftWeights | None = None
     try:
         tokenizer, template = read_tokenizer(location)
@@ -188,6 +169,27 @@ def load(
             f"{note}; went on with {model.info.engine} on {model.info.device}", PilotfishWarning, stacklevel=2
         )
     return model
+
+
+def _opened(path: Path, wish: Wish, report: Progress) -> tuple[Weights, Path, Place, tuple[str, ...], Choice]:
+    """What open_first_right() gives of the places that are chosen, and the choice."""
+    with naming_others(path, wish.engine):
+        places, choice = choose(path, wish, report)
+        return *open_first_right(path, places, report), choice
+
+
+def _length_policy(speculate: bool | DraftLengthPolicy, path: Path, info: ModelInfo) -> DraftLengthPolicy | None:
+    """How many tokens are drafted; None: none, and a warning says so where drafts were wished for."""
+    policy: DraftLengthPolicy | None = RenewalReward() if speculate is True else (speculate or None)
+    if policy is None or info.rewinds != 0:
+        return policy
+    warnings.warn(
+        f"{path} is decoded without drafts: it keeps a state of all it has read, and {info.engine} cannot take "
+        "rejected drafts out of that of this architecture",
+        PilotfishWarning,
+        stacklevel=3,
+    )
+    return None
 
 
 def _explained(error: PilotfishError, path: Path, info: ModelInfo) -> PilotfishError:
