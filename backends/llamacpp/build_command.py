@@ -6,6 +6,7 @@ import os
 import platform
 from pathlib import Path
 
+from ...runtime.install import install_command
 from ..common.packages import reinstall
 
 _AVX512 = ("avx512f", "avx512cd", "avx512vl", "avx512dq", "avx512bw")  # what GGML_AVX512 takes for granted
@@ -24,7 +25,7 @@ def build_flags() -> str:
 
 def build_command() -> str:
     """What to type, in the shell of this system."""
-    return _with_flags("pip install 'pilotfish[llamacpp]'")
+    return _with_flags(install_command("llamacpp"))
 
 
 def rebuild_command() -> str:

@@ -58,9 +58,7 @@ class LlamaCppModel:
         if kv_dtype is None and not placement.offload and options.flash_attention != "off" and options.pair_rows:
             kv_dtype = _ALIKE
         keys, values = cache_types(kv_dtype, shape.head_dim, options.flash_attention)
-        repacked = verdict.extra_buffers if options.use_extra_bufts is None else options.use_extra_bufts
-        if repacked and not verdict.extra_buffers:
-            raise OptionError(f"use_extra_bufts=True would end this process: {verdict.how} Leave the option out.")
+        repacked = _repacks(options, verdict)
         self._handle: Handle | None = load_model(
             file.path, shape.architecture, shape.vocab_size, placement, options.use_mmap, repacked
         )
@@ -69,29 +67,13 @@ class LlamaCppModel:
         if findings is None:
             findings = Findings(abilities=(), rewinds=ASKED_REWINDS if keeps_state(self._handle) else None)
         self.abilities: frozenset[Ability] = frozenset(findings.abilities)
-        self.info = ModelInfo(
-            architecture=shape.architecture,
-            vocab_size=shape.vocab_size,
-            context_length=shape.context_length,
-            n_layers=shape.n_layers,
-            n_heads=shape.n_heads,
-            kv_heads=shape.kv_heads,
-            head_dim=shape.head_dim,
-            hidden_size=shape.hidden_size,
-            engine="llamacpp",
-            engine_version=str(version()),
-            device=placement.device,
-            threads=threads,
-            digest=file.digest,
-            encoder=encoder,
-            rewinds=findings.rewinds,
-        )
+        self.info = _model_info(file, shape, placement.device, threads, encoder, findings.rewinds)
         flash = uses_flash(options.flash_attention, keys, values)
         if flash is None and not placement.offload:
             flash = True
-        elements = shape.cached_layers * shape.kv_heads * shape.head_dim
         entry_bytes = findings.entry_bytes
         if entry_bytes is None:
+            elements = shape.cached_layers * shape.kv_heads * shape.head_dim
             entry_bytes = block_bytes(keys, elements) + block_bytes(values, elements)
         self._context_options = ContextOptions(
             *(threads, keys, values, flash, placement.offload, entry_bytes, findings.state_bytes, findings.rewinds)
@@ -137,3 +119,33 @@ class LlamaCppModel:
     def check_open(self) -> None:
         """Raise EngineError after close()."""
         still_open(self._handle)
+
+
+def _repacks(options: LlamaCppOptions, verdict: Verdict) -> bool:
+    """Whether weights are repacked for faster kernels. Raises OptionError where that would end the process."""
+    repacked = verdict.extra_buffers if options.use_extra_bufts is None else options.use_extra_bufts
+    if repacked and not verdict.extra_buffers:
+        raise OptionError(f"use_extra_bufts=True would end this process: {verdict.how} Leave the option out.")
+    return repacked
+
+
+def _model_info(
+    file: GgufModel, shape: LlamaCppShape, device: str, threads: int, encoder: EncoderInfo | None, rewinds: int | None
+) -> ModelInfo:
+    return ModelInfo(
+        architecture=shape.architecture,
+        vocab_size=shape.vocab_size,
+        context_length=shape.context_length,
+        n_layers=shape.n_layers,
+        n_heads=shape.n_heads,
+        kv_heads=shape.kv_heads,
+        head_dim=shape.head_dim,
+        hidden_size=shape.hidden_size,
+        engine="llamacpp",
+        engine_version=str(version()),
+        device=device,
+        threads=threads,
+        digest=file.digest,
+        encoder=encoder,
+        rewinds=rewinds,
+    )

@@ -16,7 +16,6 @@ from ..runtime.errors import (
     NotFiniteError,
     PilotfishError,
     PilotfishWarning,
-    UnsupportedModelError,
 )
 from ..runtime.files.model_file import ModelFile
 from ..runtime.interfaces import DraftLengthPolicy, ModelInfo, Proposer, Weights
@@ -32,7 +31,7 @@ from .measuring import calibration
 from .opening import Place, resolve, rules_of
 from .options import Wish
 from .vocabulary import read_tokenizer
-from .way_out import with_other_engine, with_way_out
+from .way_out import naming_others, with_way_out
 
 __all__ = ["load", "load_with", "resolve"]
 
@@ -133,14 +132,12 @@ def load_with(path: str | os.PathLike[str], options: LoadOptions, progress: Prog
     draft = _draft_file(target, options, report)
     if draft is None:
         options.require_draft()
-    try:
+    with naming_others(target, wish.engine):
         places, choice = choose(target, wish, report)
         weights, opened, place, notes = open_first_right(target, places, report)
-    except UnsupportedModelError as error:
-        raise with_other_engine(error, target, wish.engine) from error
     if weights.info.rewinds == 0 and options.length_policy is not None:
         options = replace(options, speculate=False, draft=None)
-        notes += (_without_drafts(target, weights.info),)
+        warnings.warn(_without_drafts(target, weights.info), PilotfishWarning, stacklevel=3)
     assistant: DraftWeights | None = None
     try:
         named = isinstance(options.draft, NamedDraft)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from .. import backends
@@ -69,8 +71,19 @@ def with_way_out(error: AbilityError, info: ModelInfo, model: ModelFile | None =
     return AbilityError(f"{error} {said[0].upper()}{said[1:]} can.", engine=error.engine, missing=error.missing)
 
 
-def with_other_engine(error: UnsupportedModelError, model: ModelFile, named: str | None) -> UnsupportedModelError:
-    """The error of who cannot open a model, with the engine that can, or that could be added. named: by the caller."""
+@contextmanager
+def naming_others(model: ModelFile, named: str | None) -> Iterator[None]:
+    """What runs inside opens a model: an error that it is not supported names the engine that runs it, or might.
+
+    named: the engine that the caller has named.
+    """
+    try:
+        yield
+    except UnsupportedModelError as error:
+        raise _with_other_engine(error, model, named) from error
+
+
+def _with_other_engine(error: UnsupportedModelError, model: ModelFile, named: str | None) -> UnsupportedModelError:
     if not isinstance(model, GgufModel) or named == _OPENS_ALL or _OPENS_ALL not in backends.names():
         return error
     opener = backends.get(_OPENS_ALL)

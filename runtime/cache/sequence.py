@@ -76,11 +76,9 @@ class CachedSequence:
 
     def reusable(self, context: Tokens) -> int:
         """How many leading tokens of the context need not be run again: the common prefix, or none where the cache
-        was compressed behind its end."""
-        n, rewinds = self.common_prefix(context), self.session.info.rewinds
-        if rewinds is not None and self._n - n > rewinds:
-            return 0  # the session would run them again itself, where nobody can stop it
-        return 0 if n < self.mode.fixed else n
+        was compressed behind its end, or cannot go back there."""
+        n, far = self.common_prefix(context), self.session.info.rewinds
+        return 0 if n < self.mode.fixed or (far is not None and self._n - n > far) else n
 
     @property
     def longest(self) -> int:
