@@ -16,11 +16,12 @@ from pilotfish.backends.onnx.loaded_model import OrtModel
 from pilotfish.backends.onnx.session import OrtSession
 from pilotfish.exporters.gguf.import_gguf import import_gguf
 from pilotfish.runtime.cache.sequence import CachedSequence
-from pilotfish.runtime.decoding.scoring import log_distribution, logits_along
+from pilotfish.runtime.decoding.scoring import logits_along
 from pilotfish.runtime.errors import OptionError
 from pilotfish.runtime.files.bundle import open_bundle
 from pilotfish.runtime.files.model_file import read_tokenizer
 from pilotfish.runtime.interfaces import Tokens
+from pilotfish.runtime.sampling.log_softmax import log_softmax
 from pilotfish.runtime.speculation.draft_length import Fixed
 from pilotfish.runtime.storage import cache_dir
 from pilotfish.runtime.text.calibration_text import TEXT
@@ -142,7 +143,7 @@ def test_real_weights_lose_next_to_nothing(text: str) -> None:
     for kind in ("f32", "int8"):
         weights = get("onnx").open(folder, device=None, threads=2, kv_dtype=kind)
         along = logits_along(CachedSequence(weights.session(1600)), tokens, 1024)
-        distributions.append(np.concatenate([log_distribution(logits) for _, logits in along]))
+        distributions.append(np.concatenate([log_softmax(logits, np.float32) for _, logits in along]))
         weights.close()
     kl = (np.exp(distributions[0]) * (distributions[0] - distributions[1])).sum(axis=1).mean()
     assert kl < 0.004, "nats a token"
