@@ -20,7 +20,7 @@ def ended(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=120)
 
 
-@pytest.mark.parametrize("module", ["typer", "numpy", "jinja2", "pilotfish.apps.cli", "pilotfish.loading.load"])
+@pytest.mark.parametrize("module", ["typer", "numpy", "jinja2", "pilotfish.apps.cli", "pilotfish.loading.opening"])
 def test_ctrl_c_while_it_starts(module: str) -> None:
     done = ended(
         "import signal, sys\n"
