@@ -134,7 +134,7 @@ def _replace_attention(
     rows = [heads.query(query, layer), heads.key(written[0], layer), heads.value(written[1])]
     caches = tuple(parameter(f"{kind}_cache.{layer}", [-1] * 4, Type.dynamic) for kind in ("key", "value"))
     paged = openvino.op._PagedAttentionExtension(
-        _attention_inputs([*rows, *caches], shape.score_scale, shape.layers[layer].window or 0, shared)
+        _attention_inputs([*rows, *caches], shape.head_dim**-0.5, shape.layers[layer].window or 0, shared)
     )
     for kind in "kv":
         paged.get_rt_info()[f"num_{kind}_heads"] = shape.kv_heads

@@ -37,9 +37,12 @@ class Heads:
         """(n, n_heads * head_dim)"""
         from openvino import opset13 as op
 
-        made = self._turned(value, self._shape.n_heads, layer, "query_norm")
+        s = self._shape
+        made = self._turned(value, s.n_heads, layer, "query_norm")
         made = made if self._temperature is None else op.multiply(made, self._temperature)
-        return self._flat(made, self._shape.n_heads)
+        if s.attention_scale is not None:  # in the queries, as they are observed; attention adds 1 / sqrt(head_dim)
+            made = op.multiply(made, op.constant(np.float32(s.attention_scale * s.head_dim**0.5)))
+        return self._flat(made, s.n_heads)
 
     def key(self, value: Output, layer: int) -> Node:
         """(n, kv_heads * head_dim)"""

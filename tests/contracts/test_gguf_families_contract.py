@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
-from family_files import MADE, random_family
+from family_files import MADE, VOCAB_SIZE, random_family
 from model_files import imported
 from tiers import quick
 
+import pilotfish
 from pilotfish.backends import get
+from pilotfish.runtime.errors import UnsupportedModelError
+from pilotfish.runtime.files import decoder_shape
+from pilotfish.runtime.files.decoder_families import FAMILIES
 from pilotfish.runtime.files.open_model import open_model
 from pilotfish.runtime.interfaces import Weights
+from pilotfish.runtime.speculation.draft_length import Fixed
 from pilotfish.testing import CHECKS, Subject
 
 CLASSES = ((1,), (*range(2, 18), 32, 33))
@@ -56,6 +63,36 @@ def test_onnx_runtime(name: str, check: Callable[[Subject], None], files: dict[s
     check(onnx(files[name], "f32"))
 
 
+@pytest.mark.parametrize("engine", ["onnx", "openvino"])
+@pytest.mark.parametrize("name", MADE)
+def test_every_family_is_computed_as_the_reference_does(engine: str, name: str, files: dict[str, Path]) -> None:
+    """In two steps, with what can be observed: the quick part of the contract, for all of them."""
+    if engine == "openvino" and name not in OPENVINO:
+        with pytest.raises(UnsupportedModelError, match=r"another engine \(onnx, llamacpp\)"):
+            openvino(files[name]).open()
+        return
+    subject = onnx(files[name], "f32") if engine == "onnx" else openvino(files[name])
+    sessions = [weights.session(128) for weights in (subject.open(), reference(files[name]))]
+    tokens, observe = np.random.default_rng(0).integers(0, VOCAB_SIZE, 60), frozenset({"hidden", "queries"})
+    for start, end in ((0, 40), (40, 60)):
+        steps = [s.forward(tokens[start:end], n_logits=end - start, observe=observe) for s in sessions]
+        for what in ("logits", "hidden", "queries"):
+            ours, theirs = (getattr(step, what) for step in steps)
+            assert np.abs(ours - theirs).max() < F32 * np.abs(theirs).max(), what
+
+
+def test_queries_carry_a_scale_of_scores(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The largest Gemma 3 scales scores by its width; on OpenVINO the others have nothing of the kind."""
+    family = replace(FAMILIES["gemma3"], wide_scale_layers=3)
+    monkeypatch.setattr(decoder_shape, "FAMILIES", {"gemma3": family})
+    subject, observe = openvino(files["gemma3"]), frozenset({"queries", "attention"})
+    sessions = [weights.session(64) for weights in (subject.open(), reference(files["gemma3"]))]
+    ours, theirs = (s.forward(np.arange(20), n_logits=20, observe=observe) for s in sessions)
+    for what in ("logits", "queries", "attention"):
+        a, b = getattr(ours, what), getattr(theirs, what)
+        assert np.abs(a - b).max() < F32 * np.abs(b).max(), what
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 @pytest.mark.parametrize("name", ["qwen3", "gemma3", "phi3"])
@@ -74,3 +111,17 @@ def test_openvino(name: str, check: Callable[[Subject], None], files: dict[str, 
 @pytest.mark.parametrize("name", ["gemma2", "olmo2"])
 def test_reference(name: str, check: Callable[[Subject], None], files: dict[str, Path]) -> None:
     check(Subject(partial(reference, files[name]), F32))
+
+
+@pytest.mark.parametrize("engine", ["onnx", "openvino"])
+def test_drafts_change_nothing_beyond_the_window(engine: str, files: dict[str, Path]) -> None:
+    if get(engine).version() is None:
+        pytest.skip(f"{engine} is not installed")
+    path, prompt = files["gemma3"], "the hello and the hello, and the hello"
+    with (
+        pilotfish.load(path, engine, speculate=False) as plain,
+        pilotfish.load(path, engine, draft=path, speculate=Fixed(3), proposers=()) as model,
+    ):
+        ours, theirs = (m.generate(prompt, max_new_tokens=40) for m in (model, plain))
+        assert ours.token_ids == theirs.token_ids and len(ours.token_ids) > 8
+        assert ours.stats.accepted > 0

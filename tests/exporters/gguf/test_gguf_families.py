@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ pytest.importorskip("transformers")
 from family_files import MADE, VOCAB_SIZE, tiny_of, write_family  # noqa: E402
 
 from pilotfish.backends import get  # noqa: E402
+from pilotfish.runtime.files import decoder_shape  # noqa: E402
+from pilotfish.runtime.files.decoder_families import FAMILIES  # noqa: E402
 from pilotfish.runtime.files.open_model import open_model  # noqa: E402
 from pilotfish.runtime.interfaces import Floats  # noqa: E402
 
@@ -37,6 +40,16 @@ def reference_logits(path: Path) -> Floats:
 def test_the_reference_computes_what_transformers_does(name: str, tmp_path: Path) -> None:
     expected = transformers_logits(name)
     found = reference_logits(write_family(name, tiny_of(name), tmp_path / "m.gguf"))
+    assert np.abs(found - expected).max() < NOISE * np.abs(expected).max()
+
+
+def test_scores_of_the_largest_gemma(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Recognized by its number of layers alone; its config.json says query_pre_attn_scalar."""
+    family = replace(FAMILIES["gemma2"], wide_scale_layers=3)
+    monkeypatch.setattr(decoder_shape, "FAMILIES", {"gemma2": family})
+    scalar = {"query_pre_attn_scalar": 16}  # 64 numbers a row over 4 heads
+    found = reference_logits(write_family("gemma2", tiny_of("gemma2", **scalar), tmp_path / "m.gguf"))
+    expected = transformers_logits("gemma2", **scalar)
     assert np.abs(found - expected).max() < NOISE * np.abs(expected).max()
 
 
