@@ -29,7 +29,7 @@ class Heads:
         self._waves = {id(rotation): _waves(at, rotation) for rotation in shape.rotations}
         self._temperature: Node | None = None
         if shape.temperature is not None:
-            table = op.constant(shape.temperature.table(shape.context_length))
+            table = op.constant(shape.temperature.at(np.arange(shape.context_length)))
             found = op.gather(table, positions, op.constant(np.int32(0)))
             self._temperature = op.reshape(found, np.array([-1, 1, 1, 1]), False)
 

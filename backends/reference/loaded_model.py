@@ -59,8 +59,6 @@ class ReferenceModel:
         self.final_norm = self._tensor("output_norm.weight")
         self._stream = stream
         self._layers: list[Layer] | None = [] if stream else [self._layer(i) for i in range(s.n_layers)]
-        self.waves = {id(rotation): rotation.tables(s.context_length) for rotation in s.rotations}
-        self.temperature = None if s.temperature is None else s.temperature.table(s.context_length)
         self.info = ModelInfo(
             architecture=s.architecture,
             vocab_size=s.vocab_size,

@@ -163,7 +163,7 @@ class ReferenceSession(DecoderOnly):
         if entries.ndim > 1 and "evict_heads" not in self.abilities:
             raise AbilityError(
                 "this model has layers with a window of attention, which is counted in positions that all heads share: "
-                "entries per head are not to be had. Evict whole tokens."
+                "entries per head are not to be had, not on the reference engine either. Evict whole tokens."
             )
         return self._rows.kept_by_head(entries, self.info.n_layers, self.info.kv_heads)
 
@@ -181,13 +181,13 @@ class ReferenceSession(DecoderOnly):
         q = self._normed(h @ layer.query.T + layer.query_bias, layer.query_norm)
         k = self._normed(h @ layer.key.T + layer.key_bias, layer.key_norm)
         v = h @ layer.value.T + layer.value_bias
-        if self._model.temperature is not None:
-            q = q * self._model.temperature[positions, None]
-        rotation = layer.kind.rotation
+        temperature, rotation = self._model.shape.temperature, layer.kind.rotation
+        if temperature is not None:
+            q = q * temperature.at(positions)[:, None]
         q, k, v = (x.reshape(len(x), -1, self.info.head_dim).swapaxes(0, 1) for x in (q, k, v))
         if rotation is None:
             return q, k, v
-        cos, sin = (table[positions] for table in self._model.waves[id(rotation)])
+        cos, sin = rotation.at(positions)
         return _rotated(q, cos, sin), _rotated(k, cos, sin), v
 
 

@@ -69,7 +69,7 @@ class DecoderGraph:
                 w.weight(name, table) for name, table in zip(names, rotation.tables(s.context_length), strict=True)
             ]
         if s.temperature is not None:
-            table = w.weight("temperature.table", s.temperature.table(s.context_length))
+            table = w.weight("temperature.table", s.temperature.at(np.arange(s.context_length)))
             found = w.node("Gather", [table, "position_ids"], axis=0)
             w.node("Unsqueeze", [found, self._int("axis2", 2)], "temperature")
 

@@ -34,10 +34,9 @@ class Temperature:
     scale: float
     length: int
 
-    def table(self, n_positions: int) -> npt.NDArray[np.float32]:
-        """What the query at each position is multiplied by, (n_positions,)."""
-        steps = np.arange(n_positions) // self.length
-        return (1.0 + self.scale * np.log1p(steps)).astype(np.float32)
+    def at(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """What the queries at these positions are multiplied by, (n,)."""
+        return (1.0 + self.scale * np.log1p(positions // self.length)).astype(np.float32)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

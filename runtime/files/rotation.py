@@ -29,7 +29,11 @@ class Rotation:
 
     def tables(self, n_positions: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """cos and sin, each (n_positions, rotated / 2)."""
-        angles = np.outer(np.arange(n_positions), self.inverse_frequencies)
+        return self.at(np.arange(n_positions))
+
+    def at(self, positions: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """cos and sin of these positions, each (n, rotated / 2)."""
+        angles = np.outer(positions, self.inverse_frequencies)
         cos, sin = self.amplitude * np.cos(angles), self.amplitude * np.sin(angles)
         return cos.astype(np.float32), sin.astype(np.float32)
 
