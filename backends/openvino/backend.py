@@ -129,4 +129,4 @@ def _gguf(model: GgufModel, q4_k_minima: str) -> tuple[Callable[[], Any], Facts]
         digest=model.digest,
         settings=f"-q4_k_{q4_k_minima}",
     )
-    return lambda: read_gguf_graph(model.path, shape, q4_k_minima), facts
+    return lambda: read_gguf_graph(model.file, shape, q4_k_minima), facts

@@ -5,35 +5,43 @@ Source: the graph that openvino 2026.4 makes. Each step looks at what it replace
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from ...runtime.errors import UnsupportedModelError
-from ...runtime.files.decoder_shape import DecoderShape
+from ...runtime.files.decoder_description import DecoderShape
+from ...runtime.files.gguf_file import GgufFile
 from ..common.environment import environment
+from .gguf_heads import Heads
 from .graph import ForeignGraphError, Model, Node, Output, choose_rows, expect, parameter, reason, source, walk
 
 _PAGING = ("past_lens", "subsequence_begins", "block_indices", "block_indices_begins")
-_ROTATION = {"Add", "Multiply", "Concat", "VariadicSplit", "Transpose", "Reshape"}
+_PROVEN = (
+    "llama",
+    "qwen2",
+    "qwen3",
+    "gemma",
+    "gemma3",
+    "phi3",
+    "mistral3",
+    "smollm3",
+)  # by tests, against the reference
 
 
-def read_gguf_graph(path: Path, shape: DecoderShape, q4_k_minima: str) -> Model:
+def read_gguf_graph(file: GgufFile, shape: DecoderShape, q4_k_minima: str) -> Model:
     """The graph of a GGUF file whose header is known to be sound. Raises UnsupportedModelError.
 
     q4_k_minima: "f16", as in the file, or "integer", rounded to multiples of the block's scale.
 
-    OpenVINO's own graph writes its cache along the wrong axis (2026.4: "indices point to non-existing output"). Cache,
-    mask and attention are replaced here, and the fault goes with them.
+    OpenVINO's own graph writes its cache along the wrong axis (2026.4: "indices point to non-existing output"), turns
+    layers that do not rotate and forgets factors of frequencies. From the projections to the cache, the mask and
+    attention everything is replaced here, and the faults go with it.
     """
     from openvino.frontend import FrontEndManager
 
-    if shape.kv_heads == 1:
-        raise UnsupportedModelError(
-            f"{path} has one key-value head, for which OpenVINO's graph lacks a reshape. Open it with another engine."
-        )
+    path = file.path
+    refuse_gguf(file, shape)
     try:
         front_end = FrontEndManager().load_by_framework("gguf")
         with environment("OV_GGUF_Q4_K_ZP_F16", "1" if q4_k_minima == "f16" else "0"):
@@ -43,7 +51,7 @@ def read_gguf_graph(path: Path, shape: DecoderShape, q4_k_minima: str) -> Model:
             f"OpenVINO cannot read {path}: {reason(error)}. Open it with another engine."
         ) from error
     try:
-        _page(model, shape)
+        _page(model, file, shape)
         choose_rows(model)
     except (ForeignGraphError, RuntimeError) as error:
         raise UnsupportedModelError(
@@ -53,7 +61,18 @@ def read_gguf_graph(path: Path, shape: DecoderShape, q4_k_minima: str) -> Model:
     return model
 
 
-def _page(model: Model, shape: DecoderShape) -> None:
+def refuse_gguf(file: GgufFile, shape: DecoderShape) -> None:
+    """Raise UnsupportedModelError for what OpenVINO would compute otherwise, or not at all."""
+    why = None
+    if shape.attention_softcap is not None:
+        why = "caps its attention scores, which OpenVINO's attention over blocks cannot"
+    elif shape.architecture not in _PROVEN:
+        why = f"is of the architecture {shape.architecture}, which OpenVINO's own reader is not known to get right"
+    if why is not None:
+        raise UnsupportedModelError(f"{file.path} {why}. Open it with another engine (onnx, llamacpp).")
+
+
+def _page(model: Model, file: GgufFile, shape: DecoderShape) -> None:
     """Replace attention over cache parameters by PagedAttention, and the graph's inputs by those named above."""
     from openvino import Type
     from openvino import opset13 as op
@@ -70,8 +89,8 @@ def _page(model: Model, shape: DecoderShape) -> None:
         expect(name in old, f"no input {name}")
         wide = op.reshape(op.convert(given, "i32"), np.array([1, 1, 1, -1]), False)
         _redirect(old[name].output(0), wide.output(0))
-    waves = _waves(inputs[1], shape)
-    caches = [_replace_attention(node, i, shape, shared, waves) for i, node in enumerate(layers)]
+    heads = Heads(file, shape, inputs[1])
+    caches = [_replace_attention(node, i, shape, shared, heads) for i, node in enumerate(layers)]
     _keep_all_rows(model)
     for result in model.get_results():
         if source(result, 0).get_type_name() == "ScatterUpdate":
@@ -94,7 +113,7 @@ def _keep_all_rows(model: Model) -> None:
 
 
 def _replace_attention(
-    node: Node, layer: int, shape: DecoderShape, shared: dict[str, Node], waves: tuple[Node, Node]
+    node: Node, layer: int, shape: DecoderShape, shared: dict[str, Node], heads: Heads
 ) -> tuple[Node, Node]:
     """The two cache parameters of the layer's new attention."""
     import openvino
@@ -108,15 +127,11 @@ def _replace_attention(
         expect(update.get_type_name() == "ScatterUpdate", f"{update.get_type_name()} where the cache is written")
         expect(source(update, 0).get_friendly_name() == f"cache_{kind}_l{layer}", "caches in another order")
         written.append(_above(_above(update, 2, "Reshape"), 0, "Convert").input_value(0))
-    rows = [
-        _rotated(query, shape.n_heads, shape, waves),
-        _rotated(written[0], shape.kv_heads, shape, waves),
-        op.reshape(
-            _projected(written[1], shape.kv_heads, shape), np.array([-1, shape.kv_heads * shape.head_dim]), False
-        ),
-    ]
+    rows = [heads.query(query, layer), heads.key(written[0], layer), heads.value(written[1])]
     caches = tuple(parameter(f"{kind}_cache.{layer}", [-1] * 4, Type.dynamic) for kind in ("key", "value"))
-    paged = openvino.op._PagedAttentionExtension(_attention_inputs([*rows, *caches], shape.head_dim**-0.5, shared))
+    paged = openvino.op._PagedAttentionExtension(
+        _attention_inputs([*rows, *caches], shape.head_dim**-0.5, shape.layers[layer].window or 0, shared)
+    )
     for kind in "kv":
         paged.get_rt_info()[f"num_{kind}_heads"] = shape.kv_heads
         paged.get_rt_info()[f"{kind}_head_size"] = shape.head_dim
@@ -126,7 +141,7 @@ def _replace_attention(
     return caches[0], caches[1]
 
 
-def _attention_inputs(given: list[Node], scale: float, shared: dict[str, Node]) -> list[Output]:
+def _attention_inputs(given: list[Node], scale: float, window: int, shared: dict[str, Node]) -> list[Output]:
     """The 28 inputs of PagedAttention in OpenVINO 2026.4, of which most belong to things that are not used.
 
     Source: the order that paged_attention_transformation writes.
@@ -139,7 +154,7 @@ def _attention_inputs(given: list[Node], scale: float, shared: dict[str, Node]) 
 
     zero, ints, floats = op.constant(0, Type.i32), Type.i32, Type.f32
     inputs = [*given, *(shared[name] for name in _PAGING), op.constant(scale, floats)]
-    inputs += [zero, none(floats), shared["max_context_len"]]  # sliding window, ALiBi slopes
+    inputs += [op.constant(window, ints), none(floats), shared["max_context_len"]]  # ALiBi slopes
     inputs += [none(ints)]  # score aggregation window
     inputs += [none(ints), none(ints), none(floats)]  # rotation of cached keys
     inputs += [none(floats), zero, zero]  # sparse attention
@@ -148,73 +163,6 @@ def _attention_inputs(given: list[Node], scale: float, shared: dict[str, Node]) 
     inputs += [none(ints)]  # types of tokens
     inputs += [shared["qq_bias"], shared["qq_bias_begins"]]
     return [node.output(0) for node in inputs]
-
-
-def _waves(positions: Node, shape: DecoderShape) -> tuple[Node, Node]:
-    """Cosine and sine (n, 1, 1, head_dim), from our own frequencies: OpenVINO's graph leaves their factors out."""
-    from openvino import Type
-    from openvino import opset13 as op
-
-    at = op.reshape(op.convert(positions, "f32"), np.array([-1, 1, 1, 1]), False)
-    angles = op.multiply(at, op.constant(np.tile(shape.inverse_frequencies, 2).reshape(1, 1, 1, -1), Type.f32))
-    return op.cos(angles), op.sin(angles)
-
-
-def _rotated(value: Output, heads: int, shape: DecoderShape, waves: tuple[Node, Node]) -> Node:
-    """Queries or keys (n, heads * head_dim), rotated in halves, which OpenVINO recognises and runs as one kernel.
-
-    The graph rotates llama's in pairs, as they lie in GGUF files; it costs a sixth of a step more.
-    """
-    from openvino import Type
-    from openvino import opset13 as op
-
-    flat = _projected(value, heads, shape)
-    if shape.permuted:
-        _permute_rows(flat.get_node(), shape.half_order(heads))
-    x, half = op.reshape(flat, np.array([-1, heads, 1, shape.head_dim]), False), shape.head_dim // 2
-    low, high = (
-        op.slice(x, *(op.constant([i], Type.i64) for i in (*span, 1, 3))) for span in ((0, half), (half, 2 * half))
-    )
-    turned = op.concat([op.multiply(high, op.constant(-1.0, Type.f32)), low], -1)
-    rotated = op.add(op.multiply(x, waves[0]), op.multiply(turned, waves[1]))
-    return op.reshape(rotated, np.array([-1, heads * shape.head_dim]), False)
-
-
-def _projected(value: Output, heads: int, shape: DecoderShape) -> Output:
-    """What was made of the hidden states, (1, 1, n, heads * head_dim), upwards from (1, n, heads, head_dim)."""
-    found = str(value.get_partial_shape())
-    expect(found == f"[1,?,{heads},{shape.head_dim}]", f"{found} where {heads} heads of {shape.head_dim} were expected")
-    while str(value.get_partial_shape()) != f"[1,1,?,{heads * shape.head_dim}]":
-        kind = value.get_node().get_type_name()
-        expect(kind in _ROTATION, f"{kind} in the rotary embedding")
-        value = value.get_node().input_value(0)
-    return value
-
-
-def _permute_rows(node: Node, order: npt.NDArray[np.int64]) -> None:
-    """Put the outputs of a projection, a product and perhaps a bias, in another order."""
-    if node.get_type_name() == "Add":
-        expect(_permuted(node, 1, order) == 1, "a bias of another shape")
-        node = source(node, 0)
-    expect(node.get_type_name() == "MatMul" and node.get_attributes()["transpose_b"], "no projection before rotation")
-    expect(_permuted(node, 1, order) > 0, "weights of another shape")
-
-
-def _permuted(node: Node, i: int, order: npt.NDArray[np.int64]) -> int:
-    """How many constants with a row for each of `order`, above an input, were put in that order."""
-    from openvino import Tensor
-    from openvino.op import Constant
-
-    above = source(node, i)
-    if above.get_type_name() != "Constant":
-        return sum(_permuted(above, j, order) for j in range(above.get_input_size()))
-    dims = list(above.get_output_shape(0))
-    if not dims or dims[0] != len(order):
-        return 0
-    rows = above.data.view(np.uint8).reshape(len(order), -1)[order]  # as stored, two elements of four bits in a byte
-    made = Constant(Tensor(rows.reshape(-1), above.get_output_shape(0), above.get_element_type()), shared_memory=False)
-    node.input(i).replace_source_output(made.output(0))
-    return 1
 
 
 def _above(node: Node, i: int, kind: str) -> Node:

@@ -1,4 +1,4 @@
-"""The reference engine: a llama-like decoder in plain numpy f32, straight from a GGUF file.
+"""The reference engine: decoders in plain numpy f32, straight from a GGUF file.
 
 The judge of right answers: slow and readable.
 """

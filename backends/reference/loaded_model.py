@@ -9,30 +9,42 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from ...runtime.files.decoder_shape import DecoderShape, decoder_shape
+from ...runtime.files.decoder_description import DecoderShape, LayerKind, Part
+from ...runtime.files.decoder_shape import decoder_shape
 from ...runtime.files.gguf_file import GgufFile
 from ...runtime.interfaces import ModelInfo
 from ..common.weights import still_open
 
 Matrix: TypeAlias = npt.NDArray[np.float32]
 
+_BIASED = ("query", "key", "value", "output")
+
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """Matrices (outputs, inputs) of one layer, with the rows of query and key in halves, as rotation wants them."""
+    """Matrices (outputs, inputs) of one layer, with the rows of query and key in halves, as rotation wants them.
 
-    attention_norm: Matrix
+    Norms that a model does not have are None; biases that it does not have are zeros.
+    """
+
+    kind: LayerKind
     query: Matrix
     key: Matrix
     value: Matrix
-    query_bias: Matrix
-    key_bias: Matrix
-    value_bias: Matrix
     output: Matrix
-    mlp_norm: Matrix
     gate: Matrix
     up: Matrix
     down: Matrix
+    query_bias: Matrix
+    key_bias: Matrix
+    value_bias: Matrix
+    output_bias: Matrix
+    attention_norm: Matrix | None = None
+    attention_post_norm: Matrix | None = None
+    mlp_norm: Matrix | None = None
+    mlp_post_norm: Matrix | None = None
+    query_norm: Matrix | None = None
+    key_norm: Matrix | None = None
 
 
 class ReferenceModel:
@@ -47,7 +59,6 @@ class ReferenceModel:
         self.final_norm = self._tensor("output_norm.weight")
         self._stream = stream
         self._layers: list[Layer] | None = [] if stream else [self._layer(i) for i in range(s.n_layers)]
-        self.cos, self.sin = s.rotary_tables(s.context_length)
         self.info = ModelInfo(
             architecture=s.architecture,
             vocab_size=s.vocab_size,
@@ -67,27 +78,19 @@ class ReferenceModel:
     def _tensor(self, name: str) -> Matrix:
         return self._file.tensors[name].values()
 
-    def _bias(self, name: str, size: int) -> Matrix:
-        return self._tensor(name) if name in self._file.tensors else np.zeros(size, dtype=np.float32)
-
     def _layer(self, i: int) -> Layer:
-        s, at = self.shape, f"blk.{i}."
-        q_order = s.half_order(s.n_heads) if s.permuted else np.arange(s.n_heads * s.head_dim)
-        k_order = s.half_order(s.kv_heads) if s.permuted else np.arange(s.kv_heads * s.head_dim)
-        return Layer(
-            attention_norm=self._tensor(at + "attn_norm.weight"),
-            query=self._tensor(at + "attn_q.weight")[q_order],
-            key=self._tensor(at + "attn_k.weight")[k_order],
-            value=self._tensor(at + "attn_v.weight"),
-            query_bias=self._bias(at + "attn_q.bias", len(q_order))[q_order],
-            key_bias=self._bias(at + "attn_k.bias", len(k_order))[k_order],
-            value_bias=self._bias(at + "attn_v.bias", len(k_order)),
-            output=self._tensor(at + "attn_output.weight"),
-            mlp_norm=self._tensor(at + "ffn_norm.weight"),
-            gate=self._tensor(at + "ffn_gate.weight"),
-            up=self._tensor(at + "ffn_up.weight"),
-            down=self._tensor(at + "ffn_down.weight"),
-        )
+        parts = self.shape.projections(i)
+        matrices = {name: self._part(part, ".weight") for name, part in parts.items()}
+        biases = {f"{name}_bias": self._bias(parts[name], len(matrices[name])) for name in _BIASED}
+        norms = {name: self._tensor(tensor) for name, tensor in self.shape.norms(i).items()}
+        return Layer(self.shape.layers[i], **matrices, **biases, **norms)
+
+    def _part(self, part: Part, kind: str) -> Matrix:
+        values = self._tensor(part.tensor + kind)
+        return values if part.rows is None else values[part.rows]
+
+    def _bias(self, part: Part, size: int) -> Matrix:
+        return self._part(part, ".bias") if f"{part.tensor}.bias" in self._file.tensors else np.zeros(size, np.float32)
 
     def layers(self) -> Iterator[Layer]:
         """The layers, one after the other."""

@@ -1,4 +1,4 @@
-"""A cache of the reference engine, and the steps of a llama-like decoder over it, in plain numpy f32.
+"""A cache of the reference engine, and the steps of a decoder over it, in plain numpy f32.
 
 Every row attends to exactly the entries that it may see, in f32, with dequantized weights.
 """
@@ -13,7 +13,7 @@ from ...runtime.interfaces import UNOBSERVED, Ability, Floats, Indices, Observat
 from ..common.decoder_only import DecoderOnly
 from ..common.kv_rows import Rows, ancestors, room_for
 from ..common.saved_cache import Layout, pack, unpack
-from .loaded_model import ReferenceModel
+from .loaded_model import Layer, ReferenceModel
 
 _ABILITIES: frozenset[Ability] = frozenset(
     {"tree", "evict_tokens", "evict_heads", "attend", "keys", "hidden", "queries", "attention", "fork", "save"}
@@ -23,10 +23,9 @@ _ABILITIES: frozenset[Ability] = frozenset(
 class ReferenceSession(DecoderOnly):
     """A cache of exactly the entries that are there: (kv_heads, n_entries, head_dim) per layer."""
 
-    abilities = _ABILITIES
-
     def __init__(self, model: ReferenceModel, max_context: int) -> None:
         self._model = model
+        self.abilities = _ABILITIES if model.shape.window is None else _ABILITIES - {"evict_heads"}
         self.info = model.info
         self.max_context = max_context
         self._rows = Rows(max_context, self.info.context_length)
@@ -59,26 +58,32 @@ class ReferenceSession(DecoderOnly):
         past = np.ones((n, self._rows.n), dtype=bool)
         past[:, self._unseen] = False
         visible = np.concatenate([past, inside], axis=1)
-        model, eps = self._model, self._model.shape.norm_epsilon
-        x = model.embedding[tokens]
+        model, s = self._model, self._model.shape
+        places = self._rows.with_new(positions)
+        x = model.embedding[tokens] * np.float32(s.embedding_scale)
         queries, attention = [], []
         for i, layer in enumerate(model.layers()):
-            h = _rms_norm(x, layer.attention_norm, eps)
-            q = self._rotate(self._heads(h @ layer.query.T + layer.query_bias), positions)
-            k = self._rotate(self._heads(h @ layer.key.T + layer.key_bias), positions)
-            v = self._heads(h @ layer.value.T + layer.value_bias)
+            h = self._normed(x, layer.attention_norm)
+            q, k, v = self._projected(layer, h, positions)
             self._keys[i] = np.concatenate([self._keys[i], k], axis=1)
             self._values[i] = np.concatenate([self._values[i], v], axis=1)
-            attended, shares = _attend(q, self._keys[i], self._values[i], visible)
-            x += attended @ layer.output.T
-            h = _rms_norm(x, layer.mlp_norm, eps)
-            x += (_silu(h @ layer.gate.T) * (h @ layer.up.T)) @ layer.down.T
-            queries.append(q)
+            window = layer.kind.window
+            near = True if window is None else positions[:, None] - places < window
+            attended, shares = _attend(
+                q, self._keys[i], self._values[i], visible & near, s.score_scale, s.attention_softcap
+            )
+            h = attended @ layer.output.T + layer.output_bias
+            x = x + self._normed(h, layer.attention_post_norm) * np.float32(s.residual_scale)
+            h = self._normed(x, layer.mlp_norm)
+            h = (_ACTIVATIONS[s.family.activation](h @ layer.gate.T) * (h @ layer.up.T)) @ layer.down.T
+            x = x + self._normed(h, layer.mlp_post_norm) * np.float32(s.residual_scale)
+            queries.append(q * np.float32(s.score_scale * s.head_dim**0.5))
             attention.append(shares)
         self._rows.append(positions, parents)
-        hidden = _rms_norm(x, model.final_norm, eps)
+        hidden = self._normed(x, model.final_norm)
+        logits = (hidden[n - n_logits :] @ model.head.T) * np.float32(s.logit_scale)
         return Step(
-            hidden[n - n_logits :] @ model.head.T,
+            logits if s.logit_softcap is None else _capped(logits, s.logit_softcap),
             hidden=hidden if "hidden" in observe else None,
             queries=np.stack(queries) if "queries" in observe else None,
             attention=np.stack(attention) if "attention" in observe else None,
@@ -96,7 +101,7 @@ class ReferenceSession(DecoderOnly):
         self._take(entries)
 
     def keep(self, entries: Indices) -> None:
-        self._rows.keep(self._rows.kept_by_head(entries, self.info.n_layers, self.info.kv_heads))
+        self._rows.keep(self._kept(entries))
         self.attend(None)
         self._take(entries)
 
@@ -112,7 +117,7 @@ class ReferenceSession(DecoderOnly):
         self._rows.check_settled()
         if entries is None:
             entries = np.arange(self._rows.n)
-        entries = self._rows.kept_by_head(entries, self.info.n_layers, self.info.kv_heads)
+        entries = self._kept(entries)
         positions = self._rows.positions_of(entries)
         other = ReferenceSession(self._model, room_for(len(positions), max_context or self.max_context))
         other._keys, other._values = list(self._keys), list(self._values)  # never written in place
@@ -148,20 +153,47 @@ class ReferenceSession(DecoderOnly):
         self._keys = [np.take_along_axis(x, i[:, :, None], 1) for x, i in zip(self._keys, entries, strict=True)]
         self._values = [np.take_along_axis(x, i[:, :, None], 1) for x, i in zip(self._values, entries, strict=True)]
 
-    def _heads(self, x: Floats) -> Floats:
-        """(n, heads * head_dim) to (heads, n, head_dim)"""
-        return x.reshape(len(x), -1, self.info.head_dim).swapaxes(0, 1)
+    def _kept(self, entries: Indices) -> Indices:
+        """Checked entries to keep."""
+        if entries.ndim > 1 and "evict_heads" not in self.abilities:
+            raise AbilityError(
+                "this model has layers with a window of attention, which is counted in positions that all heads share: "
+                "entries per head are not to be had, not on the reference engine either. Evict whole tokens."
+            )
+        return self._rows.kept_by_head(entries, self.info.n_layers, self.info.kv_heads)
 
-    def _rotate(self, x: Floats, positions: Indices) -> Floats:
-        """Rotary embedding in halves: (a, b) becomes (a cos - b sin, b cos + a sin). Source: Su et al. 2021."""
-        a, b = np.split(x, 2, axis=-1)
-        cos, sin = self._model.cos[positions], self._model.sin[positions]
-        return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+    def _normed(self, x: Floats, gain: Floats | None) -> Floats:
+        """RMS norm of parts of each row, as wide as the gain; x itself where there is no gain."""
+        if gain is None:
+            return x
+        parts = x.reshape(len(x), -1, len(gain))
+        size = np.mean(parts * parts, axis=-1, keepdims=True, dtype=np.float32)
+        epsilon = np.float32(self._model.shape.norm_epsilon)
+        return np.asarray(gain * parts / np.sqrt(size + epsilon), dtype=np.float32).reshape(x.shape)
+
+    def _projected(self, layer: Layer, h: Floats, positions: Indices) -> tuple[Floats, Floats, Floats]:
+        """Query, key and value, each (heads, n, head_dim), as attention takes them."""
+        q = self._normed(h @ layer.query.T + layer.query_bias, layer.query_norm)
+        k = self._normed(h @ layer.key.T + layer.key_bias, layer.key_norm)
+        v = h @ layer.value.T + layer.value_bias
+        temperature, rotation = self._model.shape.temperature, layer.kind.rotation
+        if temperature is not None:
+            q = q * temperature.at(positions)[:, None]
+        q, k, v = (x.reshape(len(x), -1, self.info.head_dim).swapaxes(0, 1) for x in (q, k, v))
+        if rotation is None:
+            return q, k, v
+        cos, sin = rotation.at(positions)
+        return _rotated(q, cos, sin), _rotated(k, cos, sin), v
 
 
-def _rms_norm(x: Floats, gain: Floats, epsilon: float) -> Floats:
-    size: Floats = np.mean(x * x, axis=-1, keepdims=True, dtype=np.float32)
-    return np.asarray(gain * x / np.sqrt(size + np.float32(epsilon)), dtype=np.float32)
+def _rotated(x: Floats, cos: Floats, sin: Floats) -> Floats:
+    """Rotary embedding in halves: (a, b) becomes (a cos - b sin, b cos + a sin); the rest of a head stays.
+
+    Source: Su et al. 2021.
+    """
+    half = cos.shape[-1]
+    a, b, rest = np.split(x, [half, 2 * half], axis=-1)
+    return np.concatenate([a * cos - b * sin, b * cos + a * sin, rest], axis=-1)
 
 
 def _silu(x: Floats) -> Floats:
@@ -169,14 +201,30 @@ def _silu(x: Floats) -> Floats:
         return np.asarray(x / (1.0 + np.exp(-x)), dtype=np.float32)
 
 
-def _attend(q: Floats, k: Floats, v: Floats, visible: npt.NDArray[np.bool_]) -> tuple[Floats, Floats]:
+def _gelu(x: Floats) -> Floats:
+    """The form with tanh. Source: Hendrycks and Gimpel 2016."""
+    inner = np.float32(np.sqrt(2 / np.pi)) * (x + np.float32(0.044715) * x**3)
+    return np.asarray(np.float32(0.5) * x * (1 + np.tanh(inner)), dtype=np.float32)
+
+
+_ACTIVATIONS = {"silu": _silu, "gelu": _gelu}
+
+
+def _capped(x: Floats, cap: float) -> Floats:
+    return np.asarray(np.float32(cap) * np.tanh(x / np.float32(cap)), dtype=np.float32)
+
+
+def _attend(
+    q: Floats, k: Floats, v: Floats, visible: npt.NDArray[np.bool_], scale: float, cap: float | None
+) -> tuple[Floats, Floats]:
     """Grouped-query attention.
 
     q: (heads, n, head_dim); k, v: (kv_heads, n_entries, head_dim); visible: (n, n_entries).
     Returns (n, heads * head_dim) and the softmax (heads, n, n_entries).
     """
     group = len(q) // len(k)
-    scores = q @ np.repeat(k, group, axis=0).swapaxes(1, 2) / np.float32(np.sqrt(q.shape[-1]))
+    scores = q @ np.repeat(k, group, axis=0).swapaxes(1, 2) * np.float32(scale)
+    scores = scores if cap is None else _capped(scores, cap)
     scores = np.where(visible, scores, np.float32(-np.inf))
     shares = np.exp(scores - scores.max(axis=-1, keepdims=True))
     shares /= shares.sum(axis=-1, keepdims=True)

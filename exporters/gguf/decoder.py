@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from ...runtime.files.decoder_shape import DecoderShape, decoder_shape
+from typing import Any
+
+from ...runtime.files.decoder_description import DecoderShape, Part
+from ...runtime.files.decoder_shape import decoder_shape
 from ...runtime.files.gguf_file import GgufFile
-from ..onnx.decoder_graph import Decoder, Layer, Linear
+from ..onnx.decoder import Decoder, Layer, Linear
 from ..quantize.blocks import Blocks, Floats, floats, unpack
 
 
@@ -27,26 +30,16 @@ class GgufDecoder:
         )
 
     def _layer(self, i: int) -> Layer:
-        s, at = self.shape, f"blk.{i}."
-        return Layer(
-            self._floats(at + "attn_norm.weight"),
-            self._linear(at + "attn_q", s.n_heads if s.permuted else None),
-            self._linear(at + "attn_k", s.kv_heads if s.permuted else None),
-            self._linear(at + "attn_v"),
-            self._linear(at + "attn_output"),
-            self._floats(at + "ffn_norm.weight"),
-            self._linear(at + "ffn_gate"),
-            self._linear(at + "ffn_up"),
-            self._linear(at + "ffn_down"),
-        )
+        parts: dict[str, Any] = {name: self._linear(part) for name, part in self.shape.projections(i).items()}
+        parts |= {name: self._floats(tensor) for name, tensor in self.shape.norms(i).items()}
+        return Layer(**parts)
 
-    def _linear(self, name: str, permuted_heads: int | None = None) -> Linear:
-        weight = self._matrix(f"{name}.weight")
-        bias = self._floats(f"{name}.bias") if f"{name}.bias" in self._file.tensors else None
-        if permuted_heads is not None:
-            order = self.shape.half_order(permuted_heads)
-            weight = weight.rows(order) if isinstance(weight, Blocks) else weight[order]
-            bias = None if bias is None else bias[order]
+    def _linear(self, part: Part) -> Linear:
+        weight = self._matrix(f"{part.tensor}.weight")
+        bias = self._floats(f"{part.tensor}.bias") if f"{part.tensor}.bias" in self._file.tensors else None
+        if part.rows is not None:
+            weight = weight.rows(part.rows) if isinstance(weight, Blocks) else weight[part.rows]
+            bias = None if bias is None else bias[part.rows]
         return Linear(weight, bias)
 
     def _matrix(self, name: str) -> Blocks | Floats:

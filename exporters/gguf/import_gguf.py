@@ -88,6 +88,8 @@ def _build(file: GgufFile, folder: Path, digest: str, activations: Activations, 
         writer = OnnxWriter(data, "model.onnx.data")
         if form == "onnx":
             recipe |= {"activations": activations, "builder": str(BUILDER)}
+            if source.shape.window is not None:
+                recipe["sliding_window"] = str(source.shape.window)
             DecoderGraph(writer, source.decoder(), _ACCURACY_LEVEL[activations]).build(lambda x: progress(0.9 * x))
         else:
             recipe |= {"builder": str(STATIC_BUILDER)}

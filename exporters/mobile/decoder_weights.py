@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ...runtime.errors import UnsupportedModelError
-from ...runtime.files.decoder_shape import DecoderShape
-from ..onnx.decoder_graph import Decoder, Layer, Linear
+from ...runtime.files.decoder_description import DecoderShape, LayerKind
+from ...runtime.files.rotation import Rotation
+from ..onnx.decoder import Decoder, Layer, Linear
 from ..quantize.blocks import Blocks, Floats
 from ..quantize.nearest import quantize
 from ..quantize.weight_form import Stored, WeightForm
@@ -93,12 +95,12 @@ def dense(decoder: Decoder) -> Decoder:
 
     def layer(i: int) -> Layer:
         made = decoder.layer(i)
-        parts = {
+        parts: dict[str, Any] = {
             name: Linear(whole(linear.weight), linear.bias)
             for name in ("query", "key", "value", "output", "gate", "up", "down")
             if isinstance(linear := getattr(made, name), Linear)
         }
-        return Layer(attention_norm=made.attention_norm, mlp_norm=made.mlp_norm, **parts)
+        return replace(made, **parts)
 
     head = None if decoder.head is None else whole(decoder.head)
     return Decoder(decoder.shape, whole(decoder.embedding), layer, decoder.final_norm, head)
@@ -121,6 +123,7 @@ def _shape(model: PreTrainedModel, config: Any) -> DecoderShape:
     if getattr(rotary, "attention_scaling", 1.0) != 1.0:
         raise UnsupportedModelError("the graph of fixed shapes does not scale rotary embeddings' amplitude yet.")
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    rotation = Rotation(rotary.inv_freq.detach().double().numpy())
     return DecoderShape(
         architecture=config.model_type,
         n_layers=config.num_hidden_layers,
@@ -132,6 +135,5 @@ def _shape(model: PreTrainedModel, config: Any) -> DecoderShape:
         vocab_size=config.vocab_size,
         context_length=config.max_position_embeddings,
         norm_epsilon=config.rms_norm_eps,
-        inverse_frequencies=rotary.inv_freq.detach().double().numpy(),
-        permuted=False,
+        layers=(LayerKind(rotation),) * config.num_hidden_layers,
     )

@@ -28,8 +28,9 @@ def refuse(pack: Pack) -> None:
     else:
         from ...runtime.files.decoder_shape import decoder_shape
         from ...runtime.files.gguf_file import read_gguf
+        from ..onnx.fixed_shape_graph import refuse_beyond_llama
 
-        decoder_shape(read_gguf(pack.source.path))
+        refuse_beyond_llama(decoder_shape(read_gguf(pack.source.path)))
 
 
 def write(pack: Pack, folder: Path, progress: Share) -> Written:

@@ -16,7 +16,7 @@ import numpy as np
 from ...runtime.errors import ParityError
 from ...runtime.interfaces import Floats, Tokens
 from ...runtime.profiling.canary import TEXT
-from ..onnx.decoder_graph import Decoder
+from ..onnx.decoder import Decoder
 from ..quantize.weight_form import WeightForm
 from ..sources.model_source import ModelSource
 from .decoder_weights import refuse_family, torch_decoder
@@ -24,7 +24,7 @@ from .decoder_weights import refuse_family, torch_decoder
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from ..onnx.decoder_graph import Decoder
+    from ..onnx.decoder import Decoder
 
 
 PROBE = 32  # tokens that every target is asked about

@@ -2,8 +2,8 @@
 
 Inputs, batch 1, n new tokens, T cached and new entries, MAX entries of room:
   input_ids [1, n] int64, position_ids [1, n] int64, logit_rows [m] int64 (rows whose logits are wanted),
-  bias [1, 1, n, T] f32 (added to attention scores; T is read off it), past_key_<l>, past_value_<l>
-  [1, kv_heads, MAX, head_dim] f32.
+  bias [1, 1, n, T] f32 (added to attention scores; T is read off it), sliding_bias (the same, of layers with a
+  window), past_key_<l>, past_value_<l> [1, kv_heads, MAX, head_dim] f32.
 Outputs: logits [m, vocab_size], hidden [n, hidden_size] (after the final norm), present_key_<l>, present_value_<l>
   (bound to the same memory as the past), and in the observing form query_<l> [1, n_heads, n, head_dim] after rotation.
 
@@ -12,50 +12,13 @@ Causality is the attention operator's own; the bias only takes away more. Rewind
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import numpy as np
-import numpy.typing as npt
 
-from ...runtime.files.decoder_shape import DecoderShape
 from ...runtime.progress import Share
-from ..quantize.blocks import Blocks, Floats, stack
+from ..quantize.blocks import Blocks, Floats
+from .decoder import Decoder, Layer, Linear
+from .products import Products, pack, pack_zero_points
 from .writer import OnnxWriter
-
-
-@dataclass(frozen=True, slots=True)
-class Linear:
-    """A weight (rows are outputs) and its bias."""
-
-    weight: Blocks | Floats
-    bias: Floats | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """Weights of one decoder layer; q and k in halves, not in pairs."""
-
-    attention_norm: Floats
-    query: Linear
-    key: Linear
-    value: Linear
-    output: Linear
-    mlp_norm: Floats
-    gate: Linear
-    up: Linear
-    down: Linear
-
-
-@dataclass(frozen=True, slots=True)
-class Decoder:
-    """A decoder's weights, layers made when they are asked for."""
-
-    shape: DecoderShape
-    embedding: Blocks | Floats
-    layer: Callable[[int], Layer]
-    final_norm: Floats
-    head: Blocks | Floats | None  # None: tied to the embedding
 
 
 class DecoderGraph:
@@ -65,8 +28,9 @@ class DecoderGraph:
     """
 
     def __init__(self, writer: OnnxWriter, decoder: Decoder, accuracy_level: int) -> None:
-        self._w, self._decoder, self._level = writer, decoder, accuracy_level
-        self._sums: dict[tuple[str, int], str] = {}
+        self._w, self._decoder = writer, decoder
+        self._products = Products(writer, accuracy_level)
+        self._tables: dict[int, list[str]] = {}  # cos and sin of a rotation, by its id
 
     def build(self, progress: Share | None = None) -> None:
         """Add every node, input and output."""
@@ -75,21 +39,38 @@ class DecoderGraph:
         w.input("position_ids", "int64", [1, "n"])
         rows = w.input("logit_rows", "int64", ["m"])
         self._lengths(w.input("bias", "float32", [1, 1, "n", "T"]))
-        cos, sin = s.rotary_tables(s.context_length)
-        w.weight("cos", cos)
-        w.weight("sin", sin)
-        residual, delta = w.node("Squeeze", [self._embed(ids), self._int("axis0", 0)]), ""
+        if s.window is not None:
+            w.input("sliding_bias", "float32", [1, 1, "n", "T"])
+        self._positions()
+        embedded = w.node("Squeeze", [self._embed(ids), self._int("axis0", 0)])
+        residual, delta = self._scaled(embedded, "embedding_scale", s.embedding_scale), ""
         for i in range(s.n_layers):
             layer = self._decoder.layer(i)
             normed, residual = self._norm(f"l{i}.attention_norm", layer.attention_norm, residual, delta)
             delta = self._attention(i, layer, normed)
+            delta = self._normed(f"l{i}.attention_post_norm", layer.attention_post_norm, delta)
+            delta = self._scaled(delta, "residual_scale", s.residual_scale)
             normed, residual = self._norm(f"l{i}.mlp_norm", layer.mlp_norm, residual, delta)
-            delta = self._mlp(i, layer, normed)
+            delta = self._normed(f"l{i}.mlp_post_norm", layer.mlp_post_norm, self._mlp(i, layer, normed))
+            delta = self._scaled(delta, "residual_scale", s.residual_scale)
             if progress:
                 progress((i + 1) / s.n_layers)
         normed, _ = self._norm("final_norm", self._decoder.final_norm, residual, delta, "hidden")
         w.output("hidden", "float32", ["n", s.hidden_size])
         self._head(w.node("Gather", [normed, rows], axis=0))
+
+    def _positions(self) -> None:
+        """Tables that are looked up by position."""
+        w, s = self._w, self._decoder.shape
+        for i, rotation in enumerate(s.rotations):
+            names = [name if i == 0 else f"{name}{i}" for name in ("cos", "sin")]
+            self._tables[id(rotation)] = [
+                w.weight(name, table) for name, table in zip(names, rotation.tables(s.context_length), strict=True)
+            ]
+        if s.temperature is not None:
+            table = w.weight("temperature.table", s.temperature.at(np.arange(s.context_length)))
+            found = w.node("Gather", [table, "position_ids"], axis=0)
+            w.node("Unsqueeze", [found, self._int("axis2", 2)], "temperature")
 
     def _lengths(self, bias: str) -> None:
         """T - 1 and T, as the attention operator wants them, from the bias's own shape."""
@@ -125,27 +106,49 @@ class DecoderGraph:
         summed = w.node("Add", [w.node("Reshape", [found, blocks]), w.node("Unsqueeze", [left, last])])
         return w.node("Reshape", [summed, flat])
 
-    def _norm(self, name: str, gain: Floats, residual: str, delta: str, output: str = "") -> tuple[str, str]:
-        """(normed, residual + delta)"""
+    def _norm(self, name: str, gain: Floats | None, residual: str, delta: str, output: str = "") -> tuple[str, str]:
+        """(normed, residual + delta); without a gain the sum is what is normed."""
         w, epsilon = self._w, self._decoder.shape.norm_epsilon
-        weight = w.weight(name, gain)
+        if gain is None:
+            total = w.node("Add", [residual, delta]) if delta else residual
+            return total, total
         output = output or f"{name}.out"
         if not delta:
-            w.nodes("SimplifiedLayerNormalization", [residual, weight], [output], axis=-1, epsilon=epsilon)
-            return output, residual
-        outputs = [output, "", "", f"{name}.residual"]
-        w.nodes("SkipSimplifiedLayerNormalization", [residual, delta, weight], outputs, contrib=True, epsilon=epsilon)
+            return self._normed(name, gain, residual, output), residual
+        inputs, outputs = [residual, delta, w.weight(name, gain)], [output, "", "", f"{name}.residual"]
+        w.nodes("SkipSimplifiedLayerNormalization", inputs, outputs, contrib=True, epsilon=epsilon)
         return output, outputs[3]
 
+    def _normed(self, name: str, gain: Floats | None, x: str, output: str = "") -> str:
+        """x normed; x itself without a gain."""
+        if gain is None:
+            return x
+        w, output = self._w, output or f"{name}.out"
+        epsilon = self._decoder.shape.norm_epsilon
+        w.nodes("SimplifiedLayerNormalization", [x, w.weight(name, gain)], [output], axis=-1, epsilon=epsilon)
+        return output
+
+    def _scaled(self, x: str, name: str, factor: float) -> str:
+        return x if factor == 1.0 else self._w.node("Mul", [x, self._float(name, factor)])
+
     def _attention(self, i: int, layer: Layer, x: str) -> str:
-        w, s = self._w, self._decoder.shape
-        fused = self._fused(f"l{i}.qkv", x, [layer.query, layer.key, layer.value])
+        w, s, kind = self._w, self._decoder.shape, self._decoder.shape.layers[i]
+        fused = self._products.fused(f"l{i}.qkv", x, [layer.query, layer.key, layer.value])
         packed = w.node("Unsqueeze", [fused, self._int("axis0", 0)])
-        cache = [
-            w.input(f"past_{kind}_{i}", "float32", [1, s.kv_heads, "MAX", s.head_dim]) for kind in ("key", "value")
-        ]
-        inputs = [packed, "", "", *cache, "last_entry", "total_length", "cos", "sin", "position_ids", "bias"]
+        turned: list[str] = [] if kind.rotation is None else self._tables[id(kind.rotation)]
+        partly = kind.rotation is not None and kind.rotation.rotated != s.head_dim
+        whole = layer.query_norm is None and s.temperature is None and not partly
+        query, key, value = [packed, "", ""] if whole else self._apart(i, layer, packed)
+        if partly:
+            query, key = (self._rotated(x, heads, turned) for x, heads in ((query, s.n_heads), (key, s.kv_heads)))
+        rotates = bool(turned) and not partly
+        cache = [w.input(f"past_{k}_{i}", "float32", [1, s.kv_heads, "MAX", s.head_dim]) for k in ("key", "value")]
+        where = [*turned, "position_ids"] if rotates else ["", "", ""]
+        bias = "bias" if kind.window is None else "sliding_bias"
+        inputs = [query, key, value, *cache, "last_entry", "total_length", *where, bias]
         present = [f"present_{kind}_{i}" for kind in ("key", "value")]
+        more: dict[str, float] = {} if s.attention_scale is None else {"scale": s.attention_scale}
+        more |= {} if s.attention_softcap is None else {"softcap": s.attention_softcap}
         out = w.nodes(
             "GroupQueryAttention",
             inputs,
@@ -153,114 +156,95 @@ class DecoderGraph:
             contrib=True,
             num_heads=s.n_heads,
             kv_num_heads=s.kv_heads,
-            do_rotary=1,
+            do_rotary=int(rotates),
             rotary_interleaved=0,
+            **more,
         )[0]
         for name in present:
             w.output(name, "float32", [1, s.kv_heads, "MAX", s.head_dim])
         with w.extra():
-            self._queries(i, packed)
-        return self._linear(f"l{i}.output", w.node("Squeeze", [out, self._int("axis0", 0)]), layer.output)
+            self._queries(i, query, turned if rotates else [])
+        flat = w.node("Squeeze", [out, self._int("axis0", 0)])
+        return self._products.linear(f"l{i}.output", flat, layer.output)
+
+    def _apart(self, i: int, layer: Layer, packed: str) -> list[str]:
+        """Query, key and value out of one product, normed and tempered; each (1, n, heads * head_dim)."""
+        w, s = self._w, self._decoder.shape
+        sizes = w.weight("qkv.sizes", np.array([s.n_heads, s.kv_heads, s.kv_heads], dtype=np.int64) * s.head_dim)
+        query, key, value = w.nodes("Split", [packed, sizes], [f"l{i}.{x}" for x in ("q", "k", "v")], axis=-1)
+        query = self._norm_of_parts(f"l{i}.query_norm", layer.query_norm, query)
+        key = self._norm_of_parts(f"l{i}.key_norm", layer.key_norm, key)
+        return [query if s.temperature is None else w.node("Mul", [query, "temperature"]), key, value]
+
+    def _norm_of_parts(self, name: str, gain: Floats | None, x: str) -> str:
+        """Parts of each row, as wide as the gain, normed each for itself."""
+        if gain is None:
+            return x
+        w = self._w
+        parts = w.weight(f"parts.{len(gain)}", np.array([1, 0, -1, len(gain)], dtype=np.int64))
+        rows = w.weight("rows", np.array([1, 0, -1], dtype=np.int64))
+        normed = self._normed(name, gain, w.node("Reshape", [x, parts]))
+        return w.node("Reshape", [normed, rows])
+
+    def _rotated(self, x: str, heads: int, tables: list[str]) -> str:
+        """(1, n, heads * head_dim) with the first part of each head turned."""
+        return self._w.node(
+            "RotaryEmbedding",
+            [x, "position_ids", *tables],
+            contrib=True,
+            interleaved=0,
+            num_heads=heads,
+            rotary_embedding_dim=self._decoder.shape.rotations[0].rotated,
+        )
 
     def _int(self, name: str, value: int) -> str:
         return self._w.weight(name, np.array([value], dtype=np.int64))
 
-    def _queries(self, i: int, packed: str) -> None:
+    def _float(self, name: str, value: float) -> str:
+        return self._w.weight(name, np.array(value, dtype=np.float32))
+
+    def _queries(self, i: int, query: str, tables: list[str]) -> None:
+        """Queries after rotation, with what scores are scaled by other than 1 / sqrt(head_dim): for observers."""
         w, s = self._w, self._decoder.shape
         ends = (("slice.start", 0), ("slice.end", s.n_heads * s.head_dim), ("axis2", 2))
-        query = w.node("Slice", [packed, *(self._int(name, at) for name, at in ends)])
+        query = w.node("Slice", [query, *(self._int(name, at) for name, at in ends)])
         split = w.weight("heads", np.array([0, 0, s.n_heads, s.head_dim], dtype=np.int64))
-        heads = w.node("Transpose", [w.node("Reshape", [query, split])], perm=[0, 2, 1, 3])
-        w.node("RotaryEmbedding", [heads, "position_ids", "cos", "sin"], f"query_{i}", contrib=True, interleaved=0)
+        heads, scale = (
+            w.node("Reshape", [query, split]),
+            1.0 if s.attention_scale is None else s.score_scale * s.head_dim**0.5,
+        )
+        last = "" if tables or scale != 1.0 else f"query_{i}"
+        heads = w.node("Transpose", [heads], last, perm=[0, 2, 1, 3])
+        if tables:
+            last = "" if scale != 1.0 else f"query_{i}"
+            heads = w.node("RotaryEmbedding", [heads, "position_ids", *tables], last, contrib=True, interleaved=0)
+        if scale != 1.0:
+            w.node("Mul", [heads, self._float("query_scale", scale)], f"query_{i}")
         w.output(f"query_{i}", "float32", [1, s.n_heads, "n", s.head_dim])
 
     def _mlp(self, i: int, layer: Layer, x: str) -> str:
-        w, size = self._w, self._decoder.shape.ffn_size
-        both = self._fused(f"l{i}.gate_up", x, [layer.gate, layer.up])
-        sizes = w.weight("gate_up.sizes", np.array([size, size], dtype=np.int64))
+        w, s = self._w, self._decoder.shape
+        both = self._products.fused(f"l{i}.gate_up", x, [layer.gate, layer.up])
+        sizes = w.weight("gate_up.sizes", np.array([s.ffn_size, s.ffn_size], dtype=np.int64))
         gate, up = w.nodes("Split", [both, sizes], [f"l{i}.gate", f"l{i}.up"], axis=-1)
-        active = w.node("Mul", [w.node("QuickGelu", [gate], contrib=True, alpha=1.0), up])  # alpha 1: SiLU
-        return self._linear(f"l{i}.down", active, layer.down)
-
-    def _fused(self, name: str, x: str, parts: list[Linear]) -> str:
-        """Several projections of one input, in one multiplication where their forms allow it. Bit for bit the same:
-        the columns of a product do not see each other."""
-        weights = [p.weight for p in parts]
-        blocks = [b for b in weights if isinstance(b, Blocks)]
-        dense = [b for b in weights if not isinstance(b, Blocks)]
-        fused: Blocks | Floats | None = stack(blocks) if not dense else None
-        if not blocks:
-            fused = np.concatenate(dense)
-        if fused is None:
-            outs = [self._linear(f"{name}.{i}", x, part) for i, part in enumerate(parts)]
-            return self._w.node("Concat", outs, axis=-1)
-        bias = None
-        if any(p.bias is not None for p in parts):
-            sizes = [w.shape[0] for w in weights]
-            bias = np.concatenate(
-                [np.zeros(n, np.float32) if p.bias is None else p.bias for p, n in zip(parts, sizes, strict=True)]
-            )
-        return self._linear(name, x, Linear(fused, bias))
-
-    def _linear(self, name: str, x: str, linear: Linear, output: str = "", like: str | None = None) -> str:
-        w, weight = self._w, linear.weight
-        bias = "" if linear.bias is None else w.weight(f"{name}.bias", linear.bias)
-        if not isinstance(weight, Blocks):
-            inputs = [x, w.weight(f"{name}.weight", weight.T)]
-            return w.node("Gemm", [*inputs, bias], output) if bias else w.node("MatMul", inputs, output)
-        residual = weight.residual
-        codes = w.weight(f"{name}.codes", pack(weight), like)
-        scale = w.weight(f"{name}.scale", weight.scale.reshape(-1))
-        zero = "" if _default_zero(weight) else w.weight(f"{name}.zero", pack_zero_points(weight))
-        out = w.node(
-            "MatMulNBits",
-            [x, codes, scale, *([zero, "", bias] if bias else [zero] if zero else [])],
-            output if residual is None else "",
-            contrib=True,
-            K=weight.shape[1],
-            N=weight.shape[0],
-            bits=weight.bits,
-            block_size=weight.block,
-            accuracy_level=self._level,
-        )
-        if residual is None:
-            return out
-        return w.node("Gemm", [self._block_sums(x, weight), w.weight(f"{name}.residual", residual.T), out], output)
-
-    def _block_sums(self, x: str, weight: Blocks) -> str:
-        """Sums of x over each block of columns: what the residual of a minimum is multiplied with."""
-        key = (x, weight.block)
-        if key not in self._sums:
-            columns, block = weight.shape[1], weight.block
-            ones = np.repeat(np.eye(columns // block, dtype=np.float32), block, axis=0)
-            self._sums[key] = self._w.node("MatMul", [x, self._w.weight(f"block_sums.{columns}.{block}", ones)])
-        return self._sums[key]
+        if s.family.activation == "silu":
+            active = w.node("QuickGelu", [gate], contrib=True, alpha=1.0)  # alpha 1: SiLU
+        else:
+            active = w.node("Gelu", [gate], approximate="tanh")
+        return self._products.linear(f"l{i}.down", w.node("Mul", [active, up]), layer.down)
 
     def _head(self, x: str) -> None:
-        decoder = self._decoder
+        decoder, w = self._decoder, self._w
         tied = decoder.head is None
         weight = decoder.embedding if decoder.head is None else decoder.head
         like = "embedding.codes" if tied and isinstance(weight, Blocks) else None
-        self._linear("head", x, Linear(weight), "logits", like)
-        self._w.output("logits", "float32", ["m", decoder.shape.vocab_size])
-
-
-def pack(blocks: Blocks) -> npt.NDArray[np.uint8]:
-    """Codes as MatMulNBits stores them: (rows, n_blocks, block * bits / 8), low nibble first."""
-    if blocks.bits == 8:
-        return blocks.codes
-    return blocks.codes[..., 0::2] | (blocks.codes[..., 1::2] << np.uint8(4))
-
-
-def _default_zero(blocks: Blocks) -> bool:
-    return isinstance(blocks.zero_point, int) and blocks.zero_point == 1 << (blocks.bits - 1)
-
-
-def pack_zero_points(blocks: Blocks) -> npt.NDArray[np.uint8]:
-    """Zero points, (rows * ceil(n_blocks * bits / 8),)."""
-    zero = np.broadcast_to(np.asarray(blocks.zero_point, dtype=np.uint8), blocks.scale.shape)
-    if blocks.bits == 8:
-        return np.ascontiguousarray(zero).reshape(-1)
-    if zero.shape[1] % 2:
-        zero = np.concatenate([zero, np.zeros((len(zero), 1), dtype=np.uint8)], axis=1)
-    return (zero[:, 0::2] | (zero[:, 1::2] << np.uint8(4))).reshape(-1)
+        cap, scaled = decoder.shape.logit_softcap, decoder.shape.logit_scale != 1.0
+        found = self._products.linear("head", x, Linear(weight), "" if scaled or cap else "logits", like)
+        if scaled:
+            found = w.node(
+                "Mul", [found, self._float("logit_scale", decoder.shape.logit_scale)], "" if cap else "logits"
+            )
+        if cap is not None:
+            by = self._float("logit_softcap", cap)
+            w.node("Mul", [w.node("Tanh", [w.node("Div", [found, by])]), by], "logits")
+        w.output("logits", "float32", ["m", decoder.shape.vocab_size])

@@ -20,10 +20,22 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from ...runtime.errors import UnsupportedModelError
+from ...runtime.files.decoder_description import DecoderShape
 from ...runtime.progress import Share
 from ..quantize.blocks import Blocks, Floats, stack
-from .decoder_graph import Decoder, Layer, Linear
+from .decoder import Decoder, Layer, Linear
 from .writer import OnnxWriter
+
+
+def refuse_beyond_llama(shape: DecoderShape) -> None:
+    """Raise UnsupportedModelError for a decoder that this graph cannot express."""
+    why = shape.beyond_llama()
+    if why is not None:
+        raise UnsupportedModelError(
+            f"the graph of fixed shapes cannot express this {shape.architecture} yet, because {why}. The engines onnx "
+            "and llamacpp run it on the processor."
+        )
 
 
 class StaticGraph:
@@ -34,6 +46,7 @@ class StaticGraph:
     """
 
     def __init__(self, writer: OnnxWriter, decoder: Decoder, norm: Literal["rms", "lp"] = "rms") -> None:
+        refuse_beyond_llama(decoder.shape)
         self._w, self._decoder, self._norm_kind = writer, decoder, norm
         self._sums: dict[tuple[str, int], str] = {}
 
@@ -45,7 +58,7 @@ class StaticGraph:
         rows = w.input("logit_rows", "int64", ["m"])
         w.input("mask", "float32", [1, 1, "n", "W"])
         w.input("place", "float32", [1, 1, "W", "n"])
-        for name, table in zip(("cos", "sin"), s.rotary_tables(s.context_length), strict=True):
+        for name, table in zip(("cos", "sin"), s.rotations[0].tables(s.context_length), strict=True):
             found = w.node("Gather", [w.weight(f"{name}.table", np.concatenate([table, table], axis=1)), positions])
             w.node("Unsqueeze", [found, self._ints("axis1", 1)], name)
         x = self._embed(w.node("Reshape", [ids, self._ints("flat", -1)]))
@@ -83,8 +96,9 @@ class StaticGraph:
             x = w.node("Add", [x, gathered("residual", table.residual)])
         return w.node("Reshape", [x, self._ints("embedding.shape", -1, table.shape[1])])
 
-    def _norm(self, name: str, gain: Floats, x: str, output: str = "") -> str:
+    def _norm(self, name: str, gain: Floats | None, x: str, output: str = "") -> str:
         """RMS norm, in the operators that every engine knows to fuse."""
+        assert gain is not None, "llama has every norm"
         w = self._w
         if self._norm_kind == "lp":
             width = np.float32(len(gain) ** 0.5)

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 
 _ALIGNMENT = 4096  # of a weight in the data file, so that it can be mapped
 _INLINE_BYTES = 1024  # smaller constants stay inside the model file
-Attribute: TypeAlias = int | float | list[int]
+Attribute: TypeAlias = int | float | str | list[int]
 _TYPES = {
     "float32": TensorProto.FLOAT,
     "uint8": TensorProto.UINT8,

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..onnx.decoder_graph import pack, pack_zero_points
+from ..onnx.products import pack, pack_zero_points
 from ..quantize.blocks import Blocks, stack
 from ..quantize.nearest import quantize
 from ..quantize.weight_form import Stored

@@ -1,18 +1,21 @@
-"""The shape of a decoder, read from GGUF metadata: what the importer and the reference engine both build from."""
+"""A decoder's description, read from a GGUF file: what the importer and the reference engine both build from.
+
+Whatever in a file nobody has read, metadata or tensor, is a refusal: its model computes something else.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TypeVar
-
-import numpy as np
-import numpy.typing as npt
+from collections.abc import Iterator, Mapping
 
 from ..errors import ModelFileError, UnsupportedModelError
+from .decoder_description import DecoderShape, LayerKind, Temperature
+from .decoder_families import FAMILIES, Family, Windows
 from .gguf_file import GgufFile
+from .gguf_numbers import Numbers
+from .rotation import FACTORS, LONG, SHORT, Rotation, known_length, plain_rotation, read_rotation
 
-ARCHITECTURES = ("llama", "qwen2")
+ARCHITECTURES = ("llama", "qwen2")  # built as llama is, as far as engines with graphs of their own are concerned
+
 _REFUSED = {  # metadata (without prefix) that changes the computation in ways not built yet
     "expert_count": "mixtures of experts",
     "attention.sliding_window": "sliding-window attention",
@@ -20,150 +23,155 @@ _REFUSED = {  # metadata (without prefix) that changes the computation in ways n
     "residual_scale": "scaled residuals",
     "embedding_scale": "scaled embeddings",
     "attention.scale": "a scale of attention of its own",
+    "attn_logit_softcapping": "capped attention",
+    "final_logit_softcapping": "capped logits",
+    "pooling_type": "pooled embeddings",
+    "nextn_predict_layers": "layers that predict several tokens",
 }
-_LAYER = ("attn_norm", "ffn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
-_BIASES = ("attn_q", "attn_k", "attn_v")
-
+_IDLE = {  # metadata that decoders are not computed from
+    *("vocab_size", "tensor_data_layout", "attention.layer_norm_epsilon", "rope.scaling.finetuned"),
+    "expert_used_count",
+}
+_LONGEST_HEAD = 1 << 16
 _MAX_CONTEXT = 1 << 20  # rotary tables of so many positions are still made in seconds
-
-N = TypeVar("N", int, float)
-
-
-@dataclass(frozen=True, slots=True)
-class DecoderShape:
-    """Sizes and constants of a llama-like decoder: pre-norm, rotary, grouped queries, gated SiLU."""
-
-    architecture: str
-    n_layers: int
-    hidden_size: int
-    n_heads: int
-    kv_heads: int
-    head_dim: int
-    ffn_size: int
-    vocab_size: int
-    context_length: int
-    norm_epsilon: float
-    inverse_frequencies: npt.NDArray[np.float64]  # (head_dim / 2,) of the rotary embedding
-    permuted: bool  # rows of q and k lie in pairs (i, i + 1), as llama's are in GGUF, not in halves
-
-    def rotary_tables(self, n_positions: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """cos and sin, each (n_positions, head_dim / 2)."""
-        angles = np.outer(np.arange(n_positions), self.inverse_frequencies)
-        return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
-
-    def half_order(self, n_heads: int) -> npt.NDArray[np.int64]:
-        """Row order that puts a permuted q or k of so many heads into halves (Hugging Face layout)."""
-        rows = np.arange(n_heads * self.head_dim).reshape(n_heads, self.head_dim // 2, 2)
-        return rows.swapaxes(1, 2).reshape(-1)
+_WAY_OUT = "llama.cpp may run it (engine llamacpp)."
 
 
 def decoder_shape(file: GgufFile) -> DecoderShape:
-    """The shape of the model in a GGUF file.
+    """The description of the model in a GGUF file.
 
     Raises UnsupportedModelError for what is not built yet, naming it, and ModelFileError for what contradicts itself.
     """
     arch = file.architecture
-    if arch not in ARCHITECTURES:
+    family = FAMILIES.get(arch)
+    if family is None:
         raise UnsupportedModelError(
-            f"{file.path} holds a model of the architecture {arch!r}; GGUF import knows {' and '.join(ARCHITECTURES)}."
+            f"{file.path} holds a model of the architecture {arch!r}; GGUF import knows {', '.join(FAMILIES)}. "
+            f"{_WAY_OUT}"
         )
-    for key, what in _REFUSED.items():
-        if file.metadata.get(f"{arch}.{key}"):
-            raise UnsupportedModelError(
-                f"{file.path} uses {what} ({arch}.{key}), which GGUF import does not build yet."
-            )
-    hidden, n_heads = _need(file, "embedding_length", int), _need(file, "attention.head_count", int)
-    head_dim = _get(file, "attention.key_length", hidden // max(n_heads, 1))
     if "token_embd.weight" not in file.tensors:
         raise ModelFileError(f"{file.path} has no tensor token_embd.weight.")
-    shape = DecoderShape(
-        architecture=arch,
-        n_layers=_need(file, "block_count", int),
-        hidden_size=hidden,
-        n_heads=n_heads,
-        kv_heads=_get(file, "attention.head_count_kv", n_heads),
-        head_dim=head_dim,
-        ffn_size=_need(file, "feed_forward_length", int),
-        vocab_size=file.tensors["token_embd.weight"].shape[0],
-        context_length=_need(file, "context_length", int),
-        norm_epsilon=_need(file, "attention.layer_norm_rms_epsilon", float),
-        inverse_frequencies=_inverse_frequencies(file, head_dim),
-        permuted=arch == "llama",
-    )
+    numbers = Numbers(file)
+    shape = _read(numbers, family)
+    _check_unread(numbers)
     if shape.context_length > _MAX_CONTEXT:
         raise UnsupportedModelError(
             f"{file.path} is made for contexts of {shape.context_length} tokens; at most {_MAX_CONTEXT} are built yet."
         )
-    _check_sizes(file, shape)
     _check_tensors(file, shape)
     return shape
 
 
-def _need(file: GgufFile, key: str, kind: type[N]) -> N:
-    value = file.metadata.get(f"{file.architecture}.{key}")
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e9:
-        raise ModelFileError(f"{file.path}: {file.architecture}.{key} is {value!r}, but must be a positive number.")
-    if kind is int and value != int(value):
-        raise ModelFileError(f"{file.path}: {file.architecture}.{key} is {value!r}, but must be a whole number.")
-    return kind(value)
+def _read(numbers: Numbers, family: Family) -> DecoderShape:
+    file = numbers.file
+    hidden, n_heads = numbers.need("embedding_length", int), numbers.need("attention.head_count", int)
+    n_layers, kv_heads = numbers.need("block_count", int), numbers.get("attention.head_count_kv", n_heads)
+    head_dim = numbers.get("attention.key_length", hidden // n_heads)
+    if n_layers > len(file.tensors):
+        raise ModelFileError(f"{file.path} claims {n_layers} layers, but holds {len(file.tensors)} tensors.")
+    if n_heads % kv_heads:
+        raise ModelFileError(f"{file.path}: {n_heads} heads cannot share {kv_heads} key-value heads evenly.")
+    if not 2 <= head_dim <= _LONGEST_HEAD:
+        raise ModelFileError(f"{file.path}: {n_heads} heads of {head_dim} numbers are no heads.")
+    for key in ("attention.value_length", "attention.key_length_swa", "attention.value_length_swa"):
+        if numbers.get(key, head_dim) != head_dim:
+            raise UnsupportedModelError(f"{file.path} has heads of different lengths ({key}): not yet. {_WAY_OUT}")
+    if not numbers.flag("attention.causal", True):
+        raise UnsupportedModelError(f"{file.path} is no model that continues text: its attention is not causal.")
+    layers = tuple(_layers(numbers, family, n_layers, head_dim))
+    temperature, trained = _scalar(numbers, family, "attention.temperature_scale"), known_length(numbers)
+    length = numbers.get("rope.scaling.original_context_length", trained)
+    logits = _scalar(numbers, family, "logit_scale")
+    attention_scale = _scalar(numbers, family, "attention.scale")
+    if n_layers == family.wide_scale_layers:
+        attention_scale = (hidden // n_heads) ** -0.5
+    return DecoderShape(
+        architecture=file.architecture,
+        n_layers=n_layers,
+        hidden_size=hidden,
+        n_heads=n_heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        ffn_size=numbers.need("feed_forward_length", int),
+        vocab_size=file.tensors["token_embd.weight"].shape[0],
+        context_length=trained,
+        norm_epsilon=numbers.need("attention.layer_norm_rms_epsilon", float),
+        layers=layers,
+        family=family,
+        attention_scale=attention_scale,
+        attention_softcap=_scalar(numbers, family, "attn_logit_softcapping"),
+        temperature=None if temperature is None else Temperature(temperature, length),
+        embedding_scale=hidden**0.5 if family.embedding_root else _scalar(numbers, family, "embedding_scale") or 1.0,
+        residual_scale=_scalar(numbers, family, "residual_scale") or 1.0,
+        logit_scale=1.0 if logits is None else 1.0 / logits,
+        logit_softcap=_scalar(numbers, family, "final_logit_softcapping"),
+    )
 
 
-def _get(file: GgufFile, key: str, default: N) -> N:
-    if f"{file.architecture}.{key}" not in file.metadata:
-        return default
-    return _need(file, key, type(default))
+def _scalar(numbers: Numbers, family: Family, key: str) -> float | None:
+    """A constant that this architecture may have; None where it has none, also where the file says 0."""
+    if key not in family.scalars:
+        return None
+    found = numbers.optional(key, float)
+    silent = f"{numbers.file.architecture}.{key}" not in numbers.file.metadata
+    return family.scalars[key] if silent else found
 
 
-def _inverse_frequencies(file: GgufFile, head_dim: int) -> npt.NDArray[np.float64]:
-    """Rotary frequencies, with linear scaling or per-frequency factors (Llama 3) applied."""
-    arch = file.architecture
-    rotated = _get(file, "rope.dimension_count", head_dim)
-    if rotated != head_dim or head_dim % 2:
+def _layers(numbers: Numbers, family: Family, n_layers: int, head_dim: int) -> Iterator[LayerKind]:
+    """What each layer's attention has of its own."""
+    full: Rotation | None = read_rotation(numbers, head_dim, family.scalings)
+    assert full is not None
+    if family.pairs and full.rotated != head_dim:
         raise UnsupportedModelError(
-            f"{file.path} rotates {rotated} of {head_dim} dimensions of a head; only whole, even heads are built yet."
+            f"{numbers.file.path} rotates {full.rotated} of {head_dim} dimensions of a head: not built yet for "
+            f"{numbers.file.architecture}. {_WAY_OUT}"
         )
-    frequencies = _get(file, "rope.freq_base", 10000.0) ** (-np.arange(0, head_dim, 2) / head_dim)
-    scaling = file.metadata.get(f"{arch}.rope.scaling.type", "linear")  # as llama.cpp takes a factor without a type
-    if scaling == "linear":
-        frequencies = frequencies / _get(file, "rope.scaling.factor", _get(file, "rope.scale_linear", 1.0))
-    elif scaling != "none":
+    if numbers.get("rope.dimension_count_swa", full.rotated) != full.rotated:
+        raise UnsupportedModelError(f"{numbers.file.path} rotates heads by different lengths: not yet. {_WAY_OUT}")
+    window, near, sliding = None, full, [False] * n_layers
+    if family.windows is not None:
+        window, near, sliding = _windows(numbers, family.windows, full, n_layers)
+    if family.rotates_if_finetuned and not numbers.flag("rope.scaling.finetuned", True):
+        full = None
+    for i in range(n_layers):
+        if family.unrotated_every is not None and (i + 1) % family.unrotated_every == 0:
+            yield LayerKind(None)
+        else:
+            yield LayerKind(near, window) if sliding[i] else LayerKind(full)
+
+
+def _windows(
+    numbers: Numbers, windows: Windows, full: Rotation, n_layers: int
+) -> tuple[int | None, Rotation, list[bool]]:
+    """The window, the rotation of the layers that have it, and which these are."""
+    key = "attention.sliding_window"
+    silent = f"{numbers.file.architecture}.{key}" not in numbers.file.metadata
+    size = windows.size if silent else numbers.optional(key, int)
+    base = numbers.get("rope.freq_base", 10000.0)
+    own = numbers.get("rope.freq_base_swa", windows.base or base)
+    if windows.full_every is None:
+        sliding = [True] * n_layers
+    else:
+        sliding = numbers.flags("attention.sliding_window_pattern", n_layers, windows.full_every)
+    if size is None:
+        return None, full, [False] * n_layers
+    near = full if windows.base is None else plain_rotation(own, full.rotated)
+    if windows.base is None and own != base:
         raise UnsupportedModelError(
-            f"{file.path} scales its rotary embedding by {scaling!r}; only linear scaling and factors are built yet."
+            f"{numbers.file.path} rotates layers with a window by a base of their own (rope.freq_base_swa), which is "
+            f"not built yet for {numbers.file.architecture}. {_WAY_OUT}"
         )
-    factors = file.tensors.get("rope_freqs.weight")
-    if factors is not None:
-        values = factors.values().reshape(-1)
-        if len(values) != len(frequencies):
-            raise ModelFileError(f"{file.path}: rope_freqs.weight has {len(values)} factors, not {len(frequencies)}.")
-        if not (np.isfinite(values) & (values > 0)).all():
-            raise ModelFileError(f"{file.path}: rope_freqs.weight holds factors that are not positive numbers.")
-        frequencies = frequencies / values
-    return np.asarray(frequencies, dtype=np.float64)
+    return (size if size < known_length(numbers) else None), near, sliding
 
 
-def _check_sizes(file: GgufFile, s: DecoderShape) -> None:
-    if s.n_heads % s.kv_heads:
-        raise ModelFileError(f"{file.path}: {s.n_heads} heads cannot share {s.kv_heads} key-value heads evenly.")
-    queries, keys = s.n_heads * s.head_dim, s.kv_heads * s.head_dim
-    expected = {
-        "attn_q": (queries, s.hidden_size),
-        "attn_k": (keys, s.hidden_size),
-        "attn_v": (keys, s.hidden_size),
-        "attn_output": (s.hidden_size, queries),
-        "ffn_gate": (s.ffn_size, s.hidden_size),
-        "ffn_up": (s.ffn_size, s.hidden_size),
-        "ffn_down": (s.hidden_size, s.ffn_size),
-        "attn_norm": (s.hidden_size,),
-        "ffn_norm": (s.hidden_size,),
-    }
-    if s.n_layers > len(file.tensors):
-        raise ModelFileError(f"{file.path} claims {s.n_layers} layers, but holds {len(file.tensors)} tensors.")
-    names = {f"blk.{i}.{name}.weight": shape for i in range(s.n_layers) for name, shape in expected.items()}
-    names["output_norm.weight"] = (s.hidden_size,)
-    names["token_embd.weight"] = (s.vocab_size, s.hidden_size)
-    if "output.weight" in file.tensors:
-        names["output.weight"] = (s.vocab_size, s.hidden_size)
-    check_shapes(file, names)
+def _check_unread(numbers: Numbers) -> None:
+    """Refuse a file that says something that nobody has asked for."""
+    file, unread = numbers.file, [key for key in numbers.unread() if key not in _IDLE]
+    for key in sorted(unread, key=lambda key: key not in _REFUSED):
+        what = _REFUSED.get(key, "something that is not known here")
+        raise UnsupportedModelError(
+            f"{file.path} uses {what} ({file.architecture}.{key}), which GGUF import does not build yet. {_WAY_OUT}"
+        )
 
 
 def check_shapes(file: GgufFile, expected: Mapping[str, tuple[int, ...]]) -> None:
@@ -177,12 +185,38 @@ def check_shapes(file: GgufFile, expected: Mapping[str, tuple[int, ...]]) -> Non
 
 
 def _check_tensors(file: GgufFile, s: DecoderShape) -> None:
-    """Refuse a file with a tensor that would be ignored: its model computes something else."""
-    known = {"token_embd.weight", "output.weight", "output_norm.weight", "rope_freqs.weight"}
+    """Refuse a file that lacks a tensor, and one with a tensor that would be ignored."""
+    expected = {"output_norm.weight": (s.hidden_size,), "token_embd.weight": (s.vocab_size, s.hidden_size)}
+    if "output.weight" in file.tensors:
+        expected["output.weight"] = (s.vocab_size, s.hidden_size)
     for i in range(s.n_layers):
-        known |= {f"blk.{i}.{name}.weight" for name in _LAYER} | {f"blk.{i}.{name}.bias" for name in _BIASES}
+        expected |= _layer_tensors(file, s, i)
+    check_shapes(file, expected)
+    known = {*expected, *(name for name, kind in _ROPE_TENSORS.items() if kind in s.family.scalings)}
     unknown = sorted(set(file.tensors) - known)
     if unknown:
         raise UnsupportedModelError(
-            f"{file.path} has the tensor {unknown[0]}, which a {s.architecture} model as built here would ignore."
+            f"{file.path} has the tensor {unknown[0]}, which a {s.architecture} model as built here would ignore. "
+            f"{_WAY_OUT}"
         )
+
+
+_ROPE_TENSORS = {FACTORS: "factors", SHORT: "longrope", LONG: "longrope"}
+
+
+def _layer_tensors(file: GgufFile, s: DecoderShape, i: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of a layer's tensors, of biases those that the file has."""
+    at, queries, keys = f"blk.{i}.", s.n_heads * s.head_dim, s.kv_heads * s.head_dim
+    matrices = {"attn_output": (s.hidden_size, queries), "ffn_down": (s.hidden_size, s.ffn_size)}
+    if s.family.packed:
+        rows = {"attn_qkv": queries + 2 * keys, "ffn_up": 2 * s.ffn_size}
+    else:
+        rows = {"attn_q": queries, "attn_k": keys, "attn_v": keys, "ffn_gate": s.ffn_size, "ffn_up": s.ffn_size}
+    matrices |= {name: (n, s.hidden_size) for name, n in rows.items()}
+    expected: dict[str, tuple[int, ...]] = {f"{at}{name}.weight": shape for name, shape in matrices.items()}
+    for name in s.family.biases:
+        if f"{at}{name}.bias" in file.tensors:
+            expected[f"{at}{name}.bias"] = matrices[name][:1]
+    per_head = s.family.query_key_norm == "head"
+    widths = {"query_norm": s.head_dim if per_head else queries, "key_norm": s.head_dim if per_head else keys}
+    return expected | {tensor: (widths.get(what, s.hidden_size),) for what, tensor in s.norms(i).items()}

@@ -23,7 +23,7 @@ from pilotfish.drafts.check import check_draft
 from pilotfish.drafts.forecast import Costs, best_length, expected_speed_up, rounds_of
 from pilotfish.drafts.make import drop_layers
 from pilotfish.exporters.gguf.decoder import GgufDecoder
-from pilotfish.exporters.onnx.decoder_graph import Layer, Linear
+from pilotfish.exporters.onnx.decoder import Layer, Linear
 from pilotfish.exporters.onnx.dropped_bundle import write_dropped
 from pilotfish.exporters.onnx.layer_drop import gated, n_weight_bytes, sub_layers, without
 from pilotfish.exporters.onnx.layer_search import Scorer, _Runner, search

@@ -9,7 +9,8 @@ import numpy as np
 from openvino import Model, Type
 from openvino import opset13 as op
 
-from pilotfish.runtime.files.decoder_shape import DecoderShape, decoder_shape
+from pilotfish.runtime.files.decoder_description import DecoderShape
+from pilotfish.runtime.files.decoder_shape import decoder_shape
 from pilotfish.runtime.files.gguf_file import GgufFile, read_gguf
 
 
@@ -25,7 +26,7 @@ def stateful_ir(path: Path) -> Any:
     table = op.constant(weight(file, "token_embd.weight"))
     x = op.gather(table, op.convert(inputs["input_ids"], "i32"), op.constant(0))
     at = op.convert(op.unsqueeze(op.unsqueeze(inputs["position_ids"], op.constant(1)), op.constant(3)), "f32")
-    angles = op.multiply(at, op.constant(np.tile(shape.inverse_frequencies, 2).astype(np.float32)))
+    angles = op.multiply(at, op.constant(np.tile(shape.rotations[0].inverse_frequencies, 2).astype(np.float32)))
     waves = op.cos(angles), op.sin(angles)
     sinks: list[Any] = []
     for i in range(shape.n_layers):
@@ -66,7 +67,7 @@ def attention(
 ) -> Any:
     def heads(name: str, n: int) -> Any:
         matrix = weight(file, f"blk.{i}.attn_{name}.weight")
-        if name != "v" and shape.permuted:
+        if name != "v" and shape.family.pairs:
             matrix = matrix[shape.half_order(n)]
         apart = op.reshape(product(h, matrix), np.array([0, -1, n, shape.head_dim]), True)
         return op.transpose(apart, np.array([0, 2, 1, 3]))

@@ -145,9 +145,8 @@ def test_no_width_leaves_one_row_over(tmp_path: Path, activations: Activations) 
 @pytest.mark.parametrize("activations", ["f32", "int8"])
 def test_one_row_is_a_class_of_its_own_whatever_a_probe_sees(tmp_path: Path, activations: Activations) -> None:
     """Int8 activations round the bits of its attention away, in the few tokens of a probe and not in all others."""
-    weights = ort.BACKEND.open(
-        imported(tiny_gguf(tmp_path / "m.gguf"), activations=activations), device=None, threads=1, kv_dtype=None
-    )
+    folder = imported(tiny_gguf(tmp_path / "m.gguf"), activations=activations)
+    weights = ort.BACKEND.open(open_model(folder), device=None, threads=1, kv_dtype=None)
     classes = calibrate(weights.session(256)).rows
     assert weights.info.alike_from == 2 and classes.classes[0] == (1,) and classes.rule().minimum == 2
     weights.close()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from family_files import random_family
 
 from pilotfish.backends import get
 from pilotfish.runtime.errors import AbilityError, ModelFileError, OptionError, UnsupportedModelError
@@ -68,7 +69,9 @@ def test_what_it_says_of_itself(llama: Path) -> None:
         {"quant": "Q8_0", "sizes": Sizes(heads=8, kv_heads=8, head_dim=8)},
         {"quant": "F32", "sizes": Sizes(hidden=96, heads=4, kv_heads=4, head_dim=24)},
         {"quant": "F32", "sizes": Sizes(heads=4, kv_heads=2, head_dim=32)},
+        {"quant": "F32", "sizes": Sizes(heads=4, kv_heads=1)},
         {"quant": "F32", "architecture": "qwen2"},
+        {"quant": "F32", "architecture": "qwen2", "sizes": Sizes(heads=4, kv_heads=1)},
         {"quant": "F32", "rope_factors": np.linspace(1, 8, 8)},
         {"quant": "F32", "metadata": {"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}},
     ],
@@ -87,15 +90,17 @@ def test_types_that_openvino_requantizes(tmp_path: Path) -> None:
 def test_what_openvino_cannot_read_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModelError, match="another engine"):
         opened(tiny_gguf(tmp_path / "iq4.gguf", quant="IQ4_NL"))
-    with pytest.raises(UnsupportedModelError, match="one key-value head"):
-        opened(tiny_gguf(tmp_path / "one.gguf", sizes=Sizes(heads=4, kv_heads=1)))
+    with pytest.raises(UnsupportedModelError, match=r"caps its attention scores.*onnx, llamacpp"):
+        opened(random_family("gemma2", tmp_path / "gemma2.gguf"))
+    with pytest.raises(UnsupportedModelError, match=r"the architecture granite.*not known to get right.*onnx"):
+        opened(random_family("granite", tmp_path / "granite.gguf"))
 
 
 def test_a_graph_of_another_make_is_refused(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pilotfish.backends.openvino import gguf_graph as ov_gguf
+    from pilotfish.backends.openvino import gguf_heads
 
-    monkeypatch.setattr(ov_gguf, "_ROTATION", {"Add"})
-    with pytest.raises(UnsupportedModelError, match=r"rotary embedding.*another engine"):
+    monkeypatch.setattr(gguf_heads, "_AFTER_A_PROJECTION", {"Add"})
+    with pytest.raises(UnsupportedModelError, match=r"between a projection and attention.*another engine"):
         opened(llama)
 
 

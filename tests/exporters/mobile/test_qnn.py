@@ -18,7 +18,7 @@ from real_weights import smollm2
 
 from pilotfish.backends.onnx.devices import DEVICES, create_session, present
 from pilotfish.exporters.gguf.decoder import GgufDecoder
-from pilotfish.exporters.onnx.decoder_graph import Decoder, Layer, Linear
+from pilotfish.exporters.onnx.decoder import Decoder, Layer, Linear
 from pilotfish.exporters.onnx.fixed_shape_graph import StaticGraph
 from pilotfish.exporters.onnx.writer import OnnxWriter
 from pilotfish.exporters.quantize.blocks import Blocks, Floats

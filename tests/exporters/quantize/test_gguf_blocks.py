@@ -7,7 +7,7 @@ import pytest
 from gguf import GGMLQuantizationType
 from gguf.quants import dequantize, quantize
 
-from pilotfish.exporters.onnx.decoder_graph import pack, pack_zero_points
+from pilotfish.exporters.onnx.products import pack, pack_zero_points
 from pilotfish.exporters.quantize.blocks import Blocks, requantize, stack, unpack
 from pilotfish.runtime.errors import UnsupportedModelError
 from pilotfish.runtime.files.gguf_file import GgufTensor

@@ -211,7 +211,7 @@ def test_no_metadata_breaks_the_shape(sound: Path, changes: dict[str, object]) -
     except (ModelFileError, UnsupportedModelError) as error:
         assert str(file.path) in str(error)
     else:
-        cos, sin = shape.rotary_tables(shape.context_length if shape.context_length < 5000 else 5000)
+        cos, sin = shape.rotations[0].tables(shape.context_length if shape.context_length < 5000 else 5000)
         assert cos.shape == sin.shape == (min(shape.context_length, 5000), 8)
 
 
@@ -220,7 +220,9 @@ def test_no_metadata_breaks_the_shape(sound: Path, changes: dict[str, object]) -
     [
         ({"expert_count": 8}, "mixtures of experts"),
         ({"attention.sliding_window": 4096}, "sliding-window"),
-        ({"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0}, "'yarn'"),
+        ({"rope.scaling.type": "longrope", "rope.scaling.factor": 4.0}, "'longrope'"),
+        ({"rope.scaling.type": "yarn", "rope.scaling.yarn_ext_factor": 0.5}, "a YaRN of its own"),
+        ({"attention.clamp_kqv": 8.0}, r"not known here \(llama.attention.clamp_kqv\).*engine llamacpp"),
         ({"rope.dimension_count": 8}, "rotates 8 of 16 dimensions"),
         ({"context_length": 1 << 28}, "contexts of 268435456 tokens"),
         ({"attention.scale": 0.25}, "a scale of attention"),
@@ -235,8 +237,8 @@ def test_what_is_not_built_is_refused_by_name(
 
 
 def test_other_architectures_and_unknown_tensors_are_refused(tmp_path: Path) -> None:
-    path = tiny_gguf(tmp_path / "gemma.gguf", architecture="gemma3", sizes=Sizes(layers=1))
-    with pytest.raises(UnsupportedModelError, match=r"'gemma3'.*llama and qwen2"):
+    path = tiny_gguf(tmp_path / "falcon.gguf", architecture="falcon", sizes=Sizes(layers=1))
+    with pytest.raises(UnsupportedModelError, match=r"'falcon'.*llama, qwen2, qwen3.*engine llamacpp"):
         decoder_shape(read_gguf(path))
     extra = {"blk.0.attn_q_norm.weight": np.ones(16, np.float32)}
     path = tiny_gguf(tmp_path / "norms.gguf", sizes=Sizes(layers=1), extra_tensors=extra)
@@ -257,4 +259,4 @@ def test_other_architectures_and_unknown_tensors_are_refused(tmp_path: Path) -> 
 def test_linear_rope_scaling(tmp_path: Path, metadata: dict[str, int | float | str], factor: float) -> None:
     path = tiny_gguf(tmp_path / "m.gguf", sizes=Sizes(layers=1), metadata=metadata)
     expected = 10000.0 ** (-np.arange(0, 16, 2) / 16) / factor
-    assert np.allclose(decoder_shape(read_gguf(path)).inverse_frequencies, expected, rtol=1e-12)
+    assert np.allclose(decoder_shape(read_gguf(path)).rotations[0].inverse_frequencies, expected, rtol=1e-12)

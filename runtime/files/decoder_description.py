@@ -1,0 +1,140 @@
+"""What a decoder computes and where its weights lie: all that graphs and the reference engine are built from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from .decoder_families import Family
+from .rotation import Rotation
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LayerKind:
+    """What one layer's attention may have of its own."""
+
+    rotation: Rotation | None  # None: positions do not matter to it
+    window: int | None = None  # how many positions back it sees, a token's own included; None: all
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A projection in a GGUF file: a tensor without its ".weight", and which of its rows in which order."""
+
+    tensor: str
+    rows: npt.NDArray[np.int64] | None = None  # None: all, as they lie
+
+
+@dataclass(frozen=True, slots=True)
+class Temperature:
+    """Queries far into a text are scaled up: 1 + scale * log(1 + position // length)."""
+
+    scale: float
+    length: int
+
+    def at(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """What the queries at these positions are multiplied by, (n,)."""
+        return (1.0 + self.scale * np.log1p(positions // self.length)).astype(np.float32)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DecoderShape:
+    """Sizes, constants and make of a decoder with rotary embeddings, RMS norms, grouped queries and a gated MLP."""
+
+    architecture: str
+    n_layers: int
+    hidden_size: int
+    n_heads: int
+    kv_heads: int
+    head_dim: int
+    ffn_size: int
+    vocab_size: int
+    context_length: int
+    norm_epsilon: float
+    layers: tuple[LayerKind, ...]
+    family: Family = field(default_factory=Family)
+    attention_scale: float | None = None  # of scores; None: 1 / sqrt(head_dim)
+    attention_softcap: float | None = None  # scores become cap * tanh(scores / cap)
+    temperature: Temperature | None = None
+    embedding_scale: float = 1.0
+    residual_scale: float = 1.0  # of what attention and MLP add
+    logit_scale: float = 1.0
+    logit_softcap: float | None = None
+
+    @property
+    def score_scale(self) -> float:
+        """What scores are multiplied by."""
+        return self.head_dim**-0.5 if self.attention_scale is None else self.attention_scale
+
+    @property
+    def rotations(self) -> tuple[Rotation, ...]:
+        """The rotary embeddings, each once."""
+        return tuple({id(x.rotation): x.rotation for x in self.layers if x.rotation is not None}.values())
+
+    @property
+    def window(self) -> int | None:
+        """The window of those layers that have one; None where none has."""
+        return next((x.window for x in self.layers if x.window is not None), None)
+
+    def beyond_llama(self) -> str | None:
+        """What this decoder does that llama does not, in words; None where it is built as llama is."""
+        f, (first, *_) = self.family, self.layers
+        reasons = {
+            "it normalizes queries and keys": f.query_key_norm is not None,
+            "it normalizes what attention and MLP give": f.norms_after,
+            "its layers see windows": self.window is not None,
+            "not all of its layers rotate alike": any(x.rotation is not first.rotation for x in self.layers),
+            "it does not rotate whole heads": first.rotation is None or first.rotation.rotated != self.head_dim,
+            "its activation is another": f.activation != "silu",
+            "it scales or caps what others do not": (
+                (self.attention_scale, self.attention_softcap, self.temperature, self.logit_softcap) != (None,) * 4
+                or (self.embedding_scale, self.residual_scale, self.logit_scale) != (1.0,) * 3
+            ),
+        }
+        return next((why for why, so in reasons.items() if so), None)
+
+    def half_order(self, n_heads: int) -> npt.NDArray[np.int64]:
+        """Row order that puts the pairs of a q or k of so many heads into halves (Hugging Face layout)."""
+        rows = np.arange(n_heads * self.head_dim).reshape(n_heads, self.head_dim // 2, 2)
+        return rows.swapaxes(1, 2).reshape(-1)
+
+    def projections(self, layer: int) -> dict[str, Part]:
+        """Where the query, key, value, output, gate, up and down of a layer lie, rows of q and k in halves."""
+        at, queries, keys = f"blk.{layer}.", self.n_heads * self.head_dim, self.kv_heads * self.head_dim
+        found = {"output": Part(f"{at}attn_output"), "down": Part(f"{at}ffn_down")}
+        if self.family.packed:
+            sizes = {"query": queries, "key": keys, "value": keys}
+            found |= _slices(f"{at}attn_qkv", sizes) | _slices(
+                f"{at}ffn_up", {"gate": self.ffn_size, "up": self.ffn_size}
+            )
+            return found
+        pairs = self.family.pairs
+        return found | {
+            "query": Part(f"{at}attn_q", self.half_order(self.n_heads) if pairs else None),
+            "key": Part(f"{at}attn_k", self.half_order(self.kv_heads) if pairs else None),
+            "value": Part(f"{at}attn_v"),
+            "gate": Part(f"{at}ffn_gate"),
+            "up": Part(f"{at}ffn_up"),
+        }
+
+    def norms(self, layer: int) -> dict[str, str]:
+        """The tensors of the norms that a layer has, by what they normalize."""
+        f, found = self.family, dict[str, str]()
+        if f.norms_before:
+            found |= {"attention_norm": "attn_norm", "mlp_norm": "ffn_norm"}
+        if f.norms_after:
+            found |= {"attention_post_norm": "post_attention_norm", "mlp_post_norm": "post_ffw_norm"}
+        if f.query_key_norm is not None:
+            found |= {"query_norm": "attn_q_norm", "key_norm": "attn_k_norm"}
+        return {what: f"blk.{layer}.{name}.weight" for what, name in found.items()}
+
+
+def _slices(tensor: str, sizes: dict[str, int]) -> dict[str, Part]:
+    """Projections that lie below each other in one tensor."""
+    found, start = {}, 0
+    for name, size in sizes.items():
+        found[name] = Part(tensor, np.arange(start, start + size))
+        start += size
+    return found
