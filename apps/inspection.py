@@ -17,6 +17,7 @@ from ..runtime.files.gguf_parts import gguf_parts
 from ..runtime.files.manifest import DraftEntry, Manifest
 from .terminal import output, print_json, show_facts, show_table
 
+_SMALL = 1 << 30  # bytes of a file that may be loaded to see what can be done with it
 _LONG = 120  # characters of a value that a terminal shows
 
 
@@ -160,9 +161,11 @@ def _shortened(out: Console, facts: dict[str, object]) -> dict[str, object]:
 
 def _found(path: Path) -> dict[str, str]:
     """What the engine for any .gguf file finds of this one; it looks at a file only once."""
+    large = sum(part.stat().st_size for part in gguf_parts(path)) > _SMALL
     for opener in backends.foreign_openers():
         try:
-            return opener.looks(path)
+            untried = {"llamacpp": f"not tried yet; to find out what it can do: pilotfish doctor {path}"}
+            return opener.looks(path, cheaply=large) or untried
         except PilotfishError as error:
             return {"llamacpp": str(error)}
     return {

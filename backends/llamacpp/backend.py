@@ -23,7 +23,7 @@ from .probe import build_verdict
 from .rereading import RereadingSession
 from .session import LlamaCppSession
 from .shape import LlamaCppShape, claimed_shape
-from .trial import Request, findings_of
+from .trial import Request, findings_of, remembered
 from .vocabulary import LlamaCppTokenizer
 
 _AS_IT_COMES = ("cpu", None, parse_options({}))  # device, cache and options of who does not say
@@ -99,10 +99,23 @@ class LlamaCppBackend:
             raise UnsupportedModelError(f"llama.cpp cannot read the vocabulary of {path}, either.")
         return LlamaCppTokenizer(path)
 
-    def looks(self, path: Path) -> dict[str, str]:
-        """What sessions over a file can do here, for a person. Raises what open() raises."""
+    def looks(self, path: Path, *, cheaply: bool = False) -> dict[str, str]:
+        """What sessions over a file can do here, for a person. Raises what open() raises.
+
+        cheaply: the file is not tried for it; empty where it never was.
+        """
         require(self)
+        if cheaply and not _is_checked(path):
+            found = remembered(_request(path, *_AS_IT_COMES), build_verdict())
+            return {} if found is None else described(found)
         return described(_looked_at(path, *_AS_IT_COMES)[1])
+
+
+def _is_checked(path: Path) -> bool:
+    try:
+        return bool(check_file(read_gguf(path)))
+    except UnsupportedModelError:
+        return False
 
 
 def _looked_at(
@@ -119,15 +132,12 @@ def _looked_at(
 
 
 def _tried(path: Path, device: str, kv_dtype: str | None, options: LlamaCppOptions) -> Findings:
-    verdict = build_verdict()
-    asked = Request(
-        path=path,
-        device=device,
-        kv_dtype=kv_dtype,
-        options=options.model_dump(),
-        repacked=verdict.extra_buffers,
-    )
-    return findings_of(asked, verdict)
+    return findings_of(_request(path, device, kv_dtype, options), build_verdict())
+
+
+def _request(path: Path, device: str, kv_dtype: str | None, options: LlamaCppOptions) -> Request:
+    repacked = build_verdict().extra_buffers
+    return Request(path=path, device=device, kv_dtype=kv_dtype, options=options.model_dump(), repacked=repacked)
 
 
 BACKEND = LlamaCppBackend()

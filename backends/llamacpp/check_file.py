@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from ...runtime.errors import ModelFileError, UnsupportedModelError
 from ...runtime.files.gguf_file import GgufFile
-from .shape import LlamaCppShape, decoder_only_shape
+from .shape import LlamaCppShape, decoder_only_shape, require_causal
 from .t5_shape import t5_shape
 
 _MAX_LAYERS = 512  # LLAMA_MAX_LAYERS
@@ -41,8 +41,7 @@ def check_file(file: GgufFile) -> LlamaCppShape:
     for key, what in _REFUSED.items():
         if file.metadata.get(f"{arch}.{key}"):
             raise UnsupportedModelError(f"{file.path} uses {what} ({arch}.{key}), which is not supported yet.")
-    if file.metadata.get(f"{arch}.attention.causal", True) is not True:
-        raise UnsupportedModelError(f"{file.path} is no model that continues text: its attention is not causal.")
+    require_causal(file)
     if "" in file.metadata:
         raise ModelFileError(f"{file.path} has metadata without a name. Fetch or copy it again.")
     n_layers = shape.cached_layers

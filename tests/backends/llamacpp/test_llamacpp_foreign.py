@@ -199,6 +199,20 @@ def test_what_the_engine_found_is_shown(folder: Path, pilotfish: Run) -> None:
     assert shown.code == 0 and '"architecture": "mamba"' in shown.out and "nothing is drafted" in shown.out
 
 
+def test_a_large_file_is_not_loaded_to_be_shown(
+    folder: Path,
+    pilotfish: Run,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("pilotfish.apps.inspection._SMALL", 0)
+    path = written(folder, "lfm2")
+    assert f"not tried yet; to find out what it can do: pilotfish doctor {path}" in pilotfish("inspect", path).out
+    BACKEND.known_answer(path)  # type: ignore[attr-defined]
+    assert "not tried yet" not in pilotfish("inspect", path).out
+    checked = tiny_gguf(folder / "checked.gguf")
+    assert "any number of tokens" in pilotfish("inspect", checked).out
+
+
 def test_what_llama_cpp_refuses_is_one_line_with_its_reason(folder: Path, pilotfish: Run) -> None:
     whole = written(folder, "gemma2").read_bytes()
     damaged = folder / "damaged.gguf"
@@ -207,9 +221,8 @@ def test_what_llama_cpp_refuses_is_one_line_with_its_reason(folder: Path, pilotf
 
 
 def test_a_model_that_reads_both_ways_is_refused(folder: Path) -> None:
-    path = tiny_gguf(folder / "both.gguf", metadata={"attention.causal": False, "expert_used_count": 1})
     with pytest.raises(UnsupportedModelError, match="is not causal"):
-        opened(path)
+        opened(tiny_gguf(folder / "both.gguf", metadata={"attention.causal": False}))
 
 
 class Stub:
