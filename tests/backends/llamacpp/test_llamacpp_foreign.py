@@ -167,6 +167,12 @@ def rows(session: Session, tokens: np.ndarray[tuple[int], np.dtype[np.int64]]) -
     return session.forward(tokens[:6], n_logits=6).logits.copy()
 
 
+def test_keys_and_values_have_one_type_where_they_must(folder: Path) -> None:
+    weights = opened(written(folder, "deepseek2"))
+    assert weights.info.settings.startswith("f16 keys f16 values")
+    weights.close()
+
+
 def test_that_nothing_is_drafted_is_said_once(folder: Path) -> None:
     with pytest.warns(PilotfishWarning, match=r"mamba\.gguf is decoded without drafts.*state") as said:
         load(written(folder, "mamba"), engine="llamacpp", threads=1).close()
