@@ -209,7 +209,9 @@ def test_a_large_file_is_not_loaded_to_be_shown(
     folder: Path,
     pilotfish: Run,
     monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
+    monkeypatch.setenv("PILOTFISH_CACHE", str(tmp_path))
     monkeypatch.setattr("pilotfish.apps.inspection._SMALL", 0)
     path = written(folder, "lfm2")
     assert f"not tried yet; to find out what it can do: pilotfish doctor {path}" in pilotfish("inspect", path).out
