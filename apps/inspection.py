@@ -16,6 +16,7 @@ from ..runtime.files.manifest import DraftEntry, Manifest
 from ..runtime.files.open_model import gguf_of
 from .terminal import output, print_json, show_facts, show_table
 
+_SMALL = 1 << 30  # bytes of a file that may be loaded to see what can be done with it
 _LONG = 120  # characters of a value that a terminal shows
 
 
@@ -157,9 +158,11 @@ def _shortened(out: Console, facts: dict[str, object]) -> dict[str, object]:
 
 def _found(model: GgufModel) -> dict[str, str]:
     """What the engine for any .gguf file finds of this one; it looks at a file only once."""
+    large = sum(part.stat().st_size for part in model.weight_files) > _SMALL
     for opener in backends.foreign_openers():
         try:
-            return opener.looks(model)
+            untried = {"llamacpp": f"not tried yet; to find out what it can do: pilotfish doctor {model}"}
+            return opener.looks(model, cheaply=large) or untried
         except PilotfishError as error:
             return {"llamacpp": str(error)}
     return {

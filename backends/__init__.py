@@ -50,8 +50,11 @@ class OpensForeign(Protocol):
         """The file's vocabulary by the engine's own functions. Raises PilotfishError."""
         ...
 
-    def looks(self, file: GgufModel) -> dict[str, str]:
-        """What sessions over the file can do, by topic, for a person. Raises what open() raises."""
+    def looks(self, file: GgufModel, *, cheaply: bool = False) -> dict[str, str]:
+        """What sessions over the file can do, by topic, for a person. Raises what open() raises.
+
+        cheaply: the file is not tried for it; empty where it never was.
+        """
         ...
 
 

@@ -24,7 +24,7 @@ from .probe import build_verdict
 from .rereading import RereadingSession
 from .session import LlamaCppSession
 from .shape import LlamaCppShape, claimed_shape
-from .trial import Request, findings_of
+from .trial import Request, findings_of, remembered
 from .vocabulary import LlamaCppTokenizer
 
 _AS_IT_COMES = ("cpu", None, parse_options({}))  # device, cache and options of who does not say
@@ -101,10 +101,23 @@ class LlamaCppBackend:
             raise UnsupportedModelError(f"llama.cpp cannot read the vocabulary of {file}, either.")
         return LlamaCppTokenizer(file.path)
 
-    def looks(self, file: GgufModel) -> dict[str, str]:
-        """What sessions over a file can do here, for a person. Raises what open() raises."""
+    def looks(self, file: GgufModel, *, cheaply: bool = False) -> dict[str, str]:
+        """What sessions over a file can do here, for a person. Raises what open() raises.
+
+        cheaply: the file is not tried for it; empty where it never was.
+        """
         require(self)
+        if cheaply and not _is_checked(file):
+            found = remembered(_request(file, *_AS_IT_COMES), build_verdict())
+            return {} if found is None else described(found)
         return described(_looked_at(file, *_AS_IT_COMES)[1])
+
+
+def _is_checked(model: GgufModel) -> bool:
+    try:
+        return bool(check_file(model.file))
+    except UnsupportedModelError:
+        return False
 
 
 def _looked_at(
@@ -121,15 +134,12 @@ def _looked_at(
 
 
 def _tried(model: GgufModel, device: str, kv_dtype: str | None, options: LlamaCppOptions) -> Findings:
-    verdict = build_verdict()
-    asked = Request(
-        path=model.path,
-        device=device,
-        kv_dtype=kv_dtype,
-        options=options.model_dump(),
-        repacked=verdict.extra_buffers,
-    )
-    return findings_of(asked, verdict)
+    return findings_of(_request(model, device, kv_dtype, options), build_verdict())
+
+
+def _request(model: GgufModel, device: str, kv_dtype: str | None, options: LlamaCppOptions) -> Request:
+    repacked = build_verdict().extra_buffers
+    return Request(path=model.path, device=device, kv_dtype=kv_dtype, options=options.model_dump(), repacked=repacked)
 
 
 BACKEND = LlamaCppBackend()

@@ -6,8 +6,9 @@ The vocabulary is not checked, because it is not read: llama.cpp is told that th
 from __future__ import annotations
 
 from ...runtime.errors import ModelFileError, UnsupportedModelError
+from ...runtime.files.decoder_shape import ARCHITECTURES
 from ...runtime.files.gguf_file import GgufFile
-from .shape import LlamaCppShape, decoder_only_shape
+from .shape import LlamaCppShape, decoder_only_shape, require_causal
 from .t5_shape import t5_shape
 
 _MAX_LAYERS = 512  # LLAMA_MAX_LAYERS
@@ -36,13 +37,14 @@ def check_file(file: GgufFile) -> LlamaCppShape:
 
     Raises ModelFileError for what contradicts itself and UnsupportedModelError for what is not known here.
     """
+    if file.architecture not in (*ARCHITECTURES, "t5"):
+        raise UnsupportedModelError(f"{file.path} holds a {file.architecture} model, which llama.cpp is tried on.")
     shape = t5_shape(file) if file.architecture == "t5" else decoder_only_shape(file)
     arch = shape.architecture
     for key, what in _REFUSED.items():
         if file.metadata.get(f"{arch}.{key}"):
             raise UnsupportedModelError(f"{file.path} uses {what} ({arch}.{key}), which is not supported yet.")
-    if file.metadata.get(f"{arch}.attention.causal", True) is not True:
-        raise UnsupportedModelError(f"{file.path} is no model that continues text: its attention is not causal.")
+    require_causal(file)
     if "" in file.metadata:
         raise ModelFileError(f"{file.path} has metadata without a name. Fetch or copy it again.")
     n_layers = shape.cached_layers

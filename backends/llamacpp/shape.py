@@ -45,8 +45,7 @@ def claimed_shape(file: GgufFile) -> LlamaCppShape:
 
     A model without attention has one head as wide as the model. Raises ModelFileError and UnsupportedModelError.
     """
-    if file.metadata.get(f"{file.architecture}.attention.causal", True) is not True:
-        raise UnsupportedModelError(f"{file.path} is no model that continues text: its attention is not causal.")
+    require_causal(file)
     hidden, n_layers = whole(file, "embedding_length"), whole(file, "block_count")
     n_heads = _largest(file, "attention.head_count", 1)
     kv_heads = _largest(file, "attention.head_count_kv", n_heads)
@@ -61,6 +60,12 @@ def claimed_shape(file: GgufFile) -> LlamaCppShape:
         context_length=min(whole(file, "context_length"), MAX_CONTEXT),
         cached_layers=n_layers,
     )
+
+
+def require_causal(file: GgufFile) -> None:
+    """Raise UnsupportedModelError where a token sees those behind it."""
+    if file.metadata.get(f"{file.architecture}.attention.causal", True) is not True:
+        raise UnsupportedModelError(f"{file.path} is no model that continues text: its attention is not causal.")
 
 
 def _largest(file: GgufFile, key: str, default: int) -> int:

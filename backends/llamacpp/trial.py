@@ -51,16 +51,27 @@ def findings_of(request: Request, verdict: Verdict, trial: Sequence[str] = TRIAL
 
     Raises what the file is refused with: ModelFileError, UnsupportedModelError; EngineError where there is no answer.
     """
+    known = remembered(request, verdict)
+    if known is not None:
+        return known
+    found = _tried(request, trial)
+    write_json_atomically(_kept(request, verdict), found.model_dump(mode="json"))
+    return found
+
+
+def remembered(request: Request, verdict: Verdict) -> Findings | None:
+    """What was found before; None where nothing was, or another build did."""
+    try:
+        return Findings.model_validate(read_json(_kept(request, verdict)))
+    except ValidationError:
+        return None
+
+
+def _kept(request: Request, verdict: Verdict) -> Path:
     settings = request.model_dump(mode="json", exclude={"path", "left_out"})
     about = json.dumps([settings, verdict.build, verdict.system_info], sort_keys=True)
     key = hashlib.sha256(about.encode()).hexdigest()[:16]
-    kept = cache_dir() / "trials" / f"llamacpp-{gguf_digest(request.path)[:16]}-{key}.json"
-    try:
-        return Findings.model_validate(read_json(kept))
-    except ValidationError:
-        found = _tried(request, trial)
-    write_json_atomically(kept, found.model_dump(mode="json"))
-    return found
+    return cache_dir() / "trials" / f"llamacpp-{gguf_digest(request.path)[:16]}-{key}.json"
 
 
 def _tried(request: Request, trial: Sequence[str]) -> Findings:

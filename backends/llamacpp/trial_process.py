@@ -47,8 +47,9 @@ def main() -> None:
     try:
         _say({"findings": _Trial(request).findings().model_dump(mode="json")})
     except PilotfishError as error:
-        kind = type(error).__name__
-        _say({"refused": kind if kind in _REFUSALS else EngineError.__name__, "why": str(error)})
+        kind, why = type(error).__name__, str(error)
+        named = why if str(request.path) in why else f"{request.path}: {why}"
+        _say({"refused": kind if kind in _REFUSALS else EngineError.__name__, "why": named})
 
 
 def _say(answer: dict[str, object]) -> None:

@@ -168,6 +168,12 @@ def rows(session: Session, tokens: np.ndarray[tuple[int], np.dtype[np.int64]]) -
     return session.forward(tokens[:6], n_logits=6).logits.copy()
 
 
+def test_keys_and_values_have_one_type_where_they_must(folder: Path) -> None:
+    weights = opened(written(folder, "deepseek2"))
+    assert weights.info.settings.startswith("f16 keys f16 values")
+    weights.close()
+
+
 def test_that_nothing_is_drafted_is_said_once(folder: Path) -> None:
     with pytest.warns(PilotfishWarning, match=r"mamba\.gguf is decoded without drafts.*state") as said:
         load(written(folder, "mamba"), engine="llamacpp", threads=1).close()
@@ -200,6 +206,22 @@ def test_what_the_engine_found_is_shown(folder: Path, pilotfish: Run) -> None:
     assert shown.code == 0 and '"architecture": "mamba"' in shown.out and "nothing is drafted" in shown.out
 
 
+def test_a_large_file_is_not_loaded_to_be_shown(
+    folder: Path,
+    pilotfish: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setenv("PILOTFISH_CACHE", str(tmp_path))
+    monkeypatch.setattr("pilotfish.apps.inspection._SMALL", 0)
+    path = written(folder, "lfm2")
+    assert f"not tried yet; to find out what it can do: pilotfish doctor {path}" in pilotfish("inspect", path).out
+    BACKEND.known_answer(path)  # type: ignore[attr-defined]
+    assert "not tried yet" not in pilotfish("inspect", path).out
+    checked = tiny_gguf(folder / "checked.gguf")
+    assert "any number of tokens" in pilotfish("inspect", checked).out
+
+
 def test_what_llama_cpp_refuses_is_one_line_with_its_reason(folder: Path, pilotfish: Run) -> None:
     whole = written(folder, "gemma2").read_bytes()
     damaged = folder / "damaged.gguf"
@@ -208,9 +230,8 @@ def test_what_llama_cpp_refuses_is_one_line_with_its_reason(folder: Path, pilotf
 
 
 def test_a_model_that_reads_both_ways_is_refused(folder: Path) -> None:
-    path = tiny_gguf(folder / "both.gguf", metadata={"attention.causal": False, "expert_used_count": 1})
     with pytest.raises(UnsupportedModelError, match="is not causal"):
-        opened(path)
+        opened(tiny_gguf(folder / "both.gguf", metadata={"attention.causal": False}))
 
 
 class Stub:
