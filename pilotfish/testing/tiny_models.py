@@ -145,6 +145,8 @@ def _add_sizes(writer: gguf.GGUFWriter, architecture: str, s: Sizes, more: dict[
     for key, value in more.items():
         if isinstance(value, str):
             writer.add_string(f"{architecture}.{key}", value)
+        elif isinstance(value, bool):
+            writer.add_bool(f"{architecture}.{key}", value)
         elif isinstance(value, int):
             writer.add_uint32(f"{architecture}.{key}", value)
         else:

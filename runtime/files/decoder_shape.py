@@ -34,7 +34,6 @@ _IDLE = {  # metadata that decoders are not computed from
 }
 _LONGEST_HEAD = 1 << 16
 _MAX_CONTEXT = 1 << 20  # rotary tables of so many positions are still made in seconds
-_WAY_OUT = "llama.cpp may run it (engine llamacpp)."
 
 
 def decoder_shape(file: GgufFile) -> DecoderShape:
@@ -46,8 +45,7 @@ def decoder_shape(file: GgufFile) -> DecoderShape:
     family = FAMILIES.get(arch)
     if family is None:
         raise UnsupportedModelError(
-            f"{file.path} holds a model of the architecture {arch!r}; GGUF import knows {', '.join(FAMILIES)}. "
-            f"{_WAY_OUT}"
+            f"{file.path} holds a model of the architecture {arch!r}; GGUF import knows {', '.join(FAMILIES)}."
         )
     if "token_embd.weight" not in file.tensors:
         raise ModelFileError(f"{file.path} has no tensor token_embd.weight.")
@@ -75,7 +73,7 @@ def _read(numbers: Numbers, family: Family) -> DecoderShape:
         raise ModelFileError(f"{file.path}: {n_heads} heads of {head_dim} numbers are no heads.")
     for key in ("attention.value_length", "attention.key_length_swa", "attention.value_length_swa"):
         if numbers.get(key, head_dim) != head_dim:
-            raise UnsupportedModelError(f"{file.path} has heads of different lengths ({key}): not yet. {_WAY_OUT}")
+            raise UnsupportedModelError(f"{file.path} has heads of different lengths ({key}): not yet.")
     if not numbers.flag("attention.causal", True):
         raise UnsupportedModelError(f"{file.path} is no model that continues text: its attention is not causal.")
     layers = tuple(_layers(numbers, family, n_layers, head_dim))
@@ -124,10 +122,10 @@ def _layers(numbers: Numbers, family: Family, n_layers: int, head_dim: int) -> I
     if family.pairs and full.rotated != head_dim:
         raise UnsupportedModelError(
             f"{numbers.file.path} rotates {full.rotated} of {head_dim} dimensions of a head: not built yet for "
-            f"{numbers.file.architecture}. {_WAY_OUT}"
+            f"{numbers.file.architecture}."
         )
     if numbers.get("rope.dimension_count_swa", full.rotated) != full.rotated:
-        raise UnsupportedModelError(f"{numbers.file.path} rotates heads by different lengths: not yet. {_WAY_OUT}")
+        raise UnsupportedModelError(f"{numbers.file.path} rotates heads by different lengths: not yet.")
     window, near, sliding = None, full, [False] * n_layers
     if family.windows is not None:
         window, near, sliding = _windows(numbers, family.windows, full, n_layers)
@@ -159,7 +157,7 @@ def _windows(
     if windows.base is None and own != base:
         raise UnsupportedModelError(
             f"{numbers.file.path} rotates layers with a window by a base of their own (rope.freq_base_swa), which is "
-            f"not built yet for {numbers.file.architecture}. {_WAY_OUT}"
+            f"not built yet for {numbers.file.architecture}."
         )
     return (size if size < known_length(numbers) else None), near, sliding
 
@@ -170,7 +168,7 @@ def _check_unread(numbers: Numbers) -> None:
     for key in sorted(unread, key=lambda key: key not in _REFUSED):
         what = _REFUSED.get(key, "something that is not known here")
         raise UnsupportedModelError(
-            f"{file.path} uses {what} ({file.architecture}.{key}), which GGUF import does not build yet. {_WAY_OUT}"
+            f"{file.path} uses {what} ({file.architecture}.{key}), which GGUF import does not build yet."
         )
 
 
@@ -196,8 +194,7 @@ def _check_tensors(file: GgufFile, s: DecoderShape) -> None:
     unknown = sorted(set(file.tensors) - known)
     if unknown:
         raise UnsupportedModelError(
-            f"{file.path} has the tensor {unknown[0]}, which a {s.architecture} model as built here would ignore. "
-            f"{_WAY_OUT}"
+            f"{file.path} has the tensor {unknown[0]}, which a {s.architecture} model as built here would ignore."
         )
 
 

@@ -60,8 +60,7 @@ def read_rotation(numbers: Numbers, head_dim: int, scalings: frozenset[str]) -> 
     kind = numbers.word("rope.scaling.type", "linear")  # as llama.cpp takes a factor without a type
     if kind not in ("none", *scalings):
         raise UnsupportedModelError(
-            f"{file.path} scales its rotary embedding by {kind!r}, which is not built yet for {file.architecture}: "
-            "llama.cpp may run it (engine llamacpp)."
+            f"{file.path} scales its rotary embedding by {kind!r}, which is not built yet for {file.architecture}."
         )
     factor = numbers.get("rope.scaling.factor", numbers.get("rope.scale_linear", 1.0))
     amplitude = numbers.get("rope.scaling.attn_factor", 1.0)
@@ -115,7 +114,7 @@ def _yarn(
     if not math.isclose(stated, amplitude, rel_tol=1e-3) or numbers.get("rope.scaling.yarn_ext_factor", 1.0) != 1.0:
         raise UnsupportedModelError(
             f"{numbers.file.path} has a YaRN of its own (rope.scaling.yarn_attn_factor or yarn_ext_factor), which is "
-            "not built yet: llama.cpp may run it (engine llamacpp)."
+            "not built yet."
         )
     return frequencies * (1 - stretched) + frequencies / factor * stretched, amplitude
 

@@ -16,6 +16,7 @@ from pilotfish import load
 from pilotfish.backends import get
 from pilotfish.loading.measuring import known_answer
 from pilotfish.runtime.errors import AbilityError, ModelFileError, OptionError, PilotfishWarning, UnsupportedModelError
+from pilotfish.runtime.files.gguf_model import GgufModel
 from pilotfish.runtime.files.open_model import open_model
 from pilotfish.runtime.interfaces import Session, Weights
 from pilotfish.runtime.model.model import Model
@@ -196,8 +197,8 @@ def test_without_an_engine_the_one_that_can_opens_it(folder: Path, monkeypatch: 
 def test_another_engine_says_which_one_runs_it(engine: str, folder: Path) -> None:
     if get(engine).version() is None:
         pytest.skip(f"{engine} is not installed")
-    with pytest.raises(UnsupportedModelError, match=r"'gemma2'.* The llamacpp engine runs it") as error:
-        load(written(folder, "gemma2"), engine=engine, threads=1)
+    with pytest.raises(UnsupportedModelError, match=r"'lfm2'.* The llamacpp engine runs it") as error:
+        load(written(folder, "lfm2"), engine=engine, threads=1)
     assert "\n" not in str(error.value)
 
 
@@ -216,17 +217,17 @@ def test_a_large_file_is_not_loaded_to_be_shown(
     monkeypatch.setattr("pilotfish.apps.inspection._SMALL", 0)
     path = written(folder, "lfm2")
     assert f"not tried yet; to find out what it can do: pilotfish doctor {path}" in pilotfish("inspect", path).out
-    BACKEND.known_answer(path)  # type: ignore[attr-defined]
+    BACKEND.known_answer(GgufModel(path))  # type: ignore[attr-defined]
     assert "not tried yet" not in pilotfish("inspect", path).out
     checked = tiny_gguf(folder / "checked.gguf")
     assert "any number of tokens" in pilotfish("inspect", checked).out
 
 
 def test_what_llama_cpp_refuses_is_one_line_with_its_reason(folder: Path, pilotfish: Run) -> None:
-    whole = written(folder, "gemma2").read_bytes()
+    whole = written(folder, "mamba").read_bytes()
     damaged = folder / "damaged.gguf"
-    damaged.write_bytes(whole.replace(b"blk.0.attn_q.weight", b"blk.0.attn_x.weight"))
-    refused(pilotfish("run", damaged, "hello", "--engine", "llamacpp"), "attn_q.weight", "llama.cpp says")
+    damaged.write_bytes(whole.replace(b"blk.0.ssm_in.weight", b"blk.0.ssm_xx.weight"))
+    refused(pilotfish("run", damaged, "hello", "--engine", "llamacpp"), "ssm_in.weight", "llama.cpp says")
 
 
 def test_a_model_that_reads_both_ways_is_refused(folder: Path) -> None:

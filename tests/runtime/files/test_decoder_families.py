@@ -42,13 +42,13 @@ def test_every_family_that_is_read_is_tried() -> None:
 def test_a_key_and_a_tensor_that_nobody_reads_are_refused_by_name(name: str, files: dict[str, GgufFile]) -> None:
     file = files[name]
     decoder_shape(file)
-    with pytest.raises(UnsupportedModelError, match=rf"{file.architecture}\.swin_norm\).*engine llamacpp"):
+    with pytest.raises(UnsupportedModelError, match=rf"{file.architecture}\.swin_norm\)"):
         decoder_shape(changed(file, {"swin_norm": True}))
     decoder_shape(changed(file, {"swin_norm": False}))
     with pytest.raises(UnsupportedModelError, match=r"mixtures of experts .*expert_count"):
         decoder_shape(changed(file, {"expert_count": 8, "expert_used_count": 2}))
     spare = GgufTensor("blk.0.spare.weight", "F32", (1,), np.zeros(4, np.uint8))
-    with pytest.raises(UnsupportedModelError, match=r"blk\.0\.spare\.weight.*engine llamacpp"):
+    with pytest.raises(UnsupportedModelError, match=r"blk\.0\.spare\.weight"):
         decoder_shape(GgufFile(file.path, file.metadata, {**file.tensors, spare.name: spare}))
     for missing in (tensor for tensor in file.tensors if tensor.startswith("blk.1.") and "bias" not in tensor):
         with pytest.raises(ModelFileError, match=missing):

@@ -222,7 +222,7 @@ def test_no_metadata_breaks_the_shape(sound: Path, changes: dict[str, object]) -
         ({"attention.sliding_window": 4096}, "sliding-window"),
         ({"rope.scaling.type": "longrope", "rope.scaling.factor": 4.0}, "'longrope'"),
         ({"rope.scaling.type": "yarn", "rope.scaling.yarn_ext_factor": 0.5}, "a YaRN of its own"),
-        ({"attention.clamp_kqv": 8.0}, r"not known here \(llama.attention.clamp_kqv\).*engine llamacpp"),
+        ({"attention.clamp_kqv": 8.0}, r"not known here \(llama.attention.clamp_kqv\)"),
         ({"rope.dimension_count": 8}, "rotates 8 of 16 dimensions"),
         ({"context_length": 1 << 28}, "contexts of 268435456 tokens"),
         ({"attention.scale": 0.25}, "a scale of attention"),
@@ -238,7 +238,7 @@ def test_what_is_not_built_is_refused_by_name(
 
 def test_other_architectures_and_unknown_tensors_are_refused(tmp_path: Path) -> None:
     path = tiny_gguf(tmp_path / "falcon.gguf", architecture="falcon", sizes=Sizes(layers=1))
-    with pytest.raises(UnsupportedModelError, match=r"'falcon'.*llama, qwen2, qwen3.*engine llamacpp"):
+    with pytest.raises(UnsupportedModelError, match=r"'falcon'.*llama, qwen2, qwen3"):
         decoder_shape(read_gguf(path))
     extra = {"blk.0.attn_q_norm.weight": np.ones(16, np.float32)}
     path = tiny_gguf(tmp_path / "norms.gguf", sizes=Sizes(layers=1), extra_tensors=extra)
