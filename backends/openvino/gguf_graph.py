@@ -17,16 +17,8 @@ from .gguf_heads import Heads
 from .graph import ForeignGraphError, Model, Node, Output, choose_rows, expect, parameter, reason, source, walk
 
 _PAGING = ("past_lens", "subsequence_begins", "block_indices", "block_indices_begins")
-_PROVEN = (
-    "llama",
-    "qwen2",
-    "qwen3",
-    "gemma",
-    "gemma3",
-    "phi3",
-    "mistral3",
-    "smollm3",
-)  # by tests, against the reference
+# Compared with the reference engine by tests.
+_PROVEN = ("llama", "qwen2", "qwen3", "gemma", "gemma3", "phi3", "mistral3", "smollm3")
 
 
 def read_gguf_graph(file: GgufFile, shape: DecoderShape, q4_k_minima: str) -> Model:

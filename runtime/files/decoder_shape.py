@@ -32,6 +32,11 @@ _IDLE = {  # metadata that decoders are not computed from
     *("vocab_size", "tensor_data_layout", "attention.layer_norm_epsilon", "rope.scaling.finetuned"),
     "expert_used_count",
 }
+_LENGTHS = {
+    "attention.value_length": "values",
+    "attention.key_length_swa": "keys in layers with a window",
+    "attention.value_length_swa": "values in layers with a window",
+}
 _LONGEST_HEAD = 1 << 16
 _MAX_CONTEXT = 1 << 20  # rotary tables of so many positions are still made in seconds
 
@@ -71,9 +76,12 @@ def _read(numbers: Numbers, family: Family) -> DecoderShape:
         raise ModelFileError(f"{file.path}: {n_heads} heads cannot share {kv_heads} key-value heads evenly.")
     if not 2 <= head_dim <= _LONGEST_HEAD:
         raise ModelFileError(f"{file.path}: {n_heads} heads of {head_dim} numbers are no heads.")
-    for key in ("attention.value_length", "attention.key_length_swa", "attention.value_length_swa"):
-        if numbers.get(key, head_dim) != head_dim:
-            raise UnsupportedModelError(f"{file.path} has heads of different lengths ({key}): not yet.")
+    for key, what in _LENGTHS.items():
+        length = numbers.get(key, head_dim)
+        if length != head_dim:
+            raise UnsupportedModelError(
+                f"{file.path} has {what} of {length} numbers and keys of {head_dim} ({key}): not yet."
+            )
     if not numbers.flag("attention.causal", True):
         raise UnsupportedModelError(f"{file.path} is no model that continues text: its attention is not causal.")
     layers = tuple(_layers(numbers, family, n_layers, head_dim))

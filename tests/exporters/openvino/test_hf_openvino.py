@@ -25,6 +25,7 @@ from pilotfish.exporters.openvino.matrices import Matrix, matrices, own_grid, qu
 from pilotfish.exporters.parity.evaluation import TEXTS
 from pilotfish.exporters.quantize.weight_form import WeightForm
 from pilotfish.runtime.errors import AbilityError, EngineError, OptionError, UnsupportedModelError
+from pilotfish.runtime.files.bundle import open_bundle
 from pilotfish.runtime.files.gguf_file import read_gguf
 from pilotfish.runtime.files.open_model import open_model
 from pilotfish.runtime.interfaces import Floats, Tokens, Weights
@@ -441,7 +442,7 @@ def test_a_calibration_text(tmp_path: Path) -> None:
 
 
 def test_what_a_smaller_cache_costs(exported: Exported) -> None:
-    losses = measure_cache_types(exported("llama", "fp32"), [text(60), text(40, seed=2)], threads=2)
+    losses = measure_cache_types(open_bundle(exported("llama", "fp32")), [text(60), text(40, seed=2)], threads=2)
     assert [loss.kv_dtype for loss in losses] == ["u8", "u8/u4", "u4"]
     assert 0.0 < losses[0].kl < losses[1].kl < losses[2].kl
     assert losses[0].bytes_per_token > losses[1].bytes_per_token > losses[2].bytes_per_token

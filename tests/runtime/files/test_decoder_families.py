@@ -127,8 +127,8 @@ def test_granite_without_rotation(files: dict[str, GgufFile]) -> None:
     [
         ("olmo2", {"attention.sliding_window": 8}, "sliding-window attention"),
         ("qwen3", {"attention.sliding_window": 8}, "sliding-window attention"),
-        ("qwen3", {"attention.value_length": 16}, r"different lengths \(attention\.value_length\)"),
-        ("gemma3", {"attention.key_length_swa": 16}, r"different lengths \(attention\.key_length_swa\)"),
+        ("qwen3", {"attention.value_length": 16}, r"values of 16 numbers and keys of 32"),
+        ("gemma3", {"attention.key_length_swa": 16}, "keys in layers with a window of 16 numbers"),
         ("gemma3", {"rope.dimension_count_swa": 16}, "heads by different lengths"),
         ("gemma2", {"rope.freq_base_swa": 500.0}, "a base of their own"),
         ("gemma2", {"rope.scaling.type": "yarn"}, "'yarn'"),
