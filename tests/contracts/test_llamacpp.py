@@ -93,9 +93,10 @@ def test_contract(name: str, check: Callable[[Subject], None], models: dict[str,
 
 
 # A prompt step of 64 rows uses another kernel for attention on an f16 cache; int8 activations amplify that to 0.25.
+REAL_ALIKE = ((1, 2, 3, 5, 8, 16, 17, 33),)
 REAL = {
-    "f16": Case("smollm2", 0.4, 0.4, row_classes=ALIKE),
-    "q8_0": Case("smollm2", 0.1, 0.4, "q8_0", row_classes=ALIKE),
+    "f16": Case("smollm2", 0.4, 0.4, row_classes=REAL_ALIKE),
+    "q8_0": Case("smollm2", 0.1, 0.4, "q8_0", row_classes=REAL_ALIKE),
     "observing, one thread": Case("smollm2", 0.4, 0.4, options=OBSERVING, threads=1),
 }
 

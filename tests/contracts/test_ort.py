@@ -18,6 +18,7 @@ from pilotfish.testing import CHECKS, Shared, Subject
 pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
 
 CLASSES = ((1,), (*range(2, 18), 32, 33))  # one row is a class of its own, all others are another
+REAL_CLASSES = ((1,), (2, 3, 5, 8, 16, 17, 33))  # of them, around what kernels take at a time
 F32 = 2e-5  # sums in another order
 # Noise of 1e-7 is amplified where it carries an activation over the edge between two int8 codes.
 INT8, INT8_MODEL = 0.05, 0.3  # between widths; between the int8 recipe and f32
@@ -68,7 +69,7 @@ def real() -> Iterator[Subject]:
     """SmolLM2 as the product runs it, opened once for all checks but the one that closes weights."""
     path = smollm2()
     shared, judge = onnx(path, "int8").open(), open_engine("reference", path)
-    yield Subject(lambda: Shared(shared), REAL_INT8, CLASSES, (8, 200), lambda: Shared(judge), REAL_INT8_MODEL)
+    yield Subject(lambda: Shared(shared), REAL_INT8, REAL_CLASSES, (8, 200), lambda: Shared(judge), REAL_INT8_MODEL)
     shared.close()
     judge.close()
 
