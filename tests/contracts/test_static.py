@@ -63,7 +63,7 @@ def subject(case: Case, path: Path) -> Subject:
     backend = get(case.engine)
     if backend.version() is None or case.device not in backend.devices():
         pytest.skip(f"{case.engine} has no device {case.device} here")
-    judge = partial(get("reference").open, path, device=None, threads=1, kv_dtype=None)
+    judge = partial(get("reference").open, open_model(path), device=None, threads=1, kv_dtype=None)
     return Subject(
         partial(opened, case, path), case.noise, case.classes, reference=judge, reference_noise=case.reference_noise
     )
