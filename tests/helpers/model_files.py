@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from pilotfish.exporters.gguf.import_gguf import Activations, Form, import_gguf
 from pilotfish.runtime.files.gguf_model import GgufModel
+from pilotfish.runtime.progress import Progress
 
 
 def imported(
@@ -14,7 +14,7 @@ def imported(
     *,
     activations: Activations = "int8",
     form: Form = "onnx",
-    progress: Callable[[float, str], None] | None = None,
+    progress: Progress | None = None,
 ) -> Path:
     """The bundle folder that a .gguf file is imported into."""
     return import_gguf(GgufModel(path), activations=activations, form=form, progress=progress).path
