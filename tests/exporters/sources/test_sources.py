@@ -202,7 +202,7 @@ def pickled_only(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "error", "message"),
     [
-        (lambda folder: (folder / "config.json").unlink(), ModelNotFoundError, "not a Hugging Face model folder"),
+        (lambda folder: (folder / "config.json").unlink(), ModelNotFoundError, r"has no config\.json"),
         (replaced("config.json", b"{"), ModelFileError, "cannot be read as JSON"),
         (replaced("config.json", b"[" * 100_000), ModelFileError, "cannot be read as JSON"),
         (replaced("config.json", b"[1]"), ModelFileError, "does not hold a JSON object"),

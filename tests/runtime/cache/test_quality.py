@@ -361,7 +361,9 @@ def test_on_any_engine(engine: str, model_file: Path) -> None:
 def test_a_conversation_is_kept_with_what_was_found(quality: float, model_file: Path, tmp_path: Path) -> None:
     import pilotfish
 
-    file, settings = tmp_path / "talk", {"cache": "sinks:budget=64,every=32,window=24", "threads": 1}
+    # Without drafts: steps of other widths give this engine other last bits, and what was found is compared to the bit.
+    settings = {"cache": "sinks:budget=64,every=32,window=24", "threads": 1, "speculate": False}
+    file = tmp_path / "talk"
     with pilotfish.load(model_file, "reference", quality=quality, **settings) as model:  # type: ignore[arg-type]
         chat = model.chat(seed=FLAT["seed"])
         first = chat.send(PROMPT * 3, max_new_tokens=96, temperature=FLAT["temperature"]).stats.trial
