@@ -29,9 +29,11 @@ def _origin() -> tuple[str, str, str]:
     """
     try:
         text = metadata.distribution(_NAME).read_text("direct_url.json")
-    except metadata.PackageNotFoundError:  # not installed: run from a checkout, or copied
-        checkout = Path(__file__).resolve().parents[1]
-        return ("-e ", str(checkout), "") if (checkout / "pyproject.toml").exists() else ("", _NAME, "")
+    except metadata.PackageNotFoundError:
+        text = None
+    checkout = Path(__file__).resolve().parents[1]
+    if text is None and (checkout / "pyproject.toml").exists():  # Python was started there, and found it before pip's
+        return "-e ", str(checkout), ""
     origin: dict[str, Any] = {} if text is None else json.loads(text)
     url = origin.get("url", "")
     if "dir_info" in origin:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -47,6 +48,7 @@ def test_the_command_is_that_of_this_installation(
             return None if origin is None else json.dumps(origin)
 
     monkeypatch.setattr(metadata, "distribution", lambda name: Installed())
+    monkeypatch.setattr(install, "__file__", "/elsewhere/pilotfish/runtime/install.py")
     assert install_command("onnx", "demo") == command
     assert backends.get("onnx").install == command.replace(",demo", "")
 
@@ -58,6 +60,10 @@ def test_a_checkout_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(metadata, "distribution", none)
     root = Path(__file__).parents[2]
     assert install_command("onnx") == f"pip install -e '{root}[onnx]'"
+    monkeypatch.setattr(metadata, "distribution", lambda name: SimpleNamespace(read_text=lambda name: None))
+    install._origin.cache_clear()  # as where Python is started in the checkout, beside what setuptools left there
+    assert install_command("onnx") == f"pip install -e '{root}[onnx]'"
+    monkeypatch.setattr(metadata, "distribution", none)
     monkeypatch.setattr(install, "__file__", "/elsewhere/pilotfish/runtime/install.py")
     install._origin.cache_clear()
     assert install_command("onnx") == "pip install 'pilotfish[onnx]'" and install_command() == "pip install pilotfish"
