@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -44,6 +45,7 @@ from pilotfish.runtime.errors import (
 )
 from pilotfish.runtime.files.bundle import open_bundle
 from pilotfish.runtime.files.open_model import open_model
+from pilotfish.runtime.install import install_command
 from pilotfish.testing.tiny_models import tiny_gguf
 from pilotfish.verifying import verify as verifying
 
@@ -363,11 +365,11 @@ def test_missing_packages_are_named_with_the_command_that_adds_them(
     monkeypatch.setattr(
         preparing.importlib.util, "find_spec", lambda name: None if name == "onnxscript" else find(name)
     )
-    with pytest.raises(EngineMissingError, match=r"onnxscript.*pilotfish\[export\]"):
+    with pytest.raises(EngineMissingError, match=r"onnxscript.*" + re.escape(install_command("export"))):
         run(job(folders("llama"), tmp_path / "out", "onnx"))
     monkeypatch.undo()
     monkeypatch.setattr(type(backends.get("onnx")), "version", lambda self: None)
-    with pytest.raises(EngineMissingError, match=r"checked on the onnx engine.*pilotfish\[onnx\]"):
+    with pytest.raises(EngineMissingError, match=r"checked on the onnx engine.*" + re.escape(install_command("onnx"))):
         run(Job(folders("llama"), tmp_path / "out", ("onnx",)))
 
 

@@ -69,6 +69,6 @@ def test_an_answer_says_it_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     path = tiny_gguf(tmp_path / "tiny.gguf", seed=3)
     with pilotfish.load(path, "reference", threads=1, speculate=False) as model:
         session = model._sequence.session
-        monkeypatch.setattr(type(session), "abilities", session.abilities - {"fork"})
+        monkeypatch.setattr(session, "abilities", session.abilities - {"fork"})
         with pytest.raises(AbilityError, match=r"reference engine cannot here.*The onnx engine"):
             model.generate("the cat", raw=True, beams=2, max_new_tokens=4)

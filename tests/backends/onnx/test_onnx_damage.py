@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -210,7 +211,9 @@ def run_mutants(folder: Path, n: int) -> Counter[str]:
 
 def test_mutated_graphs_end_in_an_error_of_ours(bundle: Path) -> None:
     command = [sys.executable, __file__, str(bundle), str(N_MUTANTS)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=2400)
+    path = os.pathsep.join(filter(None, (str(Path(__file__).parents[2] / "helpers"), os.environ.get("PYTHONPATH"))))
+    environment = {**os.environ, "PYTHONPATH": path}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=2400, env=environment)
     assert done.returncode == 0, (done.returncode, done.stderr[-2000:])
     found = json.loads(done.stdout)
     assert sum(found.values()) == 2 * N_MUTANTS and found["ModelFileError"] > N_MUTANTS // 2, found
