@@ -102,7 +102,8 @@ class LoadOptions:
 
     def require_draft(self) -> None:
         """Raise OptionError where something was said of a draft model: there is none."""
-        for name, value in (("draft_engine", self.draft_engine), ("draft_cache", self.draft_cache)):
+        cache = None if self.draft_cache is None else self.draft_cache.name
+        for name, value in (("draft_engine", self.draft_engine), ("draft_cache", cache)):
             if value is not None:
                 raise OptionError(f"{name} is {value!r}, but there is no draft model; give one, or drop it.")
 

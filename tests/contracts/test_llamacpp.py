@@ -93,7 +93,7 @@ def test_contract(name: str, check: Callable[[Subject], None], models: dict[str,
 
 
 # A prompt step of 64 rows uses another kernel for attention on an f16 cache; int8 activations amplify that to 0.25.
-REAL_ALIKE = ((1, 2, 3, 5, 8, 16, 17, 33),)
+REAL_ALIKE = ((1, 2, 5, 16, 33),)
 REAL = {
     "f16": Case("smollm2", 0.4, 0.4, row_classes=REAL_ALIKE),
     "q8_0": Case("smollm2", 0.1, 0.4, "q8_0", row_classes=REAL_ALIKE),

@@ -18,7 +18,7 @@ from pilotfish.testing import CHECKS, Shared, Subject
 pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
 
 CLASSES = ((1,), (*range(2, 18), 32, 33))  # one row is a class of its own, all others are another
-REAL_CLASSES = ((1,), (2, 3, 5, 8, 16, 17, 33))  # of them, around what kernels take at a time
+REAL_CLASSES = ((1,), (2, 5, 16, 33))  # of them, around what kernels take at a time
 F32 = 2e-5  # sums in another order
 # Noise of 1e-7 is amplified where it carries an activation over the edge between two int8 codes.
 INT8, INT8_MODEL = 0.05, 0.3  # between widths; between the int8 recipe and f32
