@@ -20,6 +20,7 @@ from pilotfish.runtime.text.chat_template import ChatTemplate
 
 FOLDER = Path(__file__).parent / "chat_templates"
 TEMPLATES = {path.stem: path.read_text("utf-8") for path in sorted(FOLDER.glob("*.jinja"))}
+assert TEMPLATES, f"no templates lie in {FOLDER}"
 READ_PARTS = frozenset({"tekken", "gemma"})
 USER, SYSTEM = {"role": "user", "content": " How hot is it?\n"}, {"role": "system", "content": "Be <brief> & kind."}
 SAID = {"role": "assistant", "content": "<think>\nHot.\n</think>\n\nIt is hot."}
