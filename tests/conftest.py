@@ -18,6 +18,7 @@ from hypothesis import settings as hypothesis_settings
 sys.path.insert(0, str(Path(__file__).parent / "helpers"))  # tiny models, real weights and friends
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # two test processes share the cores: who waits gives one back
 os.environ.setdefault("PILOTFISH_ENGINE", "onnx")  # tests that try out engines say so
 os.environ.setdefault("PILOTFISH_THREADS", str(min(2, os.cpu_count() or 1)))
 
