@@ -79,11 +79,6 @@ def block_elements(type_name: str) -> int:
     return _BLOCK[type_name][0]
 
 
-def is_quantized(type_name: str) -> bool:
-    """Whether elements of this cache type share a scale."""
-    return _BLOCK[type_name][0] > 1
-
-
 @functools.cache
 def gpus() -> dict[str, int]:
     """The address of each GPU's ggml device by its name in lower case ("cuda0", "vulkan0"), in ggml's order."""

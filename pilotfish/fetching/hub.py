@@ -6,14 +6,16 @@ Everything lies in the hub's own cache, which other programs share, and is found
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..runtime.checks import shown
 from ..runtime.errors import DownloadError, ModelNotFoundError, OptionError
+from ..runtime.progress import Progress
 
 PREFIX = "hf:"
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -22,10 +24,8 @@ _PREFERRED = "q4_k_m"  # where a repository has several and none is named
 _FOLDER = ("*.json", "*.safetensors", "*.model", "*.jinja", "LICENSE*", "README.md")
 _ANSWER_S = 10.0
 
-Report = Callable[[str, float], None]
 
-
-def hub_model(name: str, report: Report) -> Path:
+def hub_model(name: str, report: Progress) -> Path:
     """The .gguf file, the first part of a split one, or the folder that a name stands for, without its prefix.
 
     name: "org/name", "org/name:FILE.gguf", or "org/name:Q4_K_M", a part of the file's name.
@@ -39,7 +39,12 @@ def hub_model(name: str, report: Report) -> Path:
     except ImportError as error:
         raise DownloadError(f"{PREFIX}{name} needs a package. Add it with: pip install huggingface_hub") from error
     held, why = _listed(huggingface_hub, repository)
-    files = chosen_files(held, wanted, repository)
+    try:
+        files = chosen_files(held, wanted, repository)
+    except ModelNotFoundError:
+        if why is None:
+            raise
+        raise _refused(f"{repository}:{wanted}", why) from why  # it may well be there, and only the cache was seen
     offline = why is not None
     try:
         if not files:
@@ -48,13 +53,12 @@ def hub_model(name: str, report: Report) -> Path:
                 huggingface_hub.snapshot_download(repository, allow_patterns=wanted_files, local_files_only=offline)
             )
         places = []
+        fetched: Any = huggingface_hub.hf_hub_download
+        reports = "tqdm_class" in inspect.signature(fetched).parameters  # older releases draw bars of their own
         for file in files:
-            bar = _bar(report, f"fetching {file}")
-            places.append(
-                huggingface_hub.hf_hub_download(
-                    repository, file, local_files_only=offline, etag_timeout=_ANSWER_S, tqdm_class=bar
-                )
-            )
+            bar: dict[str, Any] = {"tqdm_class": _bar(report, f"fetching {file}")} if reports else {}
+            places.append(fetched(repository, file, local_files_only=offline, etag_timeout=_ANSWER_S, **bar))
+            report(f"fetching {file}", 1.0)
         return Path(places[0])
     except Exception as error:  # its own errors and its network library's have no common class
         raise _refused(repository, why or error) from error
@@ -93,7 +97,7 @@ def _listed(hub: Any, repository: str) -> tuple[list[str], Exception | None]:
         raise _refused(repository, error) from error
 
 
-def _bar(report: Report, what: str) -> type[Any]:
+def _bar(report: Progress, what: str) -> type[Any]:
     """A progress bar of the hub's kind that reports instead of drawing."""
     from tqdm import tqdm
 

@@ -135,11 +135,11 @@ def load_with(path: str | os.PathLike[str], options: LoadOptions, progress: Prog
     with naming_others(target, wish.engine):
         places, choice = choose(target, wish, report)
         weights, opened, place, notes = open_first_right(target, places, report)
-    if weights.info.rewinds == 0 and options.length_policy is not None:
-        options = replace(options, speculate=False, draft=None)
-        warnings.warn(_without_drafts(target, weights.info), PilotfishWarning, stacklevel=3)
     assistant: DraftWeights | None = None
     try:
+        if weights.info.rewinds == 0 and options.length_policy is not None:
+            options = replace(options, speculate=False, draft=None)
+            warnings.warn(_without_drafts(target, weights.info), PilotfishWarning, stacklevel=3)
         named = isinstance(options.draft, NamedDraft)
         if named and draft is not None and pays_here(target, draft, weights.info) is False:
             draft = None

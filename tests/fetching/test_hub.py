@@ -135,6 +135,7 @@ def test_a_file_is_fetched_once_and_found_without_a_network(hub: str, tmp_path: 
     nowhere = "http://127.0.0.1:9"
     assert resolved("hf:org/tiny", tmp_path, nowhere) == first
     assert resolved("hf:org/tiny:Q4_0", tmp_path, hub, HF_HUB_OFFLINE="1") == first
+    assert resolved("hf:org/tiny:Q8_0", tmp_path, nowhere).startswith("DownloadError hf:org/tiny:Q8_0 cannot be")
     assert resolved("hf:org/other", tmp_path, nowhere).startswith("DownloadError hf:org/other cannot be fetched")
 
 
