@@ -3,61 +3,32 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..runtime.errors import OptionError
+from .flags import LoadFlags, SamplingFlags, spread
 from .inputs import read_document, read_prompt, require_conversation, require_input
-from .options import (
-    Cache,
-    Device,
-    DraftCache,
-    DraftEngine,
-    DraftOption,
-    Engine,
-    EngineOption,
-    Exact,
-    KvDtype,
-    MaxContext,
-    MaxNewTokens,
-    ModelArgument,
-    Plain,
-    Quality,
-    Temperature,
-    Thinking,
-    Threads,
-)
+from .options import MaxNewTokens, ModelArgument, Temperature, Thinking
 from .room import require_room
-from .told import check_beams, check_drafts, check_prompt, engine_options, load_told
+
+if TYPE_CHECKING:
+    from ..runtime.sampling.sampling import Sampling
 
 
+@spread
 def run(
+    *,
     model: Annotated[str | None, typer.Argument(show_default=False)] = None,
     prompt: Annotated[str | None, typer.Argument()] = None,
     demo: Annotated[
         str | None, typer.Option(help="Run a demo's own model on the prompt, without MODEL: correct.")
     ] = None,
-    engine: Engine = None,
-    device: Device = None,
-    draft: DraftOption = None,
-    draft_engine: DraftEngine = None,
-    draft_cache: DraftCache = None,
-    plain: Plain = False,
+    load: LoadFlags,
+    drawn: SamplingFlags,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
     max_new_tokens: MaxNewTokens = None,
-    temperature: Temperature = 0.0,
-    top_k: Annotated[int | None, typer.Option(help="Keep the k most probable tokens.")] = None,
-    top_p: Annotated[
-        float | None, typer.Option(help="Keep the most probable tokens that make up this share, 0 to 1.")
-    ] = None,
-    min_p: Annotated[
-        float | None, typer.Option(help="Keep tokens at least this share as probable as the best, 0 to 1.")
-    ] = None,
-    repetition_penalty: Annotated[float, typer.Option(help="Above 1: tokens seen before become less likely.")] = 1.0,
-    presence_penalty: Annotated[float, typer.Option(help="Subtracted from tokens generated before.")] = 0.0,
-    frequency_penalty: Annotated[float, typer.Option(help="The same, for every time that they were.")] = 0.0,
-    seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
     beams: Annotated[
         int | None, typer.Option(help="Search for the most probable answer with so many beginnings at a time.")
     ] = None,
@@ -75,13 +46,6 @@ def run(
     document: Annotated[
         Path | None, typer.Option(help="A text of any length that the prompt asks about.", show_default=False)
     ] = None,
-    max_context: MaxContext = None,
-    threads: Threads = None,
-    cache: Cache = None,
-    quality: Quality = None,
-    kv_dtype: KvDtype = None,
-    option: EngineOption = None,
-    exact: Exact = True,
     thinking: Thinking = None,
 ) -> None:
     """Answer one prompt.
@@ -93,7 +57,6 @@ def run(
     """
     from ..runtime.model.request import ANSWER, check_request
     from ..runtime.model.rules import AnswerOptions
-    from ..runtime.sampling.sampling import Sampling
     from .answer import answer
     from .demo_models import of_demo
 
@@ -101,48 +64,22 @@ def run(
         model, prompt = of_demo(demo, model, prompt)
     if model is None:
         raise OptionError("name a model (`pilotfish run MODEL PROMPT`), or a demo: --demo correct.")
-    check_drafts(plain, draft)
     check_prompt(raw, special, system, document)
-    if temperature == 0 and any(x is not None for x in (top_k, top_p, min_p, seed)):
-        raise OptionError("--top-k, --top-p, --min-p and --seed need --temperature above 0; greedy has no choice.")
-    sampling = Sampling(
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        presence_penalty=presence_penalty,
-        frequency_penalty=frequency_penalty,
-    )
+    sampling = drawn.sampling()
     n_tokens = ANSWER if max_new_tokens is None else max_new_tokens or None
-    check_request(max_new_tokens=n_tokens, seed=seed, stop=stop or ())
+    check_request(max_new_tokens=n_tokens, seed=drawn.seed, stop=stop or ())
     if beams is not None:
-        check_beams(beams, sampling, stop, draft, cache or quality)
+        check_beams(beams, sampling, stop, load)
     text = _asked(prompt, demo, document)
-    if cache is None:  # whose policy makes room
-        require_room(model, None if document else text, system, n_tokens, max_context, raw=raw, special=special)
-    loaded = load_told(
-        model,
-        engine=engine,
-        device=device,
-        draft=draft,
-        draft_engine=draft_engine,
-        draft_cache=draft_cache,
-        plain=plain or beams is not None,  # beam search does not draft
-        max_context=max_context,
-        threads=threads,
-        cache=cache,
-        quality=quality,
-        kv_dtype=kv_dtype,
-        options=engine_options(option),
-        exact=exact,
-    )
-    with loaded:
+    if load.cache is None:  # whose policy makes room
+        room = load.max_context
+        require_room(model, None if document else text, system, n_tokens, room, raw=raw, special=special)
+    with load.load(model, speculate=beams is None) as loaded:  # beam search does not draft
         answer(
             loaded,
             text,
             sampling=sampling,
-            seed=seed,
+            seed=drawn.seed,
             stop=tuple(stop or ()),
             system=system,
             raw=raw,
@@ -156,14 +93,11 @@ def run(
         )
 
 
+@spread
 def chat(
+    *,
     model: ModelArgument,
-    engine: Engine = None,
-    device: Device = None,
-    draft: DraftOption = None,
-    draft_engine: DraftEngine = None,
-    draft_cache: DraftCache = None,
-    plain: Plain = False,
+    load: LoadFlags,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
     resume: Annotated[
         Path | None, typer.Option(help="Go on with the conversation in this file, and keep it there.")
@@ -171,13 +105,6 @@ def chat(
     reread: Annotated[bool, typer.Option("--reread", help="Take its messages alone: for another model.")] = False,
     temperature: Temperature = 0.0,
     max_new_tokens: MaxNewTokens = None,
-    max_context: MaxContext = None,
-    threads: Threads = None,
-    cache: Cache = None,
-    quality: Quality = None,
-    kv_dtype: KvDtype = None,
-    option: EngineOption = None,
-    exact: Exact = True,
     thinking: Thinking = None,
 ) -> None:
     """Talk to a model. Ctrl-C stops an answer; Ctrl-D or /bye ends.
@@ -190,7 +117,6 @@ def chat(
     from ..runtime.sampling.sampling import Sampling
     from .answer import converse
 
-    check_drafts(plain, draft)
     if reread and resume is None:
         raise OptionError("--reread is about the file of --resume; give one, or drop it.")
     require_input("that is where a conversation comes from")
@@ -199,24 +125,9 @@ def chat(
     check_request(max_new_tokens=n_tokens)
     if resume is not None:
         require_conversation(resume, system)
-    if cache is None:
-        require_room(model, None, None, n_tokens, max_context)
-    with load_told(
-        model,
-        engine=engine,
-        device=device,
-        draft=draft,
-        draft_engine=draft_engine,
-        draft_cache=draft_cache,
-        plain=plain,
-        max_context=max_context,
-        threads=threads,
-        cache=cache,
-        quality=quality,
-        kv_dtype=kv_dtype,
-        options=engine_options(option),
-        exact=exact,
-    ) as loaded:
+    if load.cache is None:
+        require_room(model, None, None, n_tokens, load.max_context)
+    with load.load(model) as loaded:
         converse(
             loaded,
             system=system,
@@ -238,3 +149,31 @@ def _asked(prompt: str | None, demo: str | None, document: Path | None) -> str:
     if demo is not None:
         require_known(demo, text)
     return text
+
+
+def check_prompt(raw: bool, special: bool, system: str | None, document: Path | None) -> None:
+    """Raise OptionError for ways of writing a prompt that contradict each other."""
+    if raw and system is not None:
+        raise OptionError("--raw takes no chat template, so --system has no place; drop one of the two.")
+    if special and (not raw or document is not None):
+        why = "no document" if raw else "no message"
+        raise OptionError(f"--special is for a prompt of --raw alone: {why} may hold special tokens. Drop one of them.")
+
+
+def check_beams(beams: int, sampling: Sampling, stop: list[str] | None, load: LoadFlags) -> None:
+    """Raise OptionError for what cannot be combined with --beams, before a model is opened."""
+    from ..runtime.decoding.beam_search import Beams
+    from ..runtime.sampling.sampling import Sampling
+
+    Beams(beams)
+    for names, given in (
+        ("--temperature and penalties", sampling != Sampling()),
+        ("--stop", bool(stop)),
+        ("--draft", load.draft is not None),
+        ("--cache or --quality", bool(load.cache or load.quality)),
+    ):
+        if given:
+            raise OptionError(
+                f"--beams looks for the most probable answer as a whole and cannot be had with {names}; drop one of "
+                "the two."
+            )

@@ -22,29 +22,15 @@ MaxContext = Annotated[int | None, typer.Option(help="Tokens that the cache may 
 Cache = Annotated[
     str | None, typer.Option(help="What stays of a full KV cache: sinks, snapkv:budget=512, ...; default: everything.")
 ]
-Quality = Annotated[
+DraftOption = Annotated[
     str | None,
-    typer.Option(help="Drop the full cache once --cache is known to agree with it so often: 0.98, or auto."),
-]
-KvDtype = Annotated[
-    str | None, typer.Option(help="Cache type: int8, f16, or keys/values apart: u8/u4; default: exact.")
+    typer.Option(help="A smaller model that drafts; or self, self:POLICY: the model itself over a smaller cache."),
 ]
 Thinking = Annotated[
     bool | None,
     typer.Option("--thinking/--no-thinking", help="Whether a model that can thinks first; default: as it is made."),
 ]
-EngineOption = Annotated[
-    list[str] | None, typer.Option("--option", help="A setting of the engine, NAME=VALUE; may be given several times.")
-]
 DraftEngine = Annotated[str | None, typer.Option(help="Engine of the draft model; default: the target's.")]
-DraftCache = Annotated[
-    str | None, typer.Option(help="What stays of the draft model's own cache, as --cache; the answer is the same.")
-]
-DraftOption = Annotated[
-    str | None,
-    typer.Option(help="A smaller model that drafts; or self, self:POLICY: the model itself over a smaller cache."),
-]
-Plain = Annotated[bool, typer.Option("--plain", help="No drafts.")]
 Exact = Annotated[
     bool, typer.Option("--exact/--no-exact", help="Drafts cannot change a bit of the answer; or lift that for speed.")
 ]

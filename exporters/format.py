@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from ..runtime.progress import Share
-from .export_spec import ExportSpec
+from .export_spec import DataAware, ExportSpec
 from .sources.model_source import ModelSource
 
 if TYPE_CHECKING:
@@ -20,6 +20,8 @@ class Format(Protocol):
     engine: ClassVar[str]  # opens it, and answers for it
     packages: ClassVar[tuple[str, ...]]  # needed to write it, beside torch and transformers
     file: ClassVar[str]  # the one that is opened
+    options: ClassVar[frozenset[str]]  # of an export, by their names, that it looks at
+    methods: ClassVar[tuple[DataAware, ...]]  # that fit weights to a text, which it has
     encoder_decoder_files: ClassVar[tuple[str, str]]  # of an encoder-decoder: the one that is opened, its encoder's
 
     def refuse(self, source: ModelSource, spec: ExportSpec) -> None:

@@ -16,6 +16,14 @@ from .torch_to_onnx.format import OnnxFormat
 FORMATS: Mapping[str, Format] = {"onnx": OnnxFormat(), "openvino": OpenVinoFormat(), "gguf": GgufFormat()}
 
 
+def readers_of(option: str) -> tuple[str, ...]:
+    """The formats, and targets of the mobile pack, that look at an option of an export."""
+    from .mobile.export import OPTIONS
+
+    looks = {**{name: form.options for name, form in FORMATS.items()}, **OPTIONS}
+    return tuple(name for name, options in looks.items() if option in options)
+
+
 def files_of_format(name: str, source: ModelSource) -> tuple[str, str | None]:
     """The file of a format that is opened, and that of its encoder, if it has one."""
     form = FORMATS[name]

@@ -13,8 +13,9 @@ import psutil
 
 from ...runtime.encoder_input import checked_source
 from ...runtime.errors import ContextFullError, EngineError, OptionError
-from ...runtime.interfaces import Floats, Indices, Observation, Step, Tokens, as_tokens
+from ...runtime.interfaces import Floats, Indices, Observations, Step, Tokens, as_tokens
 from ..common.saved_cache import Layout, pack, unpack
+from ..common.source_session import UNREAD
 from .context import Context
 from .loaded_model import LlamaCppModel
 from .session import FIRST, LlamaCppSession
@@ -45,19 +46,6 @@ class LlamaCppEncoderDecoderSession(LlamaCppSession):
         self._context, self._source, self._paths = context, read, []
         self._rows.replace(nothing)
 
-    def forward(
-        self,
-        tokens: Tokens,
-        *,
-        n_logits: int,
-        parents: Indices | None = None,
-        observe: frozenset[Observation] = frozenset(),
-    ) -> Step:
-        self._rows.check_open()
-        if self._source is None:
-            raise OptionError("nothing was encoded yet: give the session a source first, with encode().")
-        return super().forward(tokens, n_logits=n_logits, parents=parents, observe=observe)
-
     def save(self) -> bytes:
         """With the source, which is read again."""
         self._rows.check_settled()
@@ -78,6 +66,11 @@ class LlamaCppEncoderDecoderSession(LlamaCppSession):
         except EngineError as error:
             self._source = before
             raise OptionError(f"this saved cache is damaged; save it again ({error})") from error
+
+    def _check_step(self, parents: Indices | None) -> None:
+        self._rows.check_open()
+        if self._source is None:
+            raise OptionError(UNREAD)
 
     def _empty(self, max_context: int) -> LlamaCppEncoderDecoderSession:
         other = LlamaCppEncoderDecoderSession(self._model, max_context, self._watching)
@@ -103,7 +96,7 @@ class LlamaCppEncoderDecoderSession(LlamaCppSession):
     def _give_back(self) -> None:
         """Nothing: a smaller context would have to read the source again."""
 
-    def _read(self, context: Context, n: int, n_logits: int, observe: frozenset[Observation], n_before: int) -> Step:
+    def _read(self, context: Context, n: int, n_logits: int, observe: Observations, n_before: int) -> Step:
         """Copies: the next source may move the memory that logits lie in."""
         step = super()._read(context, n, n_logits, observe, n_before)
         return Step(step.logits.copy(), step.hidden, None, step.attention)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ...runtime.errors import AbilityError, EngineError, OptionError
-from ...runtime.interfaces import Indices, Observation, Step, Tokens
+from ...runtime.interfaces import Indices, Tokens
 from ..common.kv_rows import room_for
 from ..common.saved_cache import Layout, pack, unpack
 from .context import Context
@@ -27,28 +27,6 @@ class RereadingSession(LlamaCppSession):
     def __init__(self, model: LlamaCppModel, max_context: int, watching: bool = False) -> None:
         self._tokens: Tokens = np.empty(0, dtype=np.int64)  # of the entries, and perhaps of some that are forgotten
         super().__init__(model, max_context, watching)
-
-    def forward(
-        self,
-        tokens: Tokens,
-        *,
-        n_logits: int,
-        parents: Indices | None = None,
-        observe: frozenset[Observation] = frozenset(),
-    ) -> Step:
-        if parents is not None:
-            raise AbilityError(
-                f"the llamacpp engine cannot verify trees with a {self.info.architecture} model: it sums its "
-                "text up in one state. Use a proposer that drafts chains."
-            )
-        n = self._rows.n
-        step = super().forward(tokens, n_logits=n_logits, observe=observe)
-        if n + len(tokens) > len(self._tokens):
-            grown = np.empty(max(2 * len(self._tokens), n + len(tokens)), dtype=np.int64)
-            grown[:n] = self._tokens[:n]
-            self._tokens = grown
-        self._tokens[n : n + len(tokens)] = tokens
-        return step
 
     def keep(self, entries: Indices) -> None:
         if len(self._rows.kept(entries)) < self._rows.n:
@@ -80,6 +58,21 @@ class RereadingSession(LlamaCppSession):
             self._hold(positions, bytearray(data.tobytes()), known)
         except EngineError as error:
             raise OptionError(f"this saved cache is damaged; save it again ({error})") from error
+
+    def _check_step(self, parents: Indices | None) -> None:
+        if parents is not None:
+            raise AbilityError(
+                f"the llamacpp engine cannot verify trees with a {self.info.architecture} model: it sums its "
+                "text up in one state. Use a proposer that drafts chains."
+            )
+
+    def _appended(self, tokens: Tokens) -> None:
+        n = self._rows.n
+        if n > len(self._tokens):
+            grown = np.empty(max(2 * len(self._tokens), n), dtype=np.int64)
+            grown[: n - len(tokens)] = self._tokens[: n - len(tokens)]
+            self._tokens = grown
+        self._tokens[n - len(tokens) : n] = tokens
 
     def _hold(self, positions: Indices, state: bytearray, tokens: Tokens) -> None:
         self._fill(positions, state)

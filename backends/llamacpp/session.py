@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ...runtime.errors import AbilityError, EngineError, OptionError
-from ...runtime.interfaces import Ability, Floats, Indices, Observation, Step, Tokens
+from ...runtime.interfaces import UNOBSERVED, Ability, Floats, Indices, Observations, Step, Tokens
 from ..common.decoder_only import DecoderOnly
 from ..common.kv_rows import Rows, room_for
 from ..common.saved_cache import pack, unpack
@@ -44,13 +44,9 @@ class LlamaCppSession(DecoderOnly):
         return 0 if self._context is None else self._context.nbytes
 
     def forward(
-        self,
-        tokens: Tokens,
-        *,
-        n_logits: int,
-        parents: Indices | None = None,
-        observe: frozenset[Observation] = frozenset(),
+        self, tokens: Tokens, *, n_logits: int, parents: Indices | None = None, observe: Observations = UNOBSERVED
     ) -> Step:
+        self._check_step(parents)
         if not observe <= self.abilities:
             self._refuse(min(observe - self.abilities))
         positions = self._rows.plan(tokens, n_logits, parents, self.info.vocab_size)
@@ -74,6 +70,7 @@ class LlamaCppSession(DecoderOnly):
             raise
         self._rows.append(positions, parents)
         self._paths = sequences or []
+        self._appended(tokens)
         return step
 
     def truncate(self, n_tokens: int) -> None:
@@ -211,7 +208,13 @@ class LlamaCppSession(DecoderOnly):
         if self._rows.n:
             target.load(source.state())
 
-    def _sequences(self, parents: Indices, n_logits: int, observe: frozenset[Observation]) -> list[list[int]]:
+    def _check_step(self, parents: Indices | None) -> None:
+        """Raise for a step that this kind of session cannot take now."""
+
+    def _appended(self, tokens: Tokens) -> None:
+        """Told of tokens that a step has just appended."""
+
+    def _sequences(self, parents: Indices, n_logits: int, observe: Observations) -> list[list[int]]:
         """For each row the leaves below it, or it itself, numbered. Raises OptionError for trees that are too large."""
         n = len(parents)
         inner = {int(parent) for parent in parents[1:]}
@@ -232,7 +235,7 @@ class LlamaCppSession(DecoderOnly):
         return below
 
     def _chain(
-        self, context: Context, tokens: Tokens, positions: Indices, n_logits: int, observe: frozenset[Observation]
+        self, context: Context, tokens: Tokens, positions: Indices, n_logits: int, observe: Observations
     ) -> Step:
         n, hidden, most = len(tokens), "hidden" in observe, self._model.max_rows
         if n <= most and (n if hidden else n_logits) <= MAX_OUTPUTS:
@@ -255,9 +258,7 @@ class LlamaCppSession(DecoderOnly):
         beyond = self._model.pairs_beyond
         return beyond is not None and self._rows.n >= beyond
 
-    def _pair(
-        self, context: Context, tokens: Tokens, positions: Indices, n_logits: int, observe: frozenset[Observation]
-    ) -> Step:
+    def _pair(self, context: Context, tokens: Tokens, positions: Indices, n_logits: int, observe: Observations) -> Step:
         """A single row, computed beside a copy of itself, which is forgotten: see LlamaCppModel.pairs_beyond."""
         twice = np.concatenate([positions, positions + 1])
         context.decode(np.repeat(tokens, 2), twice, 2 * n_logits, None, "hidden" in observe)
@@ -265,7 +266,7 @@ class LlamaCppSession(DecoderOnly):
         step = self._read(context, 2, 2 * n_logits, observe, self._rows.n)
         return Step(step.logits[:n_logits], None if step.hidden is None else step.hidden[:1])
 
-    def _read(self, context: Context, n: int, n_logits: int, observe: frozenset[Observation], n_before: int) -> Step:
+    def _read(self, context: Context, n: int, n_logits: int, observe: Observations, n_before: int) -> Step:
         return Step(
             context.logits(n, n_logits),
             hidden=context.hidden(n) if "hidden" in observe else None,

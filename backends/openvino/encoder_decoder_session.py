@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from ...runtime.encoder_input import checked_source
-from ...runtime.errors import AbilityError, OptionError
+from ...runtime.errors import AbilityError
 from ...runtime.interfaces import UNOBSERVED, Ability, Floats, Indices, Observations, Step, Tokens
 from ..common.kv_arrays import KvArrays
 from ..common.kv_rows import Rows, ancestors, room_for
-from ..common.saved_cache import Array, Layout, pack, unpack
-from .encoder_decoder_model import OvEncoderDecoderModel
+from ..common.saved_cache import Array, Layout
+from ..common.source_session import SourceSession
+from .encoder_decoder_model import OvEncoder, OvEncoderDecoderModel
 from .request import BoundRequest
 
 _ABILITIES: frozenset[Ability] = frozenset(
@@ -27,7 +27,7 @@ _ABILITIES: frozenset[Ability] = frozenset(
 _HIDDEN = -np.inf
 
 
-class OvEncoderDecoderSession:
+class OvEncoderDecoderSession(SourceSession):
     """One sequence over an OvEncoderDecoderModel."""
 
     def __init__(self, model: OvEncoderDecoderModel, max_context: int) -> None:
@@ -49,13 +49,6 @@ class OvEncoderDecoderSession:
     def nbytes(self) -> int:
         return self._cache.nbytes + sum(x.nbytes for x in self._crossed.values())
 
-    def encode(self, source: Tokens | Floats) -> None:
-        self._rows.check_open()
-        encoder = self._model.encoder()
-        read = checked_source(source, encoder.info, self.info.vocab_size)
-        self._see(read.copy(), encoder.read(read))
-        self._rows.replace(np.empty(0, dtype=np.int64))
-
     def forward(
         self, tokens: Tokens, *, n_logits: int, parents: Indices | None = None, observe: Observations = UNOBSERVED
     ) -> Step:
@@ -65,8 +58,7 @@ class OvEncoderDecoderSession:
                 "encoder-decoder model, and neither does the onnx engine."
             )
         positions = self._rows.plan(tokens, n_logits, parents, self.info.vocab_size)
-        if self._source is None:
-            raise OptionError("nothing was encoded yet: give the session a source first, with encode().")
+        self._require_source()
         decoder = self._decoder("queries" in observe)
         n = self._rows.n
         self._cache.reserve(n + len(tokens), n)
@@ -113,31 +105,20 @@ class OvEncoderDecoderSession:
         other._fill(positions, self._cache.entries(self._rows.n) if taken is None else self._cache.selected(taken))
         return other
 
-    def save(self) -> bytes:
-        """With the source, which is read again."""
-        self._rows.check_settled()
-        source = np.empty(0, dtype=np.int64) if self._source is None else self._source
-        return pack(self.info, self.positions, [*self._cache.entries(self._rows.n), source])
-
-    def restore(self, state: bytes) -> None:
-        self._rows.check_open()
-        positions, (*entries, source) = unpack(self.info, state, self.max_context, self._layout)
-        if source.size:
-            self.encode(source.astype(np.float32) if source.ndim > 1 else source.astype(np.int64))
-        self._fill(positions, entries)
-
     def close(self) -> None:
         self._rows.close()
         self._cache.close()
         self._decoders.clear()
         self._crossed = {}
 
+    def _encoder(self) -> OvEncoder:
+        return self._model.encoder()
+
+    def _entries(self) -> list[Array]:
+        return [*self._cache.entries(self._rows.n)]
+
     def _layout(self, n: int) -> list[Layout]:
-        info = self.info
-        assert info.encoder is not None
-        sound = info.encoder.source_kind == "audio"
-        source: Layout = (np.float32, (info.encoder.bins, None)) if sound else (np.int64, (None,))
-        return [*[(np.float32, (info.kv_heads, n, info.head_dim))] * (2 * info.n_layers), source]
+        return [(np.float32, (self.info.kv_heads, n, self.info.head_dim))] * (2 * self.info.n_layers)
 
     def _fill(self, positions: Indices, entries: Iterable[Array]) -> None:
         self._cache.fill(entries, len(positions))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from ...runtime.errors import OptionError
 from ...runtime.progress import Share
-from ..export_spec import ExportSpec, sizes, stored_bytes
+from ..export_spec import DataAware, ExportSpec, sizes, stored_bytes
 from ..quantize.weight_form import WeightForm
 from ..sources.model_source import ModelSource
 from .stored_as import is_stored_so
@@ -28,6 +28,10 @@ class GgufFormat:
     engine: ClassVar[str] = "llamacpp"
     packages: ClassVar[tuple[str, ...]] = ("gguf", "llama_cpp")
     file: ClassVar[str] = "gguf/model.gguf"
+    options: ClassVar[frozenset[str]] = frozenset(
+        {"embedding", "output", "symmetric", "draft", "min_agreement", "gguf_kind"}
+    )
+    methods: ClassVar[tuple[DataAware, ...]] = ()
     encoder_decoder_files: ClassVar[tuple[str, str]] = (file, file)
 
     def refuse(self, source: ModelSource, spec: ExportSpec) -> None:

@@ -48,6 +48,14 @@ _MODULES = {
     "coreml": "coreml",
 }
 TARGETS = tuple(_MODULES)
+_TABLES = frozenset({"embedding", "output", "symmetric", "block"})
+OPTIONS: Mapping[str, frozenset[str]] = {  # of an export, that each target looks at
+    "ort": _TABLES | {"activations"},
+    "onnx-static": _TABLES,
+    "qnn": frozenset(),
+    "pte": frozenset({"block", "context"}),
+    "coreml": frozenset({"context"}),
+}
 DEFAULT_TARGETS = ("ort", "onnx-static", "qnn", "pte")
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from ...runtime.errors import UnsupportedModelError
 from ...runtime.progress import Share
-from ..export_spec import ExportSpec, sizes, stored_bytes
+from ..export_spec import DataAware, ExportSpec, sizes, stored_bytes
 from ..gguf.stored_as import is_stored_so
 from ..quantize.weight_form import as_they_come
 from ..sources.model_source import ModelSource
@@ -25,6 +25,10 @@ class OpenVinoFormat:
     engine: ClassVar[str] = "openvino"
     packages: ClassVar[tuple[str, ...]] = ("openvino", "optimum.intel", "nncf")
     file: ClassVar[str] = "openvino/openvino_model.xml"
+    options: ClassVar[frozenset[str]] = frozenset(
+        {"embedding", "output", "symmetric", "draft", "min_agreement", "block", "activations", "data_aware", "ratio"}
+    )
+    methods: ClassVar[tuple[DataAware, ...]] = ("awq", "scale", "gptq")
     encoder_decoder_files: ClassVar[tuple[str, str]] = ("openvino/decoder.xml", "openvino/encoder.xml")
 
     def refuse(self, source: ModelSource, spec: ExportSpec) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from ...runtime.errors import UnsupportedModelError
 from ...runtime.progress import Share
-from ..export_spec import ExportSpec, stored_bytes
+from ..export_spec import DataAware, ExportSpec, stored_bytes
 from ..gguf.stored_as import is_stored_so
 from ..quantize.weight_form import as_they_come, check_activations
 from ..sources.model_source import ModelSource
@@ -25,6 +25,10 @@ class OnnxFormat:
     engine: ClassVar[str] = "onnx"
     packages: ClassVar[tuple[str, ...]] = ("onnx", "onnxscript")
     file: ClassVar[str] = "onnx/model.onnx"
+    options: ClassVar[frozenset[str]] = frozenset(
+        {"embedding", "output", "symmetric", "draft", "min_agreement", "block", "activations", "data_aware"}
+    )
+    methods: ClassVar[tuple[DataAware, ...]] = ("gptq",)
     encoder_decoder_files: ClassVar[tuple[str, str]] = ("onnx/decoder.onnx", "onnx/encoder.onnx")
 
     def refuse(self, source: ModelSource, spec: ExportSpec) -> None:

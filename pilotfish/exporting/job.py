@@ -12,7 +12,7 @@ from ..exporters.export_spec import DataAware, ExportSpec
 from ..exporters.parity.parity import Parity
 from ..exporters.parity.thresholds import Thresholds
 from ..exporters.quantize.weight_form import Activations, WeightForm
-from ..loading.opening import source_place
+from ..loading.opening import require_hub_name, source_place
 from ..runtime.checks import real, whole
 from ..runtime.files.bundle import Bundle
 
@@ -93,8 +93,13 @@ def _require_source(source: str | os.PathLike[str]) -> None:
     from ..exporters.open_source import require_source
     from ..fetching.catalogue import CATALOGUE
 
-    if str(source) not in CATALOGUE:
-        require_source(source_place(source))
+    if str(source) in CATALOGUE:
+        return
+    place = source_place(source)
+    if isinstance(place, str):
+        require_hub_name(place)
+    else:
+        require_source(place)
 
 
 def format_of(name: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
-from ..exporters.formats import FORMATS
+from ..exporters.formats import FORMATS, readers_of
 from ..exporters.quantize.weight_form import WeightForm, as_they_come
 from ..runtime.errors import OptionError
 
@@ -13,18 +13,8 @@ if TYPE_CHECKING:
     from ..exporters.export_spec import DataAware
     from .job import Job
 
-_MATRICES = ("onnx", "openvino", "gguf", "ort", "onnx-static")  # formats whose tables are stored as the form says
-_BLOCKS = ("onnx", "openvino", "ort", "onnx-static", "pte")  # GGUF has blocks of its own
-_READERS: dict[str, tuple[str, ...]] = {  # option: formats that look at it
-    "activations": ("onnx", "openvino", "ort"),
-    "data_aware": ("openvino", "onnx"),
-    "ratio": ("openvino",),
-    "gguf_kind": ("gguf",),
-    "draft": tuple(FORMATS),
-    "min_agreement": tuple(FORMATS),
-    "context": ("pte", "coreml"),
-}
-_FORM_READERS = {"embedding": _MATRICES, "output": _MATRICES, "block": _BLOCKS, "symmetric": _MATRICES}
+OF_FORM = ("embedding", "output", "block", "symmetric")  # options that the weights' form holds
+OF_JOB = ("activations", "data_aware", "ratio", "gguf_kind", "draft", "min_agreement", "context")
 _FLAGS = {"embedding": "embeddings", "output": "head"}  # where the command line has another name
 
 
@@ -69,10 +59,10 @@ def refuse_unused(job: Job, formats: tuple[str, ...]) -> None:
 
 def only_for(job: Job, formats: tuple[str, ...]) -> Job:
     """The same export to fewer formats: what none of them looks at is as by default."""
-    form, changes = job.form, {name: _default(job, name) for name in _unread(job, formats) if name in _READERS}
+    form, changes = job.form, {name: _default(job, name) for name in _unread(job, formats) if name in OF_JOB}
     if form is not None:
         plain = WeightForm(form.layers)
-        form = replace(form, **{name: getattr(plain, name) for name in _unread(job, formats) if name in _FORM_READERS})
+        form = replace(form, **{name: getattr(plain, name) for name in _unread(job, formats) if name in OF_FORM})
     changes["data_aware"] = _read_methods(job, formats)
     if "onnx" not in formats:
         changes["activations"] = as_they_come(changes.get("activations", job.activations))
@@ -82,28 +72,27 @@ def only_for(job: Job, formats: tuple[str, ...]) -> Job:
 
 
 def _read_methods(job: Job, formats: tuple[str, ...]) -> tuple[DataAware, ...]:
-    """The data-aware methods that some of the formats has: ONNX has one of them."""
-    if "openvino" in formats:
-        return job.data_aware
-    return tuple(method for method in job.data_aware if method == "gptq" and "onnx" in formats)
+    """The data-aware methods that some of the formats has."""
+    had = {method for name in formats if name in FORMATS for method in FORMATS[name].methods}
+    return tuple(method for method in job.data_aware if method in had)
 
 
 def _refuse_unread(job: Job, formats: tuple[str, ...]) -> None:
     for name in _unread(job, formats):
         flag = _FLAGS.get(name, name).replace("_", "-")
-        readers = {**_READERS, **_FORM_READERS}[name]
+        readers = ", ".join(readers_of(name))
         raise OptionError(
-            f"--{flag} is for the formats {', '.join(readers)}, and none of them is exported; add one of them to "
+            f"--{flag} is for the formats {readers}, and none of them is exported; add one of them to "
             f"--to, or leave --{flag} out."
         )
 
 
 def _unread(job: Job, formats: tuple[str, ...]) -> list[str]:
     """Options that were given and that none of the formats looks at."""
-    given = {name: readers for name, readers in _READERS.items() if getattr(job, name) != _default(job, name)}
+    given = [name for name in OF_JOB if getattr(job, name) != _default(job, name)]
     if job.form is not None:
-        given |= {name: _FORM_READERS[name] for name in _changed(job.form)}
-    return [name for name, readers in given.items() if set(readers).isdisjoint(formats)]
+        given += _changed(job.form)
+    return [name for name in given if set(readers_of(name)).isdisjoint(formats)]
 
 
 def _default(job: Job, name: str) -> Any:
@@ -113,4 +102,4 @@ def _default(job: Job, name: str) -> Any:
 def _changed(form: WeightForm) -> list[str]:
     """What differs from the default of such weights."""
     plain = WeightForm(form.layers)
-    return [name for name in _FORM_READERS if getattr(form, name) != getattr(plain, name)]
+    return [name for name in OF_FORM if getattr(form, name) != getattr(plain, name)]

@@ -11,7 +11,7 @@ from .. import backends
 from ..exporters.export_spec import ExportSpec
 from ..exporters.formats import FORMATS, pack_bytes_needed, refuse_encoder_decoder
 from ..exporters.mobile.export import DEFAULT_TARGETS, TARGETS
-from ..loading.opening import resolve, source_place
+from ..loading.opening import resolve, source_folder
 from ..runtime.errors import (
     CacheWriteError,
     EngineMissingError,
@@ -75,7 +75,7 @@ def open_job_source(job: Job) -> ModelSource:
 
     if str(job.source) in CATALOGUE:
         return open_source(resolve(job.source).path)
-    return open_source(source_place(job.source))
+    return open_source(source_folder(job.source))
 
 
 def _check_names(job: Job) -> None:

@@ -34,26 +34,20 @@ def hub_model(name: str, report: Progress) -> Path:
     repository, _, wanted = name.partition(":")
     if not _REPOSITORY.fullmatch(repository):
         raise OptionError(f"{shown(PREFIX + name)} is no name on the hub: it has the form {PREFIX}ORG/NAME[:FILE].")
-    try:
-        import huggingface_hub
-    except ImportError as error:
-        raise DownloadError(f"{PREFIX}{name} needs a package. Add it with: pip install huggingface_hub") from error
-    held, why = _listed(huggingface_hub, repository)
+    hub = _library(name)
+    held, why = _listed(hub, repository)
     try:
         files = chosen_files(held, wanted, repository)
     except ModelNotFoundError:
         if why is None:
             raise
         raise _refused(f"{repository}:{wanted}", why) from why  # it may well be there, and only the cache was seen
+    if not files:
+        return _folder(hub, repository, why)
     offline = why is not None
     try:
-        if not files:
-            wanted_files = list(_FOLDER)
-            return Path(
-                huggingface_hub.snapshot_download(repository, allow_patterns=wanted_files, local_files_only=offline)
-            )
         places = []
-        fetched: Any = huggingface_hub.hf_hub_download
+        fetched: Any = hub.hf_hub_download
         reports = "tqdm_class" in inspect.signature(fetched).parameters  # older releases draw bars of their own
         for file in files:
             bar: dict[str, Any] = {"tqdm_class": _bar(report, f"fetching {file}")} if reports else {}
@@ -62,6 +56,22 @@ def hub_model(name: str, report: Progress) -> Path:
         return Path(places[0])
     except Exception as error:  # its own errors and its network library's have no common class
         raise _refused(repository, why or error) from error
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether a text has the form of a repository's name, with or without its prefix."""
+    return _REPOSITORY.fullmatch(name.removeprefix(PREFIX)) is not None
+
+
+def hub_folder(name: str) -> Path:
+    """The folder of a repository without its .gguf files: what an export is made of. Raises DownloadError.
+
+    name: as is_hub_name() takes it. Without a network, what the cache holds.
+    """
+    repository = name.removeprefix(PREFIX)
+    hub = _library(repository)
+    _, why = _listed(hub, repository)
+    return _folder(hub, repository, why)
 
 
 def chosen_files(held: Sequence[str], wanted: str, repository: str) -> list[str]:
@@ -83,6 +93,27 @@ def chosen_files(held: Sequence[str], wanted: str, repository: str) -> list[str]
             f"{repository} has {len(sets)} files that fit; name one, {PREFIX}{repository}:FILE, of {listed}."
         )
     return fit
+
+
+def _library(name: str) -> Any:
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        name = name.removeprefix(PREFIX)
+        raise DownloadError(f"{PREFIX}{name} needs a package. Add it with: pip install huggingface_hub") from error
+    return huggingface_hub
+
+
+def _folder(hub: Any, repository: str, why: Exception | None) -> Path:
+    """A repository's folder without .gguf files. why: the reason that only the cache can be looked at."""
+    try:
+        return Path(
+            hub.snapshot_download(
+                repository, allow_patterns=list(_FOLDER), local_files_only=why is not None, etag_timeout=_ANSWER_S
+            )
+        )
+    except Exception as error:  # its own errors and its network library's have no common class
+        raise _refused(repository, why or error) from error
 
 
 def _listed(hub: Any, repository: str) -> tuple[list[str], Exception | None]:

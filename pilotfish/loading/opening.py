@@ -116,6 +116,26 @@ def source_place(source: str | os.PathLike[str]) -> str | Path:
         return name
 
 
+def source_folder(source: str | os.PathLike[str]) -> Path:
+    """Where an export's or a comparison's source lies; a model of the hub is fetched. Raises OptionError, DownloadError
+    and ModelNotFoundError."""
+    from ..fetching.hub import hub_folder
+
+    place = source_place(source)
+    if isinstance(place, Path):
+        return place
+    require_hub_name(place)
+    return hub_folder(place)
+
+
+def require_hub_name(name: str) -> None:
+    """Raise ModelNotFoundError for what is no path where something lies, and no name on the hub either."""
+    from ..fetching.hub import is_hub_name
+
+    if not is_hub_name(name) or name.lower().endswith(".gguf"):
+        raise ModelNotFoundError(f"there is no folder and no file {shown(name)}.")
+
+
 def rules_of(model: ModelFile, vocab_size: int) -> Rules:
     """What a model says is never to be said, and its other settings for generating.
 

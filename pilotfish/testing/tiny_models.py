@@ -87,7 +87,7 @@ def tiny_gguf(
     """
     rng = np.random.default_rng(seed)
     writer = gguf.GGUFWriter(path, architecture, split_max_tensors=tensors_per_file)
-    vocab_size = _add_tokenizer(writer, template)
+    vocab_size = add_tokenizer(writer, template)
     _add_sizes(writer, architecture, sizes, metadata or {})
     pick = quant if callable(quant) else lambda name: quant
     shapes = _shapes(sizes, vocab_size, tied)
@@ -111,7 +111,8 @@ def tiny_gguf(
     return min(path.parent.glob(f"{path.stem}-*-of-*.gguf")) if tensors_per_file else path
 
 
-def _add_tokenizer(writer: gguf.GGUFWriter, template: str) -> int:
+def add_tokenizer(writer: gguf.GGUFWriter, template: str) -> int:
+    """The number of tokens of a small vocabulary, which is added with a chat template."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [chr(256 + i) for i in range(256 - len(printable))]
     tokens = [chr(byte) for byte in printable] + others + [merge.replace(" ", "") for merge in MERGES]

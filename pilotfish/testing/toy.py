@@ -15,7 +15,17 @@ from ..backends.common.decoder_only import DecoderOnly
 from ..backends.common.saved_cache import pack, unpack
 from ..runtime.encoder_input import checked_source
 from ..runtime.errors import AbilityError, ContextFullError, EngineError, OptionError
-from ..runtime.interfaces import Ability, EncoderInfo, Floats, Indices, ModelInfo, Step, Tokens
+from ..runtime.interfaces import (
+    UNOBSERVED,
+    Ability,
+    EncoderInfo,
+    Floats,
+    Indices,
+    ModelInfo,
+    Observations,
+    Step,
+    Tokens,
+)
 
 ALL: frozenset[Ability] = frozenset({"tree", "evict_tokens", "attend", "fork", "save"})
 SEEN: frozenset[Ability] = frozenset(
@@ -112,12 +122,7 @@ class ToySession(DecoderOnly):
         return 16 * len(self.entries)
 
     def forward(
-        self,
-        tokens: Tokens,
-        *,
-        n_logits: int,
-        parents: Indices | None = None,
-        observe: frozenset[str] = frozenset(),
+        self, tokens: Tokens, *, n_logits: int, parents: Indices | None = None, observe: Observations = UNOBSERVED
     ) -> Step:
         n = len(tokens)
         if not observe <= self.abilities:

@@ -15,7 +15,7 @@ from ..exporters.formats import FORMATS
 from ..exporters.parity.parity import Answers, Parity, Tally
 from ..exporters.parity.thresholds import thresholds_of
 from ..loading.choosing import Wish, first_threads
-from ..loading.opening import Place, open_weights, source_place
+from ..loading.opening import Place, open_weights, source_folder
 from ..runtime.encoder_input import prepare
 from ..runtime.errors import EngineMissingError, ModelFileError, OptionError
 from ..runtime.files.bundle import Bundle, open_bundle
@@ -173,7 +173,7 @@ def _wanted(bundle: Bundle, formats: tuple[str, ...] | None) -> tuple[tuple[str,
 def _ask(bundle: Bundle, source: str | os.PathLike[str], tell: Progress) -> tuple[Answers, Mapping[str, Floats]]:
     from ..exporters.open_source import open_source
 
-    found = open_source(source_place(source))
+    found = open_source(source_folder(source))
     made_from = bundle.manifest.source
     if found.sha256 != made_from.sha256:
         raise ModelFileError(

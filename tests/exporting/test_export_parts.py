@@ -20,13 +20,16 @@ from wrong_exporters import Broken, Spoiled
 
 import pilotfish
 from pilotfish.apps.inspection import inspect_model
-from pilotfish.exporters.formats import FORMATS
+from pilotfish.exporters.formats import FORMATS, readers_of
 from pilotfish.exporters.mobile import onnx_static as mobile_static
 from pilotfish.exporters.mobile import qnn as mobile_qnn
+from pilotfish.exporters.mobile.export import OPTIONS as TARGET_OPTIONS
+from pilotfish.exporters.mobile.export import TARGETS
 from pilotfish.exporters.quantize.weight_form import WeightForm
 from pilotfish.exporting import export as exporting
 from pilotfish.exporting.export import RefusedExportError, run
 from pilotfish.exporting.job import Job
+from pilotfish.exporting.options import OF_FORM, OF_JOB
 from pilotfish.runtime.errors import (
     CacheWriteError,
     EngineError,
@@ -50,6 +53,15 @@ def no_extras(monkeypatch: pytest.MonkeyPatch) -> None:
     """As where only the extra "export" is installed."""
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in EXTRAS else found(name))
+
+
+def test_every_option_has_a_format_that_looks_at_it_and_every_format_looks_at_options() -> None:
+    assert {name for form in FORMATS.values() for name in form.options} <= {*OF_FORM, *OF_JOB}
+    assert set(TARGET_OPTIONS) == set(TARGETS) and {o for x in TARGET_OPTIONS.values() for o in x} <= {
+        *OF_FORM,
+        *OF_JOB,
+    }
+    assert all(readers_of(option) for option in (*OF_FORM, *OF_JOB))
 
 
 @pytest.fixture(scope="module")

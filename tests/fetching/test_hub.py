@@ -24,11 +24,14 @@ QUANTS = ["m-Q4_K_M.gguf", "m-Q8_0.gguf", "mmproj-m-f16.gguf", "README.md"]
 SPLIT = ["q/m-00001-of-00002.gguf", "q/m-00002-of-00002.gguf"]
 RESOLVE = """
 import sys
-from pilotfish.loading.opening import resolve
+from pilotfish.loading.opening import resolve, source_folder
 from pilotfish.runtime.errors import PilotfishError
 
 seen = []
 try:
+    if sys.argv[2:] == ["source"]:
+        print(source_folder(sys.argv[1]))
+        sys.exit()
     print(resolve(sys.argv[1], lambda what, share: seen.append((what, share))).path)
     if len(sys.argv) > 2:
         assert [what for what, share in seen if share == 1.0] and "fetching" in seen[-1][0], seen
@@ -137,6 +140,16 @@ def test_a_file_is_fetched_once_and_found_without_a_network(hub: str, tmp_path: 
     assert resolved("hf:org/tiny:Q4_0", tmp_path, hub, HF_HUB_OFFLINE="1") == first
     assert resolved("hf:org/tiny:Q8_0", tmp_path, nowhere).startswith("DownloadError hf:org/tiny:Q8_0 cannot be")
     assert resolved("hf:org/other", tmp_path, nowhere).startswith("DownloadError hf:org/other cannot be fetched")
+
+
+def test_an_export_is_made_of_the_folder_of_a_repository(hub: str, tmp_path: Path) -> None:
+    for name in ("hf:org/folder", "org/folder"):
+        found = Path(resolved(name, tmp_path, hub, "source"))
+        assert sorted(path.name for path in found.iterdir()) == ["config.json", "model.safetensors"]
+    assert Path(resolved("org/folder", tmp_path, "http://127.0.0.1:9", "source")) == found
+    assert resolved("org/none", tmp_path, hub, "source").startswith("DownloadError hf:org/none cannot be fetched")
+    for odd in ("nowhere", "no/such/folder", "org/model.gguf"):
+        assert "no folder and no file" in resolved(odd, tmp_path, hub, "source")
 
 
 def test_what_cannot_be_had_is_one_line(hub: str, tmp_path: Path) -> None:

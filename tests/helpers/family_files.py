@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import gguf
 import numpy as np
 import numpy.typing as npt
+from tiny_families import random_decoder
 
 from pilotfish.runtime.files.decoder_families import FAMILIES
-from pilotfish.testing.tiny_models import CHATML, _add_tokenizer
+from pilotfish.testing.tiny_models import CHATML, add_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -174,19 +175,8 @@ MADE: dict[str, Made] = {
 
 def tiny_of(name: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
     """A random model of this family in transformers, in f32 and eval mode. changes: other entries of its config."""
-    import torch
-    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
-
-    torch.manual_seed(seed)
     made = MADE[name]
-    config = CONFIG_MAPPING[made.model_type](**{**_SIZES, **made.settings, **changes})
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, attn_implementation="eager").float()
-    for parameter, values in model.named_parameters():
-        if "norm" in parameter or parameter.endswith("bias"):  # which a new model has at one and at zero
-            values.data += 0.5 * torch.rand_like(values) - 0.25
-    model.requires_grad_(False)
-    model.train(False)
-    return model
+    return random_decoder(made.model_type, {**_SIZES, **made.settings, **changes}, seed)
 
 
 def write_family(name: str, model: PreTrainedModel, path: Path) -> Path:
@@ -274,7 +264,7 @@ def _write(
     made: Made, sizes: dict[str, Any], tensors: dict[str, npt.NDArray[np.float32]], path: Path, quant: str = "F32"
 ) -> Path:
     writer = gguf.GGUFWriter(path, made.architecture)
-    _add_tokenizer(writer, CHATML)
+    add_tokenizer(writer, CHATML)
     for key, value in {**sizes, **made.metadata}.items():
         _add(writer, f"{made.architecture}.{key}", value)
     for tensor, array in tensors.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from pilotfish.exporters.sources.families import SUPPORTED as FAMILIES
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["FAMILIES", "VOCAB_SIZE", "save_tiny", "tiny", "tiny_tokenizer"]
+__all__ = ["FAMILIES", "VOCAB_SIZE", "random_decoder", "save_tiny", "tiny", "tiny_tokenizer"]
 
 VOCAB_SIZE = 300
 _SIZES = {
@@ -52,12 +53,18 @@ _TEMPLATE = "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}</s>{% 
 
 def tiny(family: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
     """A random model of this family (a model_type), in f32 and eval mode. changes: other entries of its config."""
+    return random_decoder(family, {**_SIZES, **_MORE[family], **changes}, seed)
+
+
+def random_decoder(model_type: str, config: Mapping[str, Any], seed: int) -> PreTrainedModel:
+    """A random decoder of transformers, in f32 and eval mode, whose norms and biases are random, too."""
     import torch
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
     torch.manual_seed(seed)
-    config = CONFIG_MAPPING[family](**{**_SIZES, **_MORE[family], **changes})
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, attn_implementation="eager").float()
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(
+        CONFIG_MAPPING[model_type](**config), attn_implementation="eager"
+    ).float()
     for name, values in model.named_parameters():
         if "norm" in name or name.endswith("bias"):  # which a new model has at one and at zero
             values.data += 0.5 * torch.rand_like(values) - 0.25

@@ -22,7 +22,8 @@ import gguf
 import numpy as np
 
 from pilotfish.exporters.gguf.llama_tokenize import process_environment
-from pilotfish.testing.tiny_models import CHATML, CONTROL, MERGES
+from pilotfish.exporters.gguf.writer import add_metadata
+from pilotfish.testing.tiny_models import CHATML, add_tokenizer
 
 Value = str | bool | int | float | list[int] | list[str] | list[float]
 
@@ -130,10 +131,10 @@ def write_foreign(folder: Path, names: list[str]) -> dict[str, Path]:
 
 def _write(path: Path, family: Family, shapes: Mapping[str, list[int]]) -> Path:
     writer = gguf.GGUFWriter(path, family.architecture)
-    _add_tokenizer(writer)
+    add_tokenizer(writer, CHATML)
     for key, value in {**_SIZES, **family.sizes}.items():
         if value is not None:
-            _add(writer, f"{family.architecture}.{key}", value)
+            add_metadata(writer, f"{family.architecture}.{key}", value)
     rng = np.random.default_rng(0)
     for name, shape in sorted(shapes.items()):
         writer.add_tensor(name, _values(name, shape, rng))
@@ -152,35 +153,6 @@ def _values(name: str, shape: list[int], rng: np.random.Generator) -> np.ndarray
     if "time_mix" in name:  # a state that decays
         return rng.normal(0.0, 0.2 / np.sqrt(shape[-1]), shape).astype(np.float32)
     return rng.normal(0.0, 2.0 / np.sqrt(shape[-1]), shape).astype(np.float32)
-
-
-def _add(writer: gguf.GGUFWriter, key: str, value: Value) -> None:
-    if isinstance(value, bool):
-        writer.add_bool(key, value)
-    elif isinstance(value, str):
-        writer.add_string(key, value)
-    elif isinstance(value, int):
-        writer.add_uint32(key, value)
-    elif isinstance(value, float):
-        writer.add_float32(key, value)
-    else:
-        writer.add_array(key, value)
-
-
-def _add_tokenizer(writer: gguf.GGUFWriter) -> None:
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [chr(256 + i) for i in range(256 - len(printable))]
-    tokens = [chr(byte) for byte in printable] + others + [merge.replace(" ", "") for merge in MERGES]
-    types = [1] * len(tokens) + [3] * len(CONTROL)
-    tokens += CONTROL
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list(tokens)
-    writer.add_token_types(types)
-    writer.add_token_merges(list(MERGES))
-    writer.add_bos_token_id(tokens.index("<|im_start|>"))
-    writer.add_eos_token_id(tokens.index("<|im_end|>"))
-    writer.add_chat_template(CHATML)
 
 
 def _shapes(path: str) -> dict[str, list[int]]:

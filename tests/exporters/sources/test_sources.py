@@ -21,7 +21,6 @@ from tiny_families import FAMILIES, save_tiny, tiny  # noqa: E402
 from pilotfish.backends.reference.backend import BACKEND as REFERENCE  # noqa: E402
 from pilotfish.exporters.open_source import SUPPORTED, open_source  # noqa: E402
 from pilotfish.runtime.errors import (  # noqa: E402
-    DownloadError,
     ModelFileError,
     ModelNotFoundError,
     PilotfishError,
@@ -274,21 +273,6 @@ def test_names_that_are_nowhere(tmp_path: Path) -> None:
     (tmp_path / "x.gguf").write_bytes(b"no such thing at all, but long enough")
     with pytest.raises(ModelFileError, match="not a GGUF file"):
         open_source(tmp_path / "x.gguf")
-
-
-def test_without_a_network_a_hub_name_is_refused_after_one_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
-    import huggingface_hub
-
-    asked = []
-
-    def unreachable(*args: object, **kwargs: object) -> None:
-        asked.append(args)
-        raise OSError("Name or service not known")
-
-    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", unreachable)
-    with pytest.raises(DownloadError, match=r"no folder org/model, .* cannot be fetched: Name or"):
-        open_source("org/model")
-    assert len(asked) == 1
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2"])
