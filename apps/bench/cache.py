@@ -16,7 +16,7 @@ from ... import __version__
 from ...loading.choosing import Wish, refuse_impossible
 from ...loading.load import load
 from ...loading.way_out import with_way_out
-from ...runtime.cache.policies import POLICIES, policy_by_name
+from ...runtime.cache.policies.by_name import POLICIES, policy_by_name
 from ...runtime.errors import AbilityError, OptionError
 from ...runtime.interfaces import ModelInfo
 from ...runtime.sampling.finite import for_json

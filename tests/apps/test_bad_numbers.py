@@ -17,8 +17,7 @@ from pilotfish import Beams, Job, Model, PilotfishError, Sampling, excerpt, expo
 from pilotfish.apps import cli
 from pilotfish.drafts.check import check_draft
 from pilotfish.drafts.make import drop_layers, lower_bits
-from pilotfish.runtime.cache.policies import POLICIES, policy_by_name
-from pilotfish.runtime.cache.policies.by_name import SELECTING, WRAPPERS
+from pilotfish.runtime.cache.policies.by_name import POLICIES, SELECTING, WRAPPERS, policy_by_name
 from pilotfish.runtime.errors import ContextFullError, OptionError
 from pilotfish.runtime.speculation.draft_length import Confidence, Fixed
 from pilotfish.testing.tiny_models import Sizes, tiny_gguf

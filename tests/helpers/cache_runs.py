@@ -14,8 +14,8 @@ from small_models import need
 
 from pilotfish.backends import get
 from pilotfish.runtime.cache.compression import entries_for
-from pilotfish.runtime.cache.policies import POLICIES, CachePolicy, policy_by_name
-from pilotfish.runtime.cache.policies.by_name import SCORERS, WRAPPERS
+from pilotfish.runtime.cache.policies import CachePolicy, policy_by_name
+from pilotfish.runtime.cache.policies.by_name import POLICIES, SCORERS, WRAPPERS
 from pilotfish.runtime.cache.sequence import CachedSequence
 from pilotfish.runtime.decoding.loop import Limits, generate
 from pilotfish.runtime.errors import OptionError

@@ -1,6 +1,6 @@
 """Which entries of a KV cache stay when it is full: one idea per file. See docs/kv-cache.md."""
 
-from .by_name import POLICIES, policy_by_name
+from .by_name import policy_by_name
 from .chunk_kv import ChunkKV
 from .critical_kv import CriticalKV
 from .expected_attention import ExpectedAttention
@@ -23,7 +23,6 @@ from .view import CacheView
 
 __all__ = [
     "H2O",
-    "POLICIES",
     "RKV",
     "CachePolicy",
     "CacheView",

@@ -28,16 +28,8 @@ from small_models import need, tiny_file
 
 from pilotfish.backends import get
 from pilotfish.runtime.cache.compression import CompressedCache
-from pilotfish.runtime.cache.policies import (
-    POLICIES,
-    CachePolicy,
-    CacheView,
-    KeyDiff,
-    SinksAndWindow,
-    SirLLM,
-    SnapKV,
-)
-from pilotfish.runtime.cache.policies.by_name import SCORERS, WRAPPERS
+from pilotfish.runtime.cache.policies import CachePolicy, CacheView, KeyDiff, SinksAndWindow, SirLLM, SnapKV
+from pilotfish.runtime.cache.policies.by_name import POLICIES, SCORERS, WRAPPERS
 from pilotfish.runtime.cache.sequence import CachedSequence
 from pilotfish.runtime.errors import AbilityError, EngineError
 from pilotfish.runtime.interfaces import Indices, Weights

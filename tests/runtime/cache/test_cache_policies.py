@@ -14,7 +14,6 @@ from pilotfish.backends.reference.backend import BACKEND as REFERENCE
 from pilotfish.runtime.cache.compression import CompressedCache
 from pilotfish.runtime.cache.policies import (
     H2O,
-    POLICIES,
     CachePolicy,
     ChunkKV,
     KeyDiff,
@@ -26,6 +25,7 @@ from pilotfish.runtime.cache.policies import (
     Tova,
     policy_by_name,
 )
+from pilotfish.runtime.cache.policies.by_name import POLICIES
 from pilotfish.runtime.cache.policies.scorer import keep_best
 from pilotfish.runtime.cache.sequence import CachedSequence, Cancelled
 from pilotfish.runtime.errors import AbilityError, ContextFullError, OptionError

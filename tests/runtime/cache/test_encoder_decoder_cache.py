@@ -9,7 +9,7 @@ import pytest
 from cache_runs import FIRST, MORE
 
 import pilotfish
-from pilotfish.runtime.cache.policies import POLICIES
+from pilotfish.runtime.cache.policies.by_name import POLICIES
 from pilotfish.runtime.errors import OptionError
 from pilotfish.runtime.model.model import Model
 from pilotfish.runtime.speculation.draft_length import Fixed
