@@ -120,6 +120,11 @@ def test_the_best_k_is_found_behind_a_local_optimum() -> None:
     assert RenewalReward().choose(forecast([0.5, 0.4, 0.3], seconds)) == 3
 
 
+def test_a_promise_within_what_estimates_are_off_by_is_none() -> None:
+    for gain, k in ((1.01, 0), (1.05, 1)):
+        assert RenewalReward().choose(forecast([0.5], [10e-3, 15e-3 / gain])) == k
+
+
 def test_probing_while_off_is_ever_rarer() -> None:
     policy = RenewalReward()
     bad = {"paths": [0.1], "seconds": [10e-3, 20e-3]}
