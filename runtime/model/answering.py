@@ -20,7 +20,7 @@ from ..speculation.proposer_set import Drafters
 from ..speculation.proposers import SelfDraft
 from ..text.prompts import Task
 from ..text.text_assembler import TextAssembler
-from ..text.thinking import Thoughts, begins_inside, marks_among
+from ..text.thinking import Thoughts, begins_inside, special_marks
 from ..text.tokenizer import Tokenizer
 from .listening import Lines, Windows, told
 from .request import Request
@@ -84,7 +84,7 @@ class Answering:
             text = Lines(windows)
         else:
             behind = task.context if task.continues else ()
-            shown = marks_among(self._tokenizer) if task.thoughts else frozenset()
+            shown = special_marks(task.thoughts, self._tokenizer) if task.thoughts else frozenset()
             text = TextAssembler(self._tokenizer, asked.limits.stop_ids, asked.stop, behind=behind, shown=shown)
         thoughts = making.thoughts = self._thoughts(task)
         reason: FinishReason = "length"
@@ -179,7 +179,8 @@ class Answering:
 
     def _thoughts(self, task: Task) -> Thoughts | None:
         """What parts thoughts from the answer; None where the answer can have none."""
-        return Thoughts(inside=begins_inside(self._tokenizer, task.context)) if task.thoughts else None
+        marks = task.thoughts
+        return None if marks is None else Thoughts(marks, inside=begins_inside(marks, self._tokenizer, task.context))
 
     def _windows(self, task: Task) -> Windows | None:
         """The windows of a recording; None for texts."""

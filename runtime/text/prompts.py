@@ -12,7 +12,7 @@ from ..errors import ChatTemplateError, OptionError
 from ..interfaces import EncoderInfo, Floats, Tokens, as_tokens
 from .audio_features import checked_features, log_mel
 from .chat_template import ChatTemplate, Message, encode_chat
-from .thinking import switched, thinks
+from .thinking import Marks, marks_of, switched
 from .tokenizer import Tokenizer
 
 Prompt: TypeAlias = str | Sequence[Message] | Floats
@@ -23,7 +23,7 @@ class Task:
     """What one answer goes on from, and the source it is about: None where the prompt itself is continued.
 
     continues: whether the answer is more of the context's text; it is a text of its own in a chat, or about a source.
-    thoughts: whether the answer may begin with some, which are told apart from it.
+    thoughts: the marks of those that the answer may begin with, which are told apart from it; None: there are none.
     detect: languages of which the one that is heard takes the second place of the context. first_time: the token that
     says 0.00, where times are asked for.
     """
@@ -31,7 +31,7 @@ class Task:
     context: Tokens
     source: Tokens | Floats | None = None
     continues: bool = False
-    thoughts: bool = False
+    thoughts: Marks | None = None
     detect: tuple[int, ...] = ()
     first_time: int | None = None
 
@@ -86,7 +86,7 @@ def task_of(
     if encoder is not None:
         return Task(as_tokens(encoder.decoder_start), tokens)
     continues = isinstance(prompt, str) and (raw or template is None)
-    return Task(tokens, continues=continues, thoughts=not continues and thinks(template))
+    return Task(tokens, continues=continues, thoughts=None if continues else marks_of(template))
 
 
 def encode_prompt(

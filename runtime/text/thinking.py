@@ -1,26 +1,44 @@
 """What a model thinks before it answers, told apart from the answer.
 
 Source: the chat templates of Qwen 3, DeepSeek R1, SmolLM3, GLM 4.5 and others, which write thoughts between <think> and
-</think>, begin the answer inside of them or not, and have a switch named enable_thinking or thinking.
+</think>, begin the answer inside of them or not, and have a switch named enable_thinking or thinking; Gemma 4's, whose
+thoughts are a channel; and the Harmony format of gpt-oss, where the answer is one, too.
 """
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
 from ..errors import OptionError
 from ..interfaces import Tokens
 from .chat_template import ChatTemplate
 from .tokenizer import Tokenizer
 
-BEGIN, END = "<think>", "</think>"
+
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """What stands around thoughts. answer: what may stand before an answer without any."""
+
+    begin: str
+    end: str
+    answer: str | None = None
+
+
+THINK = Marks("<think>", "</think>")
+GEMMA = Marks("<|channel>thought\n", "<channel|>")
+_FINAL = "<|channel|>final<|message|>"
+HARMONY = Marks("<|channel|>analysis<|message|>", f"<|end|><|start|>assistant{_FINAL}", _FINAL)
 _SWITCHES = ("enable_thinking", "thinking")
 _TAIL = 8  # tokens of a prompt among which a beginning of thoughts is looked for
 
 
-def thinks(template: ChatTemplate | None) -> bool:
-    """Whether a template knows thoughts, so that answers may hold some."""
-    return template is not None and END in template.source
+def marks_of(template: ChatTemplate | None) -> Marks | None:
+    """The marks of the thoughts that a template knows, so that answers may hold some; None for a template that does
+    not."""
+    source = "" if template is None else template.source
+    known = ((THINK, THINK.end), (HARMONY, "<|channel|>analysis"), (GEMMA, GEMMA.end))
+    return next((marks for marks, sign in known if sign in source), None)
 
 
 def switched(template: ChatTemplate | None, thinking: bool | None) -> dict[str, object]:
@@ -40,14 +58,15 @@ def switched(template: ChatTemplate | None, thinking: bool | None) -> dict[str, 
     return dict.fromkeys(names, thinking)
 
 
-def begins_inside(tokenizer: Tokenizer, context: Tokens) -> bool:
+def begins_inside(marks: Marks, tokenizer: Tokenizer, context: Tokens) -> bool:
     """Whether a prompt ends where thoughts begin, so that the answer goes on with them."""
-    return tokenizer.decode(context[-_TAIL:].tolist(), special=True).rstrip().endswith(BEGIN)
+    return tokenizer.decode(context[-_TAIL:].tolist(), special=True).rstrip().endswith(marks.begin.rstrip())
 
 
-def marks_among(tokenizer: Tokenizer) -> frozenset[int]:
-    """The marks that are special tokens, whose text would not be shown."""
-    return tokenizer.special_ids(BEGIN) | tokenizer.special_ids(END)
+def special_marks(marks: Marks, tokenizer: Tokenizer) -> frozenset[int]:
+    """The special tokens among the marks, whose text would not be shown."""
+    pieces = tokenizer.split_special(marks.begin + marks.end)
+    return frozenset(piece for piece in pieces if isinstance(piece, int))
 
 
 class Thoughts:
@@ -56,7 +75,8 @@ class Thoughts:
     inside: the text begins inside of them, without a mark.
     """
 
-    def __init__(self, *, inside: bool) -> None:
+    def __init__(self, marks: Marks, *, inside: bool) -> None:
+        self._marks = marks
         self._read = self._look_for_end if inside else self._look_for_beginning
         self._held = ""  # not known yet to be of the one or of the other
         self._thought: list[str] = []
@@ -86,18 +106,21 @@ class Thoughts:
         return ""
 
     def _look_for_beginning(self) -> str:
-        text = self._held.lstrip()
-        if text.startswith(BEGIN):
-            self._held, self._read = text[len(BEGIN) :], self._look_for_end
-        elif not BEGIN.startswith(text):
-            self._read = self._say
-        else:
+        text, begin, answer = self._held.lstrip(), self._marks.begin, self._marks.answer
+        if text.startswith(begin):
+            self._held, self._read = text[len(begin) :], self._look_for_end
+        elif answer is not None and text.startswith(answer):
+            self._held, self._read = text[len(answer) :], self._say
+        elif begin.startswith(text) or (answer is not None and answer.startswith(text)):
             return ""
+        else:
+            self._read = self._say
         return self._read()
 
     def _look_for_end(self) -> str:
-        thought, mark, rest = self._held.partition(END)
-        keep = 0 if mark else next((n for n in range(len(END) - 1, 0, -1) if thought.endswith(END[:n])), 0)
+        end = self._marks.end
+        thought, mark, rest = self._held.partition(end)
+        keep = 0 if mark else next((n for n in range(len(end) - 1, 0, -1) if thought.endswith(end[:n])), 0)
         self._thought.append(thought[: len(thought) - keep])
         self._held = rest if mark else thought[len(thought) - keep :]
         if not mark:

@@ -11,7 +11,17 @@ from tiny_tokenizers import metadata
 from pilotfish.runtime.errors import OptionError
 from pilotfish.runtime.text.chat_template import ChatTemplate
 from pilotfish.runtime.text.prompts import task_of
-from pilotfish.runtime.text.thinking import Thoughts, begins_inside, switched, thinks
+from pilotfish.runtime.text.thinking import (
+    GEMMA,
+    HARMONY,
+    THINK,
+    Marks,
+    Thoughts,
+    begins_inside,
+    marks_of,
+    special_marks,
+    switched,
+)
 from pilotfish.runtime.text.tokenizer_gguf import tokenizer_from_gguf
 
 THINKS = (
@@ -19,6 +29,17 @@ THINKS = (
     "assistant: {% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n"
     "{% elif forced is defined %}<think>\n{% endif %}"
 )
+FINAL = "<|channel|>final<|message|>"
+OTHERS = {
+    f"<|channel|>analysis<|message|>because<|end|><|start|>assistant{FINAL}yes": (HARMONY, "because", "yes"),
+    f"{FINAL}yes": (HARMONY, None, "yes"),
+    "yes": (HARMONY, None, "yes"),
+    "<|channel|>analysis<|message|>it ran out<|end|>": (HARMONY, "it ran out<|end|>", ""),
+    "<|channel|>commentary to=x": (HARMONY, None, "<|channel|>commentary to=x"),
+    "<|channel>thought\nbecause\n<channel|>yes": (GEMMA, "because", "yes"),
+    "<|channel>thought\n<channel|>yes": (GEMMA, None, "yes"),
+    "yes <channel|>": (GEMMA, None, "yes <channel|>"),
+}
 CASES = {
     "<think>because</think>yes": ("because", "yes"),
     "\n<think>\nbecause\n</think>\n\nyes": ("because", "yes"),
@@ -37,8 +58,8 @@ CASES = {
 }
 
 
-def parted(pieces: list[str], *, inside: bool = False) -> tuple[str | None, str]:
-    thoughts = Thoughts(inside=inside)
+def parted(pieces: list[str], marks: Marks = THINK, *, inside: bool = False) -> tuple[str | None, str]:
+    thoughts = Thoughts(marks, inside=inside)
     said = [thoughts.push(piece) for piece in pieces]
     said.append(thoughts.finish())
     assert "".join(said) == thoughts.said
@@ -49,6 +70,13 @@ def parted(pieces: list[str], *, inside: bool = False) -> tuple[str | None, str]
 def test_where_thoughts_end_does_not_depend_on_the_pieces(text: str) -> None:
     for n in range(1, len(text) + 2):
         assert parted([text[i : i + n] for i in range(0, len(text), n)]) == CASES[text], n
+
+
+@pytest.mark.parametrize("text", OTHERS)
+def test_channels_of_thoughts_are_parted_alike(text: str) -> None:
+    marks, thought, said = OTHERS[text]
+    for n in range(1, len(text) + 1):
+        assert parted([text[i : i + n] for i in range(0, len(text), n)], marks) == (thought, said), n
 
 
 @given(st.lists(st.sampled_from(["<think>", "</think>", "<", "think", ">", "a", "\n", " "])), st.booleans())
@@ -66,17 +94,19 @@ def test_a_prompt_may_begin_the_thoughts() -> None:
     assert parted(["it ran", " out"], inside=True) == ("it ran out", "")
     tokenizer = tokenizer_from_gguf(metadata())
     for end, inside in (("<think>\n", True), ("<think>", True), ("<think>\n\n</think>\n\n", False), ("hello", False)):
-        assert begins_inside(tokenizer, tokenizer.encode(f"hello {end}")) is inside
+        assert begins_inside(THINK, tokenizer, tokenizer.encode(f"hello {end}")) is inside
 
 
 def test_the_template_is_told() -> None:
     template = ChatTemplate(THINKS)
-    assert thinks(template) and not thinks(ChatTemplate("{{ messages }}")) and not thinks(None)
+    assert marks_of(template) is THINK and marks_of(ChatTemplate("{{ messages }}")) is None and marks_of(None) is None
+    assert marks_of(ChatTemplate("<|channel|>analysis<|message|>{{ messages }}")) is HARMONY
+    assert marks_of(ChatTemplate("{% if enable_thinking %}<|channel>thought\n<channel|>{% endif %}")) is GEMMA
     tokenizer = tokenizer_from_gguf(metadata())
 
     def text(thinking: bool | None) -> str:
         task = task_of("hello", False, tokenizer, template, None, thinking=thinking)
-        assert task.thoughts
+        assert task.thoughts is THINK
         return tokenizer.decode(task.context)
 
     assert text(None) == text(True) == "user: hello\nassistant: "
@@ -95,7 +125,16 @@ def test_a_switch_that_is_not_there_is_refused() -> None:
 
 def test_what_continues_a_text_is_not_parted() -> None:
     tokenizer = tokenizer_from_gguf(metadata())
-    assert not task_of("hello", True, tokenizer, ChatTemplate(THINKS), None).thoughts
+    assert task_of("hello", True, tokenizer, ChatTemplate(THINKS), None).thoughts is None
     assert np.array_equal(
         task_of("hello", True, tokenizer, ChatTemplate(THINKS), None).context, tokenizer.encode("hello")
     )
+
+
+def test_marks_that_are_special_tokens_are_shown_to_be_looked_for() -> None:
+    known = metadata()
+    tokens, types = list(known["tokenizer.ggml.tokens"]), list(known["tokenizer.ggml.token_type"])  # type: ignore[call-overload]
+    own = ["<|channel|>", "<|message|>", "<|start|>", "<|end|>"]
+    tokenizer = tokenizer_from_gguf(metadata(tokens=tokens + own, token_type=types + [3] * 4))
+    assert special_marks(HARMONY, tokenizer) == frozenset(range(len(tokens), len(tokens) + 4))
+    assert special_marks(THINK, tokenizer) == frozenset()
