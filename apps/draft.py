@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -109,6 +110,31 @@ def make(
     _show_options(made)
     show(made.check, False)
     output().print(f"{made.folder}: {made.what}", soft_wrap=True)
+
+
+@draft_app.command()
+def speech(
+    target: Target,
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens of its answers to learn, beside those known.")] = 50_000,
+    again: Annotated[bool, typer.Option("--again", help="Forget what is known of its speech.")] = False,
+    engine: Engine = None,
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Learn what the target tends to say, so that drafts cost nothing: it invents questions and answers them.
+
+    TARGET: the model that answers: a catalogue name, a .gguf file or a bundle folder. Ctrl-C keeps what is learned.
+    """
+    from ..drafts.speech import learn_speech
+
+    with LoadProgress() as progress:
+        learned = learn_speech(target, n_tokens=tokens, engine=engine, threads=threads, again=again, progress=progress)
+    if as_json:
+        print_json(asdict(learned))
+        return
+    ended = "; ended early, a later call goes on" if learned.ended_early else ""
+    show_text(output(), f"{learned.n_tokens} tokens of {learned.n_answers} answers learned{ended}")
+    output().print(f"{learned.file}: drafts of every later load of this model begin with it", soft_wrap=True)
 
 
 def _show_options(made: MadeDraft) -> None:

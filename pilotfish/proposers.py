@@ -12,7 +12,7 @@ from .runtime.interfaces import (
     Tokens,
 )
 from .runtime.speculation.draft_length import Confidence, Fixed, RenewalReward
-from .runtime.speculation.proposers import SourceCopy, Suffix
+from .runtime.speculation.proposers import NGram, SourceCopy, Suffix
 
 __all__ = [
     "EMPTY_DRAFT",
@@ -23,6 +23,7 @@ __all__ = [
     "DraftLengthPolicy",
     "Fixed",
     "Forecast",
+    "NGram",
     "Proposer",
     "RenewalReward",
     "SourceCopy",

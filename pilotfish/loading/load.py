@@ -22,6 +22,7 @@ from ..runtime.interfaces import DraftLengthPolicy, ModelInfo, Proposer, Weights
 from ..runtime.model.model import DraftWeights, Model
 from ..runtime.profiling.engine_trial import Choice, Job
 from ..runtime.progress import Progress
+from ..runtime.speculation.proposers import default_proposers
 from ..runtime.text.chat_template import ChatTemplate
 from .broken_weights import explained, naming
 from .choosing import choose, open_first_right, refuse_impossible
@@ -30,6 +31,7 @@ from .load_options import DraftModel, LoadOptions, NamedDraft, draft_of, policy_
 from .measuring import calibration
 from .opening import Place, resolve, rules_of
 from .options import Wish
+from .speech import kept_speech
 from .vocabulary import read_tokenizer
 from .way_out import naming_others, with_way_out
 
@@ -203,7 +205,7 @@ def _model(
         measured,
         draft=assistant,
         policy=options.length_policy,
-        proposers=options.proposers,
+        proposers=_lookups(target, weights.info) if options.proposers is None else options.proposers,
         exact=options.exact,
         self_draft=options.self_draft,
         cache=options.cache,
@@ -213,6 +215,11 @@ def _model(
         rules=rules if options.suppress else rules.lifted(),
         explain=partial(_explained, target=target, info=weights.info),
     )
+
+
+def _lookups(target: ModelFile, info: ModelInfo) -> Sequence[Proposer]:
+    """Who drafts by default; with what is known of the model's own speech."""
+    return default_proposers(info, kept_speech(target, info.vocab_size))
 
 
 def _without_drafts(target: ModelFile, info: ModelInfo) -> str:

@@ -27,7 +27,8 @@ from pilotfish.runtime.profiling.row_classes import RowRule
 from pilotfish.runtime.sampling.sampling import Sampling
 from pilotfish.runtime.speculation.controller import Drafting
 from pilotfish.runtime.speculation.draft_length import Confidence, Fixed, RenewalReward
-from pilotfish.runtime.speculation.proposers import DraftModel, Suffix
+from pilotfish.runtime.speculation.ngram_table import NGramTable
+from pilotfish.runtime.speculation.proposers import DraftModel, NGram, Suffix
 from pilotfish.testing.toy import ToyWeights
 
 V = 3
@@ -128,10 +129,17 @@ def draft_model(rng: LazyRng, sampling: Sampling, seed: int) -> DraftModel:
     return DraftModel(CachedSequence(weights.session()), sampling, len(PROMPT), rng, V)  # type: ignore[arg-type]
 
 
+def learned(tokens: list[int]) -> NGramTable:
+    table = NGramTable(bits=8)
+    table.learn(tokens, 0)
+    return table
+
+
 PROPOSERS: dict[str, Callable[[LazyRng, Sampling], tuple[Proposer, ...]]] = {
     "none": lambda rng, s: (),
     "suffix": lambda rng, s: (Suffix(),),
     "suffix tree": lambda rng, s: (Suffix(branches=2),),
+    "n-grams": lambda rng, s: (NGram(learned([0, 1, 2, 0, 2, 1, 1, 0])),),
     "draft model": lambda rng, s: (draft_model(rng, s, 1),),
     "itself": lambda rng, s: (draft_model(rng, s, 0),),
     "both": lambda rng, s: (Suffix(), draft_model(rng, s, 1)),

@@ -1,15 +1,20 @@
 """Proposers: one idea per file. Each guesses what follows; none of them can change the answer."""
 
 from ...interfaces import ModelInfo, Proposer
+from ..ngram_table import NGramTable
 from .draft_model import DraftModel
+from .ngram import NGram
 from .self_draft import SelfDraft
 from .source_copy import SourceCopy
 from .suffix import Suffix
 
-__all__ = ["DraftModel", "SelfDraft", "SourceCopy", "Suffix", "default_proposers"]
+__all__ = ["DraftModel", "NGram", "SelfDraft", "SourceCopy", "Suffix", "default_proposers"]
 
 
-def default_proposers(info: ModelInfo) -> tuple[Proposer, ...]:
-    """Who drafts for a model of this kind, at next to no cost, unless somebody else is named."""
+def default_proposers(info: ModelInfo, speech: NGramTable | None = None) -> tuple[Proposer, ...]:
+    """Who drafts for a model of this kind, at next to no cost, unless somebody else is named.
+
+    speech: what is known of what the model says.
+    """
     copies = info.encoder is not None and info.encoder.source_kind == "text"  # of a sound nothing can be copied
-    return (SourceCopy(),) if copies else (Suffix(),)
+    return (SourceCopy(),) if copies else (Suffix(), NGram(speech))

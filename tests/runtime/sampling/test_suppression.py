@@ -32,7 +32,7 @@ from pilotfish.runtime.interfaces import EncoderInfo
 from pilotfish.runtime.model.rules import Frame, Rules
 from pilotfish.runtime.profiling.row_classes import ANY_WIDTH
 from pilotfish.runtime.speculation.draft_length import Fixed
-from pilotfish.runtime.speculation.proposers import SourceCopy, Suffix, default_proposers
+from pilotfish.runtime.speculation.proposers import NGram, SourceCopy, Suffix, default_proposers
 from pilotfish.testing.toy import ToyWeights
 from pilotfish.testing.toy_model import toy_model, toy_weights
 
@@ -137,6 +137,7 @@ def test_ids_that_are_no_tokens_are_refused(tmp_path: Path) -> None:
 def test_who_drafts_for_a_model_that_listens() -> None:
     """Nothing of a sound can be copied, but speech repeats itself."""
     listening = EncoderInfo((1,), 3000, "audio", 80)
-    for encoder, kind in ((None, Suffix), (EncoderInfo((2, 0)), SourceCopy), (listening, Suffix)):
+    lookups = [Suffix, NGram]
+    for encoder, kinds in ((None, lookups), (EncoderInfo((2, 0)), [SourceCopy]), (listening, lookups)):
         info = ToyWeights(V, encoder=encoder).info  # type: ignore[arg-type]
-        assert [type(proposer) for proposer in default_proposers(info)] == [kind]
+        assert [type(proposer) for proposer in default_proposers(info)] == kinds

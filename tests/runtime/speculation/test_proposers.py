@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from pilotfish.runtime.cache.sequence import CachedSequence
 from pilotfish.runtime.errors import OptionError
 from pilotfish.runtime.sampling.sampling import Sampling
-from pilotfish.runtime.speculation.proposers import DraftModel, Suffix
+from pilotfish.runtime.speculation.ngram_table import NGramTable
+from pilotfish.runtime.speculation.proposers import DraftModel, NGram, Suffix
 from pilotfish.testing.toy import ToySession, ToyWeights
 
 
@@ -167,3 +168,67 @@ def test_draft_model_padded_to_more_tokens_never_guesses_the_padding() -> None:
     made = DraftModel(CachedSequence(session), Sampling(), 1, np.random.default_rng(0), 5)
     for seed in range(10):
         assert made.propose(np.array([seed % 5, 1]), Allowance(6)).tokens.max() < 5
+
+
+def ngram(proposer: NGram, context: list[int], k: int) -> list[int]:
+    draft = proposer.propose(np.array(context, dtype=np.int64), Allowance(k))
+    assert len(draft) <= k and draft.distributions is None
+    if len(draft):
+        assert draft.expected is not None and 0 < draft.expected[-1] <= draft.expected[0] <= 1
+    return draft.tokens.tolist()
+
+
+def test_ngrams_of_one_answer_are_known_in_the_next() -> None:
+    proposer, said = NGram(), [5, 6, 7, 8, 9, 10]
+    for n in range(2, len(said) + 1):  # round by round, behind a prompt
+        ngram(proposer, [1, 2, *said[:n]], 4)
+    assert ngram(proposer, [3, 6, 7], 3) == [8, 9]  # what would follow is too unlikely
+    assert ngram(proposer, [30, 31], 3) == []
+
+
+def test_ngrams_learn_every_token_once_though_rounds_are_left_out() -> None:
+    often, seldom = NGram(), NGram()
+    said = [5, 6, 7, 5, 6, 7, 5, 6, 8, 5, 6]
+    for n in range(1, len(said) + 1):
+        ngram(often, said[:n], 1)
+    for n in (1, 2, 7, 11):
+        ngram(seldom, said[:n], 1)
+    tables = often.table, seldom.table
+    assert [[t.guess(said[:n]) for n in range(1, 12)] for t in tables[:1]] == [
+        [t.guess(said[:n]) for n in range(1, 12)] for t in tables[1:]
+    ]
+
+
+def test_ngrams_do_not_learn_prompts() -> None:
+    proposer = NGram()
+    ngram(proposer, [1, 2, 3, 1, 2], 3)
+    assert ngram(proposer, [7, 1, 2], 3) == []
+
+
+def test_a_longer_context_that_was_right_is_trusted_over_a_shorter_one() -> None:
+    table = NGramTable()
+    for _ in range(3):
+        table.learn([1, 2, 3], 0)
+        table.learn([9, 2, 4], 0)
+    assert [guess and guess[0] for guess in (table.guess([1, 2]), table.guess([9, 2]))] == [3, 4]
+
+
+def test_what_is_not_said_any_more_is_forgotten() -> None:
+    table = NGramTable()
+    for _ in range(20):
+        table.learn([1, 2], 0)
+    known = table.guess([1])
+    assert known is not None and known[0] == 2 and known[1] > 0.9
+    for _ in range(20):
+        table.learn([1, 3], 0)
+    now = table.guess([1])
+    assert now is not None and now[0] == 3 and now[1] > 0.9
+
+
+@given(st.lists(st.integers(0, 300), min_size=1, max_size=200), st.integers(1, 4))
+def test_a_small_table_holds_what_it_can(tokens: list[int], bits: int) -> None:
+    table = NGramTable(bits)
+    table.learn(tokens, 0)
+    guess = table.guess(tokens)
+    assert guess is None or (guess[0] in tokens and 0 < guess[1] < 1)
+    assert table.nbytes == 7 << bits
