@@ -4,40 +4,20 @@ from __future__ import annotations
 
 import time
 from statistics import mean, median
-from typing import Protocol
 
 from ... import __version__
 from ...loading.choosing import Wish
 from ...loading.load import load, resolve
 from ...runtime.checks import whole
 from ...runtime.errors import OptionError
-from ...runtime.files.model_file import ModelFile
 from ...runtime.model.model import Model
 from .. import machine
 from ..terminal import LoadProgress, console, output, print_json, show_table, show_text
 from .curve import engines_of
-from .genai_peer import OpenVinoGenAi
-from .llamacpp_peer import LlamaCpp
-from .onnx_peer import OnnxRuntime
+from .peers import Peer, open_peer
 from .run import choose_prompts, read_prompts
 
 _PAUSE_S = 0.05  # for the threads of the one before to go to sleep
-
-
-class Peer(Protocol):
-    """An engine that decodes without us."""
-
-    def decode(self, prompt: list[int], n_tokens: int) -> tuple[tuple[int, ...], float]: ...
-
-    def close(self) -> None: ...
-
-
-def _peer(engine: str, model: ModelFile, threads: int, max_context: int) -> Peer | None:
-    if engine == "onnx":
-        return OnnxRuntime.open(model, threads, max_context)
-    if engine == "openvino":
-        return OpenVinoGenAi.open(model, threads, max_context)
-    return LlamaCpp.open(model, threads, max_context) if engine == "llamacpp" else None
 
 
 def bench_engines(
@@ -58,7 +38,7 @@ def bench_engines(
             need = max(len(ours.encode(p)) for p in prompts) + n_tokens + 8
             if need > ours.info.context_length:
                 raise OptionError(f"--tokens is {n_tokens}: the model knows {ours.info.context_length}, not {need}.")
-            peer = _peer(name, file, ours.info.threads, need)
+            peer = open_peer(name, file, ours.info.threads, need)
             if peer is None:
                 console().print(f"{name}: its own way of decoding this model is not installed; left out")
                 continue

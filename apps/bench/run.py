@@ -23,10 +23,11 @@ from .. import machine
 from ..terminal import LoadProgress, console, output, print_json, show_table, show_text
 from .copies import CopyTask, copied_share, copy_tasks, forced
 from .inputs import read_text
-from .llamacpp_peer import LlamaCpp
+from .peers import Peer, open_peers
 from .plotting import drawn, require_plots
 
-PLAIN, SPECULATIVE, ONE_ROW, LLAMA = "plain", "speculative", "one row", "llama.cpp"
+PLAIN, SPECULATIVE, ONE_ROW = "plain", "speculative", "one row"
+_BARE = "bare "  # before the name of an engine that is driven by its own API
 _DOCUMENT = "document"  # the set of one long prompt
 _Decode = Callable[["PromptResult", int], "Sample"]
 
@@ -165,11 +166,10 @@ def _measure(model: Model, source: str, results: list[PromptResult], n_tokens: i
         SPECULATIVE: _decoder(model),
         ONE_ROW: _decoder(one_row),
     }
-    peer = None
-    if results[0].set != _DOCUMENT:  # which it would read again for every answer
-        peer = LlamaCpp.open(resolve(source), model.info.threads, model.max_context)
-    if peer is not None:
-        contestants[LLAMA] = lambda asked, n: Sample(*peer.decode(model.encode(asked.prompt).tolist(), n))
+    peers: dict[str, Peer] = {}
+    if results[0].set != _DOCUMENT and results[0].task is None:  # a document they would read again for every answer
+        peers = open_peers(resolve(source), model.info.threads, model.max_context)
+    contestants |= {_BARE + name: _bare_decoder(peer, model) for name, peer in peers.items()}
     names = list(contestants)
     try:
         for decode in contestants.values():
@@ -186,9 +186,13 @@ def _measure(model: Model, source: str, results: list[PromptResult], n_tokens: i
     finally:
         plain.close()
         one_row.close()
-        if peer is not None:
+        for peer in peers.values():
             peer.close()
     return results
+
+
+def _bare_decoder(peer: Peer, model: Model) -> _Decode:
+    return lambda asked, n: Sample(*peer.decode(model.encode(asked.prompt).tolist(), n))
 
 
 def _decoder(model: Model) -> _Decode:
@@ -215,6 +219,7 @@ def _report(model: Model, results: list[PromptResult], n_tokens: int, repeats: i
             "tokens_per_s": rates,
             "times_plain": {c: rate / rates[PLAIN] for c, rate in rates.items()},
             "lowest_times_plain": min(r.rate(SPECULATIVE) / r.rate(PLAIN) for r in group),
+            **_against_bare(group, rates),
             "accepted": accepted,
             "drafted": drafted,
             "tokens_per_round": sum(len(r.tokens) for r in rounds) / max(len(rounds), 1),
@@ -240,23 +245,44 @@ def _report(model: Model, results: list[PromptResult], n_tokens: int, repeats: i
     }
 
 
+def _against_bare(group: list[PromptResult], rates: dict[str, float]) -> dict[str, object]:
+    """What the user could run instead: the fastest engine of a set, driven bare, and ours as a multiple of it."""
+    bare = {name: rate for name, rate in rates.items() if name.startswith(_BARE)}
+    if not bare:
+        return {}
+    fastest = max(bare, key=bare.__getitem__)
+    times = [r.rate(SPECULATIVE) / r.rate(fastest) for r in group]
+    return {"fastest_bare": fastest, "times_bare": median(times), "lowest_times_bare": min(times)}
+
+
 def _show(report: dict[str, object]) -> None:
     out = output()
     sets = report["sets"]
     assert isinstance(sets, dict)
-    names = list(next(iter(sets.values()))["tokens_per_s"])
-    heads = ("set", *[f"{n} tok/s" for n in names], "times plain", "lowest", "accepted", "same text")
+    has_bare = any("fastest_bare" in row for row in sets.values())
+    heads = [
+        "set",
+        "tok/s",
+        "plain",
+        "one row",
+        "x plain",
+        "low",
+        *(["fastest bare", "x bare", "low"] * has_bare),
+    ]
     rows = []
     for name, row in sets.items():
-        rates = [f"{row['tokens_per_s'][n]:.1f}" for n in names]
-        accepted = f"{row['accepted']} of {row['drafted']}"
-        ratio, lowest = row["times_plain"][SPECULATIVE], row["lowest_times_plain"]
-        same = f"{row['same_text']} of {row['prompts']}"
-        rows.append((name, *rates, f"{ratio:.2f}", f"{lowest:.2f}", accepted, same))
+        speed = row["tokens_per_s"]
+        shown = [f"{speed[n]:.1f}" for n in (SPECULATIVE, PLAIN, ONE_ROW)]
+        shown += [f"{row['times_plain'][SPECULATIVE]:.2f}", f"{row['lowest_times_plain']:.2f}"]
+        if has_bare:
+            bare = row["fastest_bare"]
+            shown += [f"{bare.removeprefix(_BARE)} {speed[bare]:.1f}"]
+            shown += [f"{row['times_bare']:.2f}", f"{row['lowest_times_bare']:.2f}"]
+        rows.append((name, *shown, f"{row['accepted']}/{row['drafted']}", f"{row['same_text']}/{row['prompts']}"))
     show_text(
         out, f"{report['machine']}; {report['engine']}; {report['new_tokens']} tokens, {report['repeats']} passes"
     )
-    show_table(out, heads, rows)
+    show_table(out, (*heads, "accepted", "same"), rows)
     own = report["own_ms_per_round"]
     assert isinstance(own, dict)
     for name, row in sets.items():

@@ -178,7 +178,7 @@ def test_bench_run_asks_about_a_document(tiny: Path, pilotfish: Run) -> None:
     assert outcome.code == 0, outcome.err
     report = json.loads(outcome.out)
     ((name, row),) = report["sets"].items()
-    assert name == "document" and row["prompts"] == row["same_text"] == 1 and "llama.cpp" not in row["tokens_per_s"]
+    assert name == "document" and row["prompts"] == row["same_text"] == 1 and "fastest_bare" not in row
     whole = pilotfish("bench", "run", tiny, "--engine", "onnx", "--threads", 1, *options[:2], *options[4:], "--json")
     assert report["kv_bytes"] < json.loads(whole.out)["kv_bytes"] / 4
     assert "'--document': 0 is not in the range" in pilotfish("bench", "run", tiny, "--document", 0).err
@@ -286,7 +286,12 @@ def test_bench_writes_results_and_a_plot(tiny: Path, tmp_path: Path, pilotfish: 
     assert outcome.code == 0, outcome.err
     report = json.loads((tmp_path / "out" / "results.json").read_text())
     assert report["sets"]["mine"]["same_text"] == 1
-    assert report["sets"]["mine"]["times_plain"]["plain"] == 1.0
+    mine = report["sets"]["mine"]
+    assert mine["times_plain"]["plain"] == 1.0 and mine["tokens_per_s"]["bare onnx"] > 0
+    bare = {name: rate for name, rate in mine["tokens_per_s"].items() if name.startswith("bare ")}
+    assert (
+        mine["fastest_bare"] == max(bare, key=bare.__getitem__) and mine["times_bare"] == mine["lowest_times_bare"] > 0
+    )
     assert (tmp_path / "out" / "ratios.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -32,11 +32,14 @@ def show_curve() -> None:
 
 
 def show_run() -> None:
-    names = (bench.PLAIN, bench.SPECULATIVE, bench.ONE_ROW, bench.LLAMA)
+    names = (bench.PLAIN, bench.SPECULATIVE, bench.ONE_ROW, "bare llamacpp", "bare onnx")
     row = {
         "tokens_per_s": dict.fromkeys(names, 1234.5),
         "times_plain": dict.fromkeys(names, 1.25),
         "lowest_times_plain": 0.75,
+        "fastest_bare": "bare llamacpp",
+        "times_bare": 1.25,
+        "lowest_times_bare": 0.75,
         "accepted": 12345,
         "drafted": 23456,
         "same_text": 10,
