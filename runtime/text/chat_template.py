@@ -6,7 +6,7 @@ import functools
 import json
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
 from ..errors import ChatTemplateError
@@ -98,11 +98,13 @@ def encode_chat(
 ) -> Tokens:
     """Token ids of a conversation, (n,). Only the template's own words can become special tokens.
 
-    A "<|im_end|>" that a message or a tool's description contains is encoded as the text it is. Raises
-    ChatTemplateError and OptionError.
+    A "<|im_end|>" that a message or a tool's description contains is encoded as the text it is. What a system says is
+    put before the first user message where the template refuses it, or leaves it out. Raises ChatTemplateError and
+    OptionError.
     """
     marks = _Marks(tokenizer.special_tokens)
-    text = template.render(
+    text = with_system(
+        template.render,
         [marks.put_into(message) for message in checked(messages)],
         add_generation_prompt=add_generation_prompt,
         tools=None if tools is None else [marks.put_into(tool) for tool in tools],
@@ -112,6 +114,33 @@ def encode_chat(
     )
     pieces = [marks.restored(piece) if isinstance(piece, str) else piece for piece in tokenizer.split_special(text)]
     return tokenizer.encode_pieces(pieces, bos=False)  # a template writes the token itself where it is wanted
+
+
+def with_system(render: Callable[..., str], messages: list[dict[str, object]], **known: object) -> str:
+    """The text of a conversation that a template may not take as it is: some know no system, others no developer."""
+    first, *rest = messages
+    if first["role"] not in ("system", "developer"):
+        return render(messages, **known)
+    said = str(_joined(first).get("content") or "").strip()
+    refusal: ChatTemplateError | None = None
+    for shape in (messages, [{**first, "role": "system"}, *rest], _folded(said, rest)):
+        try:
+            text = "" if shape is None else render(shape, **known)
+        except ChatTemplateError as error:
+            refusal = refusal or error
+            continue
+        if text and (said in text or json.dumps(said, ensure_ascii=False)[1:-1] in text):
+            return text
+    if refusal is not None:
+        raise refusal
+    return render(messages, **known)
+
+
+def _folded(said: str, rest: list[dict[str, object]]) -> list[dict[str, object]] | None:
+    """The conversation with what the system said before the first user message; None where none follows."""
+    if not rest or rest[0]["role"] != "user":
+        return None
+    return [{**rest[0], "content": f"{said}\n\n{_joined(rest[0])['content']}"}, *rest[1:]]
 
 
 def turn_end(tokenizer: Tokenizer, template: ChatTemplate) -> int | None:

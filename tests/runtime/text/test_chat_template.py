@@ -242,3 +242,32 @@ def test_tools_and_names_are_text_too() -> None:
 def test_a_template_writes_the_models_own_tokens() -> None:
     tokens = encode_chat(TOKENIZER, ChatTemplate("{{ bos_token }}{{ messages[0].content }}{{ eos_token }}"), USER)
     assert tokens.tolist() == [START, *TOKENIZER.encode("Hi"), END]
+
+
+TURNS = "{% for m in messages %}{{ '[' + m.role + '] ' + m.content | trim + '\n' }}{% endfor %}"
+REFUSES = "{% if messages[0].role == 'system' %}{{ raise_exception('no system here') }}{% endif %}" + TURNS
+LEAVES_OUT = TURNS.replace("messages %}", "messages if m.role in ('user', 'assistant') %}")
+KNOWS_SYSTEM = TURNS.replace("messages %}", "messages if m.role != 'developer' %}")
+
+
+@pytest.mark.parametrize("role", ["system", "developer"])
+@pytest.mark.parametrize(
+    ("source", "as_it_is"), [(TURNS, "its own"), (REFUSES, None), (LEAVES_OUT, None), (KNOWS_SYSTEM, "system")]
+)
+def test_what_a_system_says_comes_before_the_question_where_a_template_knows_no_system(
+    source: str, as_it_is: str | None, role: str
+) -> None:
+    said = {"role": role, "content": " Be brief. "}
+    asked: list[Message] = [said, {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"}]
+    text = TOKENIZER.decode(encode_chat(TOKENIZER, ChatTemplate(source), asked).tolist())
+    known = role if as_it_is == "its own" or (source == REFUSES and role == "developer") else as_it_is
+    head = "[user] Be brief.\n\nHi\n" if known is None else f"[{known}] Be brief.\n[user] Hi\n"
+    assert text == head + "[assistant] Yes?\n"
+
+
+def test_a_system_alone_is_refused_as_the_template_does() -> None:
+    with pytest.raises(ChatTemplateError, match="no system here"):
+        encode_chat(TOKENIZER, ChatTemplate(REFUSES), [{"role": "system", "content": "Be brief."}])
+    parts = [{"role": "system", "content": [{"type": "text", "text": "One."}, {"type": "text", "text": "Two."}]}, *USER]
+    text = TOKENIZER.decode(encode_chat(TOKENIZER, ChatTemplate(REFUSES), parts).tolist())
+    assert text == "[user] One.\nTwo.\n\nHi\n"
