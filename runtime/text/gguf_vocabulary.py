@@ -86,7 +86,8 @@ def token_types(metadata: Mapping[str, object], n_tokens: int) -> list[int]:
     types = np.asarray(value)
     if types.shape != (n_tokens,) or types.dtype.kind not in "iu":
         raise ModelFileError(f"the GGUF file has {n_tokens} tokens, but its tokenizer.ggml.token_type does not fit.")
-    return [int(kind) for kind in types]
+    kinds: list[int] = types.tolist()
+    return kinds
 
 
 def token_scores(metadata: Mapping[str, object], n_tokens: int) -> npt.NDArray[np.float64]:

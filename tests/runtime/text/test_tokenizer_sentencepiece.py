@@ -6,7 +6,9 @@ import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 
+import numpy as np
 import pytest
 import tokenizers
 from hypothesis import given
@@ -16,6 +18,8 @@ from tiny_tokenizers import BYTES, gguf_metadata
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from pilotfish.runtime.errors import ModelFileError, UnsupportedModelError
+from pilotfish.runtime.text.gguf_vocabulary import CONTROL, NORMAL, USER_DEFINED
+from pilotfish.runtime.text.sentencepiece_bpe import _merges
 from pilotfish.runtime.text.tokenizer import Tokenizer
 from pilotfish.runtime.text.tokenizer_gguf import tokenizer_from_gguf
 
@@ -266,3 +270,19 @@ def test_saved_and_read_it_is_the_same(tmp_path: Path) -> None:
         for text in TEXTS:
             assert again.encode(text).tolist() == tokenizer.encode(text).tolist(), style
             assert again.decode(again.encode(text)) == tokenizer.decode(tokenizer.encode(text))
+
+
+@given(
+    st.lists(st.text("abc\u2581\U0001f600", min_size=1, max_size=6), min_size=1, max_size=40, unique=True), st.randoms()
+)
+def test_every_way_to_make_a_piece_of_two_is_a_merge(pieces: list[str], random: Random) -> None:
+    scores = np.array([random.randint(0, 3) for _ in pieces], dtype=np.float64)
+    types = [random.choice((NORMAL, NORMAL, USER_DEFINED, CONTROL)) for _ in pieces]
+    usable = {text: i for i, text in enumerate(pieces) if types[i] != CONTROL}
+    expected = [
+        (-scores[i], i, usable[text[:at]], usable[text[at:]])
+        for text, i in usable.items()
+        for at in range(1, len(text))
+        if text[:at] in usable and text[at:] in usable
+    ]
+    assert _merges(pieces, types, scores) == [(pieces[a], pieces[b]) for *_, a, b in sorted(expected)]
