@@ -34,7 +34,7 @@ def sentencepiece_bpe(metadata: Mapping[str, object]) -> tokenizers.Tokenizer:
             f"the GGUF file's vocabulary has {bytes_there} tokens for single bytes and none for what is unknown, so "
             "that not every text can be written."
         )
-    merges = _merges(tokens, types, scores)
+    merges = merges_of(tokens, types, scores)
     model = models.BPE(vocab=known.ids, merges=merges, unk_token=unknown, fuse_unk=True, byte_fallback=bytes_there > 0)
     inner = tokenizers.Tokenizer(model)
     prefixed = metadata.get("tokenizer.ggml.add_space_prefix", True)
@@ -46,7 +46,7 @@ def sentencepiece_bpe(metadata: Mapping[str, object]) -> tokenizers.Tokenizer:
     return inner
 
 
-def _merges(tokens: Sequence[str], types: Sequence[int], scores: npt.NDArray[np.float64]) -> list[tuple[str, str]]:
+def merges_of(tokens: Sequence[str], types: Sequence[int], scores: npt.NDArray[np.float64]) -> list[tuple[str, str]]:
     """Every way to make a piece of two others, best first.
 
     A large vocabulary has a million places to cut at. All are looked up at once, by the hashes of what stands before

@@ -19,7 +19,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from pilotfish.runtime.errors import ModelFileError, UnsupportedModelError
 from pilotfish.runtime.text.gguf_vocabulary import CONTROL, NORMAL, USER_DEFINED
-from pilotfish.runtime.text.sentencepiece_bpe import _merges
+from pilotfish.runtime.text.sentencepiece_bpe import merges_of
 from pilotfish.runtime.text.tokenizer import Tokenizer
 from pilotfish.runtime.text.tokenizer_gguf import tokenizer_from_gguf
 
@@ -285,4 +285,4 @@ def test_every_way_to_make_a_piece_of_two_is_a_merge(pieces: list[str], random: 
         for at in range(1, len(text))
         if text[:at] in usable and text[at:] in usable
     ]
-    assert _merges(pieces, types, scores) == [(pieces[a], pieces[b]) for *_, a, b in sorted(expected)]
+    assert merges_of(pieces, types, scores) == [(pieces[a], pieces[b]) for *_, a, b in sorted(expected)]
