@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ...runtime.errors import UnsupportedModelError
+from ...runtime.files.folder_rope import llama3_factors
 from ..sources.model_source import ModelSource
 from .layout import LAYOUTS
-from .settings import llama3_factors
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

@@ -13,7 +13,7 @@ from ..runtime.checks import shown
 from ..runtime.errors import ModelFileError, ModelNotFoundError, OptionError, UnsupportedModelError
 from ..runtime.files.manifest import MANIFEST_NAME
 from ..runtime.files.model_file import ModelFile
-from ..runtime.files.open_model import gguf_of, open_model
+from ..runtime.files.open_model import decoder_of, gguf_of, open_model
 from ..runtime.interfaces import Weights
 from ..runtime.model.rules import Rules
 from ..runtime.progress import Progress
@@ -54,10 +54,10 @@ def open_weights(model: ModelFile, place: Place, report: Progress) -> tuple[Weig
 
 def _imported(model: ModelFile, form: str, report: Progress) -> ModelFile:
     """The model in a format that it was not made in."""
-    from ..exporters.gguf.import_gguf import import_gguf  # needs the onnx package, which other engines do not
+    from ..exporters.onnx.import_model import import_model  # needs the onnx package, which other engines do not
 
-    return import_gguf(
-        gguf_of(model),
+    return import_model(
+        decoder_of(model),
         form="onnx" if form == "onnx" else "onnx-static",
         progress=lambda what, share: report(f"preparing {model.path.name}: {what}", share),
     )

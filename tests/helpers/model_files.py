@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pilotfish.exporters.gguf.import_gguf import Activations, Form, import_gguf
+from pilotfish.exporters.onnx.import_model import Activations, Form, import_model
 from pilotfish.runtime.files.gguf_model import GgufModel
 from pilotfish.runtime.progress import Progress
 
@@ -17,4 +17,4 @@ def imported(
     progress: Progress | None = None,
 ) -> Path:
     """The bundle folder that a .gguf file is imported into."""
-    return import_gguf(GgufModel(path), activations=activations, form=form, progress=progress).path
+    return import_model(GgufModel(path), activations=activations, form=form, progress=progress).path

@@ -1,4 +1,4 @@
-"""A GGUF file as an ONNX bundle: made once, kept in the cache, keyed by what it was made from.
+"""A model as it is stored as an ONNX bundle: made once, kept in the cache, keyed by what it was made from.
 
 Two forms: "onnx" (docs/onnx-graph.md) for engines that take steps of any width, and "onnx-static" (docs/npu.md) for
 devices that compile fixed shapes.
@@ -12,14 +12,11 @@ from typing import Literal, TypeAlias
 
 from ...runtime.errors import EngineMissingError, ModelFileError, ModelNotFoundError
 from ...runtime.files.bundle import Bundle, Manifest, Source, cache_dir, describe_files, open_bundle, write_manifest
-from ...runtime.files.gguf_file import GgufFile
-from ...runtime.files.gguf_model import GgufModel
-from ...runtime.files.gguf_parts import gguf_digest
 from ...runtime.files.manifest import MANIFEST_NAME
+from ...runtime.files.model_file import DecoderModel
 from ...runtime.files.staging import new_bundle
 from ...runtime.install import install_command
 from ...runtime.progress import Progress, Share
-from ...runtime.text.tokenizer_gguf import tokenizer_from_gguf
 
 Activations: TypeAlias = Literal["int8", "f32"]
 
@@ -31,14 +28,14 @@ STATIC_BUILDER = 2
 _ACCURACY_LEVEL = {"int8": 4, "f32": 0}  # of MatMulNBits
 
 
-def import_gguf(
-    model: GgufModel,
+def import_model(
+    model: DecoderModel,
     *,
     activations: Activations = "int8",
     form: Form = "onnx",
     progress: Progress | None = None,
 ) -> Bundle:
-    """The bundle of a GGUF file: found in the cache, or built.
+    """The bundle of a model: found in the cache, or built.
 
     activations: "int8" multiplies quantized weights with activations rounded to int8 per row and block, the fast
         path; "f32" keeps them in f32. In the form "onnx-static" that is the device's choice, not the graph's.
@@ -49,16 +46,16 @@ def import_gguf(
     the disk is full; nothing half-written stays.
     """
     report = progress or (lambda what, share: None)
-    path, file = model.path, model.file
-    digest = gguf_digest(path, progress=lambda done, total: report("reading", 0.1 * done / max(total, 1)))
+    digest = model.digest_of(lambda done, total: report("reading", 0.1 * done / max(total, 1)))
     made_by = f"{activations}-{BUILDER}" if form == "onnx" else f"static-{STATIC_BUILDER}"
-    folder = cache_dir() / "bundles" / f"{path.stem}-{digest[:16]}-{made_by}"
+    name = model.source_name.rpartition("/")[2].removesuffix(".gguf")
+    folder = cache_dir() / "bundles" / f"{name}-{digest[:16]}-{made_by}"
     try:
         return open_bundle(folder)
     except (ModelNotFoundError, ModelFileError):  # not there, or damaged: built again
         _clear(folder)
     with new_bundle(folder) as building:
-        _build(file, building, digest, activations, form, lambda share: report("converting", 0.1 + 0.9 * share))
+        _build(model, building, digest, activations, form, lambda share: report("converting", 0.1 + 0.9 * share))
     return open_bundle(folder)
 
 
@@ -70,19 +67,20 @@ def _clear(folder: Path) -> None:
         folder.unlink(missing_ok=True)
 
 
-def _build(file: GgufFile, folder: Path, digest: str, activations: Activations, form: Form, progress: Share) -> None:
+def _build(
+    model: DecoderModel, folder: Path, digest: str, activations: Activations, form: Form, progress: Share
+) -> None:
     try:
-        from ..onnx.decoder_graph import DecoderGraph
-        from ..onnx.fixed_shape_graph import StaticGraph
-        from ..onnx.writer import OnnxWriter
-        from .decoder import GgufDecoder
+        from .decoder_graph import DecoderGraph
+        from .fixed_shape_graph import StaticGraph
+        from .stored_decoder import StoredDecoder
+        from .writer import OnnxWriter
     except ImportError as error:
         raise EngineMissingError(
-            f"converting a GGUF file needs the package {error.name}. Add it with: {install_command('onnx')}"
+            f"converting a model needs the package {error.name}. Add it with: {install_command('onnx')}"
         ) from error
-    source = GgufDecoder(file)
-    tokenizer = tokenizer_from_gguf(file.metadata)
-    types = sorted({t.type_name for t in file.tensors.values()})
+    tokenizer, source = model.tokenizer, StoredDecoder(model.file)
+    types = sorted({t.type_name for t in model.file.tensors.values()})
     recipe = {"weights": "+".join(types), "n_heads": str(source.shape.n_heads)}
     with (folder / "model.onnx.data").open("wb") as data:
         writer = OnnxWriter(data, "model.onnx.data")
@@ -98,24 +96,25 @@ def _build(file: GgufFile, folder: Path, digest: str, activations: Activations, 
     if form == "onnx":
         writer.save(folder / "observing.onnx", observing=True)
     tokenizer.save(folder / "tokenizer.json")
-    shape, metadata = source.shape, file.metadata
-    template, license_name = metadata.get("tokenizer.chat_template"), metadata.get("general.license")
     losses = {f"relative_loss.{name}": loss for name, loss in source.losses.items()}
     manifest = Manifest(
-        model_id=str(metadata.get("general.name") or file.path.stem),
-        license=license_name if isinstance(license_name, str) else None,
-        architecture=shape.architecture,
-        context_length=shape.context_length,
-        source=Source(name=file.path.name, sha256=digest, format="gguf"),
+        model_id=model.model_id,
+        license=model.license,
+        architecture=source.shape.architecture,
+        context_length=source.shape.context_length,
+        source=Source(name=model.source_name, sha256=digest, format=model.source_format),
         files=describe_files(folder),
         formats={form: "model.onnx"},
         tokenizer="tokenizer.json",
-        chat_template=template if isinstance(template, str) else None,
+        chat_template=model.chat_template,
         bos_id=tokenizer.bos_id,
         add_bos=tokenizer.add_bos,
         eos_ids=tokenizer.ordered_eos_ids,
         recipe=recipe,
         report={"requantized_tensors": float(len(losses)), **losses},
+        suppress_tokens=model.suppress_tokens,
+        begin_suppress_tokens=model.begin_suppress_tokens,
+        generation=model.generation,
     )
     write_manifest(folder, manifest)
     progress(1.0)
