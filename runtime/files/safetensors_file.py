@@ -119,4 +119,4 @@ def _require_whole(entries: Mapping[str, Mapping[str, Any]], n_bytes: int) -> No
 
 
 def _damaged(path: Path, what: str) -> ModelFileError:
-    return ModelFileError(f"{path} is truncated, still being fetched or damaged: {what}. Fetch or copy it again.")
+    return ModelFileError(f"{path} is truncated or damaged, or still being fetched: {what}. Fetch or copy it again.")
