@@ -5,7 +5,7 @@ Source: the specification of GGUF, and llama.cpp's src/models/*.cpp for what it 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,13 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 _QUANTIZATION_VERSION = 2
+
+
+class Licensed(Protocol):
+    """A source, as far as its license goes."""
+
+    @property
+    def license(self) -> str | None: ...
 
 
 def metadata_of(source: ModelSource, config: PretrainedConfig) -> dict[str, object]:
@@ -54,7 +61,7 @@ def metadata_of(source: ModelSource, config: PretrainedConfig) -> dict[str, obje
     return {f"{arch}.{key}": value for key, value in found.items()}
 
 
-def general_metadata(source: ModelSource) -> dict[str, object]:
+def general_metadata(source: Licensed) -> dict[str, object]:
     """What the file says of any model."""
     general: dict[str, object] = {"general.quantization_version": _QUANTIZATION_VERSION}
     if source.license is not None:

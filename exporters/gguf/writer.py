@@ -54,7 +54,7 @@ def write_gguf(
     try:
         writer = gguf.GGUFWriter(temporary, layout.architecture)
         for key, value in metadata.items():
-            _add(writer, key, value)
+            add_entry(writer, key, value)
         writer.add_file_type(gguf.LlamaFileType.ALL_F32 if stored == "f32" else gguf.LlamaFileType.MOSTLY_F16)
         try:
             _write_tensors(writer, config, layout, tensors, stored, progress or (lambda share: None))
@@ -118,7 +118,7 @@ def _arranged(
     return np.ascontiguousarray(values, dtype=dtype)
 
 
-def _add(writer: gguf.GGUFWriter, key: str, value: object) -> None:
+def add_entry(writer: gguf.GGUFWriter, key: str, value: object) -> None:
     """Add metadata of the type that its Python type stands for; token ids and counts are u32."""
     if isinstance(value, bool):
         writer.add_bool(key, value)

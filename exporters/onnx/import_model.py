@@ -6,15 +6,15 @@ devices that compile fixed shapes.
 
 from __future__ import annotations
 
-import shutil
+from functools import partial
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from ...runtime.errors import EngineMissingError, ModelFileError, ModelNotFoundError
-from ...runtime.files.bundle import Bundle, Manifest, Source, cache_dir, describe_files, open_bundle, write_manifest
-from ...runtime.files.manifest import MANIFEST_NAME
+from ...runtime.errors import EngineMissingError
+from ...runtime.files.bundle import Bundle
+from ...runtime.files.decoder_file import DecoderFile
+from ...runtime.files.made_bundle import made_once
 from ...runtime.files.model_file import DecoderModel
-from ...runtime.files.staging import new_bundle
 from ...runtime.install import install_command
 from ...runtime.progress import Progress, Share
 
@@ -45,31 +45,11 @@ def import_model(
     Raises ModelNotFoundError, ModelFileError, UnsupportedModelError, EngineMissingError, and CacheWriteError where
     the disk is full; nothing half-written stays.
     """
-    report = progress or (lambda what, share: None)
-    digest = model.digest_of(lambda done, total: report("reading", 0.1 * done / max(total, 1)))
     made_by = f"{activations}-{BUILDER}" if form == "onnx" else f"static-{STATIC_BUILDER}"
-    name = model.source_name.rpartition("/")[2].removesuffix(".gguf")
-    folder = cache_dir() / "bundles" / f"{name}-{digest[:16]}-{made_by}"
-    try:
-        return open_bundle(folder)
-    except (ModelNotFoundError, ModelFileError):  # not there, or damaged: built again
-        _clear(folder)
-    with new_bundle(folder) as building:
-        _build(model, building, digest, activations, form, lambda share: report("converting", 0.1 + 0.9 * share))
-    return open_bundle(folder)
+    return made_once(model, made_by, partial(_build, model.file, activations, form), progress)
 
 
-def _clear(folder: Path) -> None:
-    """Make room in the cache, where nothing is anybody's own: what lost its manifest would be kept as foreign."""
-    if folder.is_dir() and not (folder / MANIFEST_NAME).is_file():
-        shutil.rmtree(folder, ignore_errors=True)
-    elif folder.is_file():
-        folder.unlink(missing_ok=True)
-
-
-def _build(
-    model: DecoderModel, folder: Path, digest: str, activations: Activations, form: Form, progress: Share
-) -> None:
+def _build(file: DecoderFile, activations: Activations, form: Form, folder: Path, progress: Share) -> dict[str, object]:
     try:
         from .decoder_graph import DecoderGraph
         from .fixed_shape_graph import StaticGraph
@@ -79,8 +59,8 @@ def _build(
         raise EngineMissingError(
             f"converting a model needs the package {error.name}. Add it with: {install_command('onnx')}"
         ) from error
-    tokenizer, source = model.tokenizer, StoredDecoder(model.file)
-    types = sorted({t.type_name for t in model.file.tensors.values()})
+    source = StoredDecoder(file)
+    types = sorted({t.type_name for t in file.tensors.values()})
     recipe = {"weights": "+".join(types), "n_heads": str(source.shape.n_heads)}
     with (folder / "model.onnx.data").open("wb") as data:
         writer = OnnxWriter(data, "model.onnx.data")
@@ -88,33 +68,13 @@ def _build(
             recipe |= {"activations": activations, "builder": str(BUILDER)}
             if source.shape.window is not None:
                 recipe["sliding_window"] = str(source.shape.window)
-            DecoderGraph(writer, source.decoder(), _ACCURACY_LEVEL[activations]).build(lambda x: progress(0.9 * x))
+            DecoderGraph(writer, source.decoder(), _ACCURACY_LEVEL[activations]).build(progress)
         else:
             recipe |= {"builder": str(STATIC_BUILDER)}
-            StaticGraph(writer, source.decoder()).build(lambda x: progress(0.9 * x))
+            StaticGraph(writer, source.decoder()).build(progress)
     writer.save(folder / "model.onnx")
     if form == "onnx":
         writer.save(folder / "observing.onnx", observing=True)
-    tokenizer.save(folder / "tokenizer.json")
     losses = {f"relative_loss.{name}": loss for name, loss in source.losses.items()}
-    manifest = Manifest(
-        model_id=model.model_id,
-        license=model.license,
-        architecture=source.shape.architecture,
-        context_length=source.shape.context_length,
-        source=Source(name=model.source_name, sha256=digest, format=model.source_format),
-        files=describe_files(folder),
-        formats={form: "model.onnx"},
-        tokenizer="tokenizer.json",
-        chat_template=model.chat_template,
-        bos_id=tokenizer.bos_id,
-        add_bos=tokenizer.add_bos,
-        eos_ids=tokenizer.ordered_eos_ids,
-        recipe=recipe,
-        report={"requantized_tensors": float(len(losses)), **losses},
-        suppress_tokens=model.suppress_tokens,
-        begin_suppress_tokens=model.begin_suppress_tokens,
-        generation=model.generation,
-    )
-    write_manifest(folder, manifest)
-    progress(1.0)
+    report = {"requantized_tensors": float(len(losses)), **losses}
+    return {"formats": {form: "model.onnx"}, "recipe": recipe, "report": report}

@@ -11,6 +11,7 @@ from pathlib import Path
 from ..backends.protocol import Backend
 from ..runtime.checks import shown
 from ..runtime.errors import ModelFileError, ModelNotFoundError, OptionError, UnsupportedModelError
+from ..runtime.files.folder_model import FolderModel
 from ..runtime.files.manifest import MANIFEST_NAME
 from ..runtime.files.model_file import ModelFile
 from ..runtime.files.open_model import decoder_of, gguf_of, open_model
@@ -54,13 +55,17 @@ def open_weights(model: ModelFile, place: Place, report: Progress) -> tuple[Weig
 
 def _imported(model: ModelFile, form: str, report: Progress) -> ModelFile:
     """The model in a format that it was not made in."""
+
+    def told(what: str, share: float) -> None:
+        report(f"preparing {model.path.name}: {what}", share)
+
+    if form == "gguf" and isinstance(model, FolderModel):
+        from ..exporters.gguf.import_folder import import_folder
+
+        return import_folder(model, progress=told)
     from ..exporters.onnx.import_model import import_model  # needs the onnx package, which other engines do not
 
-    return import_model(
-        decoder_of(model),
-        form="onnx" if form == "onnx" else "onnx-static",
-        progress=lambda what, share: report(f"preparing {model.path.name}: {what}", share),
-    )
+    return import_model(decoder_of(model), form="onnx" if form == "onnx" else "onnx-static", progress=told)
 
 
 def resolve(path: str | os.PathLike[str], report: Progress | None = None) -> ModelFile:

@@ -13,6 +13,7 @@ from ..sampling.generation import Generation
 from ..storage import file_digest
 from ..text.tokenizer import Tokenizer
 from .decoder_shape import decoder_shape
+from .folder_blocks import PackedTensor
 from .folder_decoder import FolderDecoder, read_folder_decoder
 from .folder_files import (
     answering_files,
@@ -48,6 +49,11 @@ class FolderModel(DecoderModel):
     @property
     def formats(self) -> tuple[str, ...]:
         return ("safetensors",)
+
+    @property
+    def imported_formats(self) -> tuple[str, ...]:
+        packed = any(isinstance(tensor, PackedTensor) for tensor in self._file.tensors.values())
+        return ("onnx", "onnx-static") if packed else ("onnx", "onnx-static", "gguf")
 
     @property
     def file(self) -> FolderDecoder:

@@ -22,11 +22,13 @@ class Settings:
         self.path = path
         found, kind = dict(settings), settings.get("model_type")
         inner = found.get("text_config")
-        if kind in _TEXT_PARTS and isinstance(inner, dict):
+        if isinstance(kind, str) and kind in _TEXT_PARTS and isinstance(inner, dict):
             kept = {name: found[name] for name in ("quantization_config", "tie_word_embeddings") if name in found}
             found = {**kept, "model_type": "gemma3_text" if kind == "gemma3" else "mistral", **inner}
             kind = found["model_type"]
-        self.kind = str(kind)
+        if not isinstance(kind, str):
+            raise _unknown(kind, path)
+        self.kind = kind
         for name, family in FAMILIES.items():
             if family.folder is not None and kind in family.folder.silent:
                 self.architecture, self.family, self.folder = name, family, family.folder

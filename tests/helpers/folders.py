@@ -58,7 +58,8 @@ def floats_of(name: str, gguf: Path) -> dict[str, npt.NDArray[np.float32]]:
 def settings_of(name: str, **changes: Any) -> dict[str, Any]:
     """The config.json of a family. changes: None takes an entry out."""
     made = MADE[name]
-    usual = {"model_type": made.model_type, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, **_SIZES}
+    usual: dict[str, Any] = {"model_type": made.model_type, "rms_norm_eps": 1e-5, "rope_theta": 10000.0}
+    usual |= {key: value for key, value in _SIZES.items() if not key.endswith("_token_id")}  # the tokenizer has its own
     found = {**usual, **made.settings, **changes}
     return {key: value for key, value in found.items() if value is not None or key in made.settings}
 
@@ -68,6 +69,11 @@ def folder_of(name: str, gguf: Path, folder: Path, *, bf16: bool = False, **chan
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(settings_of(name, **changes)))
     write_safetensors(folder / "model.safetensors", floats_of(name, gguf), bf16=bf16)
+    return save_tokenizer(folder, gguf)
+
+
+def save_tokenizer(folder: Path, gguf: Path) -> Path:
+    """Put the tokenizer and the chat template of a .gguf file into a folder."""
     metadata = read_gguf(gguf).metadata
     tokenizer = tokenizer_from_gguf(metadata)
     tokenizer.save(folder / "tokenizer.json")
