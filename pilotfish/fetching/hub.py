@@ -6,6 +6,8 @@ Everything lies in the hub's own cache, which other programs share, and is found
 from __future__ import annotations
 
 import contextlib
+import fnmatch
+import glob
 import inspect
 import io
 import re
@@ -48,10 +50,12 @@ def hub_model(name: str, report: Progress) -> Path:
     offline = why is not None
     try:
         if not files:
-            wanted_files = list(_FOLDER)
-            return Path(
-                huggingface_hub.snapshot_download(repository, allow_patterns=wanted_files, local_files_only=offline)
-            )
+            bars: dict[str, Any] = {"tqdm_class": _bar(report, f"fetching {repository}")}
+            names = [glob.escape(name) for name in folder_of(held)]
+            whole: Any = huggingface_hub.snapshot_download
+            folder = whole(repository, allow_patterns=names, local_files_only=offline, etag_timeout=_ANSWER_S, **bars)
+            report(f"fetching {repository}", 1.0)
+            return Path(folder)
         places = []
         fetched: Any = huggingface_hub.hf_hub_download
         reports = "tqdm_class" in inspect.signature(fetched).parameters  # older releases draw bars of their own
@@ -83,6 +87,14 @@ def chosen_files(held: Sequence[str], wanted: str, repository: str) -> list[str]
             f"{repository} has {len(sets)} files that fit; name one, {PREFIX}{repository}:FILE, of {listed}."
         )
     return fit
+
+
+def folder_of(held: Sequence[str]) -> list[str]:
+    """The files of a repository that its folder of safetensors consists of: no second copy of the weights."""
+    found = [name for name in held if any(fnmatch.fnmatch(name, kind) for kind in _FOLDER) and "/" not in name]
+    weights = [name for name in found if name.endswith(".safetensors")]
+    usual = [name for name in weights if re.fullmatch(r"model(-\d+-of-\d+)?\.safetensors", name)]
+    return [name for name in found if name not in weights or name in (usual or weights)]
 
 
 def _listed(hub: Any, repository: str) -> tuple[list[str], Exception | None]:

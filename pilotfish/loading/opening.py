@@ -38,7 +38,8 @@ def open_weights(model: ModelFile, place: Place, report: Progress) -> tuple[Weig
     Raises what Backend.open raises, and CacheWriteError where an import finds no room on the disk.
     """
     formats = place.backend.formats(place.device)
-    chosen = next((f for f in formats if f in (*model.formats, *model.imported_formats)), None)
+    held = [f for f in formats if f in model.formats]  # what is there comes before what would have to be made
+    chosen = next((f for f in (*held, *formats) if f in (*model.formats, *model.imported_formats)), None)
     if chosen is None:
         raise UnsupportedModelError(
             f"the {place.backend.name} engine opens {' or '.join(formats)}, and {model} holds "

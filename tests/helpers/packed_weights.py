@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from family_files import random_family
+from folders import floats_of, folder_of, settings_of, write_safetensors
 
 Method = Literal["gptq", "gptq_v2", "awq"]
 _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # the column that each nibble of a word holds
@@ -77,3 +81,25 @@ def quantization(method: Method, bits: int, group: int) -> dict[str, Any]:
         return {"quant_method": "awq", "bits": bits, "group_size": group, "version": "gemm", "zero_point": True}
     form = {"checkpoint_format": method, "desc_act": False, "sym": False}
     return {"quant_method": "gptq", "bits": bits, "group_size": group, **form}
+
+
+def quantized(folder: Path, name: str, method: Method, bits: int, group: int) -> tuple[Path, Path]:
+    """A quantized folder, and one of the floats that its definition says."""
+    rng = np.random.default_rng(1)
+    plain = folder_of(name, random_family(name, folder / "m.gguf"), folder / "plain")
+    tensors: dict[str, Any] = {}
+    meant: dict[str, Any] = {}
+    for key, values in floats_of(name, folder / "m.gguf").items():
+        if ".layers." not in key or values.ndim == 1:
+            tensors[key] = meant[key] = values
+            continue
+        made = rounded(values, group if group > 0 else values.shape[1], bits, rng)
+        meant[key] = made.values()
+        stem = key.removesuffix(".weight")
+        tensors |= {f"{stem}.{part}": array for part, array in packed(made, method, bits).items()}
+    other = folder_of(name, folder / "m.gguf", folder / "packed")
+    write_safetensors(plain / "model.safetensors", meant)
+    write_safetensors(other / "model.safetensors", tensors)
+    settings = settings_of(name, quantization_config=quantization(method, bits, group))
+    (other / "config.json").write_text(json.dumps(settings))
+    return other, plain

@@ -11,7 +11,7 @@ import pytest
 from family_files import random_family
 from folders import floats_of, folder_of, settings_of, write_safetensors
 from model_files import imported
-from packed_weights import Method, packed, quantization, rounded
+from packed_weights import Method, quantization, quantized
 from tiers import quick
 
 from pilotfish.backends import get
@@ -25,28 +25,6 @@ BITS: dict[Method, tuple[int, ...]] = {"gptq": (4, 8), "gptq_v2": (4, 8), "awq":
 CASES = [(method, bits) for method, all_bits in BITS.items() for bits in all_bits]
 TOKENS = np.random.default_rng(0).integers(0, 272, 40)
 NOISE = 2e-5  # of the largest logit: sums in another order
-
-
-def quantized(folder: Path, name: str, method: Method, bits: int, group: int) -> tuple[Path, Path]:
-    """A quantized folder, and one of the floats that its definition says."""
-    rng = np.random.default_rng(1)
-    plain = folder_of(name, random_family(name, folder / "m.gguf"), folder / "plain")
-    tensors: dict[str, Any] = {}
-    meant: dict[str, Any] = {}
-    for key, values in floats_of(name, folder / "m.gguf").items():
-        if ".layers." not in key or values.ndim == 1:
-            tensors[key] = meant[key] = values
-            continue
-        made = rounded(values, group if group > 0 else values.shape[1], bits, rng)
-        meant[key] = made.values()
-        stem = key.removesuffix(".weight")
-        tensors |= {f"{stem}.{part}": array for part, array in packed(made, method, bits).items()}
-    other = folder_of(name, folder / "m.gguf", folder / "packed")
-    write_safetensors(plain / "model.safetensors", meant)
-    write_safetensors(other / "model.safetensors", tensors)
-    settings = settings_of(name, quantization_config=quantization(method, bits, group))
-    (other / "config.json").write_text(json.dumps(settings))
-    return other, plain
 
 
 def logits(path: Path, engine: str = "reference") -> Floats:
