@@ -17,6 +17,8 @@ from ..runtime.errors import (
     PilotfishError,
     PilotfishWarning,
 )
+from ..runtime.files.folder_model import FolderModel
+from ..runtime.files.generation_settings import warn_of
 from ..runtime.files.model_file import ModelFile
 from ..runtime.interfaces import DraftLengthPolicy, ModelInfo, Proposer, Weights
 from ..runtime.model.model import DraftWeights, Model
@@ -129,6 +131,8 @@ def load_with(path: str | os.PathLike[str], options: LoadOptions, progress: Prog
     if options.max_context is not None and not target.is_encoder_decoder:
         known = target.context_length
         whole("max_context", options.max_context, 2, known, hint="the model was trained for no more")
+    if isinstance(target, FolderModel):  # of a bundle its export has told it
+        warn_of(target.generation, str(target), stacklevel=4)
     draft = _draft_file(target, options, report)
     if draft is None:
         options.require_draft()

@@ -14,7 +14,7 @@ from packed_weights import quantized
 import pilotfish
 from pilotfish import backends
 from pilotfish.exporters.onnx.decoder_graph import DecoderGraph
-from pilotfish.runtime.errors import PilotfishError, UnsupportedModelError
+from pilotfish.runtime.errors import PilotfishError, PilotfishWarning, UnsupportedModelError
 from pilotfish.runtime.files.bundle import open_bundle
 from pilotfish.runtime.files.open_model import open_model
 from pilotfish.runtime.storage import cache_dir
@@ -77,6 +77,12 @@ def test_what_a_model_never_says_is_not_said(folder: Path) -> None:
     assert first not in said(folder)
 
 
+def test_settings_that_nothing_here_does_are_named(folder: Path) -> None:
+    (folder / "generation_config.json").write_text(json.dumps({"guidance_scale": 2.0, "temperature": 0.6}))
+    with pytest.warns(PilotfishWarning, match="sets guidance_scale for generating"):
+        said(folder)
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, PilotfishError("stopped")])
 def test_nothing_half_written_stays(error: type[BaseException], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def stopped(*_: object) -> None:
@@ -99,7 +105,7 @@ def test_an_engine_that_cannot_says_what_still_works(folder: Path) -> None:
     (folder.parent / "made").mkdir()
     packed, _ = quantized(folder.parent / "made", "qwen3", "gptq", 4, 32)
     assert said(packed)
-    with pytest.raises(UnsupportedModelError, match="does not open .*packed, which holds safetensors; leave"):
+    with pytest.raises(UnsupportedModelError, match=r"does not open .*packed, which holds safetensors; leave"):
         said(packed, "llamacpp")
 
 
