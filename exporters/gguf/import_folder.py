@@ -24,10 +24,8 @@ from ...runtime.files.made_bundle import made_once
 from ...runtime.files.safetensors_file import SafeTensor
 from ...runtime.progress import Progress, Share
 from ...runtime.text.tokenizer import Tokenizer
-from .layout import halves_to_pairs
-from .metadata import general_metadata
+from .entries import add_entry, general_metadata
 from .tokenizer import check_with_llama_cpp, tokenizer_metadata
-from .writer import add_entry
 
 BUILDER = 1  # raised when the file changes, so that older ones are not taken for new ones
 _KEPT = {"BF16": gguf.GGMLQuantizationType.BF16, "F16": gguf.GGMLQuantizationType.F16}
@@ -104,4 +102,4 @@ def _arranged(file: DecoderFile) -> Iterator[npt.NDArray[Any]]:
         whole = _kind(tensor) == gguf.GGMLQuantizationType.F32
         values = tensor.array() if isinstance(tensor, SafeTensor) and not whole else tensor.values()
         n_heads = heads.get(name.split(".")[-2])
-        yield np.ascontiguousarray(values if n_heads is None else values[halves_to_pairs(len(values), n_heads)])
+        yield np.ascontiguousarray(values if n_heads is None else values[np.argsort(shape.half_order(n_heads))])

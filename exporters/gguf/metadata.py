@@ -5,7 +5,7 @@ Source: the specification of GGUF, and llama.cpp's src/models/*.cpp for what it 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,15 +17,6 @@ from .layout import LAYOUTS
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
-
-_QUANTIZATION_VERSION = 2
-
-
-class Licensed(Protocol):
-    """A source, as far as its license goes."""
-
-    @property
-    def license(self) -> str | None: ...
 
 
 def metadata_of(source: ModelSource, config: PretrainedConfig) -> dict[str, object]:
@@ -59,14 +50,6 @@ def metadata_of(source: ModelSource, config: PretrainedConfig) -> dict[str, obje
     if arch == "gemma3":
         found |= _gemma3(config, head_dim)
     return {f"{arch}.{key}": value for key, value in found.items()}
-
-
-def general_metadata(source: Licensed) -> dict[str, object]:
-    """What the file says of any model."""
-    general: dict[str, object] = {"general.quantization_version": _QUANTIZATION_VERSION}
-    if source.license is not None:
-        general["general.license"] = source.license
-    return general
 
 
 def rope_divisors(config: PretrainedConfig) -> npt.NDArray[np.float32] | None:

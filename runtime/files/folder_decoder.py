@@ -135,8 +135,9 @@ def _placed(
             own = None
         if own is None:
             raise UnsupportedModelError(f"{s.path} has the tensor {name}, which a {s.kind} as built here would ignore.")
-        shifted = s.folder.norm_offset and "norm" in name and isinstance(tensor, SafeTensor)
-        yield own, ShiftedTensor(tensor, s.folder.norm_offset) if shifted else tensor
+        if s.folder.norm_offset and "norm" in name and isinstance(tensor, SafeTensor):
+            tensor = ShiftedTensor(tensor, s.folder.norm_offset)
+        yield own, tensor
 
 
 def _check_vocabulary(s: Settings, tensors: Mapping[str, StoredTensor]) -> None:

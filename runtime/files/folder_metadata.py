@@ -18,6 +18,7 @@ _REFUSED = {  # entries that, where they are set, change the computation in ways
     "num_local_experts": "it is a mixture of experts",
     "num_experts": "it is a mixture of experts",
 }
+_SIZES, _MAX_LAYERS = ("num_attention_heads", "hidden_size", "num_hidden_layers"), 1000
 _BARE = ("gemma3_text",)  # families whose configurations have caps that their GGUF files have no place for
 
 
@@ -30,13 +31,15 @@ def metadata_of(s: Settings) -> tuple[dict[str, object], Factors]:
         if s.get(name):
             raise s.not_built(f"{why} ({name})")
     _check_activation(s)
-    heads, hidden = s.need("num_attention_heads", int), s.need("hidden_size", int)
+    heads, hidden, layers = (s.need(name, int) for name in _SIZES)
+    if layers > _MAX_LAYERS:
+        raise s.wrong("num_hidden_layers", f"at most {_MAX_LAYERS}")
     head_dim = s.optional("head_dim", int) or hidden // heads
     context = s.need("max_position_embeddings", int)
     found: dict[str, object] = {
         "context_length": context,
         "embedding_length": hidden,
-        "block_count": s.need("num_hidden_layers", int),
+        "block_count": layers,
         "feed_forward_length": s.need("intermediate_size", int),
         "attention.head_count": heads,
         "attention.head_count_kv": s.optional("num_key_value_heads", int) or heads,

@@ -87,11 +87,11 @@ def _ropes(s: Settings) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
 def _kind(s: Settings, rope: Mapping[str, Any]) -> str:
     kind = rope.get("rope_type", rope.get("type", "default"))
     kind = _OLD_NAMES.get(s.kind, {}).get(kind, kind) if isinstance(kind, str) else kind
-    if kind not in _SCALING:
+    if not isinstance(kind, str) or kind not in _SCALING:
         raise s.not_built(
             f"its rotary embedding is scaled by {kind!r} (rope_type), and known are {', '.join(_SCALING)}"
         )
-    return str(kind)
+    return kind
 
 
 def _yarn(s: Settings, rope: Mapping[str, Any], length: int, context: int) -> dict[str, object]:

@@ -23,7 +23,8 @@ class Settings:
         found, kind = dict(settings), settings.get("model_type")
         inner = found.get("text_config")
         if isinstance(kind, str) and kind in _TEXT_PARTS and isinstance(inner, dict):
-            kept = {name: found[name] for name in ("quantization_config", "tie_word_embeddings") if name in found}
+            names = ("quantization_config", "tie_word_embeddings")
+            kept: dict[str, Any] = {name: found[name] for name in names if name in found}
             found = {**kept, "model_type": "gemma3_text" if kind == "gemma3" else "mistral", **inner}
             kind = found["model_type"]
         if not isinstance(kind, str):

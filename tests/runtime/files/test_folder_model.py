@@ -316,7 +316,7 @@ def test_damaged_settings_are_refused_and_never_crash(name: str, tmp_path: Path)
     folder = folder_of(name, family_file(name, tmp_path / "m.gguf"), tmp_path / "f")
     whole = settings_of(name)
     rope = whole.get("rope_parameters", {})
-    for value in ("x", [], {}, [1], True, -1, 1.5, 1e300, {"a": {"b": []}}):
+    for value in ("x", [], {}, [1], True, -1, 1.5, 999_999_999, 1e300, {"a": {"b": []}}):
         broken = [{**whole, entry: value} for entry in (*whole, *SILENT, "layer_types", "no_rope_layers")]
         broken += [{**whole, "rope_parameters": {**rope, entry: value}} for entry in rope]
         for settings in broken:
