@@ -10,7 +10,7 @@ import json
 import math
 import mmap
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,8 @@ class SafeTensor:
     type_name: str  # "F32", "BF16", ..., as the format names them
     shape: tuple[int, ...]
     data: npt.NDArray[np.uint8]
+    mapped: mmap.mmap = field(repr=False)
+    start: int  # of the data in the file
 
     @property
     def is_float(self) -> bool:
@@ -60,11 +62,21 @@ class SafeTensor:
                 "the model that this one was quantized from, or a .gguf file of it."
             )
         stored = self.array()
-        if self.type_name != "BF16":
+        if self.type_name == "F32":
             return np.asarray(stored, dtype=np.float32)
-        wide = np.zeros((*self.shape, 2), dtype="<u2")  # the upper half of an f32
-        wide[..., 1] = stored
-        return wide.view("<f4")[..., 0]
+        if self.type_name == "BF16":  # the upper half of an f32
+            found = np.left_shift(stored, np.uint32(16), dtype=np.uint32).view(np.float32)
+        else:
+            found = stored.astype(np.float32)
+        self._let_go()
+        return found
+
+    def _let_go(self) -> None:
+        """Take the tensor's pages out of this process's memory; the file's cache keeps them for who reads them next."""
+        first = -(-self.start // mmap.PAGESIZE) * mmap.PAGESIZE
+        length = self.start + len(self.data) - first
+        if length > 0 and hasattr(mmap, "MADV_DONTNEED"):
+            self.mapped.madvise(mmap.MADV_DONTNEED, first, length)
 
 
 def read_safetensors(path: Path) -> Mapping[str, SafeTensor]:
@@ -79,32 +91,34 @@ def read_safetensors(path: Path) -> Mapping[str, SafeTensor]:
                 raise ModelFileError(f"{path} is a pointer of Git LFS and no weights. Fetch them with: git lfs pull")
             if size <= 8:
                 raise _damaged(path, "it ends before its header")
-            view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except FileNotFoundError:
         raise ModelNotFoundError(f"there is no file {path}.") from None
     except (OSError, ValueError) as error:
         raise ModelFileError(f"{path} cannot be read: {error}.") from error
-    length = int.from_bytes(view[:8], "little")
+    length = int.from_bytes(mapped[:8], "little")
     if not 0 < length <= min(_MAX_HEADER, size - 8):
         raise _damaged(path, f"its header claims {length} bytes, and {size - 8} follow")
     try:
-        header = json.loads(bytes(view[8 : 8 + length]))
+        header = json.loads(mapped[8 : 8 + length])
         entries = {name: facts for name, facts in header.items() if name != "__metadata__"}
-        found = {name: _tensor(name, facts, view[8 + length :]) for name, facts in entries.items()}
+        found = {name: _tensor(name, facts, mapped, 8 + length) for name, facts in entries.items()}
         _require_whole(entries, size - 8 - length)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise _damaged(path, str(error)) from error
     return found
 
 
-def _tensor(name: str, facts: Mapping[str, Any], values: memoryview) -> SafeTensor:
+def _tensor(name: str, facts: Mapping[str, Any], mapped: mmap.mmap, start: int) -> SafeTensor:
+    room = len(mapped) - start
     shape, (begin, end) = tuple(facts["shape"]), facts["data_offsets"]
-    if not all(type(n) is int and n >= 0 for n in (*shape, begin, end)) or not begin <= end <= len(values):
-        raise ValueError(f"{len(values)} bytes of values are there, and the tensor {name!r} ends at {end}")
+    if not all(type(n) is int and n >= 0 for n in (*shape, begin, end)) or not begin <= end <= room:
+        raise ValueError(f"{room} bytes of values are there, and the tensor {name!r} ends at {end}")
     kind = _KINDS.get(facts["dtype"])
     if kind is not None and math.prod(shape) * np.dtype(kind).itemsize != end - begin:
         raise ValueError(f"the tensor {name!r} of shape {shape} has {end - begin} bytes")
-    return SafeTensor(name, str(facts["dtype"]), shape, np.frombuffer(values, np.uint8, end - begin, begin))
+    data = np.frombuffer(mapped, np.uint8, end - begin, start + begin)
+    return SafeTensor(name, str(facts["dtype"]), shape, data, mapped, start + begin)
 
 
 def _require_whole(entries: Mapping[str, Mapping[str, Any]], n_bytes: int) -> None:
