@@ -79,7 +79,7 @@ def resolve(path: str | os.PathLike[str], report: Progress | None = None) -> Mod
     tell = report or (lambda what, share: None)
     name = os.fspath(path)
     if not name.strip():
-        raise OptionError("the model's name is empty; give a catalogue name, a .gguf file or a bundle folder.")
+        raise OptionError("the model's name is empty; give a catalogue name, a .gguf file, or a folder with a model.")
     try:
         found = Path(path).expanduser()
         if found.exists():

@@ -23,12 +23,12 @@ def open_model(path: Path) -> ModelFile:
     """
     if path.is_file():
         if path.suffix.lower() != ".gguf" and not is_gguf(path):
-            raise ModelFileError(f"{path} is not a .gguf file; give one, or a bundle folder or a catalogue name.")
+            raise ModelFileError(f"{path} is not a .gguf file; give one, or a folder with a model or a catalogue name.")
         return GgufModel(gguf_parts(path)[0])
     if path.is_dir():
         return _in_folder(path)
     if path.exists():
-        raise ModelFileError(f"{path} is neither a file nor a folder; give a .gguf file or a bundle folder.")
+        raise ModelFileError(f"{path} is neither a file nor a folder; give a .gguf file, or a folder with a model.")
     raise ModelNotFoundError(f"there is no file or folder {path}.")
 
 

@@ -6,15 +6,16 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from family_files import random_family
-from folders import folder_of
+from folders import floats_of, folder_of, write_safetensors
 from packed_weights import quantized
 
 import pilotfish
 from pilotfish import backends
 from pilotfish.exporters.onnx.decoder_graph import DecoderGraph
-from pilotfish.runtime.errors import PilotfishError, PilotfishWarning, UnsupportedModelError
+from pilotfish.runtime.errors import DamagedWeightsError, PilotfishError, PilotfishWarning, UnsupportedModelError
 from pilotfish.runtime.files.bundle import open_bundle
 from pilotfish.runtime.files.open_model import open_model
 from pilotfish.runtime.storage import cache_dir
@@ -113,3 +114,13 @@ def test_a_folder_drafts_for_another_one(folder: Path) -> None:
     with pilotfish.load(folder, "onnx", draft=folder, threads=1, proposers=()) as model:
         result = model.generate(PROMPT, raw=True, max_new_tokens=12)
     assert tuple(result.token_ids) == said(folder)
+
+
+def test_weights_that_are_no_numbers_are_named(folder: Path) -> None:
+    tensors = floats_of("llama with biases", folder.parent / "m.gguf")
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 4] = np.nan
+    write_safetensors(folder / "model.safetensors", tensors, bf16=True)
+    with pytest.raises(
+        DamagedWeightsError, match=r"model\.safetensors is damaged: the tensor model\.layers\.1\.mlp\.up"
+    ):
+        said(folder)
