@@ -21,6 +21,7 @@ from pilotfish.runtime.files.folder_model import FolderModel
 from pilotfish.runtime.files.open_model import open_model
 from pilotfish.runtime.interfaces import Floats
 
+pytestmark = pytest.mark.usefixtures("module_cache")
 BITS: dict[Method, tuple[int, ...]] = {"gptq": (4, 8), "gptq_v2": (4, 8), "awq": (4,)}
 CASES = [(method, bits) for method, all_bits in BITS.items() for bits in all_bits]
 TOKENS = np.random.default_rng(0).integers(0, 272, 40)

@@ -29,6 +29,7 @@ from pilotfish.runtime.files.folder_settings import Settings
 from pilotfish.runtime.files.open_model import decoder_of, gguf_of, open_model
 from pilotfish.runtime.interfaces import Floats
 
+pytestmark = pytest.mark.usefixtures("module_cache")
 TOKENS = np.random.default_rng(0).integers(0, 272, 60)
 NOISE = 1e-5  # of the largest logit: GGUF files keep small numbers in f32
 
