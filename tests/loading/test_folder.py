@@ -122,7 +122,5 @@ def test_weights_that_are_no_numbers_are_named(folder: Path) -> None:
     tensors[name] = tensors[name].copy()
     tensors[name][3, 4] = np.nan
     write_safetensors(folder / "model.safetensors", tensors, bf16=True)
-    with pytest.raises(
-        DamagedWeightsError, match=r"model\.safetensors is damaged: the tensor model\.layers\.1\.mlp"
-    ):
+    with pytest.raises(DamagedWeightsError, match=r"model\.safetensors is damaged: the tensor model\.layers\.1\.mlp"):
         said(folder)
