@@ -64,6 +64,7 @@ class SafeTensor:
         stored = self.array()
         if self.type_name == "F32":
             return np.asarray(stored, dtype=np.float32)
+        found: npt.NDArray[np.float32]
         if self.type_name == "BF16":  # the upper half of an f32
             found = np.left_shift(stored, np.uint32(16), dtype=np.uint32).view(np.float32)
         else:
