@@ -50,7 +50,7 @@ def run(
 ) -> None:
     """Answer one prompt.
 
-    MODEL: a catalogue name (`pilotfish pull --help` lists them), a .gguf file, a bundle folder,
+    MODEL: a catalogue name (`pilotfish pull --help` lists them), a .gguf file, a bundle or Hugging Face folder,
     hf:ORG/NAME[:FILE] of the Hugging Face hub, or ollama:NAME of Ollama's store.
 
     PROMPT: a text; default: standard input.
@@ -109,7 +109,7 @@ def chat(
 ) -> None:
     """Talk to a model. Ctrl-C stops an answer; Ctrl-D or /bye ends.
 
-    MODEL: a catalogue name (`pilotfish pull --help` lists them), a .gguf file, a bundle folder,
+    MODEL: a catalogue name (`pilotfish pull --help` lists them), a .gguf file, a bundle or Hugging Face folder,
     hf:ORG/NAME[:FILE] of the Hugging Face hub, or ollama:NAME of Ollama's store.
     """
     from ..runtime.model.chat import TURN

@@ -79,9 +79,9 @@ def pull(name: Annotated[str, typer.Argument()]) -> None:
 def inspect(
     model: ModelArgument, as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False
 ) -> None:
-    """Show what a .gguf file or a bundle holds, without loading it.
+    """Show what a .gguf file, a folder of safetensors or a bundle holds, without loading it.
 
-    MODEL: a catalogue name (`pilotfish pull --help` lists them), a .gguf file, a bundle folder,
+    MODEL: a catalogue name (`pilotfish pull --help` lists them), a .gguf file, a bundle or Hugging Face folder,
     hf:ORG/NAME[:FILE] of the Hugging Face hub, or ollama:NAME of Ollama's store.
     """
     from .inspection import inspect_model
@@ -100,7 +100,7 @@ def doctor(
 ) -> None:
     """Show engines, versions and devices of this machine, what is missing, and which engine a model would run on.
 
-    MODEL: what to try every engine on: a catalogue name, a .gguf file or a bundle folder; default: none.
+    MODEL: what to try every engine on: a catalogue name, a .gguf file, a bundle or Hugging Face folder; default: none.
     """
     from ..runtime.profiling.engine_trial import Job
     from .doctor import report

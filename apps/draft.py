@@ -42,7 +42,7 @@ def check(
 ) -> None:
     """Measure how often a draft's tokens are accepted, and whether that is worth its time on this machine.
 
-    TARGET: the model that answers: a catalogue name, a .gguf file or a bundle folder.
+    TARGET: the model that answers: a catalogue name, a .gguf file, or a bundle or Hugging Face folder.
 
     DRAFT: a smaller one, likewise.
     """
@@ -88,7 +88,7 @@ def make(
 ) -> None:
     """Make a draft of the target itself, and check whether it pays: fewer layers, or fewer bits a weight.
 
-    TARGET: the model that answers: a catalogue name, a .gguf file or a bundle folder.
+    TARGET: the model that answers: a catalogue name, a .gguf file, or a bundle or Hugging Face folder.
     """
     from ..drafts.make import drop_layers, lower_bits
 

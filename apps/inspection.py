@@ -13,7 +13,8 @@ from ..runtime.errors import PilotfishError
 from ..runtime.files.bundle import Bundle
 from ..runtime.files.gguf_model import GgufModel
 from ..runtime.files.manifest import DraftEntry, Manifest
-from ..runtime.files.open_model import gguf_of
+from ..runtime.files.model_file import DecoderModel
+from ..runtime.files.open_model import decoder_of
 from .terminal import output, print_json, show_facts, show_table
 
 _SMALL = 1 << 30  # bytes of a file that may be loaded to see what can be done with it
@@ -21,7 +22,7 @@ _LONG = 120  # characters of a value that a terminal shows
 
 
 def inspect_model(model: str, as_json: bool) -> None:
-    """Print the facts of a .gguf file or a bundle."""
+    """Print the facts of a .gguf file, a folder of safetensors or a bundle."""
     file = resolve(model)
     out = output()
     if isinstance(file, Bundle):
@@ -30,7 +31,7 @@ def inspect_model(model: str, as_json: bool) -> None:
         else:
             _show_bundle(file, out)
         return
-    found = _gguf_facts(gguf_of(file))
+    found = _file_facts(decoder_of(file))
     if as_json:
         print_json(found)
     else:
@@ -170,7 +171,7 @@ def _found(model: GgufModel) -> dict[str, str]:
     }
 
 
-def _gguf_facts(model: GgufModel) -> dict[str, object]:
+def _file_facts(model: DecoderModel) -> dict[str, object]:
     file, path = model.file, model.path
     types = Counter(t.type_name for t in file.tensors.values())
     plain = {k: v if not isinstance(v, (list, np.ndarray)) else f"{len(v)} values" for k, v in file.metadata.items()}
@@ -178,7 +179,7 @@ def _gguf_facts(model: GgufModel) -> dict[str, object]:
         "path": str(path),
         "bytes": sum(part.stat().st_size for part in model.weight_files),
         "architecture": file.architecture,
-        **_found(model),
+        **(_found(model) if isinstance(model, GgufModel) else {}),
         "tensors": len(file.tensors),
         "tensor_types": dict(types.most_common()),
         **plain,

@@ -38,7 +38,7 @@ def bench_run(
 ) -> None:
     """Plain against speculative decoding, A B A B on the same prompts, and llama.cpp beside them where installed.
 
-    MODEL: a catalogue name (`pilotfish pull --help` lists them), a .gguf file, a bundle folder,
+    MODEL: a catalogue name (`pilotfish pull --help` lists them), a .gguf file, a bundle or Hugging Face folder,
     hf:ORG/NAME[:FILE] of the Hugging Face hub, or ollama:NAME of Ollama's store.
     """
     from .run import bench
@@ -73,7 +73,7 @@ def bench_curve_command(
 ) -> None:
     """The time of a step of n rows on every engine, in turns, and how fast prompts are read.
 
-    MODEL: a catalogue name (`pilotfish pull --help` lists them), a .gguf file, a bundle folder,
+    MODEL: a catalogue name (`pilotfish pull --help` lists them), a .gguf file, a bundle or Hugging Face folder,
     hf:ORG/NAME[:FILE] of the Hugging Face hub, or ollama:NAME of Ollama's store.
     """
     from .curve import bench_curve
@@ -93,7 +93,7 @@ def bench_engines_command(
 ) -> None:
     """Our plain decoding over each engine against the same engine driven by its own API, A B A B.
 
-    MODEL: a catalogue name (`pilotfish pull --help` lists them), a .gguf file, a bundle folder,
+    MODEL: a catalogue name (`pilotfish pull --help` lists them), a .gguf file, a bundle or Hugging Face folder,
     hf:ORG/NAME[:FILE] of the Hugging Face hub, or ollama:NAME of Ollama's store.
     """
     from .engines import bench_engines
@@ -134,7 +134,7 @@ def bench_cache_command(
 ) -> None:
     """What cache policies forget and save: perplexity, KL, needles, memory and speed, against the full cache.
 
-    MODEL: a catalogue name (`pilotfish pull --help` lists them), a .gguf file, a bundle folder,
+    MODEL: a catalogue name (`pilotfish pull --help` lists them), a .gguf file, a bundle or Hugging Face folder,
     hf:ORG/NAME[:FILE] of the Hugging Face hub, or ollama:NAME of Ollama's store.
     """
     from .cache import bench_cache
@@ -182,7 +182,7 @@ def bench_long_command(
 ) -> None:
     """Texts longer than the context: needles by excerpts and by truncation, and perplexity without end.
 
-    MODEL: a catalogue name (`pilotfish pull --help` lists them), a .gguf file, a bundle folder,
+    MODEL: a catalogue name (`pilotfish pull --help` lists them), a .gguf file, a bundle or Hugging Face folder,
     hf:ORG/NAME[:FILE] of the Hugging Face hub, or ollama:NAME of Ollama's store.
     """
     from .long import Settings, bench_long

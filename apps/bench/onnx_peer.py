@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from ...exporters.gguf.import_gguf import import_gguf
+from ...exporters.onnx.import_model import import_model
 from ...runtime.files.model_file import ModelFile
-from ...runtime.files.open_model import gguf_of
+from ...runtime.files.open_model import decoder_of
 
 
 class OnnxRuntime:
@@ -38,7 +38,7 @@ class OnnxRuntime:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 4
-        graph = import_gguf(gguf_of(model)).path / "model.onnx"
+        graph = import_model(decoder_of(model)).path / "model.onnx"
         return cls(onnxruntime.InferenceSession(str(graph), options, ["CPUExecutionProvider"]), max_context)
 
     def decode(self, prompt: list[int], n_tokens: int) -> tuple[tuple[int, ...], float]:

@@ -1,4 +1,4 @@
-"""The reference engine: decoders in plain numpy f32, straight from a GGUF file.
+"""The reference engine: decoders in plain numpy f32, straight from a GGUF file or a folder of safetensors.
 
 The judge of right answers: slow and readable.
 """
@@ -9,7 +9,7 @@ import numpy as np
 
 from ...runtime.errors import OptionError
 from ...runtime.files.model_file import ModelFile
-from ...runtime.files.open_model import gguf_of
+from ...runtime.files.open_model import decoder_of
 from ...runtime.install import install_command
 from ...runtime.interfaces import Weights
 from ..common.weights import LoadedWeights
@@ -40,7 +40,7 @@ class ReferenceBackend:
         return {}
 
     def formats(self, device: str | None = None) -> tuple[str, ...]:
-        return ("gguf",)
+        return ("gguf", "safetensors")
 
     def check(self, device: str | None, kv_dtype: str | None, options: Options) -> None:
         if not options.keys() <= {"stream"}:
@@ -54,8 +54,8 @@ class ReferenceBackend:
         self, model: ModelFile, *, device: str | None, threads: int, kv_dtype: str | None, options: Options = NO_OPTIONS
     ) -> Weights:
         self.check(device, kv_dtype, options)
-        gguf = gguf_of(model)
-        opened = ReferenceModel(gguf.file, gguf.digest, stream=bool(options.get("stream")))
+        decoder = decoder_of(model)
+        opened = ReferenceModel(decoder.file, decoder.digest, stream=bool(options.get("stream")))
         return LoadedWeights(opened, ReferenceSession)
 
 

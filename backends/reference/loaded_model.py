@@ -1,4 +1,4 @@
-"""A GGUF file dequantized to f32: what sessions of the reference engine share."""
+"""A decoder's file dequantized to f32: what sessions of the reference engine share."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ...runtime.files.decoder_description import DecoderShape, LayerKind, Part
+from ...runtime.files.decoder_file import DecoderFile
 from ...runtime.files.decoder_shape import decoder_shape
-from ...runtime.files.gguf_file import GgufFile
 from ...runtime.interfaces import ModelInfo
 from ..common.weights import still_open
 
@@ -50,7 +50,7 @@ class Layer:
 class ReferenceModel:
     """Dequantized weights: four bytes each. stream: layers are dequantized in every step and not kept."""
 
-    def __init__(self, file: GgufFile, digest: str, stream: bool = False) -> None:
+    def __init__(self, file: DecoderFile, digest: str, stream: bool = False) -> None:
         self._file = file
         self.shape: DecoderShape = decoder_shape(file)
         s = self.shape

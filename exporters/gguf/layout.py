@@ -1,41 +1,20 @@
 """Which tensor of transformers is which tensor of GGUF, in which order of rows and with which offset.
 
-One table for both directions. Names as in the `gguf` package's TensorNameMap; a test compares them.
+One table for both directions; a test compares the names with the `gguf` package's TensorNameMap.
 """
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+from ...runtime.files.folder_names import TensorNames
+
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
-
-_TOP = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
-_LAYER = {
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.qkv_proj": "attn_qkv",
-    "self_attn.o_proj": "attn_output",
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.gate_up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
-_SANDWICH = {  # Gemma has a norm after attention and MLP, too
-    "post_attention_layernorm": "post_attention_norm",
-    "pre_feedforward_layernorm": "ffn_norm",
-    "post_feedforward_layernorm": "post_ffw_norm",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,30 +33,14 @@ class Layout:
         stem, _, kind = name.rpartition(".")
         if kind == "bias" and stem.rpartition(".")[2] not in self.biases:
             return None
-        if stem in _TOP:
-            return f"{_TOP[stem]}.{kind}"
-        match = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", stem)
-        inner = None if match is None else self._layer().get(match[2])
-        return None if match is None or inner is None else f"blk.{match[1]}.{inner}.{kind}"
+        return self._names().gguf(name)
 
     def hf_name(self, name: str) -> str | None:
         """The name that transformers gives a tensor of GGUF; None for an unknown one."""
-        stem, _, kind = name.rpartition(".")
-        top = {gguf: hf for hf, gguf in _TOP.items()}
-        if stem in top:
-            return f"{top[stem]}.{kind}"
-        match = re.fullmatch(r"blk\.(\d+)\.(.+)", stem)
-        inner = None if match is None else {gguf: hf for hf, gguf in self._layer().items()}.get(match[2])
-        return None if match is None or inner is None else f"model.layers.{match[1]}.{inner}.{kind}"
+        return self._names().transformers(name)
 
-    def _layer(self) -> dict[str, str]:
-        left_out = (
-            {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj"}
-            if self.fused
-            else {"self_attn.qkv_proj", "mlp.gate_up_proj"}
-        )
-        table = {hf: gguf for hf, gguf in _LAYER.items() if hf not in left_out}
-        return table | _SANDWICH if self.sandwich else table
+    def _names(self) -> TensorNames:
+        return TensorNames(packed=self.fused, norms_after=self.sandwich)
 
     def heads_of(self, name: str, n_heads: int, kv_heads: int) -> int | None:
         """How many heads' rows are permuted in this tensor (name of transformers); None where none are."""

@@ -11,14 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ...runtime.errors import UnsupportedModelError
+from ...runtime.files.folder_rope import llama3_factors
 from ..sources.model_source import ModelSource
 from .layout import LAYOUTS
-from .settings import llama3_factors
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
-
-_QUANTIZATION_VERSION = 2
 
 
 def metadata_of(source: ModelSource, config: PretrainedConfig) -> dict[str, object]:
@@ -52,14 +50,6 @@ def metadata_of(source: ModelSource, config: PretrainedConfig) -> dict[str, obje
     if arch == "gemma3":
         found |= _gemma3(config, head_dim)
     return {f"{arch}.{key}": value for key, value in found.items()}
-
-
-def general_metadata(source: ModelSource) -> dict[str, object]:
-    """What the file says of any model."""
-    general: dict[str, object] = {"general.quantization_version": _QUANTIZATION_VERSION}
-    if source.license is not None:
-        general["general.license"] = source.license
-    return general
 
 
 def rope_divisors(config: PretrainedConfig) -> npt.NDArray[np.float32] | None:

@@ -5,13 +5,13 @@ Source: llama.cpp, src/models/*.cpp, for what each architecture assumes where th
 
 from __future__ import annotations
 
-import math
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from ...runtime.errors import ModelFileError, UnsupportedModelError
+from ...runtime.files.folder_rope import llama3_factors
 from ...runtime.files.gguf_file import GgufFile
 
 N = TypeVar("N", int, float)
@@ -171,15 +171,6 @@ def _llama3(
             f"{file.path}: rope_freqs.weight is not what Llama 3.1 and its successors have: not yet exported."
         )
     return found
-
-
-def llama3_factors(rope: dict[str, Any], theta: float, head_dim: int) -> npt.NDArray[np.float32]:
-    """What each rotary frequency is divided by, (head_dim / 2,). Source: transformers, modeling_rope_utils.py."""
-    factor, low, high = rope["factor"], rope["low_freq_factor"], rope["high_freq_factor"]
-    trained = rope["original_max_position_embeddings"]
-    wavelengths = 2 * math.pi * theta ** (np.arange(0, head_dim, 2) / head_dim)
-    smooth = np.clip((trained / wavelengths - low) / (high - low), 0.0, 1.0)
-    return np.asarray(1.0 / (smooth + (1.0 - smooth) / factor), dtype=np.float32)
 
 
 class _Reader:

@@ -11,7 +11,7 @@ import sys
 import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ...runtime.errors import ChatTemplateError, EngineError, UnsupportedModelError
 from ...runtime.text.chat_template import ChatTemplate
@@ -20,7 +20,6 @@ from ...runtime.text.special_tokens import END_TEXTS
 from ...runtime.text.token_bytes import marked, steps
 from ...runtime.text.tokenizer import Tokenizer
 from ...runtime.text.tokenizer_gguf import pre_tokenizer_name, tokenizer_from_gguf
-from ..sources.model_source import ModelSource
 from .llama_tokenize import process_environment
 from .unigram import unigram_rules
 
@@ -38,7 +37,26 @@ _TEXTS = (  # cut differently by different tokenizers
 )
 
 
-def tokenizer_metadata(source: ModelSource, vocab_size: int) -> dict[str, object]:
+class Spoken(Protocol):
+    """A source, as far as texts and chats go. encoder_decoder: None, unless it is one."""
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+    @property
+    def chat_template(self) -> str | None: ...
+    @property
+    def model_id(self) -> str: ...
+    @property
+    def bos_id(self) -> int | None: ...
+    @property
+    def add_bos(self) -> bool: ...
+    @property
+    def eos_ids(self) -> tuple[int, ...]: ...
+    @property
+    def encoder_decoder(self) -> object | None: ...
+
+
+def tokenizer_metadata(source: Spoken, vocab_size: int) -> dict[str, object]:
     """Metadata of the source's tokenizer and chat template, for a model with vocab_size rows of logits.
 
     It is read back and must cut every trial text as the source does; UnsupportedModelError where it does not.
@@ -67,7 +85,7 @@ def tokenizer_metadata(source: ModelSource, vocab_size: int) -> dict[str, object
     return metadata | {"general.name": name}
 
 
-def _ends(source: ModelSource) -> dict[str, int]:
+def _ends(source: Spoken) -> dict[str, int]:
     """What ends an answer, but for what llama.cpp knows by its text."""
     if not source.eos_ids:
         return {}
@@ -88,7 +106,7 @@ def _ends_sources(tokenizer: Tokenizer) -> bool:
     )
 
 
-def _named(source: ModelSource, metadata: Mapping[str, object]) -> tuple[str, Tokenizer]:
+def _named(source: Spoken, metadata: Mapping[str, object]) -> tuple[str, Tokenizer]:
     """The model's name, and the tokenizer that is read under it.
 
     By the name llama.cpp tells whether special tokens swallow the white space behind them, as those of Phi-3 do, and it

@@ -14,8 +14,9 @@ from ...runtime.errors import ModelFileError, OptionError, UnsupportedModelError
 from ...runtime.progress import Share
 from ...runtime.storage import disk_is_full, temporary_name, write_error
 from ..sources.model_source import ModelSource
+from .entries import add_entry, general_metadata
 from .layout import LAYOUTS, Layout
-from .metadata import general_metadata, metadata_of, rope_divisors
+from .metadata import metadata_of, rope_divisors
 from .t5 import FAMILIES, T5Layout, t5_metadata
 from .tokenizer import check_with_llama_cpp, tokenizer_metadata
 
@@ -54,7 +55,7 @@ def write_gguf(
     try:
         writer = gguf.GGUFWriter(temporary, layout.architecture)
         for key, value in metadata.items():
-            add_metadata(writer, key, value)
+            add_entry(writer, key, value)
         writer.add_file_type(gguf.LlamaFileType.ALL_F32 if stored == "f32" else gguf.LlamaFileType.MOSTLY_F16)
         try:
             _write_tensors(writer, config, layout, tensors, stored, progress or (lambda share: None))
@@ -116,19 +117,3 @@ def _arranged(
     if dtype == np.float16 and np.abs(values).max() > _F16_MAX:
         raise OptionError(f"the tensor {name} holds values beyond f16's {_F16_MAX:.0f}. Store it as f32.")
     return np.ascontiguousarray(values, dtype=dtype)
-
-
-def add_metadata(writer: gguf.GGUFWriter, key: str, value: object) -> None:
-    """Add metadata of the type that its Python type stands for; token ids and counts are u32."""
-    if isinstance(value, bool):
-        writer.add_bool(key, value)
-    elif isinstance(value, int):
-        writer.add_uint32(key, value)
-    elif isinstance(value, float):
-        writer.add_float32(key, value)
-    elif isinstance(value, str):
-        writer.add_string(key, value)
-    elif isinstance(value, (list, bytes)):
-        writer.add_array(key, value)
-    else:
-        raise TypeError(f"{key}: no GGUF type for {type(value).__name__}")

@@ -105,10 +105,10 @@ def write_operators(model: Path, out: Path) -> None:
 def _decoder_graph(pack: Pack, folder: Path, progress: Share) -> Path:
     if pack.form is None or pack.as_is:
         from ...runtime.files.gguf_model import GgufModel
-        from ..gguf.import_gguf import import_gguf
+        from ..onnx.import_model import import_model
 
         source = GgufModel(pack.source.path)
-        bundle = import_gguf(source, activations=pack.activations, progress=lambda _, share: progress(share))
+        bundle = import_model(source, activations=pack.activations, progress=lambda _, share: progress(share))
         return bundle.file(bundle.manifest.formats["onnx"])
     from ..torch_to_onnx.decoder import export_onnx
 

@@ -146,8 +146,8 @@ def decoder_of(pack: Pack) -> Decoder:
     """The decoder of a pack: quantized as its form says, or a GGUF file's own blocks."""
     if pack.form is None or pack.as_is:
         from ...runtime.files.gguf_file import read_gguf
-        from ..gguf.decoder import GgufDecoder
+        from ..onnx.stored_decoder import StoredDecoder
 
-        return GgufDecoder(read_gguf(pack.source.path)).decoder()
+        return StoredDecoder(read_gguf(pack.source.path)).decoder()
     refuse_family(pack.source)
     return torch_decoder(pack.torch_model(), pack.form)

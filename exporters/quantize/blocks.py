@@ -1,8 +1,8 @@
-"""GGUF tensors as integer codes with block scales: what MatMulNBits and GatherBlockQuantized take, bit for bit.
+"""Stored tensors as integer codes with block scales: what MatMulNBits and GatherBlockQuantized take, bit for bit.
 
 A weight is scale * code + minimum, per block along the columns. Integer engines want scale * (code - zero_point) with
 an integer zero point, so what is left of the minimum becomes a residual: minimum = residual - scale * zero_point.
-Layouts after ggml-quants (MIT); the judge in the tests is gguf.quants.dequantize.
+GGUF layouts after ggml-quants (MIT); the judge in the tests is gguf.quants.dequantize.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from ...runtime.files.decoder_file import StoredTensor
+from ...runtime.files.folder_blocks import PackedTensor
 from ...runtime.files.gguf_file import GgufTensor
 
 Bytes = npt.NDArray[np.uint8]
@@ -77,17 +79,19 @@ def stack(parts: list[Blocks]) -> Blocks | None:
     )
 
 
-def unpack(tensor: GgufTensor) -> Blocks | Floats:
+def unpack(tensor: StoredTensor) -> Blocks | Floats:
     """A matrix as blocks, or in f32 where the file holds floats. Types without a block form here are requantized to
     8 bits with the loss recorded."""
-    if tensor.type_name in ("F32", "F16", "BF16", "F64"):
+    if isinstance(tensor, PackedTensor):
+        return Blocks(tensor.codes(), tensor.packing.bits, tensor.scale(), tensor.zero_points(), None)
+    if not isinstance(tensor, GgufTensor) or tensor.type_name in ("F32", "F16", "BF16", "F64"):
         return floats(tensor)
     rows = tensor.data.reshape(-1, tensor.data.shape[-1])
     reader = _READERS.get(tensor.type_name)
     return reader(rows) if reader else requantize(floats(tensor))
 
 
-def floats(tensor: GgufTensor) -> Floats:
+def floats(tensor: StoredTensor) -> Floats:
     """Any tensor in f32, shaped as in the file."""
     return tensor.values()
 

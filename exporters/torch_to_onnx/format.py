@@ -77,10 +77,10 @@ class OnnxFormat:
 def _import_as_is(source: ModelSource, spec: ExportSpec, folder: Path, progress: Share) -> dict[str, str]:
     """The GGUF file's own blocks as MatMulNBits, from the bundle that opening the file makes in the cache."""
     from ...runtime.files.gguf_model import GgufModel
-    from ..gguf.import_gguf import import_gguf
+    from ..onnx.import_model import import_model
 
     activations = as_they_come(spec.activations)
-    made = import_gguf(GgufModel(source.path), activations=activations, progress=lambda _, share: progress(share))
+    made = import_model(GgufModel(source.path), activations=activations, progress=lambda _, share: progress(share))
     for name in made.manifest.files:
         if name.startswith(("model.", "observing.")):
             shutil.copyfile(made.file(name), folder / name)

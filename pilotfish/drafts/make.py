@@ -15,7 +15,7 @@ from ..runtime.checks import shown, whole
 from ..runtime.errors import OptionError, UnsupportedModelError
 from ..runtime.files.bundle import Bundle
 from ..runtime.files.gguf_file import read_gguf
-from ..runtime.files.open_model import bundle_of, gguf_of
+from ..runtime.files.open_model import bundle_of, decoder_of, gguf_of
 from ..runtime.files.staging import refuse_foreign
 from ..runtime.progress import Progress
 from ..runtime.storage import require_writable, write_error
@@ -206,7 +206,7 @@ def onnx_bundle(target: str | os.PathLike[str], report: Progress) -> Bundle:
         raise UnsupportedModelError(
             f"{found} has no ONNX graph, and layers can be left out of one only. Export the model to onnx."
         )
-    from ..exporters.gguf.import_gguf import import_gguf
+    from ..exporters.onnx.import_model import import_model
 
     name = found.path.name
-    return import_gguf(gguf_of(found), progress=lambda what, share: report(f"preparing {name}: {what}", share))
+    return import_model(decoder_of(found), progress=lambda what, share: report(f"preparing {name}: {what}", share))

@@ -6,6 +6,8 @@ Everything lies in the hub's own cache, which other programs share, and is found
 from __future__ import annotations
 
 import contextlib
+import fnmatch
+import glob
 import inspect
 import io
 import re
@@ -43,7 +45,7 @@ def hub_model(name: str, report: Progress) -> Path:
             raise
         raise _refused(f"{repository}:{wanted}", why) from why  # it may well be there, and only the cache was seen
     if not files:
-        return _folder(hub, repository, why)
+        return _folder(hub, repository, held, why, report)
     offline = why is not None
     try:
         places = []
@@ -63,15 +65,15 @@ def is_hub_name(name: str) -> bool:
     return _REPOSITORY.fullmatch(name.removeprefix(PREFIX)) is not None
 
 
-def hub_folder(name: str) -> Path:
+def hub_folder(name: str, report: Progress) -> Path:
     """The folder of a repository without its .gguf files: what an export is made of. Raises DownloadError.
 
     name: as is_hub_name() takes it. Without a network, what the cache holds.
     """
     repository = name.removeprefix(PREFIX)
     hub = _library(repository)
-    _, why = _listed(hub, repository)
-    return _folder(hub, repository, why)
+    held, why = _listed(hub, repository)
+    return _folder(hub, repository, held, why, report)
 
 
 def chosen_files(held: Sequence[str], wanted: str, repository: str) -> list[str]:
@@ -104,16 +106,27 @@ def _library(name: str) -> Any:
     return huggingface_hub
 
 
-def _folder(hub: Any, repository: str, why: Exception | None) -> Path:
+def _folder(hub: Any, repository: str, held: Sequence[str], why: Exception | None, report: Progress) -> Path:
     """A repository's folder without .gguf files. why: the reason that only the cache can be looked at."""
+    what, names = f"fetching {repository}", [glob.escape(name) for name in folder_of(held)]
+    fetched: Any = hub.snapshot_download
+    bars: dict[str, Any] = {"tqdm_class": _bar(report, what)}
     try:
-        return Path(
-            hub.snapshot_download(
-                repository, allow_patterns=list(_FOLDER), local_files_only=why is not None, etag_timeout=_ANSWER_S
-            )
+        found = fetched(
+            repository, allow_patterns=names, local_files_only=why is not None, etag_timeout=_ANSWER_S, **bars
         )
+        report(what, 1.0)
+        return Path(found)
     except Exception as error:  # its own errors and its network library's have no common class
         raise _refused(repository, why or error) from error
+
+
+def folder_of(held: Sequence[str]) -> list[str]:
+    """The files of a repository that its folder of safetensors consists of: no second copy of the weights."""
+    found = [name for name in held if any(fnmatch.fnmatch(name, kind) for kind in _FOLDER) and "/" not in name]
+    weights = [name for name in found if name.endswith(".safetensors")]
+    usual = [name for name in weights if re.fullmatch(r"model(-\d+-of-\d+)?\.safetensors", name)]
+    return [name for name in found if name not in weights or name in (usual or weights)]
 
 
 def _listed(hub: Any, repository: str) -> tuple[list[str], Exception | None]:

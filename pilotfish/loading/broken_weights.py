@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy.typing as npt
 from ..runtime.errors import DamagedWeightsError, EngineError, NotFiniteError
 from ..runtime.files.gguf_file import GgufTensor, is_gguf, read_gguf
 from ..runtime.files.model_file import ModelFile
+from ..runtime.files.safetensors_file import read_safetensors
 from ..runtime.telemetry import without_telemetry
 
 _AT_ONCE = 1 << 22  # values looked at together
@@ -93,18 +93,9 @@ def _openvino(file: Path) -> Iterator[tuple[str, npt.NDArray[Any]]]:
 
 
 def _safetensors(file: Path) -> Iterator[tuple[str, npt.NDArray[Any]]]:
-    """Source: the safetensors format: the header's length, a header in JSON, and the values."""
-    data = np.memmap(file, np.uint8, "r")
-    start = 8 + int(data[:8].view("<u8")[0])
-    for name, facts in json.loads(data[8:start].tobytes()).items():
-        kinds = {"F16": "<f2", "BF16": "<u2", "F32": "<f4", "F64": "<f8"}
-        if name == "__metadata__" or facts["dtype"] not in kinds:
-            continue
-        begin, end = facts["data_offsets"]
-        values = data[start + begin : start + end].view(kinds[facts["dtype"]])
-        if facts["dtype"] == "BF16":  # the upper half of an f32
-            values = (values.astype(np.uint32) << 16).view(np.float32)
-        yield name, values
+    for tensor in read_safetensors(file).values():
+        if tensor.is_float:
+            yield tensor.name, tensor.values()
 
 
 def _floats(values: npt.NDArray[Any]) -> npt.NDArray[Any]:

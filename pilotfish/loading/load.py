@@ -17,6 +17,8 @@ from ..runtime.errors import (
     PilotfishError,
     PilotfishWarning,
 )
+from ..runtime.files.folder_model import FolderModel
+from ..runtime.files.generation_settings import warn_of
 from ..runtime.files.model_file import ModelFile
 from ..runtime.interfaces import DraftLengthPolicy, ModelInfo, Proposer, Weights
 from ..runtime.model.model import DraftWeights, Model
@@ -61,8 +63,8 @@ def load(
 ) -> Model:
     """A model, ready to generate.
 
-    path: a catalogue name ("smollm2-135m"), a .gguf file, a bundle folder, "hf:ORG/NAME[:FILE]" or "ollama:NAME"
-        (docs/models.md).
+    path: a catalogue name ("smollm2-135m"), a .gguf file, a bundle or Hugging Face folder, "hf:ORG/NAME[:FILE]" or
+        "ollama:NAME" (docs/models.md).
     engine: "onnx", "openvino", "llamacpp", "reference"; None tries every installed engine that can open the model
         briefly, once, and takes the one that does the job soonest. PILOTFISH_ENGINE does the same as the argument.
     device: "cpu", or an engine's own name for a device; None is every real device in turn.
@@ -131,6 +133,8 @@ def load_with(path: str | os.PathLike[str], options: LoadOptions, progress: Prog
     if options.max_context is not None and not target.is_encoder_decoder:
         known = target.context_length
         whole("max_context", options.max_context, 2, known, hint="the model was trained for no more")
+    if isinstance(target, FolderModel):  # of a bundle its export has told it
+        warn_of(target.generation, str(target), stacklevel=4)
     draft = _draft_file(target, options, report)
     if draft is None:
         options.require_draft()

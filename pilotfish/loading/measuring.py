@@ -30,6 +30,7 @@ from .opening import Place, open_weights
 from .vocabulary import read_tokenizer
 
 _TOKENS = 12  # steps of which a draft's fastest counts
+_JUDGED = (("gguf",), ("safetensors",))  # what the reference engine opens as it is
 
 
 def calibration(weights: Weights, report: Progress) -> Calibration:
@@ -136,7 +137,7 @@ def known_answer(model: ModelFile, report: Progress) -> Canary | None:
     token; None where there is none, and where a model of another format brings none. Raises EngineError for weights
     that have no answer, as some of them are not numbers.
     """
-    if model.formats != ("gguf",) or model.canary is not None:
+    if model.formats not in _JUDGED or model.canary is not None:
         return model.canary
     kept = cache_dir() / "canaries" / f"{model.digest[:16]}.json"
     with contextlib.suppress(ValidationError):
@@ -146,6 +147,8 @@ def known_answer(model: ModelFile, report: Progress) -> Canary | None:
     try:
         weights, _ = open_weights(model, place, report)
     except UnsupportedModelError:
+        if "gguf" not in model.formats:
+            raise
         return backends.own_answer(gguf_of(model))
     try:
         session = weights.session(min(weights.info.context_length, 64))

@@ -11,9 +11,10 @@ from pathlib import Path
 from ..backends.protocol import Backend
 from ..runtime.checks import shown
 from ..runtime.errors import ModelFileError, ModelNotFoundError, OptionError, UnsupportedModelError
+from ..runtime.files.folder_model import FolderModel
 from ..runtime.files.manifest import MANIFEST_NAME
 from ..runtime.files.model_file import ModelFile
-from ..runtime.files.open_model import gguf_of, open_model
+from ..runtime.files.open_model import decoder_of, gguf_of, open_model
 from ..runtime.interfaces import Weights
 from ..runtime.model.rules import Rules
 from ..runtime.progress import Progress
@@ -37,7 +38,8 @@ def open_weights(model: ModelFile, place: Place, report: Progress) -> tuple[Weig
     Raises what Backend.open raises, and CacheWriteError where an import finds no room on the disk.
     """
     formats = place.backend.formats(place.device)
-    chosen = next((f for f in formats if f in (*model.formats, *model.imported_formats)), None)
+    held = [f for f in formats if f in model.formats]  # what is there comes before what would have to be made
+    chosen = next((f for f in (*held, *formats) if f in (*model.formats, *model.imported_formats)), None)
     if chosen is None:
         raise UnsupportedModelError(
             f"the {place.backend.name} engine opens {' or '.join(formats)}, and {model} holds "
@@ -54,13 +56,17 @@ def open_weights(model: ModelFile, place: Place, report: Progress) -> tuple[Weig
 
 def _imported(model: ModelFile, form: str, report: Progress) -> ModelFile:
     """The model in a format that it was not made in."""
-    from ..exporters.gguf.import_gguf import import_gguf  # needs the onnx package, which other engines do not
 
-    return import_gguf(
-        gguf_of(model),
-        form="onnx" if form == "onnx" else "onnx-static",
-        progress=lambda what, share: report(f"preparing {model.path.name}: {what}", share),
-    )
+    def told(what: str, share: float) -> None:
+        report(f"preparing {model.path.name}: {what}", share)
+
+    if form == "gguf" and isinstance(model, FolderModel):
+        from ..exporters.gguf.import_folder import import_folder
+
+        return import_folder(model, progress=told)
+    from ..exporters.onnx.import_model import import_model  # needs the onnx package, which other engines do not
+
+    return import_model(decoder_of(model), form="onnx" if form == "onnx" else "onnx-static", progress=told)
 
 
 def resolve(path: str | os.PathLike[str], report: Progress | None = None) -> ModelFile:
@@ -73,7 +79,7 @@ def resolve(path: str | os.PathLike[str], report: Progress | None = None) -> Mod
     tell = report or (lambda what, share: None)
     name = os.fspath(path)
     if not name.strip():
-        raise OptionError("the model's name is empty; give a catalogue name, a .gguf file or a bundle folder.")
+        raise OptionError("the model's name is empty; give a catalogue name, a .gguf file, or a folder with a model.")
     try:
         found = Path(path).expanduser()
         if found.exists():
@@ -116,7 +122,7 @@ def source_place(source: str | os.PathLike[str]) -> str | Path:
         return name
 
 
-def source_folder(source: str | os.PathLike[str]) -> Path:
+def source_folder(source: str | os.PathLike[str], report: Progress | None = None) -> Path:
     """Where an export's or a comparison's source lies; a model of the hub is fetched. Raises OptionError, DownloadError
     and ModelNotFoundError."""
     from ..fetching.hub import hub_folder
@@ -125,7 +131,7 @@ def source_folder(source: str | os.PathLike[str]) -> Path:
     if isinstance(place, Path):
         return place
     require_hub_name(place)
-    return hub_folder(place)
+    return hub_folder(place, report or (lambda what, share: None))
 
 
 def require_hub_name(name: str) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from .. import backends
 from ..runtime.errors import AbilityError, PilotfishError, UnsupportedModelError
 from ..runtime.files.decoder_shape import decoder_shape
+from ..runtime.files.folder_model import FolderModel
 from ..runtime.files.gguf_model import GgufModel
 from ..runtime.files.model_file import ModelFile
 from ..runtime.interfaces import Ability, ModelInfo
@@ -96,6 +97,8 @@ def _with_other_engine(error: UnsupportedModelError, model: ModelFile, named: st
 
 def _opens(engine: str, model: ModelFile) -> bool:
     """Whether an engine opens this model, as far as that can be known without loading it for good."""
+    if isinstance(model, FolderModel):
+        return backends.opens(backends.get(engine), model)
     if not isinstance(model, GgufModel):
         return True
     try:

@@ -173,7 +173,7 @@ def _wanted(bundle: Bundle, formats: tuple[str, ...] | None) -> tuple[tuple[str,
 def _ask(bundle: Bundle, source: str | os.PathLike[str], tell: Progress) -> tuple[Answers, Mapping[str, Floats]]:
     from ..exporters.open_source import open_source
 
-    found = open_source(source_folder(source))
+    found = open_source(source_folder(source, tell))
     made_from = bundle.manifest.source
     if found.sha256 != made_from.sha256:
         raise ModelFileError(

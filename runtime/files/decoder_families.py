@@ -1,7 +1,7 @@
 """The architectures whose files are read here, one entry each: what their layers are made of, and what files may say.
 
 Source: llama.cpp, src/models/*.cpp, also for what each assumes where a file is silent; transformers for phi3's window,
-which llama.cpp leaves out.
+which llama.cpp leaves out, and for what is said of Hugging Face folders.
 """
 
 from __future__ import annotations
@@ -32,6 +32,32 @@ class Windows:
 
 
 @dataclass(frozen=True, slots=True)
+class Folder:
+    """How a Hugging Face folder of an architecture differs from its GGUF file.
+
+    silent: by model_type, what transformers takes where config.json is silent; what is not in it is as in SILENT.
+    norm_offset: what a GGUF file's norm weights are larger by.
+    settings: the names in config.json of the family's scalars, where they are entries of their own.
+    score_scale: the setting that scores are scaled by the root of; GGUF files do not say it.
+    """
+
+    silent: Mapping[str, Mapping[str, object]]
+    norm_offset: float = 0.0
+    settings: Mapping[str, str] = field(default_factory=dict)
+    score_scale: str | None = None
+
+
+SILENT: Mapping[str, object] = {
+    "num_key_value_heads": None,  # as many as there are heads
+    "head_dim": None,  # what hidden_size gives each head
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
+    "sliding_window": None,
+}
+_FULL: Mapping[str, object] = {"use_sliding_window": False}
+
+
+@dataclass(frozen=True, slots=True)
 class Family:
     """An architecture. The defaults are a pre-norm decoder with gated SiLU, as llama is one."""
 
@@ -50,13 +76,48 @@ class Family:
     wide_scale_layers: int | None = None  # the model of so many layers scales scores by hidden_size / n_heads
     # Scalars that a file may have, with the value where it is silent; None: then there is no such thing.
     scalars: Mapping[str, float | None] = field(default_factory=dict)
+    folder: Folder | None = None
 
+
+_CAPS: Mapping[str, object] = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
+_GEMMA3: Mapping[str, object] = {  # whose folders say little beside their sizes
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "vocab_size": 262208,
+    "max_position_embeddings": 131072,
+    "rope_theta": 1e6,
+    "rope_local_base_freq": 10000.0,
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 4096,
+    "final_logit_softcapping": None,
+    "attn_logit_softcapping": None,
+}
+_GRANITE: Mapping[str, str] = {
+    "logit_scale": "logits_scaling",
+    "residual_scale": "residual_multiplier",
+    "embedding_scale": "embedding_multiplier",
+    "attention.scale": "attention_multiplier",
+}
 
 FAMILIES: Mapping[str, Family] = {
-    "llama": Family(pairs=True, biases=(*_QKV, "attn_output"), scalings=_YARN | {"factors"}),
-    "qwen2": Family(biases=_QKV, scalings=_YARN),
-    "qwen3": Family(query_key_norm="head", scalings=_YARN),
-    "gemma": Family(activation="gelu", embedding_root=True),
+    "llama": Family(
+        pairs=True,
+        biases=(*_QKV, "attn_output"),
+        scalings=_YARN | {"factors"},
+        folder=Folder({"llama": {}, "mistral": {"num_key_value_heads": 8, "sliding_window": 4096}}),
+    ),
+    "qwen2": Family(biases=_QKV, scalings=_YARN, folder=Folder({"qwen2": {"num_key_value_heads": 32, **_FULL}})),
+    "qwen3": Family(
+        query_key_norm="head",
+        scalings=_YARN,
+        folder=Folder({"qwen3": {"num_key_value_heads": 32, "head_dim": 128, **_FULL}}),
+    ),
+    "gemma": Family(
+        activation="gelu",
+        embedding_root=True,
+        folder=Folder({"gemma": {"num_key_value_heads": 16, "head_dim": 256}}, norm_offset=1.0),
+    ),
     "gemma2": Family(
         norms_after=True,
         activation="gelu",
@@ -64,6 +125,20 @@ FAMILIES: Mapping[str, Family] = {
         windows=Windows(full_every=2, size=4096),
         wide_scale_layers=46,
         scalars={"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
+        folder=Folder(
+            {
+                "gemma2": {
+                    "num_key_value_heads": 4,
+                    "head_dim": 256,
+                    "query_pre_attn_scalar": 256,
+                    "sliding_window": 4096,
+                    **_CAPS,
+                }
+            },
+            norm_offset=1.0,
+            settings={name: name for name in _CAPS},
+            score_scale="query_pre_attn_scalar",
+        ),
     ),
     "gemma3": Family(
         norms_after=True,
@@ -73,16 +148,45 @@ FAMILIES: Mapping[str, Family] = {
         windows=Windows(full_every=6, base=10000.0),
         wide_scale_layers=62,
         scalars={"final_logit_softcapping": None},
+        folder=Folder(
+            {"gemma3_text": _GEMMA3},
+            norm_offset=1.0,
+            settings={"final_logit_softcapping": "final_logit_softcapping"},
+            score_scale="query_pre_attn_scalar",
+        ),
     ),
-    "phi3": Family(packed=True, scalings=_LINEAR | {"longrope"}, windows=Windows(full_every=None)),
-    "mistral3": Family(pairs=True, scalings=_YARN | {"factors"}, scalars={"attention.temperature_scale": None}),
+    "phi3": Family(
+        packed=True,
+        scalings=_LINEAR | {"longrope"},
+        windows=Windows(full_every=None),
+        folder=Folder({"phi3": {"rms_norm_eps": 1e-5}}),
+    ),
+    "mistral3": Family(
+        pairs=True,
+        scalings=_YARN | {"factors"},
+        scalars={"attention.temperature_scale": None},
+        folder=Folder(
+            {"ministral3": {"num_key_value_heads": 8, "head_dim": 128, "rms_norm_eps": 1e-5, "rope_theta": None}}
+        ),
+    ),
     "granite": Family(
         pairs=True,
         scalings=_LINEAR | {"factors"},
         rotates_if_finetuned=True,
-        scalars=dict.fromkeys(("logit_scale", "residual_scale", "embedding_scale", "attention.scale")),
+        scalars=dict.fromkeys(_GRANITE),
+        folder=Folder({"granite": dict.fromkeys(_GRANITE.values(), 1.0)}, settings=_GRANITE),
     ),
-    "smollm3": Family(pairs=True, unrotated_every=4),
+    "smollm3": Family(
+        pairs=True,
+        unrotated_every=4,
+        folder=Folder({"smollm3": {"num_key_value_heads": 4, "rope_theta": 2e6, **_FULL}}),
+    ),
     # Without OLMo 3, the same architecture with windows: llama.cpp and transformers rotate it differently.
-    "olmo2": Family(norms_before=False, norms_after=True, query_key_norm="row", scalings=_YARN),
+    "olmo2": Family(
+        norms_before=False,
+        norms_after=True,
+        query_key_norm="row",
+        scalings=_YARN,
+        folder=Folder({"olmo2": {"rms_norm_eps": 1e-5}}),
+    ),
 }

@@ -1,4 +1,4 @@
-"""A decoder's description, read from a GGUF file: what the importer and the reference engine both build from.
+"""A decoder's description, read from a file: what the importer and the reference engine both build from.
 
 Whatever in a file nobody has read, metadata or tensor, is a refusal: its model computes something else.
 """
@@ -6,11 +6,12 @@ Whatever in a file nobody has read, metadata or tensor, is a refusal: its model 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from ..errors import ModelFileError, UnsupportedModelError
 from .decoder_description import DecoderShape, LayerKind, Temperature
 from .decoder_families import FAMILIES, Family, Windows
-from .gguf_file import GgufFile
+from .decoder_file import DecoderFile
 from .gguf_numbers import Numbers
 from .rotation import FACTORS, LONG, SHORT, Rotation, known_length, plain_rotation, read_rotation
 
@@ -41,8 +42,8 @@ _LONGEST_HEAD = 1 << 16
 _MAX_CONTEXT = 1 << 20  # rotary tables of so many positions are still made in seconds
 
 
-def decoder_shape(file: GgufFile) -> DecoderShape:
-    """The description of the model in a GGUF file.
+def decoder_shape(file: DecoderFile) -> DecoderShape:
+    """The description of the model in a file.
 
     Raises UnsupportedModelError for what is not built yet, naming it, and ModelFileError for what contradicts itself.
     """
@@ -52,6 +53,8 @@ def decoder_shape(file: GgufFile) -> DecoderShape:
         raise UnsupportedModelError(
             f"{file.path} holds a model of the architecture {arch!r}; GGUF import knows {', '.join(FAMILIES)}."
         )
+    if file.in_halves:
+        family = replace(family, pairs=False)
     if "token_embd.weight" not in file.tensors:
         raise ModelFileError(f"{file.path} has no tensor token_embd.weight.")
     numbers = Numbers(file)
@@ -180,17 +183,19 @@ def _check_unread(numbers: Numbers) -> None:
         )
 
 
-def check_shapes(file: GgufFile, expected: Mapping[str, tuple[int, ...]]) -> None:
+def check_shapes(file: DecoderFile, expected: Mapping[str, tuple[int, ...]]) -> None:
     """Raise ModelFileError unless the file has each of these tensors in its shape."""
     for name, wanted in expected.items():
         tensor = file.tensors.get(name)
         if tensor is None:
-            raise ModelFileError(f"{file.path} has no tensor {name}.")
+            raise ModelFileError(f"{file.path} has no tensor {file.called(name)}.")
         if tensor.shape != wanted:
-            raise ModelFileError(f"{file.path}: tensor {name} has shape {tensor.shape}, but {wanted} was expected.")
+            raise ModelFileError(
+                f"{file.path}: tensor {file.called(name)} has shape {tensor.shape}, but {wanted} was expected."
+            )
 
 
-def _check_tensors(file: GgufFile, s: DecoderShape) -> None:
+def _check_tensors(file: DecoderFile, s: DecoderShape) -> None:
     """Refuse a file that lacks a tensor, and one with a tensor that would be ignored."""
     expected = {"output_norm.weight": (s.hidden_size,), "token_embd.weight": (s.vocab_size, s.hidden_size)}
     if "output.weight" in file.tensors:
@@ -202,14 +207,15 @@ def _check_tensors(file: GgufFile, s: DecoderShape) -> None:
     unknown = sorted(set(file.tensors) - known)
     if unknown:
         raise UnsupportedModelError(
-            f"{file.path} has the tensor {unknown[0]}, which a {s.architecture} model as built here would ignore."
+            f"{file.path} has the tensor {file.called(unknown[0])}, which a {s.architecture} model as built here would "
+            "ignore."
         )
 
 
 _ROPE_TENSORS = {FACTORS: "factors", SHORT: "longrope", LONG: "longrope"}
 
 
-def _layer_tensors(file: GgufFile, s: DecoderShape, i: int) -> dict[str, tuple[int, ...]]:
+def _layer_tensors(file: DecoderFile, s: DecoderShape, i: int) -> dict[str, tuple[int, ...]]:
     """Shapes of a layer's tensors, of biases those that the file has."""
     at, queries, keys = f"blk.{i}.", s.n_heads * s.head_dim, s.kv_heads * s.head_dim
     matrices = {"attn_output": (s.hidden_size, queries), "ffn_down": (s.hidden_size, s.ffn_size)}

@@ -83,6 +83,14 @@ class GgufFile:
             raise ModelFileError(f"{self.path} does not say which architecture it holds (general.architecture).")
         return value
 
+    @property
+    def in_halves(self) -> bool:
+        return False
+
+    def called(self, tensor: str) -> str:
+        """The name of a tensor, which is that of GGUF."""
+        return tensor
+
 
 def is_gguf(path: Path) -> bool:
     """Whether a file begins as a GGUF file does, whatever its name."""

@@ -6,14 +6,15 @@ from functools import cached_property
 from pathlib import Path
 
 from ..errors import ModelFileError
+from ..progress import Counted
 from ..text.tokenizer import Tokenizer
 from ..text.tokenizer_gguf import tokenizer_from_gguf
 from .gguf_file import GgufFile, read_gguf
 from .gguf_parts import gguf_digest, gguf_parts
-from .model_file import ModelFile
+from .model_file import DecoderModel
 
 
-class GgufModel(ModelFile):
+class GgufModel(DecoderModel):
     """A .gguf file, or the first part of a split one. Its header is read when something is first asked of it."""
 
     def __init__(self, path: Path) -> None:
@@ -27,10 +28,6 @@ class GgufModel(ModelFile):
     def formats(self) -> tuple[str, ...]:
         return ("gguf",)
 
-    @property
-    def imported_formats(self) -> tuple[str, ...]:
-        return ("onnx", "onnx-static")
-
     @cached_property
     def file(self) -> GgufFile:
         """The header, checked against the file. Raises ModelFileError."""
@@ -39,6 +36,26 @@ class GgufModel(ModelFile):
     @property
     def digest(self) -> str:
         return gguf_digest(self._path)
+
+    def digest_of(self, progress: Counted | None) -> str:
+        return gguf_digest(self._path, progress)
+
+    @property
+    def model_id(self) -> str:
+        return str(self.file.metadata.get("general.name") or self.file.path.stem)
+
+    @property
+    def license(self) -> str | None:
+        found = self.file.metadata.get("general.license")
+        return found if isinstance(found, str) else None
+
+    @property
+    def source_name(self) -> str:
+        return self.file.path.name
+
+    @property
+    def source_format(self) -> str:
+        return "gguf"
 
     @property
     def context_length(self) -> int:

@@ -1,11 +1,11 @@
-"""Numbers out of a GGUF file's metadata, each checked, and which of them nobody asked for."""
+"""Numbers out of a decoder's metadata, each checked, and which of them nobody asked for."""
 
 from __future__ import annotations
 
 from typing import TypeVar
 
 from ..errors import ModelFileError
-from .gguf_file import GgufFile
+from .decoder_file import DecoderFile
 
 N = TypeVar("N", int, float)
 
@@ -13,7 +13,7 @@ N = TypeVar("N", int, float)
 class Numbers:
     """Entries of an architecture, by their names without its prefix; it remembers which of them were asked for."""
 
-    def __init__(self, file: GgufFile) -> None:
+    def __init__(self, file: DecoderFile) -> None:
         self.file = file
         self._prefix = f"{file.architecture}."
         self._asked: set[str] = set()

@@ -8,8 +8,10 @@ from pathlib import Path
 
 from ..errors import ModelNotFoundError
 from ..profiling.canary import Canary
+from ..progress import Counted
 from ..sampling.generation import Generation
 from ..text.tokenizer import Tokenizer
+from .decoder_file import DecoderFile
 from .manifest import MANIFEST_NAME, DraftEntry
 
 
@@ -111,3 +113,39 @@ class ModelFile(ABC):
 
     def __str__(self) -> str:
         return str(self.path)
+
+
+class DecoderModel(ModelFile):
+    """A decoder that is converted into the formats of engines before they open it; the reference engine needs none."""
+
+    @property
+    def imported_formats(self) -> tuple[str, ...]:
+        return ("onnx", "onnx-static")
+
+    @property
+    @abstractmethod
+    def file(self) -> DecoderFile:
+        """Its metadata and tensors. Raises ModelFileError."""
+
+    @property
+    @abstractmethod
+    def model_id(self) -> str:
+        """The name it is known by."""
+
+    @property
+    @abstractmethod
+    def license(self) -> str | None: ...
+
+    @property
+    @abstractmethod
+    def source_name(self) -> str:
+        """What a bundle that is made of it names as its source."""
+
+    @property
+    @abstractmethod
+    def source_format(self) -> str:
+        """And what it says of its format: "gguf", "huggingface"."""
+
+    @abstractmethod
+    def digest_of(self, progress: Counted | None) -> str:
+        """`digest`, with the share of its files told that has been read."""

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 from command_line import Run, own_cache, pilotfish, refused, tiny
+from family_files import random_family
+from folders import folder_of
 from model_files import imported
 
 from pilotfish.apps import cli
@@ -318,6 +320,20 @@ def test_foreign_truncated_and_empty_files(tiny: Path, tmp_path: Path, pilotfish
     (tmp_path / "hf").mkdir()
     (tmp_path / "hf" / "config.json").write_text("{}")
     refused(pilotfish("run", tmp_path / "hf", "hi"), "Hugging Face folder", ".gguf")
+
+
+def test_a_folder_of_safetensors_is_a_model(tmp_path: Path, pilotfish: Run) -> None:
+    gguf = random_family("qwen3", tmp_path / "m.gguf")
+    folder = folder_of("qwen3", gguf, tmp_path / "Tiny", bf16=True)
+    outcome = pilotfish("run", folder, PROMPT, "-n", 8)
+    assert outcome.code == 0 and "onnx on cpu" in outcome.err
+    assert json.loads(pilotfish("inspect", folder, "--json").out)["tensor_types"] == {"BF16": 35}
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    refused(pilotfish("run", folder, PROMPT), "model.safetensors is truncated")
+    weights.unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"x")
+    refused(pilotfish("run", folder, PROMPT), "pickled", "save_pretrained")
 
 
 def test_architectures_and_tensor_types_that_are_not_known(tmp_path: Path, pilotfish: Run) -> None:

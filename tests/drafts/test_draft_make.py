@@ -23,11 +23,11 @@ from pilotfish.apps.cli import app
 from pilotfish.drafts.check import check_draft
 from pilotfish.drafts.forecast import Costs, best_length, expected_speed_up, rounds_of
 from pilotfish.drafts.make import drop_layers
-from pilotfish.exporters.gguf.decoder import GgufDecoder
 from pilotfish.exporters.onnx.decoder import Layer, Linear
 from pilotfish.exporters.onnx.dropped_bundle import write_dropped
 from pilotfish.exporters.onnx.layer_drop import gated, n_weight_bytes, sub_layers, without
 from pilotfish.exporters.onnx.layer_search import Scorer, _Runner, search
+from pilotfish.exporters.onnx.stored_decoder import StoredDecoder
 from pilotfish.loading.draft import remember_verdict
 from pilotfish.runtime.cache.sequence import CachedSequence
 from pilotfish.runtime.errors import ModelNotFoundError, OptionError, UnsupportedModelError
@@ -167,16 +167,16 @@ def test_where_there_are_no_hard_links_the_weights_are_copied(
 def idle_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A model in which attention 1 and mlp 2 add nothing."""
     path = tiny_gguf(tmp_path / "idle.gguf", sizes=Sizes(layers=LAYERS), seed=4)
-    made: Callable[[GgufDecoder, int], Layer] = GgufDecoder._layer
+    made: Callable[[StoredDecoder, int], Layer] = StoredDecoder._layer
 
-    def layer(self: GgufDecoder, i: int) -> Layer:
+    def layer(self: StoredDecoder, i: int) -> Layer:
         whole = made(self, i)
         nothing = {name: Linear(np.zeros(getattr(whole, name).weight.shape, np.float32)) for name in ("output", "down")}
         output = nothing["output"] if i == 1 else whole.output
         down = nothing["down"] if i == 2 else whole.down
         return replace(whole, output=output, down=down)
 
-    monkeypatch.setattr(GgufDecoder, "_layer", layer)
+    monkeypatch.setattr(StoredDecoder, "_layer", layer)
     return imported(path, activations="f32")
 
 

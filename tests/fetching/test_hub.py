@@ -13,8 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from family_files import random_family
+from folders import folder_of as save_folder
 
-from pilotfish.fetching.hub import chosen_files
+from pilotfish.fetching.hub import chosen_files, folder_of
 from pilotfish.runtime.errors import ModelNotFoundError, OptionError
 from pilotfish.testing.tiny_models import tiny_gguf
 
@@ -67,11 +69,15 @@ def test_several_and_none_are_told() -> None:
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a hub with two repositories: a GGUF file beside its README, and a folder of safetensors."""
+    """The address of a hub with three repositories: a GGUF file beside its README, a folder of safetensors that says
+    nothing, and one that can be opened."""
+    made = tmp_path_factory.mktemp("whole")
+    whole = save_folder("qwen3", random_family("qwen3", made / "m.gguf"), made / "f")
     content = tiny_gguf(tmp_path_factory.mktemp("made") / "m.gguf", seed=10).read_bytes()
     held = {
         "org/tiny": {"m-Q4_0.gguf": content, "README.md": b"# Tiny"},
         "org/folder": {"config.json": b"{}", "model.safetensors": bytes(16)},
+        "org/whole": {file.name: file.read_bytes() for file in whole.iterdir()} | {"consolidated.safetensors": b"x"},
     }
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -164,3 +170,19 @@ def test_what_cannot_be_had_is_one_line(hub: str, tmp_path: Path) -> None:
 def test_a_folder_of_weights_says_how_to_open_it(hub: str, tmp_path: Path) -> None:
     said = resolved("hf:org/folder", tmp_path, hub)
     assert said.startswith("UnsupportedModelError") and "pilotfish export" in said
+
+
+def test_a_folder_of_weights_is_fetched_once_and_opened(hub: str, tmp_path: Path) -> None:
+    first = resolved("hf:org/whole", tmp_path, hub, "progress")
+    assert first.endswith(f"/snapshots/{COMMIT}")
+    assert {file.name for file in Path(first).iterdir()} == {
+        *("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+    }
+    assert resolved("hf:org/whole", tmp_path, "http://127.0.0.1:9") == first
+
+
+def test_a_folder_is_fetched_without_second_copies() -> None:
+    parts = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json"]
+    more = ["consolidated.safetensors", "pytorch_model.bin", "onnx/model.onnx", "original/params.json"]
+    assert folder_of([*parts, "config.json", *more]) == [*parts, "config.json"]
+    assert folder_of(["gptq_model-4bit.safetensors", "config.json"]) == ["gptq_model-4bit.safetensors", "config.json"]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pilotfish.exporters.gguf.import_gguf import Activations, Form, import_gguf
-from pilotfish.runtime.files.gguf_model import GgufModel
+from pilotfish.exporters.onnx.import_model import Activations, Form, import_model
+from pilotfish.runtime.files.open_model import decoder_of, open_model
 from pilotfish.runtime.progress import Progress
 
 
@@ -16,5 +16,5 @@ def imported(
     form: Form = "onnx",
     progress: Progress | None = None,
 ) -> Path:
-    """The bundle folder that a .gguf file is imported into."""
-    return import_gguf(GgufModel(path), activations=activations, form=form, progress=progress).path
+    """The bundle folder that a .gguf file or a folder of safetensors is imported into."""
+    return import_model(decoder_of(open_model(path)), activations=activations, form=form, progress=progress).path

@@ -21,8 +21,8 @@ from typing import Any
 import gguf
 import numpy as np
 
+from pilotfish.exporters.gguf.entries import add_entry
 from pilotfish.exporters.gguf.llama_tokenize import process_environment
-from pilotfish.exporters.gguf.writer import add_metadata
 from pilotfish.testing.tiny_models import CHATML, add_tokenizer
 
 Value = str | bool | int | float | list[int] | list[str] | list[float]
@@ -134,7 +134,7 @@ def _write(path: Path, family: Family, shapes: Mapping[str, list[int]]) -> Path:
     add_tokenizer(writer, CHATML)
     for key, value in {**_SIZES, **family.sizes}.items():
         if value is not None:
-            add_metadata(writer, f"{family.architecture}.{key}", value)
+            add_entry(writer, f"{family.architecture}.{key}", value)
     rng = np.random.default_rng(0)
     for name, shape in sorted(shapes.items()):
         writer.add_tensor(name, _values(name, shape, rng))

@@ -12,7 +12,7 @@ import pytest
 from model_files import imported
 
 from pilotfish.backends.reference import backend as reference
-from pilotfish.exporters.gguf.import_gguf import Activations
+from pilotfish.exporters.onnx.import_model import Activations
 from pilotfish.runtime.errors import CacheWriteError, ContextFullError, EngineError, UnsupportedModelError
 from pilotfish.runtime.files.bundle import open_bundle
 from pilotfish.runtime.files.open_model import open_model

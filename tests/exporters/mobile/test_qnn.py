@@ -17,9 +17,9 @@ from model_files import imported
 from real_weights import smollm2
 
 from pilotfish.backends.onnx.devices import DEVICES, create_session, present
-from pilotfish.exporters.gguf.decoder import GgufDecoder
 from pilotfish.exporters.onnx.decoder import Decoder, Layer, Linear
 from pilotfish.exporters.onnx.fixed_shape_graph import StaticGraph
+from pilotfish.exporters.onnx.stored_decoder import StoredDecoder
 from pilotfish.exporters.onnx.writer import OnnxWriter
 from pilotfish.exporters.quantize.blocks import Blocks, Floats
 from pilotfish.runtime.errors import ModelFileError
@@ -46,7 +46,7 @@ def dense(weight: Blocks | Floats) -> Floats:
 
 def one_layer(path: Path, folder: Path) -> Path:
     """The static graph of one real layer over a part of the vocabulary, in f32."""
-    decoder = GgufDecoder(read_gguf(path)).decoder()
+    decoder = StoredDecoder(read_gguf(path)).decoder()
     real = decoder.layer(0)
     names = ("query", "key", "value", "output", "gate", "up", "down")
     layer: Layer = replace(real, **{n: Linear(dense(getattr(real, n).weight), getattr(real, n).bias) for n in names})

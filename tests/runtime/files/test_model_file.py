@@ -13,7 +13,7 @@ from pilotfish.runtime.errors import ModelFileError, ModelNotFoundError, OptionE
 from pilotfish.runtime.files import bundle as bundles
 from pilotfish.runtime.files.bundle import Bundle
 from pilotfish.runtime.files.gguf_model import GgufModel
-from pilotfish.runtime.files.model_file import ModelFile
+from pilotfish.runtime.files.model_file import DecoderModel, ModelFile
 from pilotfish.runtime.files.open_model import bundle_of, gguf_of, open_model
 from pilotfish.testing.tiny_models import tiny_gguf
 
@@ -106,4 +106,5 @@ def test_loading_reads_a_bundle_once(folder: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_every_kind_is_a_model_file() -> None:
-    assert {kind.__name__ for kind in ModelFile.__subclasses__()} >= {"Bundle", "GgufModel"}
+    kinds = (*ModelFile.__subclasses__(), *DecoderModel.__subclasses__())
+    assert {kind.__name__ for kind in kinds} >= {"Bundle", "GgufModel", "FolderModel"}

@@ -12,7 +12,7 @@ from real_weights import PROMPTS, smollm2
 
 import pilotfish
 from pilotfish.backends import get
-from pilotfish.exporters.gguf.import_gguf import Activations
+from pilotfish.exporters.onnx.import_model import Activations
 from pilotfish.runtime.cache.sequence import CachedSequence
 from pilotfish.runtime.decoding.loop import Limits, generate
 from pilotfish.runtime.files.open_model import open_model

@@ -14,9 +14,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ...runtime.errors import ModelFileError, PilotfishWarning
-from ...runtime.sampling.generation import Generation
-from ...runtime.text.tokenizer import Tokenizer
+from ..errors import ModelFileError, PilotfishWarning
+from ..sampling.generation import Generation
+from ..text.tokenizer import Tokenizer
 
 _KEPT = (  # as they are
     "repetition_penalty",
@@ -127,7 +127,7 @@ def unheeded(said: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def warn_of(generation: Generation, model: str, stacklevel: int = 3) -> None:
-    """Name what an export leaves out."""
+    """Name what is left out."""
     if generation.unheeded:
         warnings.warn(
             f"{model} sets {', '.join(generation.unheeded)} for generating, and that is not done here: answers may "

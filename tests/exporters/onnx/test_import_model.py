@@ -24,20 +24,20 @@ pytest.importorskip("onnxruntime")
 KILLED = """
 import os, sys
 from pathlib import Path
-from pilotfish.exporters.gguf.import_gguf import import_gguf
+from pilotfish.exporters.onnx.import_model import import_model
 from pilotfish.exporters.onnx.writer import OnnxWriter
 from pilotfish.runtime.files.gguf_model import GgufModel
 
 OnnxWriter.save = lambda *a, **k: os._exit(9)  # as kill -9 between weights and graph
-import_gguf(GgufModel(Path(sys.argv[1])))
+import_model(GgufModel(Path(sys.argv[1])))
 """
 IMPORT = """
 import sys
 from pathlib import Path
-from pilotfish.exporters.gguf.import_gguf import import_gguf
+from pilotfish.exporters.onnx.import_model import import_model
 from pilotfish.runtime.files.gguf_model import GgufModel
 
-print(import_gguf(GgufModel(Path(sys.argv[1]))))
+print(import_model(GgufModel(Path(sys.argv[1]))))
 """
 
 

@@ -1,20 +1,20 @@
-"""A GGUF file as a Decoder: tensors found, permutations undone, losses noted."""
+"""A decoder as it is stored, as a Decoder: tensors found, permutations undone, losses noted."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from ...runtime.files.decoder_description import DecoderShape, Part
+from ...runtime.files.decoder_file import DecoderFile
 from ...runtime.files.decoder_shape import decoder_shape
-from ...runtime.files.gguf_file import GgufFile
-from ..onnx.decoder import Decoder, Layer, Linear
 from ..quantize.blocks import Blocks, Floats, floats, unpack
+from .decoder import Decoder, Layer, Linear
 
 
-class GgufDecoder:
-    """Makes the weights of a decoder from a GGUF file; `losses` fills while layers are made."""
+class StoredDecoder:
+    """Makes the weights of a decoder from a file; `losses` fills while layers are made."""
 
-    def __init__(self, file: GgufFile) -> None:
+    def __init__(self, file: DecoderFile) -> None:
         self._file = file
         self.shape: DecoderShape = decoder_shape(file)
         self.losses: dict[str, float] = {}  # relative error of every requantized tensor

@@ -1,0 +1,82 @@
+"""The entries of a Hugging Face folder's config.json, each checked, with what holds where one is absent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ..errors import ModelFileError, UnsupportedModelError
+from .decoder_families import FAMILIES, SILENT
+
+N = TypeVar("N", int, float)
+
+_TEXT_PARTS = ("gemma3", "mistral3")  # models with a vision tower, of which the text part is read
+
+
+class Settings:
+    """The entries of config.json that describe the decoder, each checked when it is asked for."""
+
+    def __init__(self, settings: Mapping[str, Any], path: Path) -> None:
+        """Raises UnsupportedModelError for a family that is not known, with the way out."""
+        self.path = path
+        found, kind = dict(settings), settings.get("model_type")
+        inner = found.get("text_config")
+        if isinstance(kind, str) and kind in _TEXT_PARTS and isinstance(inner, dict):
+            names = ("quantization_config", "tie_word_embeddings")
+            kept: dict[str, Any] = {name: found[name] for name in names if name in found}
+            found = {**kept, "model_type": "gemma3_text" if kind == "gemma3" else "mistral", **inner}
+            kind = found["model_type"]
+        if not isinstance(kind, str):
+            raise _unknown(kind, path)
+        self.kind = kind
+        for name, family in FAMILIES.items():
+            if family.folder is not None and kind in family.folder.silent:
+                self.architecture, self.family, self.folder = name, family, family.folder
+                break
+        else:
+            raise _unknown(kind, path)
+        self.all = found
+        self._silent = {**SILENT, **self.folder.silent[self.kind]}
+
+    def get(self, name: str) -> Any:
+        """An entry, or what holds where there is none; None where nothing does."""
+        return self.all.get(name, self._silent.get(name))
+
+    def says(self, name: str) -> bool:
+        return self.all.get(name) is not None
+
+    def need(self, name: str, kind: type[N]) -> N:
+        """A positive number. Raises ModelFileError where there is none."""
+        value = self.get(name)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e9:
+            raise self.wrong(name, "a positive number")
+        if kind is int and value != int(value):
+            raise self.wrong(name, "a whole number")
+        return kind(value)
+
+    def optional(self, name: str, kind: type[N]) -> N | None:
+        """A positive number; None where there is none, or 0."""
+        return self.need(name, kind) if self.get(name) else None
+
+    def wrong(self, name: str, what: str) -> ModelFileError:
+        return ModelFileError(f"{self.path / 'config.json'}: {name} is {self.get(name)!r:.60}, but must be {what}.")
+
+    def not_built(self, why: str) -> UnsupportedModelError:
+        return UnsupportedModelError(
+            f"{self.path} holds a {self.kind} that is not built yet: {why}. A .gguf file of it may run on the llamacpp "
+            "engine."
+        )
+
+
+def _unknown(kind: object, path: Path) -> UnsupportedModelError:
+    known = ", ".join(name for family in FAMILIES.values() if family.folder for name in family.folder.silent)
+    if not isinstance(kind, str):
+        said = "which does not say its family (model_type in config.json)"
+    else:
+        said = f"of the family {kind!r}"
+    return UnsupportedModelError(
+        f"{path} is a Hugging Face folder {said}; families that are opened are {known}. Others: pilotfish export "
+        f"{path} -o {path.name}-bundle   if it knows the family (encoder-decoders, for example), or a .gguf file of "
+        "the model."
+    )
