@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from ..sources.families import SUPPORTED, Exported
+
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
@@ -31,34 +33,37 @@ _LAYER = {
     "mlp.gate_up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
-_SANDWICH = {  # Gemma has a norm after attention and MLP, too
+_BEFORE = {"input_layernorm", "pre_feedforward_layernorm"}
+_AFTER = {  # where norms follow attention and MLP, post_attention_layernorm is what it says
     "post_attention_layernorm": "post_attention_norm",
     "pre_feedforward_layernorm": "ffn_norm",
     "post_feedforward_layernorm": "post_ffw_norm",
 }
+_PACKED = {"self_attn.qkv_proj", "mlp.gate_up_proj"}
+_APART = {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj"}
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How a family lies in a GGUF file."""
+    """How a family lies in a GGUF file: what its layers are made of says it."""
 
-    architecture: str  # general.architecture
-    permuted: bool = False  # rows of q and k in pairs (i, i + 1), not in halves
-    norm_offset: float = 0.0  # what the file's norm weights are larger by
-    sandwich: bool = False
-    fused: bool = False  # q, k, v are one matrix, gate and up another
-    biases: frozenset[str] = frozenset()  # of which projections there may be some
+    exported: Exported
+
+    @property
+    def architecture(self) -> str:
+        """general.architecture."""
+        return self.exported.architecture
 
     def gguf_name(self, name: str) -> str | None:
         """The GGUF name of a tensor of transformers; None where the family has no place for it."""
         stem, _, kind = name.rpartition(".")
-        if kind == "bias" and stem.rpartition(".")[2] not in self.biases:
-            return None
         if stem in _TOP:
             return f"{_TOP[stem]}.{kind}"
         match = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", stem)
         inner = None if match is None else self._layer().get(match[2])
-        return None if match is None or inner is None else f"blk.{match[1]}.{inner}.{kind}"
+        if match is None or inner is None or (kind == "bias" and inner not in self.exported.family.biases):
+            return None
+        return f"blk.{match[1]}.{inner}.{kind}"
 
     def hf_name(self, name: str) -> str | None:
         """The name that transformers gives a tensor of GGUF; None for an unknown one."""
@@ -71,23 +76,22 @@ class Layout:
         return None if match is None or inner is None else f"model.layers.{match[1]}.{inner}.{kind}"
 
     def _layer(self) -> dict[str, str]:
-        left_out = (
-            {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj"}
-            if self.fused
-            else {"self_attn.qkv_proj", "mlp.gate_up_proj"}
-        )
+        family = self.exported.family
+        left_out = _APART if family.packed else _PACKED
         table = {hf: gguf for hf, gguf in _LAYER.items() if hf not in left_out}
-        return table | _SANDWICH if self.sandwich else table
+        if not family.norms_after:
+            return table
+        return {hf: gguf for hf, gguf in (table | _AFTER).items() if family.norms_before or hf not in _BEFORE}
 
     def heads_of(self, name: str, n_heads: int, kv_heads: int) -> int | None:
         """How many heads' rows are permuted in this tensor (name of transformers); None where none are."""
-        if not self.permuted or ".self_attn." not in name:
+        if not self.exported.family.pairs or ".self_attn." not in name:
             return None
         return {"q_proj": n_heads, "k_proj": kv_heads}.get(name.split(".")[-2])
 
     def offset_of(self, name: str) -> float:
         """What the values of this tensor (name of transformers) are larger by in the file."""
-        return self.norm_offset if "norm" in name else 0.0
+        return self.exported.norm_offset if "norm" in name else 0.0
 
     def keeps_f32(self, name: str) -> bool:
         """Whether a matrix (name of transformers) is never made f16."""
@@ -102,15 +106,7 @@ class Layout:
         return values + np.float32(offset) if offset else values
 
 
-_QKV = frozenset(("q_proj", "k_proj", "v_proj"))
-LAYOUTS = {
-    "llama": Layout("llama", permuted=True),
-    "mistral": Layout("llama", permuted=True),
-    "qwen2": Layout("qwen2", biases=_QKV),
-    "qwen3": Layout("qwen3"),
-    "gemma3_text": Layout("gemma3", norm_offset=1.0, sandwich=True),
-    "phi3": Layout("phi3", fused=True),
-}
+LAYOUTS = {name: Layout(exported) for name, exported in SUPPORTED.items() if "gguf" not in exported.not_to}
 
 
 def pairs_to_halves(rows: int, n_heads: int) -> npt.NDArray[np.int64]:
