@@ -10,6 +10,7 @@ from .format import Format
 from .gguf.format import GgufFormat
 from .gguf.t5 import FAMILIES
 from .openvino.format import OpenVinoFormat
+from .sources.families import refuse_format
 from .sources.model_source import ModelSource
 from .torch_to_onnx.format import OnnxFormat
 
@@ -28,6 +29,13 @@ def files_of_format(name: str, source: ModelSource) -> tuple[str, str | None]:
     """The file of a format that is opened, and that of its encoder, if it has one."""
     form = FORMATS[name]
     return (form.file, None) if source.encoder_decoder is None else form.encoder_decoder_files
+
+
+def refuse(name: str, source: ModelSource, spec: ExportSpec) -> None:
+    """Raise what writing this format would raise, before any long work."""
+    if source.encoder_decoder is None:
+        refuse_format(source.architecture, name)
+    FORMATS[name].refuse(source, spec)
 
 
 def refuse_encoder_decoder(source: ModelSource, names: tuple[str, ...], data_aware: tuple[DataAware, ...]) -> None:

@@ -11,7 +11,6 @@ from ...runtime.errors import OptionError
 from ...runtime.progress import Share
 from ..export_spec import DataAware, ExportSpec, sizes, stored_bytes
 from ..quantize.weight_form import WeightForm
-from ..sources.families import refuse_format
 from ..sources.model_source import ModelSource
 from .metadata import metadata_of
 from .stored_as import is_stored_so
@@ -45,7 +44,6 @@ class GgufFormat:
             if source.encoder_decoder is not None:
                 check_t5(source)
             elif not self.keeps(source, spec, {}):
-                refuse_format(source.architecture, "gguf")
                 metadata_of(source, source.config())
             if self._kind(source, spec) not in KINDS:
                 raise OptionError(f"there is no kind {spec.gguf_kind!r} of GGUF file; there are {', '.join(KINDS)}.")

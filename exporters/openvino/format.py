@@ -11,7 +11,6 @@ from ...runtime.progress import Share
 from ..export_spec import DataAware, ExportSpec, sizes, stored_bytes
 from ..gguf.stored_as import is_stored_so
 from ..quantize.weight_form import as_they_come
-from ..sources.families import refuse_format
 from ..sources.model_source import ModelSource
 
 if TYPE_CHECKING:
@@ -45,7 +44,6 @@ class OpenVinoFormat:
 
             check_encoder_decoder_columns(dict(source.weights.shapes()), wanted)
             return
-        refuse_format(source.architecture, "openvino")
         for name, shape in source.weights.shapes().items():
             if len(shape) == 2:
                 part = "embedding" if "embed_tokens" in name else "output" if "lm_head" in name else "layers"

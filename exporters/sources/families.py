@@ -108,10 +108,8 @@ def refuse_format(kind: str, form: str) -> None:
     """Raise UnsupportedModelError where a family (model_type) cannot go to a format."""
     why = SUPPORTED[kind].not_to.get(form)
     if why is not None:
-        possible = [name for name in ("onnx", "openvino", "gguf") if name not in SUPPORTED[kind].not_to]
         raise UnsupportedModelError(
-            f"a {kind} cannot be exported to {form} yet, because {why}. Formats that it can go to: "
-            f"{', '.join(possible)}."
+            f"a {kind} cannot be exported to {form} yet, because {why}. Leave {form} out: other formats hold it."
         )
 
 

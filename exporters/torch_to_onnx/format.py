@@ -12,7 +12,6 @@ from ...runtime.progress import Share
 from ..export_spec import DataAware, ExportSpec, stored_bytes
 from ..gguf.stored_as import is_stored_so
 from ..quantize.weight_form import as_they_come, check_activations
-from ..sources.families import refuse_format
 from ..sources.model_source import ModelSource
 from .encoder_decoder import UNHEARD
 
@@ -40,8 +39,6 @@ class OnnxFormat:
             and source.encoder_decoder.source_kind == "audio"
         ):
             raise UnsupportedModelError(UNHEARD)
-        if source.encoder_decoder is None and spec.form is not None:
-            refuse_format(source.architecture, "onnx")
 
     def keeps(self, source: ModelSource, spec: ExportSpec, recipe: Mapping[str, str]) -> bool:
         return spec.form is None or (is_stored_so(source, spec.form) and spec.activations != "static")

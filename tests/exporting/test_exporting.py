@@ -315,7 +315,7 @@ def test_what_is_refused_before_the_long_work(
 @pytest.mark.parametrize(
     ("family", "form", "changes", "said"),
     [
-        ("gemma2", "openvino", {}, r"does not cap attention\. Formats that it can go to: onnx, gguf"),
+        ("gemma2", "openvino", {}, r"does not cap attention\. Leave openvino out"),
         ("ministral3", "openvino", {}, "optimum-intel cannot trace it"),
         ("gemma2", "gguf", {"attn_logit_softcapping": None}, "llama.cpp's gemma2 takes 50.0"),
         ("gemma2", "gguf", {"layer_types": ["full_attention"] * 3}, "no layer has a window"),
