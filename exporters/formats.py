@@ -8,7 +8,6 @@ from ..runtime.errors import UnsupportedModelError
 from .export_spec import DataAware, ExportSpec, sizes, stored_bytes
 from .format import Format
 from .gguf.format import GgufFormat
-from .gguf.t5 import FAMILIES
 from .openvino.format import OpenVinoFormat
 from .sources.families import refuse_format
 from .sources.model_source import ModelSource
@@ -45,7 +44,7 @@ def refuse_encoder_decoder(source: ModelSource, names: tuple[str, ...], data_awa
             f"{source.path} holds an encoder-decoder ({source.architecture}), whose weights cannot be fitted to a text "
             f"yet: leave {', '.join(data_aware)} out."
         )
-    possible = [name for name in FORMATS if name != "gguf" or source.architecture in FAMILIES]
+    possible = [name for name, form in FORMATS.items() if source.architecture in form.encoder_decoders]
     wrong = [name for name in names if name not in possible]
     if source.encoder_decoder is not None and wrong:
         raise UnsupportedModelError(

@@ -14,7 +14,7 @@ from ..quantize.weight_form import WeightForm
 from ..sources.model_source import ModelSource
 from .metadata import metadata_of
 from .stored_as import is_stored_so
-from .t5 import check_t5
+from .t5 import FAMILIES, check_t5
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -33,6 +33,7 @@ class GgufFormat:
         {"embedding", "output", "symmetric", "draft", "min_agreement", "gguf_kind"}
     )
     methods: ClassVar[tuple[DataAware, ...]] = ()
+    encoder_decoders: ClassVar[frozenset[str]] = frozenset(FAMILIES)
     encoder_decoder_files: ClassVar[tuple[str, str]] = (file, file)
 
     def refuse(self, source: ModelSource, spec: ExportSpec) -> None:
