@@ -104,7 +104,9 @@ def written(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) 
 
 
 @needs_llama_cpp
-@pytest.mark.parametrize(("family", "stored"), quick(CELLS, *BY_DEFAULT))
+@pytest.mark.parametrize(
+    ("family", "stored"), [pytest.param(*c, marks=() if c in BY_DEFAULT else pytest.mark.slow) for c in CELLS]
+)
 def test_llama_cpp_computes_what_transformers_does(
     family: str, stored: str, folders: dict[str, Path], written: Written
 ) -> None:
