@@ -22,6 +22,7 @@ class Format(Protocol):
     file: ClassVar[str]  # the one that is opened
     options: ClassVar[frozenset[str]]  # of an export, by their names, that it looks at
     methods: ClassVar[tuple[DataAware, ...]]  # that fit weights to a text, which it has
+    encoder_decoders: ClassVar[frozenset[str]]  # the families (model_type) of encoder-decoders that it holds
     encoder_decoder_files: ClassVar[tuple[str, str]]  # of an encoder-decoder: the one that is opened, its encoder's
 
     def refuse(self, source: ModelSource, spec: ExportSpec) -> None:

@@ -8,8 +8,8 @@ from ..runtime.errors import UnsupportedModelError
 from .export_spec import DataAware, ExportSpec, sizes, stored_bytes
 from .format import Format
 from .gguf.format import GgufFormat
-from .gguf.t5 import FAMILIES
 from .openvino.format import OpenVinoFormat
+from .sources.families import refuse_format
 from .sources.model_source import ModelSource
 from .torch_to_onnx.format import OnnxFormat
 
@@ -30,6 +30,13 @@ def files_of_format(name: str, source: ModelSource) -> tuple[str, str | None]:
     return (form.file, None) if source.encoder_decoder is None else form.encoder_decoder_files
 
 
+def refuse(name: str, source: ModelSource, spec: ExportSpec) -> None:
+    """Raise what writing this format would raise, before any long work."""
+    if source.encoder_decoder is None:
+        refuse_format(source.architecture, name)
+    FORMATS[name].refuse(source, spec)
+
+
 def refuse_encoder_decoder(source: ModelSource, names: tuple[str, ...], data_aware: tuple[DataAware, ...]) -> None:
     """Raise UnsupportedModelError where an encoder-decoder is wanted in a way that is not built yet."""
     if source.encoder_decoder is not None and data_aware:
@@ -37,7 +44,7 @@ def refuse_encoder_decoder(source: ModelSource, names: tuple[str, ...], data_awa
             f"{source.path} holds an encoder-decoder ({source.architecture}), whose weights cannot be fitted to a text "
             f"yet: leave {', '.join(data_aware)} out."
         )
-    possible = [name for name in FORMATS if name != "gguf" or source.architecture in FAMILIES]
+    possible = [name for name, form in FORMATS.items() if source.architecture in form.encoder_decoders]
     wrong = [name for name in names if name not in possible]
     if source.encoder_decoder is not None and wrong:
         raise UnsupportedModelError(

@@ -12,8 +12,9 @@ from ...runtime.progress import Share
 from ..export_spec import DataAware, ExportSpec, sizes, stored_bytes
 from ..quantize.weight_form import WeightForm
 from ..sources.model_source import ModelSource
+from .metadata import metadata_of
 from .stored_as import is_stored_so
-from .t5 import check_t5
+from .t5 import FAMILIES, check_t5
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -32,6 +33,7 @@ class GgufFormat:
         {"embedding", "output", "symmetric", "draft", "min_agreement", "gguf_kind"}
     )
     methods: ClassVar[tuple[DataAware, ...]] = ()
+    encoder_decoders: ClassVar[frozenset[str]] = frozenset(FAMILIES)
     encoder_decoder_files: ClassVar[tuple[str, str]] = (file, file)
 
     def refuse(self, source: ModelSource, spec: ExportSpec) -> None:
@@ -42,6 +44,8 @@ class GgufFormat:
 
             if source.encoder_decoder is not None:
                 check_t5(source)
+            elif not self.keeps(source, spec, {}):
+                metadata_of(source, source.config())
             if self._kind(source, spec) not in KINDS:
                 raise OptionError(f"there is no kind {spec.gguf_kind!r} of GGUF file; there are {', '.join(KINDS)}.")
 

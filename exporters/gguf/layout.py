@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...runtime.files.folder_names import TensorNames
+from ..sources.families import SUPPORTED, Exported
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -19,38 +20,39 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How a family lies in a GGUF file."""
+    """How a family lies in a GGUF file: what its layers are made of says it."""
 
-    architecture: str  # general.architecture
-    permuted: bool = False  # rows of q and k in pairs (i, i + 1), not in halves
-    norm_offset: float = 0.0  # what the file's norm weights are larger by
-    sandwich: bool = False
-    fused: bool = False  # q, k, v are one matrix, gate and up another
-    biases: frozenset[str] = frozenset()  # of which projections there may be some
+    exported: Exported
+
+    @property
+    def architecture(self) -> str:
+        """general.architecture."""
+        return self.exported.architecture
 
     def gguf_name(self, name: str) -> str | None:
         """The GGUF name of a tensor of transformers; None where the family has no place for it."""
-        stem, _, kind = name.rpartition(".")
-        if kind == "bias" and stem.rpartition(".")[2] not in self.biases:
+        found = self._names().gguf(name)
+        if found is not None and found.endswith(".bias") and found.split(".")[-2] not in self.exported.family.biases:
             return None
-        return self._names().gguf(name)
+        return found
 
     def hf_name(self, name: str) -> str | None:
         """The name that transformers gives a tensor of GGUF; None for an unknown one."""
         return self._names().transformers(name)
 
     def _names(self) -> TensorNames:
-        return TensorNames(packed=self.fused, norms_after=self.sandwich)
+        family = self.exported.family
+        return TensorNames(packed=family.packed, norms_after=family.norms_after, norms_before=family.norms_before)
 
     def heads_of(self, name: str, n_heads: int, kv_heads: int) -> int | None:
         """How many heads' rows are permuted in this tensor (name of transformers); None where none are."""
-        if not self.permuted or ".self_attn." not in name:
+        if not self.exported.family.pairs or ".self_attn." not in name:
             return None
         return {"q_proj": n_heads, "k_proj": kv_heads}.get(name.split(".")[-2])
 
     def offset_of(self, name: str) -> float:
         """What the values of this tensor (name of transformers) are larger by in the file."""
-        return self.norm_offset if "norm" in name else 0.0
+        return self.exported.norm_offset if "norm" in name else 0.0
 
     def keeps_f32(self, name: str) -> bool:
         """Whether a matrix (name of transformers) is never made f16."""
@@ -65,15 +67,7 @@ class Layout:
         return values + np.float32(offset) if offset else values
 
 
-_QKV = frozenset(("q_proj", "k_proj", "v_proj"))
-LAYOUTS = {
-    "llama": Layout("llama", permuted=True),
-    "mistral": Layout("llama", permuted=True),
-    "qwen2": Layout("qwen2", biases=_QKV),
-    "qwen3": Layout("qwen3"),
-    "gemma3_text": Layout("gemma3", norm_offset=1.0, sandwich=True),
-    "phi3": Layout("phi3", fused=True),
-}
+LAYOUTS = {name: Layout(exported) for name, exported in SUPPORTED.items() if "gguf" not in exported.not_to}
 
 
 def pairs_to_halves(rows: int, n_heads: int) -> npt.NDArray[np.int64]:

@@ -5,32 +5,22 @@ Source: llama.cpp, src/models/*.cpp, for what each architecture assumes where th
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ...runtime.errors import ModelFileError, UnsupportedModelError
+from ...runtime.errors import UnsupportedModelError
+from ...runtime.files.decoder_description import DecoderShape, Temperature
+from ...runtime.files.decoder_families import Windows
+from ...runtime.files.decoder_file import DecoderFile
+from ...runtime.files.decoder_shape import decoder_shape
 from ...runtime.files.folder_rope import llama3_factors
 from ...runtime.files.gguf_file import GgufFile
+from ...runtime.files.gguf_numbers import Numbers
+from ...runtime.files.rotation import FACTORS, SHORT
+from ..sources.families import SCALARS, SUPPORTED
 
-N = TypeVar("N", int, float)
-
-_FAMILIES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3": "gemma3_text", "phi3": "phi3"}
-_REFUSED = {  # metadata (without prefix) that changes the computation in ways not built yet
-    "expert_count": "mixtures of experts",
-    "logit_scale": "scaled logits",
-    "residual_scale": "scaled residuals",
-    "embedding_scale": "scaled embeddings",
-    "attention.scale": "a scale of attention of its own",
-    "final_logit_softcapping": "capped logits",
-    "attn_logit_softcapping": "capped attention",
-    "attention.clamp_kqv": "clamped attention",
-    "pooling_type": "pooled embeddings",
-    "nextn_predict_layers": "layers that predict several tokens",
-}
-_WINDOW_PERIOD = 6  # of Gemma 3: every sixth layer sees everything
-_WINDOW_ROPE_BASE = 10000.0
 _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
 _LLAMA3_CONTEXT = 8192  # that the first Llama 3 was trained with
 
@@ -41,125 +31,122 @@ def settings_of(file: GgufFile) -> dict[str, Any]:
     Raises UnsupportedModelError for what cannot be expressed, naming it, and ModelFileError for what is missing.
     """
     arch = file.architecture
-    if arch not in _FAMILIES:
+    kinds = {SUPPORTED[kind].architecture: kind for kind in reversed(list(SUPPORTED))}
+    if arch not in kinds:
         raise UnsupportedModelError(
             f"{file.path} holds a model of the architecture {arch!r}: not yet, because its computation is not checked "
-            f"here. Architectures that are: {', '.join(_FAMILIES)}."
+            f"here. Architectures that are: {', '.join(dict.fromkeys(reversed(kinds)))}. "
+            "The llamacpp engine may open the file itself."
         )
-    for key, what in _REFUSED.items():
-        if file.metadata.get(f"{arch}.{key}"):
-            raise UnsupportedModelError(f"{file.path} uses {what} ({arch}.{key}): not yet exported.")
-    read = _Reader(file)
-    if "token_embd.weight" not in file.tensors:
-        raise ModelFileError(f"{file.path} has no tensor token_embd.weight.")
-    hidden, n_heads = read.need("embedding_length", int), read.need("attention.head_count", int)
-    head_dim = read.get("attention.key_length", hidden // n_heads)
+    shape, numbers = decoder_shape(file), Numbers(file)
     settings: dict[str, Any] = {
-        "model_type": _FAMILIES[arch],
-        "vocab_size": file.tensors["token_embd.weight"].shape[0],
-        "hidden_size": hidden,
-        "intermediate_size": read.need("feed_forward_length", int),
-        "num_hidden_layers": read.need("block_count", int),
-        "num_attention_heads": n_heads,
-        "num_key_value_heads": read.get("attention.head_count_kv", n_heads),
-        "max_position_embeddings": read.need("context_length", int),
-        "rms_norm_eps": read.need("attention.layer_norm_rms_epsilon", float),
+        "model_type": kinds[arch],
+        "vocab_size": shape.vocab_size,
+        "hidden_size": shape.hidden_size,
+        "intermediate_size": shape.ffn_size,
+        "num_hidden_layers": shape.n_layers,
+        "num_attention_heads": shape.n_heads,
+        "num_key_value_heads": shape.kv_heads,
+        "head_dim": shape.head_dim,
+        "max_position_embeddings": shape.context_length,
+        "rms_norm_eps": shape.norm_epsilon,
         "tie_word_embeddings": "output.weight" not in file.tensors,
-        "rope_parameters": _rope(file, read, head_dim),
+        "rope_parameters": _rope(numbers, shape),
         "pad_token_id": None,  # else transformers' defaults, which this vocabulary may not have
         "bos_token_id": file.metadata.get("tokenizer.ggml.bos_token_id"),
         "eos_token_id": file.metadata.get("tokenizer.ggml.eos_token_id"),
     }
-    if settings["num_hidden_layers"] > len(file.tensors):
-        raise ModelFileError(
-            f"{file.path} claims {settings['num_hidden_layers']} layers, but holds {len(file.tensors)} tensors."
-        )
-    if read.get("attention.value_length", head_dim) != head_dim:
-        raise UnsupportedModelError(f"{file.path} has values and keys of different lengths: not yet exported.")
-    return settings | _family(file, read, settings, head_dim)
+    return settings | _of_family(numbers, shape, settings)
 
 
-def _family(file: GgufFile, read: _Reader, settings: dict[str, Any], head_dim: int) -> dict[str, Any]:
+def _of_family(numbers: Numbers, shape: DecoderShape, settings: dict[str, Any]) -> dict[str, Any]:
     """The entries that not every family has."""
-    kind = settings["model_type"]
-    if kind == "llama":
-        return {"head_dim": head_dim, "attention_bias": "blk.0.attn_q.bias" in file.tensors}
-    if kind == "qwen3":
-        return {"head_dim": head_dim}
-    if kind == "gemma3_text":
-        return _gemma3(read, settings, head_dim)
-    if head_dim * settings["num_attention_heads"] != settings["hidden_size"]:
+    scalars = {
+        "attn_logit_softcapping": shape.attention_softcap,
+        "final_logit_softcapping": shape.logit_softcap,
+        "logit_scale": 1.0 / shape.logit_scale,
+        "residual_scale": shape.residual_scale,
+        "embedding_scale": shape.embedding_scale,
+        "attention.scale": shape.score_scale,
+    }
+    found: dict[str, Any] = {SCALARS[key]: value for key, value in scalars.items() if key in shape.family.scalars}
+    rotates = [int(layer.rotation is not None) for layer in shape.layers]
+    if shape.family.unrotated_every is not None:
+        found["no_rope_layers"] = rotates
+    elif not all(rotates):
+        raise UnsupportedModelError(f"{numbers.file.path} does not rotate queries and keys: not yet exported.")
+    if "blk.0.attn_q.bias" in numbers.file.tensors:
+        found["attention_bias"] = True
+    if shape.family.wide_scale_layers is not None:
+        found["query_pre_attn_scalar"] = round(shape.score_scale**-2)
+    windows = shape.family.windows
+    if windows is not None and windows.full_every is not None:
+        found |= _by_layer(numbers, shape, windows, settings["rope_parameters"])
+    elif windows is not None:
+        found["sliding_window"] = shape.window
+    return found
+
+
+def _by_layer(numbers: Numbers, shape: DecoderShape, windows: Windows, full: dict[str, Any]) -> dict[str, Any]:
+    """Which layers have a window, and their rotary embedding where it is one of their own."""
+    assert windows.full_every is not None
+    size = numbers.get("attention.sliding_window", windows.size or 0)
+    pattern = numbers.flags("attention.sliding_window_pattern", shape.n_layers, windows.full_every)
+    kinds = ["sliding_attention" if sliding and size else "full_attention" for sliding in pattern]
+    found: dict[str, Any] = {"layer_types": kinds, "sliding_window": size or shape.context_length}
+    if windows.base is not None:
+        local = {"rope_type": "default", "rope_theta": numbers.get("rope.freq_base_swa", windows.base)}
+        found["rope_parameters"] = {"full_attention": full, "sliding_attention": local}
+    return found
+
+
+def _rope(numbers: Numbers, shape: DecoderShape) -> dict[str, Any]:
+    """The rotary embedding of layers that see everything, which decoder_shape() has found sound."""
+    file = numbers.file
+    rotated = numbers.get("rope.dimension_count", shape.head_dim)
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": numbers.get("rope.freq_base", 10000.0)}
+    if rotated != shape.head_dim:
+        rope["partial_rotary_factor"] = rotated / shape.head_dim
+    if SHORT in file.tensors:
         raise UnsupportedModelError(
-            f"{file.path}: heads of {head_dim} numbers do not fill the {settings['hidden_size']} of a {kind}."
+            f"{file.path} has the tensor {SHORT}: not yet, because its rotary embedding depends on the length."
         )
-    if kind == "phi3":  # llama.cpp reads its window and does not apply it; in transformers it would be applied
-        window = read.get("attention.sliding_window", settings["max_position_embeddings"])
-        rotated = read.get("rope.dimension_count", head_dim)
-        return {
-            "sliding_window": window if window < settings["max_position_embeddings"] else None,
-            "partial_rotary_factor": rotated / head_dim,
-        }
-    return {}
+    if "attention.temperature_scale" in shape.family.scalars:
+        warmth = shape.temperature or Temperature(0.0, shape.context_length)
+        rope |= {"llama_4_scaling_beta": warmth.scale, "original_max_position_embeddings": warmth.length}
+    kind = numbers.word("rope.scaling.type", "linear")  # as llama.cpp takes a bare factor
+    factor = numbers.get("rope.scaling.factor", numbers.get("rope.scale_linear", 1.0)) if kind != "none" else 1.0
+    if factor != 1.0 and FACTORS in file.tensors:
+        raise UnsupportedModelError(f"{file.path} scales its rotary embedding in two ways at once: not yet exported.")
+    if FACTORS in file.tensors:
+        factors = file.tensors[FACTORS].values().reshape(-1)
+        trained = numbers.get("rope.scaling.original_context_length", _LLAMA3_CONTEXT)
+        return rope | _llama3(file, factors, rope["rope_theta"], shape.head_dim, trained)
+    if kind == "yarn":
+        return rope | _yarn(numbers, factor)
+    return rope | ({"rope_type": "linear", "factor": factor} if factor != 1.0 else {})
 
 
-def _gemma3(read: _Reader, settings: dict[str, Any], head_dim: int) -> dict[str, Any]:
-    """Windows and the second rotary embedding of Gemma 3."""
-    layers, full = settings["num_hidden_layers"], settings["rope_parameters"]
-    local = {"rope_type": "default", "rope_theta": read.get("rope.freq_base_swa", _WINDOW_ROPE_BASE)}
-    window = read.file.metadata.get("gemma3.attention.sliding_window")
-    pattern = read.file.metadata.get("gemma3.attention.sliding_window_pattern", _WINDOW_PERIOD)
-    if isinstance(pattern, list):
-        sliding = [bool(x) for x in pattern]
-    else:
-        sliding = [(i + 1) % int(pattern) != 0 for i in range(layers)]  # type: ignore[call-overload]
-    if len(sliding) != layers:
-        raise ModelFileError(
-            f"{read.file.path}: sliding_window_pattern has {len(sliding)} entries for {layers} layers."
+def _yarn(numbers: Numbers, factor: float) -> dict[str, Any]:
+    if numbers.get("rope.scaling.attn_factor", 1.0) != 1.0:
+        raise UnsupportedModelError(
+            f"{numbers.file.path} scales its rotary embedding's amplitude by a factor of its own: not yet exported."
         )
-    if not window:
-        sliding = [False] * layers
-    # llama.cpp takes the 27B model, and it alone, by its number of layers; see its models/gemma3.cpp
-    by_hidden = layers == 62
+    weight = numbers.optional("rope.scaling.yarn_log_multiplier", float)
     return {
-        "head_dim": head_dim,
-        "rope_parameters": {"full_attention": full, "sliding_attention": local},
-        "layer_types": ["sliding_attention" if x else "full_attention" for x in sliding],
-        "sliding_window": read.need("attention.sliding_window", int) if window else settings["max_position_embeddings"],
-        "query_pre_attn_scalar": settings["hidden_size"] // settings["num_attention_heads"] if by_hidden else head_dim,
+        "rope_type": "yarn",
+        "factor": factor,
+        "original_max_position_embeddings": numbers.get(
+            "rope.scaling.original_context_length", numbers.need("context_length", int)
+        ),
+        "beta_fast": numbers.get("rope.scaling.yarn_beta_fast", 32.0),
+        "beta_slow": numbers.get("rope.scaling.yarn_beta_slow", 1.0),
+        **({} if weight is None else {"mscale": 1.0, "mscale_all_dim": weight}),
     }
 
 
-def _rope(file: GgufFile, read: _Reader, head_dim: int) -> dict[str, Any]:
-    theta = read.get("rope.freq_base", 10000.0)
-    rotated = read.get("rope.dimension_count", head_dim)
-    if rotated != head_dim and file.architecture != "phi3":
-        raise UnsupportedModelError(
-            f"{file.path} rotates {rotated} of {head_dim} dimensions of a head: not yet exported."
-        )
-    for name in ("rope_factors_long.weight", "rope_factors_short.weight"):
-        if name in file.tensors:
-            raise UnsupportedModelError(
-                f"{file.path} has the tensor {name}: not yet, because its rotary embedding depends on the length."
-            )
-    kind = file.metadata.get(f"{file.architecture}.rope.scaling.type", "linear")  # as llama.cpp takes a bare factor
-    if kind not in ("linear", "none"):
-        raise UnsupportedModelError(f"{file.path} scales its rotary embedding by {kind!r}: not yet exported.")
-    factor = read.get("rope.scaling.factor", read.get("rope.scale_linear", 1.0)) if kind == "linear" else 1.0
-    factors = file.tensors.get("rope_freqs.weight")
-    if factors is not None:
-        if factor != 1.0:
-            raise UnsupportedModelError(
-                f"{file.path} scales its rotary embedding in two ways at once: not yet exported."
-            )
-        trained = read.get("rope.scaling.original_context_length", _LLAMA3_CONTEXT)
-        return {"rope_theta": theta, **_llama3(file, factors.values().reshape(-1), theta, head_dim, trained)}
-    if factor == 1.0:
-        return {"rope_type": "default", "rope_theta": theta}
-    return {"rope_type": "linear", "rope_theta": theta, "factor": factor}
-
-
 def _llama3(
-    file: GgufFile, factors: npt.NDArray[np.float32], theta: float, head_dim: int, trained: int
+    file: DecoderFile, factors: npt.NDArray[np.float32], theta: float, head_dim: int, trained: int
 ) -> dict[str, Any]:
     """Llama 3's scaling, of which the file keeps the result only: found again and compared."""
     found = {"rope_type": "llama3", "factor": float(factors.max()), "original_max_position_embeddings": trained}
@@ -171,24 +158,3 @@ def _llama3(
             f"{file.path}: rope_freqs.weight is not what Llama 3.1 and its successors have: not yet exported."
         )
     return found
-
-
-class _Reader:
-    """Numbers from the metadata, checked."""
-
-    def __init__(self, file: GgufFile) -> None:
-        self.file = file
-
-    def need(self, key: str, kind: type[N]) -> N:
-        name = f"{self.file.architecture}.{key}"
-        value = self.file.metadata.get(name)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e9:
-            raise ModelFileError(f"{self.file.path}: {name} is {value!r}, but must be a positive number.")
-        if kind is int and value != int(value):
-            raise ModelFileError(f"{self.file.path}: {name} is {value!r}, but must be a whole number.")
-        return kind(value)
-
-    def get(self, key: str, default: N) -> N:
-        if f"{self.file.architecture}.{key}" not in self.file.metadata:
-            return default
-        return self.need(key, type(default))

@@ -75,11 +75,11 @@ class GgufWeights:
     def read_into(self, name: str, target: torch.Tensor) -> None:
         tensor, offset = self._tensors[name], np.float32(self._layout.offset_of(name))
         values = target.detach().numpy()  # the same memory
-        if len(tensor.shape) == 1:
-            values[:] = tensor.values() - offset
-            return
         n_heads = self._layout.heads_of(name, *self._heads)
         order = np.arange(len(values)) if n_heads is None else pairs_to_halves(len(values), n_heads)
+        if len(tensor.shape) == 1:
+            values[:] = tensor.values()[order] - offset
+            return
         step = max(1, _ELEMENTS // tensor.shape[1])
         for start in range(0, len(values), step):
             rows = order[start : start + step]

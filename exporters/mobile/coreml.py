@@ -16,6 +16,7 @@ import numpy as np
 from ...runtime.errors import EngineError, EngineMissingError, UnsupportedModelError
 from ...runtime.interfaces import Floats, Tokens
 from ...runtime.progress import Share
+from ..sources.families import window_of
 from .pack import Pack, Written, quiet
 
 _INSTALL = "pip install coremltools==9.0 torch==2.13.0 'numpy<2.4'"
@@ -36,8 +37,7 @@ def refuse(pack: Pack) -> None:
             f"coremltools 9.0 converts with numpy below {_NUMPY[0]}.{_NUMPY[1]}, and this is {np.__version__}. Add it "
             f"with: {_INSTALL}   in an environment of its own."
         )
-    settings = pack.source.settings
-    if settings.get("sliding_window") and settings.get("use_sliding_window", True):
+    if window_of(pack.source.config()) is not None:
         raise UnsupportedModelError(
             f"this {pack.source.architecture} has layers that see windows; not yet, because that was not tried in a "
             "Core ML package. Leave out the target coreml."

@@ -9,34 +9,46 @@ import numpy as np
 
 from ...runtime.errors import UnsupportedModelError
 from ...runtime.files.decoder_description import DecoderShape, LayerKind
+from ...runtime.files.decoder_families import Family
 from ...runtime.files.rotation import Rotation
 from ..onnx.decoder import Decoder, Layer, Linear
 from ..quantize.blocks import Blocks, Floats
 from ..quantize.nearest import quantize
 from ..quantize.weight_form import Stored, WeightForm
+from ..sources.families import SUPPORTED, window_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from ..sources.model_source import ModelSource
 
-STATIC_FAMILIES = ("llama", "qwen2", "mistral")
-_WHY_NOT = {
-    "qwen3": "it normalizes queries and keys",
-    "gemma3_text": "it normalizes queries and keys, and its layers see windows",
-    "phi3": "its projections lie in one matrix",
-}
 _SMALLEST_BLOCK = 16
+
+
+def beyond_llama(family: Family) -> str | None:
+    """What a family's layers do that llama's do not, in words; None where they are made of the same parts."""
+    llama = Family()
+    reasons = {
+        "it normalizes queries and keys": family.query_key_norm is not None,
+        "its projections lie in one matrix": family.packed,
+        "its norms lie elsewhere": (family.norms_before, family.norms_after) != (True, False),
+        "its activation is another": family.activation != llama.activation,
+        "not all of its layers rotate": family.unrotated_every is not None,
+        "it scales or caps what others do not": family.embedding_root or bool(family.scalars),
+        "its layers see windows": family.windows is not None,
+    }
+    return next((why for why, so in reasons.items() if so), None)
+
+
+STATIC_FAMILIES = tuple(name for name, exported in SUPPORTED.items() if beyond_llama(exported.family) is None)
 
 
 def refuse_family(source: ModelSource) -> None:
     """Raise UnsupportedModelError where the graph of fixed shapes cannot express a family."""
-    settings, family = source.settings, source.architecture
-    why = None if family in STATIC_FAMILIES else _WHY_NOT.get(family, "it was not tried")
-    if family == "mistral" and settings.get("sliding_window"):
+    family = source.architecture
+    why = beyond_llama(SUPPORTED[family].family)
+    if why is None and window_of(source.config()) is not None:
         why = "its layers see windows (sliding_window)"
-    if family == "qwen2" and settings.get("use_sliding_window"):
-        why = "its layers see windows (use_sliding_window)"
     if why is None:
         return
     raise UnsupportedModelError(
@@ -120,10 +132,8 @@ def _stored(values: Floats, stored: Stored, form: WeightForm) -> Blocks | Floats
 
 def _shape(model: PreTrainedModel, config: Any) -> DecoderShape:
     rotary: Any = model.get_submodule("model.rotary_emb")
-    if getattr(rotary, "attention_scaling", 1.0) != 1.0:
-        raise UnsupportedModelError("the graph of fixed shapes does not scale rotary embeddings' amplitude yet.")
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    rotation = Rotation(rotary.inv_freq.detach().double().numpy())
+    rotation = Rotation(rotary.inv_freq.detach().double().numpy(), float(rotary.attention_scaling))
     return DecoderShape(
         architecture=config.model_type,
         n_layers=config.num_hidden_layers,

@@ -19,7 +19,7 @@ from ...runtime.errors import EngineError, EngineMissingError, ParityError, Unsu
 from ...runtime.install import install_command
 from ...runtime.interfaces import Floats, Tokens
 from ...runtime.progress import Share
-from ..torch_to_onnx.decoder import sliding_window
+from ..sources.families import window_of
 from .pack import Pack, Written, distance
 
 PACKAGES = {"onnx": install_command("export"), "onnxruntime": install_command("onnx")}
@@ -50,7 +50,7 @@ def write(pack: Pack, folder: Path, progress: Share) -> Written:
         progress(0.8)
         write_operators(folder / FILE, folder / OPERATORS)
         tokens = pack.probe()[0]
-        window = sliding_window(pack.torch_model())
+        window = window_of(pack.source.config())
         found = _logits(folder / FILE, tokens, window)
         against_onnx = distance(found, _logits(onnx, tokens, window))
     if not against_onnx["relative_difference"] <= _TOLERANCE:

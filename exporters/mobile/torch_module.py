@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...runtime.interfaces import Tokens
+from ..sources.families import window_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -33,7 +34,7 @@ class CachedDecoder(torch.nn.Module):
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self._layers = range(config.num_hidden_layers)
         self._kinds = getattr(config, "layer_types", None)
-        self._window = getattr(config, "sliding_window", None)
+        self._window = window_of(config)
         shape = (1, config.num_key_value_heads, n_entries, head_dim)
         for i in self._layers:
             for kind in ("key", "value"):
@@ -49,14 +50,13 @@ class CachedDecoder(torch.nn.Module):
         keys, values = ([getattr(self, f"{kind}_{i}") for i in self._layers] for kind in ("key", "value"))
         cache = _Cache(keys, values, positions, place)
         model: Any = self.model
-        found = model.base_model(
+        logits: Tensor = model(
             input_ids=input_ids,
             position_ids=positions[None],
             attention_mask=self._masks(positions),
             past_key_values=cache,
             use_cache=True,
-        )
-        logits: Tensor = model.lm_head(found.last_hidden_state)[0]
+        ).logits[0]
         return logits
 
     def _masks(self, positions: Tensor) -> Tensor | dict[str, Tensor]:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ...runtime.errors import EngineMissingError, UnsupportedModelError
 from ...runtime.progress import Share
 from ...runtime.telemetry import without_telemetry
-from ..sources.families import SUPPORTED
+from ..sources.families import SUPPORTED, refuse_format, window_of
 from ..sources.model_source import EXPORT_EXTRA
 from .compress import ON_OWN_GRID, Compression, compress
 from .matrices import Model, matrices
@@ -46,8 +46,9 @@ def trace_openvino(model: PreTrainedModel, folder: Path, wanted: Compression) ->
         remove_ir(folder / _TRACED)
         raise
     recipe = {"n_heads": str(model.config.num_attention_heads)}
-    if getattr(model.config, "sliding_window", None):
-        recipe["sliding_window"] = str(model.config.sliding_window)
+    window = window_of(model.config)
+    if window is not None:
+        recipe["sliding_window"] = str(window)
     return recipe
 
 
@@ -105,6 +106,7 @@ def _check(model: PreTrainedModel, wanted: Compression) -> None:
             f"a model of the family {kind!r} cannot be exported to OpenVINO: not yet, because its computation is not "
             f"checked here. Families that are: {', '.join(SUPPORTED)}."
         )
+    refuse_format(kind, "openvino")
     whole: Any = model  # transformers' own methods have no types
     output = whole.get_output_embeddings()
     for name, module in model.named_modules():

@@ -11,6 +11,7 @@ from ...runtime.progress import Share
 from ..export_spec import DataAware, ExportSpec, sizes, stored_bytes
 from ..gguf.stored_as import is_stored_so
 from ..quantize.weight_form import as_they_come
+from ..sources.encoder_decoder_families import ENCODER_DECODERS
 from ..sources.model_source import ModelSource
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ class OpenVinoFormat:
         {"embedding", "output", "symmetric", "draft", "min_agreement", "block", "activations", "data_aware", "ratio"}
     )
     methods: ClassVar[tuple[DataAware, ...]] = ("awq", "scale", "gptq")
+    encoder_decoders: ClassVar[frozenset[str]] = frozenset(ENCODER_DECODERS)
     encoder_decoder_files: ClassVar[tuple[str, str]] = ("openvino/decoder.xml", "openvino/encoder.xml")
 
     def refuse(self, source: ModelSource, spec: ExportSpec) -> None:

@@ -13,6 +13,7 @@ from ...runtime.errors import ChatTemplateError
 from ...runtime.interfaces import Tokens
 from ...runtime.text.chat_template import ChatTemplate, encode_chat
 from ...runtime.text.tokenizer import Tokenizer
+from ..sources.families import window_of
 
 if TYPE_CHECKING:
     from ..sources.model_source import ModelSource
@@ -129,12 +130,16 @@ class Evaluation:
 
 def evaluation_of(source: ModelSource) -> Evaluation:
     """The texts and prompts for a model, one of them longer than its sliding window, if it has one of this size."""
-    window = source.settings.get("sliding_window")
-    slides = isinstance(window, int) and window <= _WIDEST_WINDOW and source.settings.get("use_sliding_window", True)
+    window = window_of(source.config())
     length = source.context_length
     if source.encoder_decoder is not None:  # read by the encoder, and after the answer's first tokens by the decoder
         length = min(length, source.encoder_decoder.source_limit or length) - len(source.encoder_decoder.decoder_start)
-    return evaluation_for(source.tokenizer, source.chat_template, length, window=window if slides else None)
+    return evaluation_for(
+        source.tokenizer,
+        source.chat_template,
+        length,
+        window=window if window is not None and window <= _WIDEST_WINDOW else None,
+    )
 
 
 def evaluation_for(

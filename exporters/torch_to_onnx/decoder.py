@@ -15,7 +15,7 @@ from ...runtime.errors import EngineMissingError, UnsupportedModelError
 from ...runtime.interfaces import Tokens
 from ...runtime.progress import Progress
 from ..quantize.weight_form import Activations, WeightForm, check_activations
-from ..sources.families import SUPPORTED, text_settings
+from ..sources.families import SUPPORTED, text_settings, window_of
 from ..sources.model_source import EXPORT_EXTRA
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def export_onnx(
         from .static_activations import fit_inputs, multiply_integers
     except ImportError as error:
         raise EngineMissingError(f"exporting needs the package {error.name}. {EXPORT_EXTRA}") from error
-    window = sliding_window(model)
+    window = window_of(model.config)
     fitted: dict[str, Blocks] = {}
     grids: InputGrids = {}
     if activations == "static":
@@ -105,16 +105,6 @@ def measured(samples: Sequence[Tokens], losses: Mapping[str, float]) -> dict[str
     if losses:
         found["largest_relative_loss"] = f"{max(losses.values()):.4f}"
     return found
-
-
-def sliding_window(model: PreTrainedModel) -> int | None:
-    """How many entries back layers with a window see, their own included; None where all see everything."""
-    config = model.config
-    window = getattr(config, "sliding_window", None)
-    kinds = getattr(config, "layer_types", None)
-    if not window or getattr(config, "use_sliding_window", True) is False:
-        return None
-    return int(window) if kinds is None or "sliding_attention" in kinds else None
 
 
 def described(form: WeightForm, matrices: Iterable[Matrix], activations: Activations) -> str:

@@ -30,12 +30,18 @@ class _Step(nn.Module):
         past = list(zip(caches[0::2], caches[1::2], strict=True))
         trace = Trace(position_ids, biases[0], biases[1] if self.sliding else None, past)
         self.state.trace = trace
-        found = self.model.base_model(input_ids=input_ids, position_ids=position_ids, use_cache=False)
-        hidden = found.last_hidden_state[0]
-        logits = self.model.get_output_embeddings()(hidden.index_select(0, logit_rows))
+        hidden: list[Tensor] = []
+
+        def choose(head: nn.Module, arguments: tuple[Tensor]) -> tuple[Tensor]:
+            hidden.append(arguments[0][0])
+            return (hidden[0].index_select(0, logit_rows),)
+
+        # Through the whole model, whose own code may cap or scale what the output matrix gives.
+        with self.model.get_output_embeddings().register_forward_pre_hook(choose):
+            logits = self.model(input_ids=input_ids, position_ids=position_ids, use_cache=False).logits
         layers = range(len(past))
         presents = [tensor for i in layers for tensor in trace.present[i]]
-        return (logits, hidden, *presents, *(trace.queries[i] for i in layers))
+        return (logits, hidden[0], *presents, *(trace.queries[i] for i in layers))
 
 
 def trace_decoder(state: Swapped, sliding: bool) -> ir.Model:

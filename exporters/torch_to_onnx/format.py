@@ -12,6 +12,7 @@ from ...runtime.progress import Share
 from ..export_spec import DataAware, ExportSpec, stored_bytes
 from ..gguf.stored_as import is_stored_so
 from ..quantize.weight_form import as_they_come, check_activations
+from ..sources.encoder_decoder_families import ENCODER_DECODERS
 from ..sources.model_source import ModelSource
 from .encoder_decoder import UNHEARD
 
@@ -29,6 +30,7 @@ class OnnxFormat:
         {"embedding", "output", "symmetric", "draft", "min_agreement", "block", "activations", "data_aware"}
     )
     methods: ClassVar[tuple[DataAware, ...]] = ("gptq",)
+    encoder_decoders: ClassVar[frozenset[str]] = frozenset(ENCODER_DECODERS)
     encoder_decoder_files: ClassVar[tuple[str, str]] = ("onnx/decoder.onnx", "onnx/encoder.onnx")
 
     def refuse(self, source: ModelSource, spec: ExportSpec) -> None:

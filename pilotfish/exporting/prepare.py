@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from .. import backends
 from ..exporters.export_spec import ExportSpec
-from ..exporters.formats import FORMATS, pack_bytes_needed, refuse_encoder_decoder
+from ..exporters.formats import FORMATS, pack_bytes_needed, refuse, refuse_encoder_decoder
 from ..exporters.mobile.export import DEFAULT_TARGETS, TARGETS
 from ..loading.opening import resolve, source_folder
 from ..runtime.errors import (
@@ -60,7 +60,7 @@ def prepare(job: Job) -> Plan:
         context=_context(job, source),
     )
     for name in engines:
-        FORMATS[name].refuse(source, spec)
+        refuse(name, source, spec)
     targets, left_out = _possible_targets(job, source, spec)
     kept = _present(job, source)
     plan = Plan(source, spec, kept, engines, targets, frozenset(targets) - {*named}, left_out)

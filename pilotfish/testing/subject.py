@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .. import backends
 from ..runtime.encoder_input import prepare
 from ..runtime.interfaces import Floats, Indices, Session, Tokens, Weights
 
-ENGINES = r"\b(reference|onnx|openvino|llamacpp) engine\b"  # what an AbilityError names as the way out
+ENGINES = rf"\b({'|'.join(backends.names())}) engine\b"  # what an AbilityError names as the way out
 
 
 @dataclass(frozen=True)

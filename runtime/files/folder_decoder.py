@@ -100,7 +100,7 @@ def read_folder_decoder(path: Path, settings: Mapping[str, Any]) -> FolderDecode
         stored.pop(_HEAD, None)
     elif s.get("tie_word_embeddings") is False and _HEAD not in stored and "lm_head.qweight" not in stored:
         raise ModelFileError(f"{path} has no tensor {_HEAD}. Fetch or copy the model again.")
-    names = TensorNames(packed=s.family.packed, norms_after=s.family.norms_after)
+    names = TensorNames(packed=s.family.packed, norms_after=s.family.norms_after, norms_before=s.family.norms_before)
     tensors = dict(_placed(s, names, _assembled(s, stored)))
     tensors |= {name: MadeTensor(name, numbers) for name, numbers in factors.items()}
     _check_vocabulary(s, tensors)

@@ -26,16 +26,21 @@ _NORMS_AFTER = {  # of families with a norm after attention and MLP, too
     "pre_feedforward_layernorm": "ffn_norm",
     "post_feedforward_layernorm": "post_ffw_norm",
 }
+_NORMS_BEFORE = {"input_layernorm", "pre_feedforward_layernorm"}
 
 
 class TensorNames:
-    """Names of a family's tensors. packed: q, k and v are one tensor; norms_after: of attention and MLP."""
+    """Names of a family's tensors. packed: q, k and v are one; norms_after, norms_before: of attention and MLP."""
 
-    def __init__(self, *, packed: bool, norms_after: bool) -> None:
+    def __init__(self, *, packed: bool, norms_after: bool, norms_before: bool = True) -> None:
         apart = {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj"}
         left_out = apart if packed else {"self_attn.qkv_proj", "mlp.gate_up_proj"}
         layer = {hf: gguf for hf, gguf in _LAYER.items() if hf not in left_out}
-        self._layer: Mapping[str, str] = layer | _NORMS_AFTER if norms_after else layer
+        if norms_after:
+            layer |= _NORMS_AFTER
+        self._layer: Mapping[str, str] = {
+            hf: gguf for hf, gguf in layer.items() if norms_before or hf not in _NORMS_BEFORE
+        }
 
     def gguf(self, name: str) -> str | None:
         """The GGUF name of a tensor of transformers, what stands behind the last dot kept; None for an unknown one."""

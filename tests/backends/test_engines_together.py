@@ -13,7 +13,7 @@ from pilotfish.runtime.speculation.draft_length import Fixed
 from pilotfish.runtime.speculation.proposers.draft_model import DraftModel
 from pilotfish.testing.tiny_models import Sizes, tiny_gguf
 
-ENGINES = ("onnx", "openvino", "llamacpp", "reference")
+ENGINES = backends.names()
 SIZES = Sizes(hidden=128, heads=4, kv_heads=2, head_dim=32, ffn=256)
 PROMPT = "the cat and the dog and the cat and the"
 

@@ -22,7 +22,7 @@ from tiers import quick
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from tiny_families import FAMILIES, save_tiny
+from tiny_families import families_of, save_tiny
 from wrong_exporters import Spoiled
 
 import pilotfish
@@ -92,7 +92,7 @@ QUICK = (  # every family, format and form once or more; each family in each for
 )
 CELLS = [
     pytest.param(*cell, marks=[] if cell in QUICK else pytest.mark.slow)
-    for cell in ((family, form, weights) for family in FAMILIES for form in FORMATS for weights in FORMS)
+    for cell in ((family, form, weights) for form in FORMATS for family in families_of(form) for weights in FORMS)
 ]
 
 
@@ -309,6 +309,27 @@ def test_what_is_refused_before_the_long_work(
     with pytest.raises(error, match=said):
         run(Job(**{"source": folders("llama"), "out": tmp_path / "out", "to": ("onnx",), **changes}))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("no_long_work")
+@pytest.mark.parametrize(
+    ("family", "form", "changes", "said"),
+    [
+        ("gemma2", "openvino", {}, r"does not cap attention\. Leave openvino out"),
+        ("ministral3", "openvino", {}, "optimum-intel cannot trace it"),
+        ("gemma2", "gguf", {"attn_logit_softcapping": None}, "llama.cpp's gemma2 takes 50.0"),
+        ("gemma2", "gguf", {"layer_types": ["full_attention"] * 3}, "no layer has a window"),
+    ],
+)
+def test_a_format_that_computes_otherwise_is_refused_before_the_long_work(
+    family: str, form: str, changes: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    need(form)
+    (tmp_path / "model").mkdir()
+    save_tiny(family, tmp_path / "model", **changes)
+    with pytest.raises(UnsupportedModelError, match=said):
+        run(Job(tmp_path / "model", tmp_path / "out", (form,)))
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 @pytest.mark.usefixtures("no_long_work")

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from pilotfish.exporters.sources.families import SUPPORTED as FAMILIES
+from pilotfish.exporters.sources.families import SUPPORTED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["FAMILIES", "VOCAB_SIZE", "random_decoder", "save_tiny", "tiny", "tiny_tokenizer"]
+__all__ = ["FAMILIES", "VOCAB_SIZE", "YARN", "families_of", "random_decoder", "save_tiny", "tiny", "tiny_tokenizer"]
 
+FAMILIES = tuple(SUPPORTED)
 VOCAB_SIZE = 300
 _SIZES = {
     "vocab_size": VOCAB_SIZE,
@@ -31,6 +32,7 @@ _SIZES = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
 _MORE: dict[str, dict[str, Any]] = {
     "llama": {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
     "qwen2": {"tie_word_embeddings": True},
@@ -43,12 +45,37 @@ _MORE: dict[str, dict[str, Any]] = {
     },
     "phi3": {},
     "mistral": {"sliding_window": 48},
+    "ministral3": {
+        "rope_parameters": {**YARN, "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.3},
+    },
+    "gemma": {"head_dim": 32},
+    "gemma2": {
+        "head_dim": 32,
+        "query_pre_attn_scalar": 32,
+        "sliding_window": 8,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        "attn_logit_softcapping": 2.0,  # low enough to matter
+        "final_logit_softcapping": 3.0,
+    },
+    "granite": {
+        "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.5,
+        "attention_multiplier": 0.1,
+        "logits_scaling": 4.0,
+    },
+    "smollm3": {"num_hidden_layers": 5},
+    "olmo2": {},
 }
 _TEXT = (
     "The pilot fish swims ahead of the shark, and the shark follows the pilot fish through the water. "
     "def add(a, b):\n    return a + b\n"
 )
 _TEMPLATE = "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}</s>{% endfor %}<|assistant|>"
+
+
+def families_of(form: str) -> list[str]:
+    """The families that can go to a format."""
+    return [family for family, exported in SUPPORTED.items() if form not in exported.not_to]
 
 
 def tiny(family: str, seed: int = 0, **changes: Any) -> PreTrainedModel:

@@ -107,6 +107,12 @@ FAMILIES: dict[str, Family] = {
     "falcon": Family("falcon"),
     "bloom": Family("bloom"),
     "command-r": Family("command-r", {"logit_scale": 0.5}),
+    "gemma": Family("gemma", {"attention.head_count_kv": 1}),
+    "mistral3": Family("mistral3", {"attention.temperature_scale": 0.1, "rope.scaling.original_context_length": 64}),
+}
+STATES = {  # how many entries of a step can be taken back where a family keeps a state
+    **dict.fromkeys(("mamba", "mamba2", "rwkv7", "granitehybrid", "falcon-h1", "jamba", "qwen3next"), 0),
+    **dict.fromkeys(("lfm2", "qwen35"), 4),
 }
 
 

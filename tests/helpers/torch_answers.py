@@ -15,7 +15,8 @@ from pilotfish.runtime.interfaces import Floats, Tokens, Weights
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-WINDOWS = {"gemma3_text": 8, "mistral": 48}  # of tiny_families
+WINDOWS = {"gemma2": 8, "gemma3_text": 8, "mistral": 48}  # of tiny_families
+BY_LAYER = {"gemma2", "gemma3_text", "smollm3"}  # whose models take a mask for each kind of layer
 
 
 def text(n: int = 70, seed: int = 1) -> Tokens:

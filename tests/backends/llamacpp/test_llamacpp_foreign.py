@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from command_line import Run, own_cache, pilotfish, refused  # noqa: F401
 from tiers import quick
-from tiny_foreign import FAMILIES, write_foreign
+from tiny_foreign import FAMILIES, STATES, write_foreign
 
 from pilotfish import load
 from pilotfish.backends import get
@@ -28,10 +28,6 @@ BACKEND = get("llamacpp")
 pytestmark = pytest.mark.skipif(BACKEND.version() is None, reason="llama-cpp-python is not installed")
 
 QUICK = ("gemma2", "mamba", "lfm2")  # windows and caps; a state; a state that can be taken back, beside a cache
-STATES = {  # how many entries of a step can be taken back where a family keeps a state
-    **dict.fromkeys(("mamba", "mamba2", "rwkv7", "granitehybrid", "falcon-h1", "jamba", "qwen3next"), 0),
-    **dict.fromkeys(("lfm2", "qwen35"), 4),
-}
 NOISE = 0.05  # of f32 weights over keys in f16 and values in bf16
 PROMPTS = ("the hello and the hello and the hello", "12 the 12 the 12 the")
 

@@ -11,11 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from real_weights import smollm2
+from tiers import quick
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from tiny_families import FAMILIES, VOCAB_SIZE, save_tiny, tiny  # noqa: E402
+from tiny_families import VOCAB_SIZE, YARN, families_of, save_tiny, tiny  # noqa: E402
 from written_gguf import gguf_writer  # noqa: E402
 
 from pilotfish.backends.llamacpp.backend import BACKEND  # noqa: E402
@@ -53,6 +54,12 @@ TOLERANCE = {"f32": 1e-3, "f16": 0.1, "Q8_0": 2.0, "Q4_0": 8.0}
 GELU_TABLE = 5e-3
 # The same error as a share of the spread, on average: what tells a rounded model from another one (which has 1.1).
 MEAN_SHARE = {"f32": 1e-3, "f16": 0.01, "Q8_0": 0.15, "Q4_0": 0.8}
+
+
+FAMILIES = families_of("gguf")
+FIRST = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "phi3")
+CELLS = [(family, stored) for family in FAMILIES for stored in TOLERANCE]
+BY_DEFAULT = [cell for cell in CELLS if cell[0] in FIRST or cell[1] == "f32"]
 
 
 @pytest.fixture(autouse=True)
@@ -97,14 +104,16 @@ def written(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) 
 
 
 @needs_llama_cpp
-@pytest.mark.parametrize("stored", ["f32", "f16", "Q8_0", "Q4_0"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "stored"), [pytest.param(*c, marks=() if c in BY_DEFAULT else pytest.mark.slow) for c in CELLS]
+)
 def test_llama_cpp_computes_what_transformers_does(
     family: str, stored: str, folders: dict[str, Path], written: Written
 ) -> None:
     expected = answer(open_source(folders[family]).torch_model(), tokens())
     found = llama_cpp(written(family, stored), tokens())
-    limit = max(TOLERANCE[stored], GELU_TABLE if family == "gemma3_text" else 0.0)
+    gelu = LAYOUTS[family].exported.family.activation == "gelu"
+    limit = max(TOLERANCE[stored], GELU_TABLE if gelu else 0.0)
     assert np.abs(found - expected).max() < limit
     assert np.abs(found - expected).mean() < MEAN_SHARE[stored] * expected.std()
     if stored in ("f32", "f16"):
@@ -112,7 +121,7 @@ def test_llama_cpp_computes_what_transformers_does(
 
 
 @needs_llama_cpp
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", quick(FAMILIES, *FIRST))
 def test_greedy_tokens_are_transformers_own(family: str, folders: dict[str, Path], written: Written) -> None:
     model = open_source(folders[family]).torch_model()
     ids = tokens(8)
@@ -132,9 +141,17 @@ def test_greedy_tokens_are_transformers_own(family: str, folders: dict[str, Path
 @pytest.mark.parametrize(
     ("family", "changes"),
     [
-        (
-            "llama",
-            {"rope_parameters": LLAMA3_ROPE},
+        ("llama", {"rope_parameters": LLAMA3_ROPE}),
+        ("llama", {"attention_bias": True}),
+        ("qwen3", {"rope_parameters": YARN}),
+        *(
+            pytest.param(family, changes, marks=pytest.mark.slow)
+            for family, changes in (
+                ("llama", {"rope_parameters": YARN}),
+                ("qwen2", {"rope_parameters": YARN}),
+                ("gemma2", {"layer_types": ["full_attention", "full_attention", "sliding_attention"]}),
+                ("gemma3_text", {"final_logit_softcapping": 3.0}),
+            )
         ),
         ("qwen2", {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}}),
         ("phi3", {"partial_rotary_factor": 0.75}),
@@ -175,8 +192,9 @@ def test_names_are_those_of_the_gguf_package(family: str) -> None:
     gguf = pytest.importorskip("gguf")
     layout = LAYOUTS[family]
     arch = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == layout.architecture)
-    table = gguf.get_tensor_name_map(arch, 3)
-    for name in dict(tiny(family).named_parameters()):
+    model = tiny(family)
+    table = gguf.get_tensor_name_map(arch, model.config.num_hidden_layers)
+    for name in dict(model.named_parameters()):
         found = layout.gguf_name(name)
         assert found == table.get_name(name, try_suffixes=(".weight", ".bias"))
         assert found is not None and layout.hf_name(found) == name
@@ -184,7 +202,11 @@ def test_names_are_those_of_the_gguf_package(family: str) -> None:
 
 def test_what_the_format_has_no_place_for(tmp_path: Path) -> None:
     cases: list[tuple[str, dict[str, Any], str]] = [
-        ("llama", {"attention_bias": True}, "q_proj.bias has no place"),
+        ("llama", {"mlp_bias": True}, "gate_proj.bias has no place"),
+        ("gemma2", {"attn_logit_softcapping": None}, "llama.cpp's gemma2 takes 50.0"),
+        ("gemma2", {"layer_types": ["full_attention"] * 3}, "no layer has a window"),
+        ("smollm3", {"no_rope_layers": [1] * 5}, "every 4th"),
+        ("qwen2", {"rope_parameters": {**YARN, "attention_factor": 2.0}}, "a YaRN of its own"),
         ("gemma3_text", {"query_pre_attn_scalar": 16}, "scaled by"),
         ("qwen2", {"vocab_size": 250}, "295 tokens, but the model only 250"),
         (

@@ -16,7 +16,8 @@ onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
 from real_weights import smollm2  # noqa: E402
-from tiny_families import save_tiny  # noqa: E402
+from tiny_families import YARN, save_tiny, tiny  # noqa: E402
+from torch_answers import distance, logits_in_torch, text  # noqa: E402
 
 from pilotfish import backends  # noqa: E402
 from pilotfish.exporters.mobile import coreml as mobile_coreml  # noqa: E402
@@ -126,6 +127,25 @@ def test_static_graph_of_torch_weights_runs_on_its_ladder(family: str, stored: S
     limit = 1e-4 if stored == "fp32" else 0.15
     assert mobile_pack.distance(found, wanted[9:])["relative_difference"] < limit
     weights.close()
+
+
+@pytest.mark.parametrize("family", ["gemma2", "granite", "smollm3"])
+def test_the_torch_module_caps_and_scales_as_the_model_does(family: str) -> None:
+    model, tokens = tiny(family), text(20)
+    module = mobile_torch.CachedDecoder(model, 64)
+    with torch.no_grad():
+        found = [
+            module(torch.from_numpy(tokens[a:b])[None], torch.arange(a, b)).numpy() for a, b in ((0, 13), (13, 20))
+        ]
+    assert distance(np.concatenate(found), logits_in_torch(model, tokens)) < 2e-5
+
+
+def test_the_static_graph_stretches_as_yarn_does(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    of = source("llama", tmp_path, rope_parameters=YARN)
+    made = export_mobile(of, out, form=WeightForm("fp32"), targets=("onnx-static",))
+    assert made.reports["onnx-static"]["relative_difference"] < 1e-5
 
 
 def test_a_gguf_file_keeps_its_own_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from tiers import quick
-from tiny_families import FAMILIES, tiny
-from torch_answers import WINDOWS, MadeOnce, check_chunks_and_rollback, distance, logits_in_torch, seal, text
+from tiny_families import YARN, families_of, tiny
+from torch_answers import BY_LAYER, WINDOWS, MadeOnce, check_chunks_and_rollback, distance, logits_in_torch, seal, text
 
 from pilotfish.backends import get
 from pilotfish.exporters.quantize.blocks import Blocks
@@ -71,8 +71,10 @@ def as_stored(model: PreTrainedModel, form: WeightForm) -> PreTrainedModel:
     return model
 
 
+FAMILIES = families_of("onnx")
 CELLS = [(family, form) for family in FAMILIES for form in FORMS]
-BY_DEFAULT = [cell for cell in CELLS if cell[1] == "int4"] + [
+BY_DEFAULT = [(family, "int4") for family in ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "phi3")] + [
+    ("gemma2", "fp32"),
     ("gemma3_text", "fp32"),
     ("llama", "int8"),
     ("qwen2", "fp16"),
@@ -91,7 +93,8 @@ def test_a_family_is_computed_as_transformers_does(exported: Exported, family: s
     with torch.no_grad():
         hidden = stored.base_model(torch.from_numpy(tokens)[None]).last_hidden_state[0].numpy()
     assert step.hidden is not None and distance(step.hidden, hidden) < 2e-5
-    assert step.queries is not None and step.queries.shape == (3, 2, len(tokens), weights.info.head_dim)
+    n_layers = stored.config.num_hidden_layers
+    assert step.queries is not None and step.queries.shape == (n_layers, 2, len(tokens), weights.info.head_dim)
     weights.close()
 
 
@@ -118,6 +121,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any], int | None]] = {
         {"rope_parameters": {**_ROPE, "rope_type": "default", "partial_rotary_factor": 0.5}},
         None,
     ),
+    "YaRN": ("llama", {"rope_parameters": YARN}, None),
+    "YaRN with biases": ("qwen2", {"rope_parameters": YARN}, None),
+    "YaRN with norms of heads": ("qwen3", {"rope_parameters": YARN}, None),
+    "capped logits": ("gemma3_text", {"final_logit_softcapping": 3.0}, 8),
     "a window everywhere": ("phi3", {"sliding_window": 8}, 8),
     "a window from layer 1 on": ("qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}, 8),
     "no window": ("mistral", {"sliding_window": None}, None),
@@ -175,7 +182,7 @@ def test_an_evicted_entry_is_one_that_is_masked(exported: Exported, family: str)
     full, sliding = (
         torch.from_numpy(np.where(m, 0.0, -np.inf).astype(np.float32))[None, None] for m in (seen, seen & near)
     )
-    mask = {"full_attention": full, "sliding_attention": sliding} if family == "gemma3_text" else sliding
+    mask = {"full_attention": full, "sliding_attention": sliding} if family in BY_LAYER else sliding
     assert distance(ours, logits_in_torch(tiny(family), tokens, mask)[70:]) < 2e-5
     weights.close()
 
@@ -307,7 +314,7 @@ def test_rounding_is_within_half_a_step_and_searched(bits: int, symmetric: bool)
 @pytest.mark.parametrize(
     ("family", "changes", "message"),
     [
-        ("gemma3_text", {"final_logit_softcapping": 30.0}, "logits are capped"),
+        ("gemma3_text", {"attn_logit_softcapping": 30.0}, "caps what others of its kind do not"),
         ("gemma3_text", {"use_bidirectional_attention": True}, "looks ahead"),
         ("llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "'dynamic'"),
     ],
