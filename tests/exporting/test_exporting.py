@@ -337,7 +337,7 @@ def test_a_format_that_computes_otherwise_is_refused_before_the_long_work(
     ("to", "changes", "flag"),
     [
         ("gguf", {"activations": "f32"}, "--activations is for the formats onnx, openvino, ort,"),
-        ("gguf", {"data_aware": ("awq",)}, "--data-aware is for the formats openvino, onnx,"),
+        ("gguf", {"data_aware": ("awq",)}, "--data-aware is for the formats onnx, openvino,"),
         ("onnx", {"data_aware": ("awq",)}, "--data-aware awq is for openvino, and of the methods onnx has gptq"),
         ("onnx", {"ratio": 0.5}, "--ratio"),
         ("onnx", {"gguf_kind": "Q8_0"}, "--gguf-kind"),

@@ -154,7 +154,7 @@ def _write(path: Path, family: Family, shapes: Mapping[str, list[int]]) -> Path:
 def _values(name: str, shape: list[int], rng: np.random.Generator) -> np.ndarray[Any, np.dtype[np.float32]]:
     if name.endswith("ssm_a"):
         return -rng.uniform(0.1, 1.0, shape).astype(np.float32)
-    if len(shape) == 1 and name.endswith("norm.weight"):
+    if len(shape) == 1 and name.endswith(("norm.weight", "rope_freqs.weight")):
         return rng.uniform(0.5, 1.5, shape).astype(np.float32)
     if "time_mix" in name:  # a state that decays
         return rng.normal(0.0, 0.2 / np.sqrt(shape[-1]), shape).astype(np.float32)
