@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..runtime.files.bundle import describe_files, write_manifest
+from ..runtime.files.generation_settings import generating, languages_of, warn_of
 from ..runtime.files.manifest import Manifest, Source
 from ..runtime.files.staging import new_bundle
 from ..runtime.interfaces import Tokens
@@ -20,7 +21,6 @@ from .openvino.encoder_decoder import ENCODER as OV_ENCODER
 from .openvino.encoder_decoder import compress_encoder_decoder_openvino, trace_encoder_decoder_openvino
 from .quantize.weight_form import Activations, WeightForm, as_they_come
 from .sources.encoder_decoder_families import encoder_decoder_facts
-from .sources.generation_settings import generating, languages_of, warn_of
 from .torch_to_onnx.encoder_decoder import DECODER, ENCODER, export_encoder_decoder_onnx
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ...runtime.errors import ModelFileError, UnsupportedModelError
-from .generation_settings import listed, numbers
+from ...runtime.files.generation_settings import listed, numbers
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from ...runtime.errors import EngineMissingError, ModelFileError, ModelNotFoundError, UnsupportedModelError
+from ...runtime.files.generation_settings import generating, languages_of, said_by
+from ...runtime.files.hf_text import read_object, read_text, read_text_side
 from ...runtime.storage import file_digest
 from ...runtime.text.tokenizer import Tokenizer
 from .encoder_decoder_families import ENCODER_DECODERS, encoder_decoder_facts, encoder_decoder_settings
 from .families import text_settings
-from .generation_settings import generating, languages_of, said_by
 from .model_source import EXPORT_EXTRA, ModelSource, build_config
 
 if TYPE_CHECKING:
@@ -38,13 +39,13 @@ def read_folder(path: Path) -> tuple[dict[str, Any], list[Path], Tokenizer, str 
 
     Raises ModelNotFoundError, ModelFileError and UnsupportedModelError.
     """
-    settings = _json(path / "config.json", required=True)
+    settings = read_object(path / "config.json", required=True)
     is_pair = settings.get("model_type") in ENCODER_DECODERS
     settings = encoder_decoder_settings(settings, path) if is_pair else text_settings(settings, path)
     files = _weight_files(path)
     for file in files:
         _require_header(file)
-    return settings, files, *_tokenizer(path, settings)
+    return settings, files, *read_text_side(path, settings)
 
 
 def open_folder(path: Path) -> ModelSource:
@@ -53,7 +54,7 @@ def open_folder(path: Path) -> ModelSource:
     Raises ModelNotFoundError, ModelFileError and UnsupportedModelError, all before a weight is read.
     """
     settings, files, tokenizer, template = read_folder(path)
-    said = said_by(_json(path / "generation_config.json"), _json(path / "config.json"))
+    said = said_by(read_object(path / "generation_config.json"), read_object(path / "config.json"))
     config: Any = build_config(settings, path)
     facts = encoder_decoder_facts(config, said) if settings["model_type"] in ENCODER_DECODERS else None
     weights = SafetensorsWeights(path, files)
@@ -135,7 +136,7 @@ def _text_name(stored: str) -> str | None:
 
 def _weight_files(path: Path) -> list[Path]:
     if (path / _INDEX).exists():
-        places = _json(path / _INDEX).get("weight_map")
+        places = read_object(path / _INDEX).get("weight_map")
         if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()) or not places:
             raise ModelFileError(f"{path / _INDEX} has no weight_map. Fetch or copy it again.")
         names = sorted(set(places.values()))
@@ -172,49 +173,6 @@ def _require_header(file: Path) -> None:
         raise ModelFileError(f"{file} is truncated or damaged: {error}. Fetch or copy it again.") from error
 
 
-def _tokenizer(path: Path, settings: Mapping[str, Any]) -> tuple[Tokenizer, str | None]:
-    """Tokenizer and chat template."""
-    if not (path / "tokenizer.json").is_file():
-        raise UnsupportedModelError(
-            f"{path} has no tokenizer.json. Where it has another tokenizer, transformers' AutoTokenizer can load it "
-            "and save_pretrained() writes the file."
-        )
-    said = _json(path / "tokenizer_config.json")
-    generation = _json(path / "generation_config.json")
-    plain = Tokenizer.from_file(path / "tokenizer.json")
-    bos_id = _special_id(plain, said.get("bos_token"))
-    ends = [_special_id(plain, said.get("eos_token"))]
-    for found in (generation.get("eos_token_id"), settings.get("eos_token_id")):
-        ends += found if isinstance(found, list) else [found]
-    whole = [end for end in ends if isinstance(end, int) and not isinstance(end, bool) and 0 <= end < plain.vocab_size]
-    if bos_id is None and plain.starts_with is not None:
-        bos_id = plain.starts_with
-    add = said.get("add_bos_token")
-    add_bos = add if isinstance(add, bool) else plain.starts_with is not None and plain.starts_with == bos_id
-    tokenizer = Tokenizer.from_file(
-        path / "tokenizer.json", bos_id=bos_id, eos_ids=list(dict.fromkeys(whole)), add_bos=add_bos
-    )
-    return tokenizer, _chat_template(path, said)
-
-
-def _special_id(tokenizer: Tokenizer, token: object) -> int | None:
-    text = token.get("content") if isinstance(token, dict) else token
-    return tokenizer.id_of(text) if isinstance(text, str) else None
-
-
-def _chat_template(path: Path, said: Mapping[str, Any]) -> str | None:
-    if (path / "chat_template.jinja").is_file():
-        return _text(path / "chat_template.jinja")
-    for found in (said.get("chat_template"), _json(path / "chat_template.json").get("chat_template")):
-        if isinstance(found, str):
-            return found
-        if isinstance(found, list):  # several, named
-            named = {part.get("name"): part.get("template") for part in found if isinstance(part, dict)}
-            default = named.get("default")
-            return default if isinstance(default, str) else None
-    return None
-
-
 def _model_id(path: Path, settings: Mapping[str, Any]) -> str:
     """The name it is known by: a hub's cache folder says it, else the configuration, else the folder's own name."""
     for part in reversed(path.resolve().parts):
@@ -229,7 +187,7 @@ def _model_id(path: Path, settings: Mapping[str, Any]) -> str:
 def _license(path: Path) -> str | None:
     """What the model card says, else what the license file begins with; None where neither is there."""
     if (path / "README.md").is_file():
-        front = re.match(r"---\n(.*?)\n---", _text(path / "README.md"), re.DOTALL)
+        front = re.match(r"---\n(.*?)\n---", read_text(path / "README.md"), re.DOTALL)
         said = dict(re.findall(r"^(license|license_name):[ \t]*['\"]?([^'\"\n]+)", front[1], re.M)) if front else {}
         if said.get("license") not in (None, "other"):
             return str(said["license"]).strip()
@@ -237,33 +195,9 @@ def _license(path: Path) -> str | None:
             return str(said["license_name"]).strip()
     for file in sorted(path.glob("LICENSE*")):
         if file.is_file():
-            lines = [line.strip() for line in _text(file).splitlines() if line.strip()]
+            lines = [line.strip() for line in read_text(file).splitlines() if line.strip()]
             first = lines[0] if lines else ""
             return (
                 next((name for words, name in _LICENSES.items() if words.lower() in first.lower()), first[:80]) or None
             )
     return None
-
-
-def _json(path: Path, required: bool = False) -> dict[str, Any]:
-    """The object in a JSON file; an empty one where the file is absent and need not be there."""
-    try:
-        value = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        if required:
-            raise ModelNotFoundError(
-                f"{path.parent} holds no {path.name}: it is not a Hugging Face model folder."
-            ) from None
-        return {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelFileError(f"{path} cannot be read as JSON: {error}. Fetch or copy it again.") from error
-    if not isinstance(value, dict):
-        raise ModelFileError(f"{path} does not hold a JSON object. Fetch or copy it again.")
-    return value
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text("utf-8", "replace")
-    except OSError as error:
-        raise ModelFileError(f"{path} cannot be read: {error.strerror or error}.") from error

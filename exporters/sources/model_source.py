@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from ...runtime.errors import EngineMissingError, ModelFileError, UnsupportedModelError
+from ...runtime.files.generation_settings import Generating
 from ...runtime.install import install_command
 from ...runtime.progress import Share
 from ...runtime.text.tokenizer import Tokenizer
 from .encoder_decoder_families import EncoderDecoderFacts
-from .generation_settings import Generating
 
 if TYPE_CHECKING:
     import torch

@@ -11,9 +11,9 @@ from typing import Literal
 
 from ..exporters.export_spec import DataAware
 from ..exporters.quantize.weight_form import Activations, Stored, weight_form
-from ..exporters.sources.generation_settings import warn_of
 from ..runtime.errors import ParityError, PilotfishError
 from ..runtime.files.bundle import Manifest, write_manifest
+from ..runtime.files.generation_settings import warn_of
 from ..runtime.files.staging import new_bundle
 from ..runtime.progress import Progress
 from ..runtime.several import several

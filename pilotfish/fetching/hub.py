@@ -1,4 +1,4 @@
-"""Models by their name on the Hugging Face hub: one .gguf file of a repository, or its folder of safetensors.
+"""Models by their name on the Hugging Face hub: one .gguf file of a repository, or a folder of what an engine runs.
 
 Everything lies in the hub's own cache, which other programs share, and is found there without a network.
 """
@@ -21,14 +21,20 @@ PREFIX = "hf:"
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 _PREFERRED = "q4_k_m"  # where a repository has several and none is named
-_FOLDER = ("*.json", "*.safetensors", "*.model", "*.jinja", "LICENSE*", "README.md")
+_FOLDER = ("*.json", "*.model", "*.jinja", "LICENSE*", "README.md")
+_RUNS = {
+    "openvino_model.xml": ("openvino_model.xml", "openvino_model.bin"),
+    "genai_config.json": ("*.onnx", "*.onnx.data", "*.onnx_data*"),
+}
+_WEIGHTS = ("*.safetensors",)  # of a folder that no engine runs as it is
 _ANSWER_S = 10.0
 
 
 def hub_model(name: str, report: Progress) -> Path:
     """The .gguf file, the first part of a split one, or the folder that a name stands for, without its prefix.
 
-    name: "org/name", "org/name:FILE.gguf", or "org/name:Q4_K_M", a part of the file's name.
+    name: "org/name", "org/name:FILE.gguf", "org/name:Q4_K_M", a part of the file's name, or "org/name:FOLDER", one that
+        holds a decoder for OpenVINO or onnxruntime-genai.
     Raises OptionError for no such name or one that fits several files, ModelNotFoundError, and DownloadError.
     """
     repository, _, wanted = name.partition(":")
@@ -39,8 +45,9 @@ def hub_model(name: str, report: Progress) -> Path:
     except ImportError as error:
         raise DownloadError(f"{PREFIX}{name} needs a package. Add it with: pip install huggingface_hub") from error
     held, why = _listed(huggingface_hub, repository)
+    folder = wanted.strip("/") if wanted.strip("/") in runnable_folders(held) else None
     try:
-        files = chosen_files(held, wanted, repository)
+        files = [] if folder else chosen_files(held, wanted, repository)
     except ModelNotFoundError:
         if why is None:
             raise
@@ -48,10 +55,9 @@ def hub_model(name: str, report: Progress) -> Path:
     offline = why is not None
     try:
         if not files:
-            wanted_files = list(_FOLDER)
-            return Path(
-                huggingface_hub.snapshot_download(repository, allow_patterns=wanted_files, local_files_only=offline)
-            )
+            patterns = folder_patterns(held, folder or "")
+            place = huggingface_hub.snapshot_download(repository, allow_patterns=patterns, local_files_only=offline)
+            return Path(place, folder or "")
         places = []
         fetched: Any = huggingface_hub.hf_hub_download
         reports = "tqdm_class" in inspect.signature(fetched).parameters  # older releases draw bars of their own
@@ -62,6 +68,24 @@ def hub_model(name: str, report: Progress) -> Path:
         return Path(places[0])
     except Exception as error:  # its own errors and its network library's have no common class
         raise _refused(repository, why or error) from error
+
+
+def runnable_folders(held: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """The folders of a repository that hold a decoder which an engine runs as it is, and the patterns of its files;
+    the repository itself is ""."""
+    found = {}
+    for name in held:
+        folder, _, file = name.rpartition("/")
+        if file in _RUNS:
+            found[folder] = _RUNS[file]
+    return found
+
+
+def folder_patterns(held: Sequence[str], folder: str) -> list[str]:
+    """What is fetched of a folder: a graph and its weights where an engine runs them, else safetensors; and their
+    settings."""
+    inside = f"{folder}/" if folder else ""
+    return [inside + pattern for pattern in (*_FOLDER, *runnable_folders(held).get(folder, _WEIGHTS))]
 
 
 def chosen_files(held: Sequence[str], wanted: str, repository: str) -> list[str]:
@@ -77,7 +101,9 @@ def chosen_files(held: Sequence[str], wanted: str, repository: str) -> list[str]
     sets = sorted({_PART.sub("", name) for name in fit})
     listed = ", ".join(sorted({_PART.sub(".gguf", name) for name in models}))
     if not sets:
-        raise ModelNotFoundError(f"{repository} has no .gguf file {shown(wanted)}; it has {listed or 'none'}.")
+        folders = ", ".join(sorted(filter(None, runnable_folders(held))))
+        more = f" Folders that run: {folders}." if folders else ""
+        raise ModelNotFoundError(f"{repository} has no .gguf file {shown(wanted)}; it has {listed or 'none'}.{more}")
     if len(sets) > 1:
         raise OptionError(
             f"{repository} has {len(sets)} files that fit; name one, {PREFIX}{repository}:FILE, of {listed}."

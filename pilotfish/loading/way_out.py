@@ -97,7 +97,7 @@ def _with_other_engine(error: UnsupportedModelError, model: ModelFile, named: st
 def _opens(engine: str, model: ModelFile) -> bool:
     """Whether an engine opens this model, as far as that can be known without loading it for good."""
     if not isinstance(model, GgufModel):
-        return True
+        return backends.opens(backends.get(engine), model)
     try:
         if engine == _OPENS_ALL:
             return any(opener.looks(model) for opener in backends.foreign_openers())

@@ -17,9 +17,9 @@ from typer.testing import CliRunner
 from pilotfish import Model, load
 from pilotfish.apps.cli import app
 from pilotfish.exporters.sources.ctranslate2_file import _generation
-from pilotfish.exporters.sources.generation_settings import generating
 from pilotfish.runtime.errors import OptionError
 from pilotfish.runtime.files.bundle import read_manifest
+from pilotfish.runtime.files.generation_settings import generating
 from pilotfish.runtime.interfaces import as_tokens
 from pilotfish.runtime.model.listening import Spoken, Windows
 from pilotfish.runtime.model.rules import AnswerOptions, Rules

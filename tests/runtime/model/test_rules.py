@@ -30,11 +30,11 @@ from typer.testing import CliRunner
 from pilotfish import Beams, Model, Sampling, load
 from pilotfish.apps.cli import app
 from pilotfish.backends import get
-from pilotfish.exporters.sources.generation_settings import generating, languages_of, said_by
 from pilotfish.exporting.export import export
 from pilotfish.runtime.decoding.loop import Limits
 from pilotfish.runtime.errors import ModelFileError, OptionError, PilotfishWarning
 from pilotfish.runtime.files.bundle import read_manifest
+from pilotfish.runtime.files.generation_settings import generating, languages_of, said_by
 from pilotfish.runtime.files.open_model import open_model
 from pilotfish.runtime.interfaces import Weights
 from pilotfish.runtime.model.rules import AnswerOptions, Frame, Rules

@@ -21,11 +21,11 @@ from enumerated_loop import (  # noqa: F401 - a fixture among them
 )
 
 from pilotfish import Sampling
-from pilotfish.exporters.sources.generation_settings import generating
 from pilotfish.loading.opening import rules_of
 from pilotfish.runtime.decoding.loop import Limits
 from pilotfish.runtime.errors import ModelFileError
 from pilotfish.runtime.files.bundle import Bundle
+from pilotfish.runtime.files.generation_settings import generating
 from pilotfish.runtime.files.gguf_model import GgufModel
 from pilotfish.runtime.files.manifest import Manifest, Source
 from pilotfish.runtime.interfaces import EncoderInfo

@@ -14,9 +14,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ...runtime.errors import ModelFileError, PilotfishWarning
-from ...runtime.sampling.generation import Generation
-from ...runtime.text.tokenizer import Tokenizer
+from ..errors import ModelFileError, PilotfishWarning
+from ..sampling.generation import Generation
+from ..text.tokenizer import Tokenizer
 
 _KEPT = (  # as they are
     "repetition_penalty",
