@@ -109,7 +109,8 @@ class FolderModel:
         with _engine_errors():
             self._session.run_with_iobinding(binding)
         cache.ran(n_past + n)
-        return logits[0].astype(np.float32, copy=False)
+        found: Floats = logits[0].astype(np.float32, copy=False)
+        return found
 
     def own_answer(self, text: Tokens) -> Canary | None:
         """What the graph answers to a text that it reads at once, with nothing cached and nothing bound."""

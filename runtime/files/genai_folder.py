@@ -73,7 +73,7 @@ class GenaiFolder(OnnxFolder):
 
     @property
     def names(self) -> DecoderNames:
-        found = {}
+        found: dict[str, str] = {}
         for part, known in _NAMES.items():
             given = _part(self._decoder, part, self.settings_file)
             found |= {ours: given[theirs] for theirs, ours in known.items() if isinstance(given.get(theirs), str)}

@@ -26,7 +26,6 @@ from .cost_curve import (
 from .row_classes import PROBED_WIDTHS, RowClasses, RowRule, classify, widest_of
 
 _N_TOGETHER = 8  # rows of the wider step whose first row is looked at
-_PLACES = (5, 2, 1)  # of that row among the tokens that are compared, where other steps had it further behind
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,15 +70,15 @@ def calibrate(session: Session, widths: tuple[int, ...] = PROBED_WIDTHS) -> Cali
         logits[width] = np.concatenate(rows)
         require_finite(logits[width], session.info)
         seconds[width] = min(times)  # a first step at a width is slower, and so is one beside another program's
+    classes = classify(logits, session.info.widths, session.info.alike_from, widest_of(session.info))
+    if classes.drafts and 1 in logits and not _rows_stand_alone(session, tokens, logits, classes.rule()):
+        classes = RowClasses(((1,),), session.info.widths, classes.widest)
     timed = list(seconds)
     for width in (*reversed(timed), *timed):  # in turns: what stalled one pass has not stalled the others
         seconds[width] = min(seconds[width], _fastest_s(session, tokens[:width], _N_CONTEXT, 1))
     for _ in range(_AGAIN):
         for width in too_dear(seconds):
             seconds[width] = min(seconds[width], _fastest_s(session, tokens[:width], _N_CONTEXT, 2))
-    classes = classify(logits, session.info.widths, session.info.alike_from, widest_of(session.info))
-    if classes.drafts and 1 in logits and not _rows_stand_alone(session, tokens, logits, classes.rule()):
-        classes = RowClasses(((1,),), session.info.widths, classes.widest)
     switch = _switch_s(session, tokens, yardstick, seconds)
     fixed = bool(session.info.widths)  # such a device reads a whole window, whatever is in it
     entry_s = _entry_s(session, _FAR_WIDTH) if _FAR_WIDTH in seconds and not fixed else 0.0
@@ -90,38 +89,46 @@ def calibrate(session: Session, widths: tuple[int, ...] = PROBED_WIDTHS) -> Cali
 
 
 def _rows_stand_alone(session: Session, tokens: Tokens, logits: dict[int, Floats], rule: RowRule) -> bool:
-    """Whether a row has the same bits wherever it stands in a step of this rule, and whatever stands behind it.
+    """Whether a row has the same bits whatever stands behind it in its step.
 
-    It has not where all rows of a step are rounded by one scale, or where attention sums over what is hidden, too: then
-    a draft would change the row before it. logits: of the tokens behind the first _N_CONTEXT, by width of the steps.
+    It has not where all rows of a step are rounded by one scale: then a draft changes the row before it. Where no other
+    width has shown that a row's place in its step does not matter, that is looked at, too.
+    logits: of the tokens behind the first _N_CONTEXT, by width of the steps.
     """
-    widths = {rule.minimum, rule.floor(_N_TOGETHER) or rule.minimum} & logits.keys()
-    if len(widths) == 1 and rule.minimum == rule.maximum:  # no other width has shown that the place does not matter
-        width, expected = rule.minimum, logits[rule.minimum]
-        session.forward(tokens[_N_CONTEXT : _N_CONTEXT + width], n_logits=0)
-        session.truncate(_N_CONTEXT + 1)
-        for place in range(1, len(expected) - width + 1, width):
-            start = _N_CONTEXT + place
-            rows = session.forward(tokens[start : start + width], n_logits=width).logits
-            if not np.array_equal(rows, expected[place : place + width]):
-                session.truncate(_N_CONTEXT)
-                return False
-        session.truncate(_N_CONTEXT)
-    return all(_followed_by_others(session, tokens, logits[width], width, rule) for width in widths)
+    least = rule.fit(2)
+    widths = {least, max(rule.floor(_N_TOGETHER) or least, least)} & logits.keys()
+    found = all(_followed_by_others(session, tokens, logits[width], width) for width in widths)
+    if found and rule.minimum == rule.maximum:
+        found = _shifted(session, tokens, logits[rule.minimum], rule.minimum)
+    session.truncate(_N_CONTEXT)
+    return found
 
 
-def _followed_by_others(session: Session, tokens: Tokens, expected: Floats, width: int, rule: RowRule) -> bool:
-    """Whether a row is the same as the first one of a step whose other rows are not those that came before."""
-    session.forward(tokens[_N_CONTEXT : _N_CONTEXT + rule.fit(_PLACES[0])], n_logits=0)
-    alone = True
-    for place in _PLACES:  # from the last to the first: each finds those before it in the cache
+def _followed_by_others(session: Session, tokens: Tokens, expected: Floats, width: int) -> bool:
+    """Whether first rows of steps are the same before other rows. expected: of steps of this width."""
+    for place in range(0, min(2 * width, len(expected) - width + 1), width):
         start = _N_CONTEXT + place
-        session.truncate(start)
         others = (tokens[start + 1 : start + width] * 5 + 3) % session.info.vocab_size
         step = session.forward(np.concatenate([tokens[start : start + 1], others]), n_logits=width)
-        alone = alone and np.array_equal(step.logits[0], expected[place])
+        alone = np.array_equal(step.logits[0], expected[place])
+        session.truncate(start)
+        if not alone:
+            return False
+        session.forward(tokens[start : start + width], n_logits=0)
     session.truncate(_N_CONTEXT)
-    return alone
+    return True
+
+
+def _shifted(session: Session, tokens: Tokens, expected: Floats, width: int) -> bool:
+    """Whether rows are the same in steps that begin one row later."""
+    session.forward(tokens[_N_CONTEXT : _N_CONTEXT + width], n_logits=0)
+    session.truncate(_N_CONTEXT + 1)
+    for place in range(1, len(expected) - width + 1, width):
+        start = _N_CONTEXT + place
+        rows = session.forward(tokens[start : start + width], n_logits=width).logits
+        if not np.array_equal(rows, expected[place : place + width]):
+            return False
+    return True
 
 
 def _switch_s(session: Session, tokens: Tokens, narrow: int, seconds: dict[int, float]) -> float:

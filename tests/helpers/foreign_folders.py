@@ -29,13 +29,14 @@ def ir_folder(source: Path, folder: Path) -> Path:
     return folder
 
 
-def optimum_folder(source: Path, folder: Path, *, one_scale: bool = False) -> Path:
+def optimum_folder(source: Path, folder: Path, *, one_scale: bool = False, half: bool = False) -> Path:
     """The same as optimum writes it: attention in plain operators, its past concatenated.
 
-    one_scale: the activations of all rows are rounded by one scale, as dynamic quantization does it.
+    one_scale: the activations of all rows are rounded by one scale, as dynamic quantization does it. half: the past
+    and the logits are f16.
     """
     folder.mkdir(parents=True)
-    _Decoder(read_gguf(source), one_scale=one_scale).save(folder / "model.onnx")
+    _Decoder(read_gguf(source), one_scale=one_scale, half=half).save(folder / "model.onnx")
     write_settings(read_gguf(source), folder)
     return folder
 
@@ -112,10 +113,16 @@ class _Decoder:
     """
 
     def __init__(
-        self, file: GgufFile, *, in_place: bool = False, positions: bool = True, one_scale: bool = False
+        self,
+        file: GgufFile,
+        *,
+        in_place: bool = False,
+        positions: bool = True,
+        one_scale: bool = False,
+        half: bool = False,
     ) -> None:
         self.file, self.shape = file, decoder_shape(file)
-        self.in_place, self.positions, self.one_scale = in_place, positions, one_scale
+        self.in_place, self.positions, self.one_scale, self.half = in_place, positions, one_scale, half
         self.nodes: list[Any] = []
         self.constants: dict[str, Array] = {}
         self.outputs: list[tuple[str, list[Any]]] = []
@@ -124,7 +131,7 @@ class _Decoder:
         import onnx
         from onnx import TensorProto, helper
 
-        s = self.shape
+        s, stored = self.shape, TensorProto.FLOAT16 if self.half else TensorProto.FLOAT
         inputs: list[tuple[str, int, list[Any]]] = [
             ("input_ids", TensorProto.INT64, ["batch_size", "sequence_length"]),
             ("attention_mask", TensorProto.INT64, ["batch_size", "total_sequence_length"]),
@@ -133,13 +140,13 @@ class _Decoder:
             inputs.append(("position_ids", TensorProto.INT64, ["batch_size", "sequence_length"]))
         past = ["batch_size", s.kv_heads, "past_sequence_length", s.head_dim]
         for i in range(s.n_layers):
-            inputs += [(f"past_key_values.{i}.{kind}", TensorProto.FLOAT, past) for kind in ("key", "value")]
+            inputs += [(f"past_key_values.{i}.{kind}", stored, past) for kind in ("key", "value")]
         self._write()
         graph = helper.make_graph(
             self.nodes,
             "tiny",
             [helper.make_tensor_value_info(name, kind, dims) for name, kind, dims in inputs],
-            [helper.make_tensor_value_info(name, TensorProto.FLOAT, dims) for name, dims in self.outputs],
+            [helper.make_tensor_value_info(name, stored, dims) for name, dims in self.outputs],
             [onnx.numpy_helper.from_array(x, name) for name, x in self.constants.items()],
         )
         opsets = [helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft", 1)]
@@ -159,7 +166,7 @@ class _Decoder:
             gate = self._op("Mul", gate, self._op("Sigmoid", gate))
             up = self._product(h, self._weight(f"blk.{i}.ffn_up.weight"))
             x = self._op("Add", x, self._product(self._op("Mul", gate, up), self._weight(f"blk.{i}.ffn_down.weight")))
-        self._op("MatMul", self._norm(x, "output_norm.weight"), self._constant(table.T.copy()), out="logits")
+        self._given("logits", "MatMul", self._norm(x, "output_norm.weight"), self._constant(table.T.copy()))
         self.outputs.insert(0, ("logits", ["batch_size", "sequence_length", s.vocab_size]))
 
     def _lengths(self) -> tuple[str, ...]:
@@ -200,8 +207,10 @@ class _Decoder:
 
     def _plain(self, i: int, q: str, k: str, v: str, mask: str) -> str:
         s = self.shape
-        keys = self._op("Concat", f"past_key_values.{i}.key", k, axis=2, out=f"present.{i}.key")
-        values = self._op("Concat", f"past_key_values.{i}.value", v, axis=2, out=f"present.{i}.value")
+        keys, values = (
+            self._given(f"present.{i}.{kind}", "Concat", self._taken(f"past_key_values.{i}.{kind}"), new, axis=2)
+            for kind, new in (("key", k), ("value", v))
+        )
         self._presents(i)
         group = s.n_heads // s.kv_heads
         wide = []
@@ -265,6 +274,18 @@ class _Decoder:
         whole = self._op("MatMulInteger", parts[0], self._constant(codes), parts[2])
         both = self._op("Mul", parts[1], self._constant(scale))
         return self._op("Mul", self._op("Cast", whole, to=1), both)
+
+    def _taken(self, name: str) -> str:
+        """An input, as f32."""
+        return self._op("Cast", name, to=1) if self.half else name
+
+    def _given(self, name: str, kind: str, *inputs: str, **attributes: Any) -> str:
+        """What becomes an output, as f32."""
+        if not self.half:
+            return self._op(kind, *inputs, out=name, **attributes)
+        made = self._op(kind, *inputs, **attributes)
+        self._op("Cast", made, to=10, out=name)
+        return made
 
     def _weight(self, name: str) -> Array:
         return self.file.tensors[name].values()
