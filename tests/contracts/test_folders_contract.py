@@ -58,6 +58,6 @@ def subjects(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Subjec
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-@pytest.mark.parametrize("name", quick(KINDS, "optimum", "genai", "optimum-intel"))
+@pytest.mark.parametrize("name", quick(KINDS, "optimum", "genai"))
 def test_contract(name: str, check: Callable[[Subject], None], subjects: Callable[[str], Subject]) -> None:
     check(subjects(name))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from pilotfish.fetching.hub import chosen_files
+from pilotfish.fetching.hub import chosen_files, folder_patterns, runnable_folders
 from pilotfish.runtime.errors import ModelNotFoundError, OptionError
 from pilotfish.testing.tiny_models import tiny_gguf
 
@@ -64,11 +64,18 @@ def test_several_and_none_are_told() -> None:
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a hub with two repositories: a GGUF file beside its README, and a folder of safetensors."""
+    """The address of a hub: a GGUF file beside its README, a folder of safetensors, and one of an IR."""
     content = tiny_gguf(tmp_path_factory.mktemp("made") / "m.gguf", seed=10).read_bytes()
     held = {
         "org/tiny": {"m-Q4_0.gguf": content, "README.md": b"# Tiny"},
         "org/folder": {"config.json": b"{}", "model.safetensors": bytes(16)},
+        "org/ir": {
+            "config.json": b"{}",
+            "openvino_model.xml": b"<net/>",
+            "openvino_model.bin": b"",
+            "openvino_detokenizer.bin": b"",
+            "model.safetensors": bytes(16),
+        },
     }
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -137,6 +144,25 @@ def test_a_file_is_fetched_once_and_found_without_a_network(hub: str, tmp_path: 
     assert resolved("hf:org/tiny:Q4_0", tmp_path, hub, HF_HUB_OFFLINE="1") == first
     assert resolved("hf:org/tiny:Q8_0", tmp_path, nowhere).startswith("DownloadError hf:org/tiny:Q8_0 cannot be")
     assert resolved("hf:org/other", tmp_path, nowhere).startswith("DownloadError hf:org/other cannot be fetched")
+
+
+GENAI = ["cpu/int4/genai_config.json", "cpu/int4/model.onnx", "cuda/genai_config.json", "README.md"]
+
+
+def test_folders_that_engines_run_are_found() -> None:
+    assert not runnable_folders(QUANTS)
+    assert set(runnable_folders(["openvino_model.xml", "openvino_model.bin"])) == {""}
+    assert set(runnable_folders(GENAI)) == {"cpu/int4", "cuda"}
+    assert {"cpu/int4/*.json", "cpu/int4/*.onnx", "cpu/int4/*.onnx.data"} <= set(folder_patterns(GENAI, "cpu/int4"))
+    assert "*.safetensors" in folder_patterns(["config.json"], "")
+    with pytest.raises(ModelNotFoundError, match=r"no \.gguf file 'gpu'.*Folders that run: cpu/int4, cuda\."):
+        chosen_files(GENAI, "gpu", "org/name")
+
+
+def test_an_ir_is_fetched_with_its_weights_and_nothing_else_that_is_large(hub: str, tmp_path: Path) -> None:
+    place = Path(resolved("hf:org/ir", tmp_path, hub))
+    assert {path.name for path in place.iterdir()} == {"config.json", "openvino_model.xml", "openvino_model.bin"}
+    assert resolved("hf:org/ir", tmp_path, "http://127.0.0.1:9") == str(place)
 
 
 def test_what_cannot_be_had_is_one_line(hub: str, tmp_path: Path) -> None:

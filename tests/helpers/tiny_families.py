@@ -14,7 +14,7 @@ from pilotfish.exporters.sources.families import SUPPORTED as FAMILIES
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["FAMILIES", "VOCAB_SIZE", "save_tiny", "tiny", "tiny_tokenizer"]
+__all__ = ["FAMILIES", "VOCAB_SIZE", "save_tiny", "save_tiny_model", "tiny", "tiny_tokenizer"]
 
 VOCAB_SIZE = 300
 _SIZES = {
@@ -56,7 +56,7 @@ def tiny(family: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
     torch.manual_seed(seed)
-    config = CONFIG_MAPPING[family](**{**_SIZES, **_MORE[family], **changes})
+    config = CONFIG_MAPPING[family](**{**_SIZES, **_MORE.get(family, {}), **changes})
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config, attn_implementation="eager").float()
     for name, values in model.named_parameters():
         if "norm" in name or name.endswith("bias"):  # which a new model has at one and at zero
@@ -82,7 +82,12 @@ def tiny_tokenizer() -> tokenizers.Tokenizer:
 
 def save_tiny(family: str, folder: Path, seed: int = 0, **changes: Any) -> Path:
     """A whole Hugging Face folder of this model: weights, configuration and tokenizer."""
-    tiny(family, seed, **changes).save_pretrained(folder)
+    return save_tiny_model(tiny(family, seed, **changes), folder)
+
+
+def save_tiny_model(model: PreTrainedModel, folder: Path) -> Path:
+    """The same of a model in memory."""
+    model.save_pretrained(folder)
     tiny_tokenizer().save(str(folder / "tokenizer.json"))
     settings = {"bos_token": "<s>", "eos_token": {"content": "</s>"}, "add_bos_token": True, "chat_template": _TEMPLATE}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
