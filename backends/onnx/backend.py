@@ -16,8 +16,8 @@ from ..protocol import NO_OPTIONS, Options, refuse_options
 from .devices import DEVICES, find, present
 from .encoder_decoder import OrtEncoderDecoderSession
 from .fixed_shapes import open_static, static_options
-from .folder_model import FolderModel, own_answer
-from .folder_session import FolderSession
+from .foreign_model import ForeignModel, own_answer
+from .foreign_session import ForeignSession
 from .int8_cache import channel_scales, check_kv_dtype
 from .loaded_model import OrtModel
 from .partial_attention import OrtAttendingSession
@@ -73,7 +73,7 @@ class OrtBackend:
         if find(device).format != "onnx":
             return open_static(bundle_of(model), device, threads, options)
         if isinstance(model, OnnxFolder):
-            return LoadedWeights(FolderModel(model, threads, kv_dtype), FolderSession)
+            return LoadedWeights(ForeignModel(model, threads, kv_dtype), ForeignSession)
         bundle = bundle_of(model)
         if not check_kv_dtype(kv_dtype, device, "onnx" in bundle.manifest.encoders):
             return _weights(OrtModel(bundle, device, threads))

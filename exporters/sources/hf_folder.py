@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from ...runtime.errors import EngineMissingError, ModelFileError, ModelNotFoundError, UnsupportedModelError
+from ...runtime.files.folder_files import chat_template_in, json_object, settings_in, tokenizer_in
 from ...runtime.files.generation_settings import generating, languages_of, said_by
-from ...runtime.files.hf_text import read_object, read_text, read_text_side
 from ...runtime.storage import file_digest
 from ...runtime.text.tokenizer import Tokenizer
 from .encoder_decoder_families import ENCODER_DECODERS, encoder_decoder_facts, encoder_decoder_settings
@@ -39,13 +39,13 @@ def read_folder(path: Path) -> tuple[dict[str, Any], list[Path], Tokenizer, str 
 
     Raises ModelNotFoundError, ModelFileError and UnsupportedModelError.
     """
-    settings = read_object(path / "config.json", required=True)
+    settings = settings_in(path)
     is_pair = settings.get("model_type") in ENCODER_DECODERS
     settings = encoder_decoder_settings(settings, path) if is_pair else text_settings(settings, path)
     files = _weight_files(path)
     for file in files:
         _require_header(file)
-    return settings, files, *read_text_side(path, settings)
+    return settings, files, tokenizer_in(path, settings), chat_template_in(path)
 
 
 def open_folder(path: Path) -> ModelSource:
@@ -54,7 +54,7 @@ def open_folder(path: Path) -> ModelSource:
     Raises ModelNotFoundError, ModelFileError and UnsupportedModelError, all before a weight is read.
     """
     settings, files, tokenizer, template = read_folder(path)
-    said = said_by(read_object(path / "generation_config.json"), read_object(path / "config.json"))
+    said = said_by(json_object(path / "generation_config.json"), json_object(path / "config.json"))
     config: Any = build_config(settings, path)
     facts = encoder_decoder_facts(config, said) if settings["model_type"] in ENCODER_DECODERS else None
     weights = SafetensorsWeights(path, files)
@@ -136,7 +136,7 @@ def _text_name(stored: str) -> str | None:
 
 def _weight_files(path: Path) -> list[Path]:
     if (path / _INDEX).exists():
-        places = read_object(path / _INDEX).get("weight_map")
+        places = json_object(path / _INDEX).get("weight_map")
         if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()) or not places:
             raise ModelFileError(f"{path / _INDEX} has no weight_map. Fetch or copy it again.")
         names = sorted(set(places.values()))
@@ -187,7 +187,7 @@ def _model_id(path: Path, settings: Mapping[str, Any]) -> str:
 def _license(path: Path) -> str | None:
     """What the model card says, else what the license file begins with; None where neither is there."""
     if (path / "README.md").is_file():
-        front = re.match(r"---\n(.*?)\n---", read_text(path / "README.md"), re.DOTALL)
+        front = re.match(r"---\n(.*?)\n---", _text(path / "README.md"), re.DOTALL)
         said = dict(re.findall(r"^(license|license_name):[ \t]*['\"]?([^'\"\n]+)", front[1], re.M)) if front else {}
         if said.get("license") not in (None, "other"):
             return str(said["license"]).strip()
@@ -195,9 +195,16 @@ def _license(path: Path) -> str | None:
             return str(said["license_name"]).strip()
     for file in sorted(path.glob("LICENSE*")):
         if file.is_file():
-            lines = [line.strip() for line in read_text(file).splitlines() if line.strip()]
+            lines = [line.strip() for line in _text(file).splitlines() if line.strip()]
             first = lines[0] if lines else ""
             return (
                 next((name for words, name in _LICENSES.items() if words.lower() in first.lower()), first[:80]) or None
             )
     return None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8", "replace")
+    except OSError as error:
+        raise ModelFileError(f"{path} cannot be read: {error.strerror or error}.") from error

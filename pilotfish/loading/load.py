@@ -60,8 +60,8 @@ def load(
 ) -> Model:
     """A model, ready to generate.
 
-    path: a catalogue name ("smollm2-135m"), a .gguf file, a bundle folder, "hf:ORG/NAME[:FILE]" or "ollama:NAME"
-        (docs/models.md).
+    path: a catalogue name ("smollm2-135m"), a .gguf file, a folder (a bundle, or a decoder for OpenVINO or ONNX
+        Runtime that another tool made), "hf:ORG/NAME[:FILE]" or "ollama:NAME" (docs/models.md).
     engine: "onnx", "openvino", "llamacpp", "reference"; None tries every installed engine that can open the model
         briefly, once, and takes the one that does the job soonest. PILOTFISH_ENGINE does the same as the argument.
     device: "cpu", or an engine's own name for a device; None is every real device in turn.

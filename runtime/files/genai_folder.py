@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ModelFileError, UnsupportedModelError
-from .hf_text import read_object
+from .folder_files import json_object
 from .onnx_folder import DecoderNames, OnnxFolder
 
 GENAI_CONFIG = "genai_config.json"
@@ -38,7 +38,7 @@ class GenaiFolder(OnnxFolder):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        model = _part(read_object(self.settings_file, required=True), "model", self.settings_file)
+        model = _part(json_object(self.settings_file), "model", self.settings_file)
         self._model, self._decoder = model, _part(model, "decoder", self.settings_file)
         self._refuse_parts()
         self._refuse_devices()
@@ -80,7 +80,7 @@ class GenaiFolder(OnnxFolder):
         return DecoderNames(**found)
 
     def said_of_generating(self) -> Mapping[str, Any]:
-        search = read_object(self.settings_file).get("search")
+        search = json_object(self.settings_file).get("search")
         return {name: search[name] for name in _KEPT if name in search} if isinstance(search, dict) else {}
 
     def _refuse_parts(self) -> None:

@@ -7,7 +7,6 @@ from functools import cached_property
 from pathlib import Path
 
 from ..errors import ModelFileError
-from .hf_text import read_text
 from .made_elsewhere import MadeElsewhere
 
 IR_NAME = "openvino_model.xml"
@@ -39,7 +38,10 @@ class IrFolder(MadeElsewhere):
         values = self.graph.with_suffix(".bin")
         if not values.is_file():
             raise ModelFileError(f"{values} is missing: {IR_NAME} holds the graph alone. Fetch or copy it, too.")
-        text = read_text(self.graph)
+        try:
+            text = self.graph.read_text("utf-8", "replace")
+        except OSError as error:
+            raise ModelFileError(f"{self.graph} cannot be read: {error.strerror or error}.") from error
         end = max((int(offset) + int(size) for offset, size in _STORED.findall(text)), default=0)
         there = values.stat().st_size
         if there < end:

@@ -9,12 +9,12 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from ..errors import ModelFileError
+from ..errors import ModelFileError, ModelNotFoundError
 from ..sampling.generation import Generation
 from ..storage import file_digest
 from ..text.tokenizer import Tokenizer
+from .folder_files import chat_template_in, json_object, tokenizer_in
 from .generation_settings import Generating, generating, numbers, said_by
-from .hf_text import read_object, read_text_side
 from .model_file import ModelFile
 
 _LENGTHS = ("max_position_embeddings", "n_positions", "seq_length")
@@ -48,9 +48,14 @@ class MadeElsewhere(ModelFile):
     @cached_property
     def settings(self) -> Mapping[str, Any]:
         """The entries that describe the decoder, as config.json names them. Raises ModelFileError."""
-        whole = read_object(self.settings_file, required=True)
+        whole = self._read_settings()
         text = whole.get("text_config")
         return {**whole, **text} if isinstance(text, dict) else whole
+
+    def _read_settings(self) -> Mapping[str, Any]:
+        if not self.settings_file.is_file():
+            raise ModelNotFoundError(f"{self} has no {self.settings_file.name}. Fetch or copy it, too.")
+        return json_object(self.settings_file)
 
     @property
     def architecture(self) -> str:
@@ -91,7 +96,7 @@ class MadeElsewhere(ModelFile):
 
     @property
     def chat_template(self) -> str | None:
-        return self._text_side[1]
+        return chat_template_in(self.path)
 
     @property
     def weight_files(self) -> tuple[Path, ...]:
@@ -122,18 +127,14 @@ class MadeElsewhere(ModelFile):
 
     def said_of_generating(self) -> Mapping[str, Any]:
         """The settings for generating, as generation_config.json names them."""
-        return said_by(read_object(self.path / "generation_config.json"), self.settings)
+        return said_by(json_object(self.path / "generation_config.json"), self.settings)
 
     @cached_property
     def _generating(self) -> Generating:
         return generating(self.said_of_generating(), self.size("vocab_size"))
 
-    @cached_property
-    def _text_side(self) -> tuple[Tokenizer, str | None]:
-        return read_text_side(self.path, self.settings)
-
     def _read_tokenizer(self) -> Tokenizer:
-        tokenizer, vocab_size = self._text_side[0], self.size("vocab_size")
+        tokenizer, vocab_size = tokenizer_in(self.path, self.settings), self.size("vocab_size")
         said = (*numbers(self.settings.get("eos_token_id")), *numbers(self.said_of_generating().get("eos_token_id")))
         end = max((token for token in said if isinstance(token, int)), default=0)
         if tokenizer.plain_size > vocab_size or end >= max(tokenizer.vocab_size, 1):

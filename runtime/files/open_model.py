@@ -6,11 +6,11 @@ from pathlib import Path
 
 from ..errors import ModelFileError, ModelNotFoundError, OptionError, UnsupportedModelError
 from .bundle import Bundle, open_bundle
+from .folder_files import json_object
 from .genai_folder import GENAI_CONFIG, GenaiFolder
 from .gguf_file import is_gguf
 from .gguf_model import GgufModel
 from .gguf_parts import gguf_parts
-from .hf_text import read_object
 from .ir_folder import IR_NAME, IrFolder
 from .manifest import MANIFEST_NAME
 from .model_file import ModelFile
@@ -103,7 +103,7 @@ def _require_decoder(folder: Path) -> None:
         raise ModelNotFoundError(
             f"{folder} has no config.json, which says what the graph in {IR_NAME} is. Fetch or copy it, too."
         )
-    if read_object(folder / "config.json").get("is_encoder_decoder") is True:
+    if json_object(folder / "config.json").get("is_encoder_decoder") is True:
         raise _of_parts(folder, sorted(path.name for path in (*folder.glob("*.xml"), *folder.glob("*.onnx"))))
 
 

@@ -17,7 +17,7 @@ from ..common.saved_cache import Array
 _FIRST = 512  # entries that there is room for at first; room grows by doubling
 
 
-class FolderCache(ABC):
+class ForeignCache(ABC):
     """Entries of all layers, keys and values in turn, each (1, heads, n, head_dim). How many there are is for Rows to
     know; what lies behind them is never read.
 
@@ -77,7 +77,7 @@ class FolderCache(ABC):
         return flat[: self._heads * n * self._dim].reshape(1, self._heads, n, self._dim)
 
 
-class InPlace(FolderCache):
+class InPlace(ForeignCache):
     """The graph writes new entries behind those that are there; a step is told how many count."""
 
     def __init__(self, ort: Any, pairs: list[tuple[str, str]], kind: type[np.generic], heads: int, dim: int) -> None:
@@ -121,7 +121,7 @@ class InPlace(FolderCache):
         self._values = [self._value(x) for x in grown]
 
 
-class Copied(FolderCache):
+class Copied(ForeignCache):
     """The graph takes exactly the entries that count and gives back a longer array, for which there is another one."""
 
     def __init__(self, ort: Any, pairs: list[tuple[str, str]], kind: type[np.generic], heads: int, dim: int) -> None:

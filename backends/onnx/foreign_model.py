@@ -17,8 +17,8 @@ from ...runtime.profiling.canary import TEXT, Canary, canary_at_once
 from ..common.environment import environment
 from ..common.weights import still_open
 from .devices import DEVICES, create_session, shapes_of
-from .folder_cache import Copied, FolderCache, InPlace
-from .folder_graph import attention_of
+from .foreign_cache import Copied, ForeignCache, InPlace
+from .foreign_graph import attention_of
 from .loaded_model import NO_TILES, TWO_ROWS
 
 Array = npt.NDArray[np.generic]
@@ -31,7 +31,7 @@ _MOST_LAYERS = 1000
 _ABILITIES: frozenset[Ability] = frozenset({"keys", "fork", "save"})
 
 
-class FolderModel:
+class ForeignModel:
     """An inference session over a folder's graph; what a step takes and gives, put together by name.
 
     threads: of a step. Raises ModelFileError, UnsupportedModelError, OptionError and EngineMissingError.
@@ -85,7 +85,7 @@ class FolderModel:
             alike_from=TWO_ROWS,
         )
 
-    def new_cache(self) -> FolderCache:
+    def new_cache(self) -> ForeignCache:
         """Keys and values of a session."""
         info, names = self.info, self._names
         pairs = [
@@ -96,7 +96,7 @@ class FolderModel:
         made = InPlace if self._in_place else Copied
         return made(self.ort, pairs, self.cache_kind, info.kv_heads, info.head_dim)
 
-    def step(self, ids: Tokens, positions: Tokens, n_past: int, cache: FolderCache) -> Floats:
+    def step(self, ids: Tokens, positions: Tokens, n_past: int, cache: ForeignCache) -> Floats:
         """Logits of all rows, (n, vocab_size). Raises EngineError and NoMemoryError."""
         self.check_open()
         binding, n = self._session.io_binding(), len(ids)
@@ -203,7 +203,7 @@ def _engine_errors() -> Iterator[None]:
 
 def own_answer(folder: OnnxFolder) -> Canary | None:
     """What the graph answers as it is, on one thread."""
-    model = FolderModel(folder, 1, None)
+    model = ForeignModel(folder, 1, None)
     try:
         return model.own_answer(folder.tokenizer.encode(TEXT))
     finally:

@@ -9,16 +9,16 @@ from ...runtime.interfaces import UNOBSERVED, Floats, Indices, Observations, Ste
 from ..common.decoder_only import DecoderOnly
 from ..common.kv_rows import Rows, room_for
 from ..common.saved_cache import Array, Layout, pack, unpack
-from .folder_model import FolderModel
+from .foreign_model import ForeignModel
 from .step import rows_run
 
 _INSTEAD = "a .gguf file of the model on the onnx engine or the reference engine can."
 
 
-class FolderSession(DecoderOnly):
-    """One cache over a FolderModel. A rejected row is an entry that counts no more."""
+class ForeignSession(DecoderOnly):
+    """One cache over a ForeignModel. A rejected row is an entry that counts no more."""
 
-    def __init__(self, model: FolderModel, max_context: int) -> None:
+    def __init__(self, model: ForeignModel, max_context: int) -> None:
         self._model, self.info, self.abilities = model, model.info, model.abilities
         self.max_context = max_context
         self._rows = Rows(max_context, self.info.context_length)
@@ -64,10 +64,10 @@ class FolderSession(DecoderOnly):
         keys, values = self._cache.entries(self._rows.n)[2 * layer : 2 * layer + 2]
         return keys.astype(np.float32, copy=False), values.astype(np.float32, copy=False)
 
-    def fork(self, entries: Indices | None = None, max_context: int | None = None) -> FolderSession:
+    def fork(self, entries: Indices | None = None, max_context: int | None = None) -> ForeignSession:
         self._rows.check_settled()
         chosen = np.arange(self._rows.n) if entries is None else self._kept(entries)
-        other = FolderSession(self._model, room_for(len(chosen), max_context or self.max_context))
+        other = ForeignSession(self._model, room_for(len(chosen), max_context or self.max_context))
         other._fill(self.positions[chosen], [x[:, chosen] for x in self._cache.entries(self._rows.n)])
         return other
 
