@@ -78,13 +78,18 @@ class ForeignCache(ABC):
 
 
 class InPlace(ForeignCache):
-    """The graph writes new entries behind those that are there; a step is told how many count."""
+    """The graph writes new entries behind those that are there; a step is told how many count.
 
-    def __init__(self, ort: Any, pairs: list[tuple[str, str]], kind: type[np.generic], heads: int, dim: int) -> None:
+    least: entries that there is always room for: attention with a window wants as many as it sees.
+    """
+
+    def __init__(
+        self, ort: Any, pairs: list[tuple[str, str]], kind: type[np.generic], heads: int, dim: int, least: int
+    ) -> None:
         super().__init__(ort, pairs, kind, heads, dim)
         self._held: list[Array] = []
         self._values: list[Any] = []
-        self._reserve(1, 0)
+        self._reserve(least, 0)
 
     @property
     def nbytes(self) -> int:

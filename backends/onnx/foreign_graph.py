@@ -16,12 +16,12 @@ _SHARED = "GroupQueryAttention"  # appends to its past in place, where there is 
 @dataclass(frozen=True, slots=True)
 class Attention:
     """in_place: all layers write new entries behind the old ones, in the same memory. rotates: keys are rotated by
-    their place in the cache, so that no entry can move. windowed: some layers see the last entries only. n_heads: of
-    queries, where the operators say it."""
+    their place in the cache, so that no entry can move. window: of the last entries that some layers see, where the
+    operators say it; None: they know of none. n_heads: of queries, where the operators say it."""
 
     in_place: bool = False
     rotates: bool = False
-    windowed: bool = False
+    window: int | None = None
     n_heads: int | None = None
 
 
@@ -40,10 +40,11 @@ def attention_of(path: Path, n_layers: int) -> Attention:
     found = [_attributes(node) for node in _nodes(graph) if node.op_type == _SHARED]
     if len(found) < n_layers:
         return Attention()
+    windows = [node["local_window_size"] for node in found if node.get("local_window_size", -1) > 0]
     return Attention(
         in_place=True,
         rotates=any(node.get("do_rotary") == 1 for node in found),
-        windowed=any(node.get("local_window_size", -1) > 0 for node in found),
+        window=max(windows, default=None),
         n_heads=found[0].get("num_heads"),
     )
 

@@ -57,20 +57,22 @@ class ForeignModel:
             raise OptionError(
                 f"the graph of {folder} stores keys and values in {stored}, not in {kv_dtype!r}; leave kv_dtype out."
             )
-        attention = attention_of(self._path, n_layers)
-        self._in_place = attention.in_place
+        self._attention = attention = attention_of(self._path, n_layers)
         kv_heads = self._size(names.past_key % 0, 1, folder, "num_key_value_heads", "num_attention_heads")
         head_dim = self._size(names.past_key % 0, 3, folder, "head_dim")
         vocab_size = self._size(names.logits, 2, folder, "vocab_size")
         folder.require_sizes({"num_hidden_layers": n_layers, "num_key_value_heads": kv_heads, "vocab_size": vocab_size})
         # A window is counted in entries, and where attention itself rotates keys, so are positions.
         free = names.position_ids in self._inputs and not attention.rotates
-        whole = folder.window is None and not attention.windowed
+        whole = folder.window is None and attention.window is None
+        context_length = folder.context_length
+        if attention.in_place and attention.window is None and folder.window is not None:
+            context_length = min(context_length, folder.window)  # attention was not told of it: within, it is right
         self.abilities: frozenset[Ability] = _ABILITIES | ({"evict_tokens"} if free and whole else frozenset())
         self.info = ModelInfo(
             architecture=folder.architecture,
             vocab_size=vocab_size,
-            context_length=folder.context_length,
+            context_length=context_length,
             n_layers=n_layers,
             n_heads=attention.n_heads or folder.size("num_attention_heads"),
             kv_heads=kv_heads,
@@ -81,7 +83,7 @@ class ForeignModel:
             device="cpu",
             threads=threads,
             digest=folder.digest,
-            settings=f"{'in-place' if self._in_place else 'copied'}-cache-{stored}",
+            settings=f"{'in-place' if attention.in_place else 'copied'}-cache-{stored}",
             alike_from=TWO_ROWS,
         )
 
@@ -93,8 +95,9 @@ class ForeignModel:
             for i in range(info.n_layers)
             for past, present in ((names.past_key, names.present_key), (names.past_value, names.present_value))
         ]
-        made = InPlace if self._in_place else Copied
-        return made(self.ort, pairs, self.cache_kind, info.kv_heads, info.head_dim)
+        if self._attention.in_place:
+            return InPlace(self.ort, pairs, self.cache_kind, info.kv_heads, info.head_dim, self._attention.window or 1)
+        return Copied(self.ort, pairs, self.cache_kind, info.kv_heads, info.head_dim)
 
     def step(self, ids: Tokens, positions: Tokens, n_past: int, cache: ForeignCache) -> Floats:
         """Logits of all rows, (n, vocab_size). Raises EngineError and NoMemoryError."""
@@ -113,18 +116,8 @@ class ForeignModel:
         return found
 
     def own_answer(self, text: Tokens) -> Canary | None:
-        """What the graph answers to a text that it reads at once, with nothing cached and nothing bound."""
-        info, names = self.info, self._names
-        empty = np.zeros((1, info.kv_heads, 0, info.head_dim), dtype=self.cache_kind)
-        past = {name % i: empty for i in range(info.n_layers) for name in (names.past_key, names.past_value)}
-
-        def run(tokens: Tokens) -> Floats:
-            given = self._given(tokens, np.arange(len(tokens)), 0)
-            with _engine_errors():
-                logits: Floats = self._session.run([names.logits], {**given, **past})[0][0]
-            return logits.astype(np.float32, copy=False)
-
-        return canary_at_once(text, run)
+        """What the graph answers to a text that it reads at once, with nothing cached."""
+        return canary_at_once(text, lambda tokens: self.step(tokens, np.arange(len(tokens)), 0, self.new_cache()))
 
     def close(self) -> None:
         self._session = None

@@ -61,12 +61,13 @@ class GenaiFolder(OnnxFolder):
 
     @cached_property
     def settings(self) -> Mapping[str, Any]:
-        model = self._model
+        model, window = self._model, self._decoder.get("sliding_window")
         found = {
             "model_type": model.get("type"),
             "max_position_embeddings": model.get("context_length"),
             "vocab_size": model.get("vocab_size"),
             "eos_token_id": model.get("eos_token_id"),
+            "sliding_window": window.get("window_size") if isinstance(window, dict) else None,
             **{ours: self._decoder.get(theirs) for theirs, ours in _SIZES.items()},
         }
         return {name: value for name, value in found.items() if value is not None}

@@ -35,6 +35,7 @@ EXACT: dict[str, object] = {"dynamic_quantization": 0}
 FROM_SOURCE = {"fp32": 1e-4, "int8": 0.2, "int4": 1.0}  # of the largest logit; random models forgive little
 MORE: dict[str, dict[str, Any]] = {  # families that are not exported by ourselves
     "gemma": {"head_dim": 32},
+    "phi3": {"original_max_position_embeddings": 256},
     "gemma2": {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 300},
 }
 PROMPT = "The pilot fish swims ahead of the shark, and"
@@ -58,6 +59,8 @@ class Tool:
                 patch.setenv(name, "1")
             if self.own_process:
                 run = subprocess.run([sys.executable, "-m", self.module, *command], capture_output=True, text=True)
+                if "KeyError: 'rope_type'" in run.stderr:  # as this transformers writes it
+                    pytest.skip(f"{self.needs} does not read the family's configuration: {run.stderr[-200:]}")
                 assert run.returncode == 0, run.stderr[-3000:]
                 return out
             patch.setattr(sys, "argv", [self.module, *command])  # torch is imported here, which takes longest
@@ -126,7 +129,7 @@ def test_logits_are_those_of_the_source(
 ) -> None:
     folder, model = exported(tool, family, weights)
     held = opened(tool, folder)
-    session, tokens = held.session(), text(90)
+    session, tokens = held.session(), text(min(90, held.info.context_length))
     rows = []
     for part in np.split(tokens, [1, 31, 38, 40]):
         rows.append(session.forward(part, n_logits=len(part)).logits.copy())
@@ -144,17 +147,15 @@ def test_greedy_text_is_that_of_the_source_with_drafts_and_without(
     more: dict[str, Any] = {"kv_dtype": "f32", "options": EXACT} if tool == "optimum-intel" else {}
     with load(folder, TOOLS[tool].engine, threads=2, **more) as loaded:
         prompt = loaded.encode(PROMPT, raw=True)
-        asked = torch.from_numpy(prompt)[None]
+        asked, n = torch.from_numpy(prompt)[None], min(40, loaded.max_context - len(prompt))
         with torch.no_grad():
             whole: Any = model
-            said = whole.generate(asked, max_new_tokens=40, do_sample=False, eos_token_id=None, pad_token_id=0)
+            said = whole.generate(asked, max_new_tokens=n, do_sample=False, eos_token_id=None, pad_token_id=0)
         expected = said[0, len(prompt) :].tolist()
         ends = [i for i, token in enumerate(expected) if token in loaded.ends]
         expected = expected[: ends[0] + 1] if ends else expected
         for model_or_plain in (loaded, loaded.sibling(policy=None)):
-            result = model_or_plain.generate(
-                "The pilot fish swims ahead of the shark, and", raw=True, max_new_tokens=40
-            )
+            result = model_or_plain.generate("The pilot fish swims ahead of the shark, and", raw=True, max_new_tokens=n)
             assert list(result.token_ids) == expected or list(result.token_ids) == expected[:-1]
 
 

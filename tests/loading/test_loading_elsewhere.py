@@ -226,6 +226,18 @@ def test_a_window_that_attention_was_not_told_of_ends_the_context(source: Path, 
     weights = get("onnx").open(open_model(plain), device=None, threads=1, kv_dtype=None)
     assert weights.info.context_length == 2048 and "evict_tokens" not in weights.session(64).abilities
     weights.close()
+    for told, length in ((-1, 100), (100, 2048)):
+        window = {"window_size": 100, "slide_key_value_cache": False}
+        folder = genai_folder(source, tmp_path / f"genai{told}", sliding_window=window)
+        model = onnx.load(folder / "model.onnx")
+        for node in model.graph.node:
+            if node.op_type == "GroupQueryAttention":
+                node.attribute.append(onnx.helper.make_attribute("local_window_size", told))
+        onnx.save(model, folder / "model.onnx")
+        weights = get("onnx").open(open_model(folder), device=None, threads=1, kv_dtype=None)
+        assert weights.info.context_length == length and "evict_tokens" not in weights.session(64).abilities
+        assert weights.session(64).nbytes >= (100 if told > 0 else 1) * 2 * 2 * 2 * 16 * 4
+        weights.close()
 
 
 def test_halves_are_stored_as_the_graph_says(source: Path, tmp_path: Path) -> None:
