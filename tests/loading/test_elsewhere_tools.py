@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from tiny_families import save_tiny_model, tiny
-from torch_answers import distance, logits_in_torch, text
+from torch_answers import logits_in_torch, text
 
 from pilotfish import load
 from pilotfish.backends import get
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("module_cache")]
 EXACT: dict[str, object] = {"dynamic_quantization": 0}
-FROM_SOURCE = {"fp32": 1e-4, "int8": 0.2, "int4": 1.0}  # of the largest logit; random models forgive little
+FROM_SOURCE = {"fp32": 1e-4, "int8": 0.1, "int4": 0.7}  # root mean square, of the logits'; random models forgive little
+CAPS_LEFT_OUT = 0.03  # optimum traces attention that leaves Gemma 2's cap of scores out
 MORE: dict[str, dict[str, Any]] = {  # families that are not exported by ourselves
     "gemma": {"head_dim": 32},
     "phi3": {"original_max_position_embeddings": 256},
@@ -134,8 +135,9 @@ def test_logits_are_those_of_the_source(
     for part in np.split(tokens, [1, 31, 38, 40]):
         rows.append(session.forward(part, n_logits=len(part)).logits.copy())
     ours, theirs = np.concatenate(rows), logits_in_torch(model, tokens)
-    print(tool, family, weights, "distance", distance(ours, theirs), sorted(session.abilities), held.info)
-    assert distance(ours, theirs) < FROM_SOURCE[weights]
+    apart = float(np.sqrt(np.mean((ours - theirs) ** 2) / np.mean(theirs**2)))
+    print(tool, family, weights, "distance", apart)
+    assert apart < (CAPS_LEFT_OUT if (tool, family) == ("optimum", "gemma2") else FROM_SOURCE[weights])
     held.close()
 
 
