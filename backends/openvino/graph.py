@@ -103,15 +103,26 @@ def attentions(model: Model) -> list[Node]:
     return sorted(found, key=lambda node: int(node.input_value(3).any_name.rsplit(".", 1)[1]))
 
 
+def score_scale(model: Model) -> float:
+    """What scores are multiplied by before the softmax, in the first layer."""
+    return float(_told(model, 9)[0])
+
+
 def sliding_windows(model: Model) -> list[int]:
     """How many entries each layer's rows see, themselves included, by layer; 0 where they see all."""
+    return [int(window) for window in _told(model, 10)]
+
+
+def _told(model: Model, place: int) -> list[float]:
+    """One number that each layer's attention is given: a constant, or computed from some."""
     import openvino
     from openvino import opset13 as op
 
-    results = [op.result(node.input_value(10)) for node in attentions(model)]  # constants, or computed from some
+    results = [op.result(node.input_value(place)) for node in attentions(model)]
     with in_engine:
-        found = openvino.Core().compile_model(openvino.Model(results, [], "windows"), "CPU")({})
-    return [int(found[i]) for i in range(len(results))]
+        settings = {"INFERENCE_PRECISION_HINT": "f32"}
+        found = openvino.Core().compile_model(openvino.Model(results, [], "told"), "CPU", settings)({})
+    return [float(found[i]) for i in range(len(results))]
 
 
 def add_queries(model: Model) -> None:

@@ -12,7 +12,7 @@ from ...runtime.interfaces import ModelInfo
 from ...runtime.leaving import in_engine
 from ..common.weights import still_open
 from .block_pool import BlockPool, BlockShape
-from .graph import add_queries, attentions, reason, sliding_windows, weight_group
+from .graph import add_queries, attentions, reason, score_scale, sliding_windows, weight_group
 from .options import QUANTIZED, OpenVinoOptions
 from .request import Request
 
@@ -55,7 +55,7 @@ class OvModel:
         if facts.window and not any(found):  # attention over blocks was not told of it: within the window it is right
             context_length = min(context_length, facts.window)
         self.windows = tuple(w if w < context_length else 0 for w in found)
-        self.scale = float(layers[0].input_value(9).get_node().get_data())
+        self.scale = score_scale(model)
         asked = 0 if options.dynamic_quantization is None and facts.exact_activations else options.dynamic_quantization
         self._activation_group = weight_group(model) if asked is None else asked
         self._compiled: Any = self._compile(model)

@@ -18,13 +18,13 @@ VOCAB_SIZE = 272  # of tiny_gguf
 END = "<|im_end|>"
 
 
-def ir_folder(source: Path, folder: Path) -> Path:
-    """A llama-like GGUF file with f32 weights as optimum-intel writes a decoder."""
+def ir_folder(source: Path, folder: Path, *, half: bool = False) -> Path:
+    """A llama-like GGUF file with f32 weights as optimum-intel writes a decoder. half: its constants are f16."""
     import openvino
     from stateful_ir import stateful_ir
 
     folder.mkdir(parents=True)
-    openvino.save_model(stateful_ir(source), folder / "openvino_model.xml", compress_to_fp16=False)
+    openvino.save_model(stateful_ir(source), folder / "openvino_model.xml", compress_to_fp16=half)
     write_settings(read_gguf(source), folder)
     return folder
 

@@ -240,6 +240,18 @@ def test_a_window_that_attention_was_not_told_of_ends_the_context(source: Path, 
         weights.close()
 
 
+def test_an_ir_in_halves_is_opened(source: Path, tmp_path: Path) -> None:
+    """All its constants are widened by operators: the scale of scores is one of them."""
+    folder, tokens = ir_folder(source, tmp_path / "folder", half=True), np.arange(40)
+    weights = get("openvino").open(open_model(folder), device=None, threads=1, kv_dtype="f32")
+    judge = get("reference").open(open_model(source), device=None, threads=1, kv_dtype=None)
+    ours, theirs = (w.session(64).forward(tokens, n_logits=40).logits for w in (weights, judge))
+    assert np.abs(ours - theirs).max() < 0.02 * np.abs(theirs).max()
+    assert known_answer(open_model(folder), lambda what, share: None) is not None
+    weights.close()
+    judge.close()
+
+
 def test_halves_are_stored_as_the_graph_says(source: Path, tmp_path: Path) -> None:
     folder = optimum_folder(source, tmp_path / "folder", half=True)
     weights = get("onnx").open(open_model(folder), device=None, threads=1, kv_dtype=None)
