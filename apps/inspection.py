@@ -12,9 +12,11 @@ from ..loading.load import resolve
 from ..runtime.errors import PilotfishError
 from ..runtime.files.bundle import Bundle
 from ..runtime.files.gguf_model import GgufModel
+from ..runtime.files.made_elsewhere import MadeElsewhere
 from ..runtime.files.manifest import DraftEntry, Manifest
 from ..runtime.files.model_file import DecoderModel
 from ..runtime.files.open_model import decoder_of
+from .inspection_elsewhere import elsewhere_facts
 from .terminal import output, print_json, show_facts, show_table
 
 _SMALL = 1 << 30  # bytes of a file that may be loaded to see what can be done with it
@@ -22,7 +24,7 @@ _LONG = 120  # characters of a value that a terminal shows
 
 
 def inspect_model(model: str, as_json: bool) -> None:
-    """Print the facts of a .gguf file, a folder of safetensors or a bundle."""
+    """Print the facts of a .gguf file, a folder of safetensors, a bundle, or a folder made elsewhere."""
     file = resolve(model)
     out = output()
     if isinstance(file, Bundle):
@@ -31,7 +33,7 @@ def inspect_model(model: str, as_json: bool) -> None:
         else:
             _show_bundle(file, out)
         return
-    found = _file_facts(decoder_of(file))
+    found = elsewhere_facts(file) if isinstance(file, MadeElsewhere) else _file_facts(decoder_of(file))
     if as_json:
         print_json(found)
     else:

@@ -39,12 +39,18 @@ class ChecksSettings(Protocol):
 
 
 @runtime_checkable
-class OpensForeign(Protocol):
-    """A backend that opens .gguf files which nothing else here knows, and so answers and reads texts for them."""
+class AnswersItself(Protocol):
+    """A backend that says what a model answers which nobody else here can judge."""
 
-    def known_answer(self, file: GgufModel) -> Canary | None:
-        """What the engine says itself, token by token; None where it does not run the file."""
+    def known_answer(self, model: ModelFile) -> Canary | None:
+        """What the engine says itself, in another way than its sessions do; None where it cannot, or where others
+        judge the model."""
         ...
+
+
+@runtime_checkable
+class OpensForeign(AnswersItself, Protocol):
+    """A backend that opens .gguf files which nothing else here knows, and so answers and reads texts for them."""
 
     def tokenizer(self, file: GgufModel) -> Tokenizer:
         """The file's vocabulary by the engine's own functions. Raises PilotfishError."""
@@ -64,9 +70,11 @@ def foreign_openers() -> list[OpensForeign]:
     return [backend for backend in found if isinstance(backend, OpensForeign) and usable(backend)]
 
 
-def own_answer(file: GgufModel) -> Canary | None:
-    """A known answer to a .gguf file that the judge does not know; None where no engine here runs it."""
-    answers = (backend.known_answer(file) for backend in foreign_openers())
+def own_answer(model: ModelFile) -> Canary | None:
+    """A known answer to a model that the judge does not know; None where no engine here has one."""
+    found = (get(name) for name in _BUILT_IN)
+    able = (b for b in found if isinstance(b, AnswersItself) and opens(b, model) and usable(b))
+    answers = (backend.known_answer(model) for backend in able)
     return next((answer for answer in answers if answer is not None), None)
 
 

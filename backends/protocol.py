@@ -44,7 +44,7 @@ class Backend(Protocol):
 
     def formats(self, device: str | None = None) -> tuple[str, ...]:
         """What it opens on a device (None: its default), the preferred first: keys of Manifest.formats, where "gguf"
-        is a file and any other format a bundle that lists it."""
+        is a file and any other format a bundle that lists it, or a folder made elsewhere with such a graph."""
         ...
 
     def open(

@@ -85,12 +85,12 @@ class LlamaCppBackend:
             return LoadedWeights(opened, LlamaCppEncoderDecoderSession)
         return LoadedWeights(opened, LlamaCppSession if found.rewinds is None else RereadingSession)
 
-    def known_answer(self, file: GgufModel) -> Canary | None:
+    def known_answer(self, model: ModelFile) -> Canary | None:
         """What the processor answers token by token; None where a file does not run, or is judged by others."""
         if not usable(self):
             return None
         try:
-            return _tried(file, *_AS_IT_COMES).canary
+            return _tried(gguf_of(model), *_AS_IT_COMES).canary
         except PilotfishError:
             return None
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from ...runtime.errors import PilotfishError
 from ...runtime.files.model_file import ModelFile
+from ...runtime.files.onnx_folder import OnnxFolder
 from ...runtime.files.open_model import bundle_of
 from ...runtime.install import install_command
 from ...runtime.interfaces import Weights
+from ...runtime.profiling.canary import Canary
 from .. import require, usable
 from ..common.packages import package_version, problem_of
 from ..common.weights import LoadedWeights
@@ -13,6 +16,8 @@ from ..protocol import NO_OPTIONS, Options, refuse_options
 from .devices import DEVICES, find, present
 from .encoder_decoder import OrtEncoderDecoderSession
 from .fixed_shapes import open_static, static_options
+from .foreign_model import ForeignModel, own_answer
+from .foreign_session import ForeignSession
 from .int8_cache import channel_scales, check_kv_dtype
 from .loaded_model import OrtModel
 from .partial_attention import OrtAttendingSession
@@ -43,6 +48,13 @@ class OrtBackend:
         known = DEVICES.get(device or "cpu")
         return (known.format,) if known else ()
 
+    def known_answer(self, model: ModelFile) -> Canary | None:
+        """What a graph made elsewhere answers as it is; None for what others judge, and for what does not run."""
+        try:
+            return own_answer(model) if isinstance(model, OnnxFolder) else None
+        except PilotfishError:
+            return None
+
     def check(self, device: str | None, kv_dtype: str | None, options: Options) -> None:
         device = device or "cpu"
         found = find(device)
@@ -60,6 +72,8 @@ class OrtBackend:
         device = device or "cpu"
         if find(device).format != "onnx":
             return open_static(bundle_of(model), device, threads, options)
+        if isinstance(model, OnnxFolder):
+            return LoadedWeights(ForeignModel(model, threads, kv_dtype), ForeignSession)
         bundle = bundle_of(model)
         if not check_kv_dtype(kv_dtype, device, "onnx" in bundle.manifest.encoders):
             return _weights(OrtModel(bundle, device, threads))

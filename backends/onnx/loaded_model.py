@@ -17,8 +17,8 @@ from .int8_cache import eight_bit_graph, stored_as
 
 # The tiled ("flash") kernel of the CPU leaves one row over where a width is one more than a multiple of its tile, 2
 # head_dim rows, and gives it the bits of a step of one row. Measured: without tiles steps are as fast.
-_NO_TILES = "ORT_GQA_DISABLE_FLASH_ATTENTION"
-_TWO_ROWS = 2  # attention of one row has bits of its own, which int8 activations round away in all but some tokens
+NO_TILES = "ORT_GQA_DISABLE_FLASH_ATTENTION"
+TWO_ROWS = 2  # attention of one row has bits of its own, which int8 activations round away in all but some tokens
 _OBSERVING = "observing.onnx"  # beside the model: the same weights with one more output per layer
 _EXPECTED = {"input_ids", "position_ids", "logit_rows", "bias", "past_key_0", "past_value_0", "logits", "hidden"}
 
@@ -79,12 +79,12 @@ class OrtModel:
             digest=bundle.contents_digest,
             settings=" ".join(x for x in (recipe.get("activations", ""), stored_as(scales)) if x),
             encoder=None if self._encoder is None else self._encoder.info,
-            alike_from=_TWO_ROWS,
+            alike_from=TWO_ROWS,
         )
 
     def _create(self, model: str) -> Any:
         spinning = {"session.intra_op.allow_spinning": "1"}
-        with environment(_NO_TILES, "1"):
+        with environment(NO_TILES, "1"):
             path = self._bundle.path / model
             graph = None if self.scales is None else eight_bit_graph(path, self.scales)
             return create_session(path, self._device, self._threads, settings=spinning, optimize=False, graph=graph)

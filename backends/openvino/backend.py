@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ...runtime.errors import ModelFileError, OptionError, UnsupportedModelError
+from ...runtime.errors import ModelFileError, OptionError, PilotfishError, UnsupportedModelError
 from ...runtime.files.bundle import Bundle
 from ...runtime.files.decoder_shape import decoder_shape
 from ...runtime.files.gguf_model import GgufModel
+from ...runtime.files.ir_folder import IrFolder
 from ...runtime.files.model_file import ModelFile
 from ...runtime.files.open_model import bundle_of, gguf_of
 from ...runtime.install import install_command
 from ...runtime.interfaces import Weights
+from ...runtime.profiling.canary import Canary
 from ...runtime.telemetry import without_telemetry
 from .. import require, usable
 from ..common.packages import package_version, problem_of
@@ -23,6 +25,7 @@ from .encoder_decoder import open_encoder_decoder
 from .fixed_shapes import NOTES, ladder_of, open_static, static_devices
 from .gguf_graph import read_gguf_graph
 from .graph import read_ir
+from .ir_folder import open_ir_folder, own_answer
 from .loaded_model import Facts, OvModel
 from .options import cache_types, parse_options
 from .session import OvSession
@@ -79,6 +82,9 @@ class OvBackend:
         if device in NOTES:
             return open_static(bundle_of(model), device, threads, options)
         chosen = parse_options(options)
+        if isinstance(model, IrFolder):
+            cache = cache_types(kv_dtype, chosen.precision)
+            return LoadedWeights(open_ir_folder(model, chosen, cache, threads, str(self.version())), OvSession)
         if "gguf" in model.formats and "openvino" not in model.formats:
             read, facts = _gguf(gguf_of(model), chosen.q4_k_minima)
         else:
@@ -88,6 +94,13 @@ class OvBackend:
             read, facts = _bundle(bundle)
         cache = cache_types(kv_dtype, chosen.precision)
         return LoadedWeights(OvModel(read, facts, chosen, cache, threads, str(self.version())), OvSession)
+
+    def known_answer(self, model: ModelFile) -> Canary | None:
+        """What an IR made elsewhere answers as it is; None for what others judge, and for what does not run."""
+        try:
+            return own_answer(model) if isinstance(model, IrFolder) else None
+        except PilotfishError:
+            return None
 
 
 BACKEND = OvBackend()

@@ -28,27 +28,49 @@ class ForeignGraphError(Exception):
     """A graph that is not built as the surgery expects."""
 
 
-def read_ir(path: Path) -> Model:
-    """The graph of a stateful decoder IR. Raises ModelFileError and UnsupportedModelError."""
-    import openvino
+def read_ir(path: Path, again: str = "Build the bundle again.") -> Model:
+    """The graph of a stateful decoder IR. again: how to get a sound file.
+
+    Raises ModelFileError and UnsupportedModelError.
+    """
     from openvino._offline_transformations import paged_attention_transformation
+
+    model = read_stateful_ir(path, again)
+    try:
+        paged_attention_transformation(model, allow_qq_bias=True)
+        expect(bool(attentions(model)), "none of its attention is one that runs over blocks")
+        expect(not model.get_sinks(), "a part of its past stays state")
+        choose_rows(model)
+    except (ForeignGraphError, RuntimeError) as error:
+        raise UnsupportedModelError(
+            f"{path} is no decoder that runs with PagedAttention: {reason(error)}. Take a .gguf file of the model, or "
+            "export its weights (pilotfish export)."
+        ) from error
+    return model
+
+
+def read_stateful_ir(path: Path, again: str) -> Model:
+    """The graph of a decoder IR as it is. again: how to get a sound file.
+
+    Raises ModelFileError, and UnsupportedModelError for a graph that keeps no past.
+    """
+    import openvino
 
     try:
         with in_engine:
             model = openvino.Core().read_model(path)
     except (RuntimeError, ValueError) as error:  # ValueError: its message quotes bytes of the file that are no text
-        raise ModelFileError(f"OpenVINO cannot read {path}: {reason(error)}. Build the bundle again.") from error
+        raise ModelFileError(f"OpenVINO cannot read {path}: {reason(error)}. {again}") from error
     names = {name for port in model.inputs for name in port.names}
     if not {"input_ids", "position_ids"} <= names:
-        raise UnsupportedModelError(f"{path} has no inputs input_ids and position_ids: it is no decoder with a cache.")
-    try:
-        paged_attention_transformation(model, allow_qq_bias=True)
-        choose_rows(model)
-    except (ForeignGraphError, RuntimeError) as error:
         raise UnsupportedModelError(
-            f"{path} is no decoder that runs with PagedAttention: {reason(error)}. Export it with its past as state "
-            "(optimum-cli export openvino --task text-generation-with-past)."
-        ) from error
+            f"{path} has no inputs input_ids and position_ids: it is no decoder of texts, or one of another make."
+        )
+    if not model.get_sinks():
+        raise UnsupportedModelError(
+            f"{path} keeps no past as state. Export it with one: "
+            "optimum-cli export openvino --task text-generation-with-past"
+        )
     return model
 
 
@@ -81,15 +103,26 @@ def attentions(model: Model) -> list[Node]:
     return sorted(found, key=lambda node: int(node.input_value(3).any_name.rsplit(".", 1)[1]))
 
 
+def score_scale(model: Model) -> float:
+    """What scores are multiplied by before the softmax, in the first layer."""
+    return float(_told(model, 9)[0])
+
+
 def sliding_windows(model: Model) -> list[int]:
     """How many entries each layer's rows see, themselves included, by layer; 0 where they see all."""
+    return [int(window) for window in _told(model, 10)]
+
+
+def _told(model: Model, place: int) -> list[float]:
+    """One number that each layer's attention is given: a constant, or computed from some."""
     import openvino
     from openvino import opset13 as op
 
-    results = [op.result(node.input_value(10)) for node in attentions(model)]  # constants, or computed from some
+    results = [op.result(node.input_value(place)) for node in attentions(model)]
     with in_engine:
-        found = openvino.Core().compile_model(openvino.Model(results, [], "windows"), "CPU")({})
-    return [int(found[i]) for i in range(len(results))]
+        settings = {"INFERENCE_PRECISION_HINT": "f32"}
+        found = openvino.Core().compile_model(openvino.Model(results, [], "told"), "CPU", settings)({})
+    return [float(found[i]) for i in range(len(results))]
 
 
 def add_queries(model: Model) -> None:

@@ -12,7 +12,7 @@ from ...runtime.interfaces import ModelInfo
 from ...runtime.leaving import in_engine
 from ..common.weights import still_open
 from .block_pool import BlockPool, BlockShape
-from .graph import add_queries, attentions, reason, sliding_windows, weight_group
+from .graph import add_queries, attentions, reason, score_scale, sliding_windows, weight_group
 from .options import QUANTIZED, OpenVinoOptions
 from .request import Request
 
@@ -26,6 +26,7 @@ class Facts(BaseModel):
     digest: str
     settings: str = ""
     exact_activations: bool = False  # where the user does not say
+    window: int | None = None  # of some layers, as the settings say
 
 
 class OvModel:
@@ -49,8 +50,12 @@ class OvModel:
         kv_heads, head_dim = (layers[0].get_rt_info()[name].value for name in ("num_k_heads", "k_head_size"))
         self.kv_dtype = "/".join(dict.fromkeys(cache))
         self.readable_cache = cache[0] in ("f32", "f16")
-        self.windows = tuple(w if w < facts.context_length else 0 for w in sliding_windows(model))
-        self.scale = float(layers[0].input_value(9).get_node().get_data())
+        found = sliding_windows(model)
+        context_length = facts.context_length
+        if facts.window and not any(found):  # attention over blocks was not told of it: within the window it is right
+            context_length = min(context_length, facts.window)
+        self.windows = tuple(w if w < context_length else 0 for w in found)
+        self.scale = score_scale(model)
         asked = 0 if options.dynamic_quantization is None and facts.exact_activations else options.dynamic_quantization
         self._activation_group = weight_group(model) if asked is None else asked
         self._compiled: Any = self._compile(model)
@@ -59,7 +64,7 @@ class OvModel:
         self.info = ModelInfo(
             architecture=facts.architecture,
             vocab_size=model.output("logits").get_partial_shape()[1].get_length(),
-            context_length=facts.context_length,
+            context_length=context_length,
             n_layers=len(layers),
             n_heads=layers[0].get_input_partial_shape(0)[1].get_length() // head_dim,
             kv_heads=kv_heads,

@@ -1,4 +1,4 @@
-"""Models by their name on the Hugging Face hub: one .gguf file of a repository, or its folder of safetensors.
+"""Models by their name on the Hugging Face hub: one .gguf file of a repository, or a folder of what an engine runs.
 
 Everything lies in the hub's own cache, which other programs share, and is found there without a network.
 """
@@ -23,14 +23,20 @@ PREFIX = "hf:"
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 _PREFERRED = "q4_k_m"  # where a repository has several and none is named
-_FOLDER = ("*.json", "*.safetensors", "*.model", "*.jinja", "LICENSE*", "README.md")
+_FOLDER = ("*.json", "*.model", "*.jinja", "LICENSE*", "README.md")
+_RUNS = {
+    "openvino_model.xml": ("openvino_model.xml", "openvino_model.bin"),
+    "genai_config.json": ("*.onnx", "*.onnx.data", "*.onnx_data*"),
+}
+_WEIGHTS = ("*.safetensors",)  # of a folder that no engine runs as it is
 _ANSWER_S = 10.0
 
 
 def hub_model(name: str, report: Progress) -> Path:
     """The .gguf file, the first part of a split one, or the folder that a name stands for, without its prefix.
 
-    name: "org/name", "org/name:FILE.gguf", or "org/name:Q4_K_M", a part of the file's name.
+    name: "org/name", "org/name:FILE.gguf", "org/name:Q4_K_M", a part of the file's name, or "org/name:FOLDER", one that
+        holds a decoder for OpenVINO or onnxruntime-genai.
     Raises OptionError for no such name or one that fits several files, ModelNotFoundError, and DownloadError.
     """
     repository, _, wanted = name.partition(":")
@@ -38,14 +44,15 @@ def hub_model(name: str, report: Progress) -> Path:
         raise OptionError(f"{shown(PREFIX + name)} is no name on the hub: it has the form {PREFIX}ORG/NAME[:FILE].")
     hub = _library(name)
     held, why = _listed(hub, repository)
+    folder = wanted.strip("/") if wanted.strip("/") in runnable_folders(held) else None
     try:
-        files = chosen_files(held, wanted, repository)
+        files = [] if folder else chosen_files(held, wanted, repository)
     except ModelNotFoundError:
         if why is None:
             raise
         raise _refused(f"{repository}:{wanted}", why) from why  # it may well be there, and only the cache was seen
     if not files:
-        return _folder(hub, repository, held, why, report)
+        return _folder(hub, repository, folder_files(held, folder or ""), why, report) / (folder or "")
     offline = why is not None
     try:
         places = []
@@ -73,7 +80,39 @@ def hub_folder(name: str, report: Progress) -> Path:
     repository = name.removeprefix(PREFIX)
     hub = _library(repository)
     held, why = _listed(hub, repository)
-    return _folder(hub, repository, held, why, report)
+    return _folder(hub, repository, _weights_and_settings(held, ""), why, report)
+
+
+def runnable_folders(held: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """The folders of a repository that hold a decoder which an engine runs as it is, and the patterns of its files;
+    the repository itself is ""."""
+    found = {}
+    for name in held:
+        folder, _, file = name.rpartition("/")
+        if file in _RUNS:
+            found[folder] = _RUNS[file]
+    return found
+
+
+def folder_files(held: Sequence[str], folder: str) -> list[str]:
+    """What is fetched of a folder: a graph and its weights where an engine runs them, else safetensors; and their
+    settings."""
+    kinds = runnable_folders(held).get(folder)
+    if kinds is None:
+        return _weights_and_settings(held, folder)
+    return _of_kinds(held, folder, (*_FOLDER, *kinds))
+
+
+def _weights_and_settings(held: Sequence[str], folder: str) -> list[str]:
+    """Safetensors without second copies of them, and their settings."""
+    weights = _of_kinds(held, folder, _WEIGHTS)
+    usual = [name for name in weights if re.fullmatch(r"model(-\d+-of-\d+)?\.safetensors", name.rpartition("/")[2])]
+    return _of_kinds(held, folder, _FOLDER) + (usual or weights)
+
+
+def _of_kinds(held: Sequence[str], folder: str, kinds: Sequence[str]) -> list[str]:
+    inside = [(name, name.rpartition("/")[2]) for name in held if name.rpartition("/")[0] == folder]
+    return [name for name, file in inside if any(fnmatch.fnmatch(file, kind) for kind in kinds)]
 
 
 def chosen_files(held: Sequence[str], wanted: str, repository: str) -> list[str]:
@@ -89,7 +128,9 @@ def chosen_files(held: Sequence[str], wanted: str, repository: str) -> list[str]
     sets = sorted({_PART.sub("", name) for name in fit})
     listed = ", ".join(sorted({_PART.sub(".gguf", name) for name in models}))
     if not sets:
-        raise ModelNotFoundError(f"{repository} has no .gguf file {shown(wanted)}; it has {listed or 'none'}.")
+        folders = ", ".join(sorted(filter(None, runnable_folders(held))))
+        more = f" Folders that run: {folders}." if folders else ""
+        raise ModelNotFoundError(f"{repository} has no .gguf file {shown(wanted)}; it has {listed or 'none'}.{more}")
     if len(sets) > 1:
         raise OptionError(
             f"{repository} has {len(sets)} files that fit; name one, {PREFIX}{repository}:FILE, of {listed}."
@@ -106,9 +147,9 @@ def _library(name: str) -> Any:
     return huggingface_hub
 
 
-def _folder(hub: Any, repository: str, held: Sequence[str], why: Exception | None, report: Progress) -> Path:
-    """A repository's folder without .gguf files. why: the reason that only the cache can be looked at."""
-    what, names = f"fetching {repository}", [glob.escape(name) for name in folder_of(held)]
+def _folder(hub: Any, repository: str, files: Sequence[str], why: Exception | None, report: Progress) -> Path:
+    """A repository with these files. why: the reason that only the cache can be looked at."""
+    what, names = f"fetching {repository}", [glob.escape(name) for name in files]
     fetched: Any = hub.snapshot_download
     bars: dict[str, Any] = {"tqdm_class": _bar(report, what)}
     try:
@@ -119,14 +160,6 @@ def _folder(hub: Any, repository: str, held: Sequence[str], why: Exception | Non
         return Path(found)
     except Exception as error:  # its own errors and its network library's have no common class
         raise _refused(repository, why or error) from error
-
-
-def folder_of(held: Sequence[str]) -> list[str]:
-    """The files of a repository that its folder of safetensors consists of: no second copy of the weights."""
-    found = [name for name in held if any(fnmatch.fnmatch(name, kind) for kind in _FOLDER) and "/" not in name]
-    weights = [name for name in found if name.endswith(".safetensors")]
-    usual = [name for name in weights if re.fullmatch(r"model(-\d+-of-\d+)?\.safetensors", name)]
-    return [name for name in found if name not in weights or name in (usual or weights)]
 
 
 def _listed(hub: Any, repository: str) -> tuple[list[str], Exception | None]:

@@ -22,6 +22,7 @@ from ..runtime.files.generation_settings import warn_of
 from ..runtime.files.model_file import ModelFile
 from ..runtime.interfaces import DraftLengthPolicy, ModelInfo, Proposer, Weights
 from ..runtime.model.model import DraftWeights, Model
+from ..runtime.profiling.calibrate import Calibration
 from ..runtime.profiling.engine_trial import Choice, Job
 from ..runtime.progress import Progress
 from ..runtime.speculation.proposers import default_proposers
@@ -63,8 +64,8 @@ def load(
 ) -> Model:
     """A model, ready to generate.
 
-    path: a catalogue name ("smollm2-135m"), a .gguf file, a bundle or Hugging Face folder, "hf:ORG/NAME[:FILE]" or
-        "ollama:NAME" (docs/models.md).
+    path: a catalogue name ("smollm2-135m"), a .gguf file, a folder (a bundle, a Hugging Face folder, or a decoder for
+        OpenVINO or ONNX Runtime that another tool made), "hf:ORG/NAME[:FILE]" or "ollama:NAME" (docs/models.md).
     engine: "onnx", "openvino", "llamacpp", "reference"; None tries every installed engine that can open the model
         briefly, once, and takes the one that does the job soonest. PILOTFISH_ENGINE does the same as the argument.
     device: "cpu", or an engine's own name for a device; None is every real device in turn.
@@ -143,9 +144,12 @@ def load_with(path: str | os.PathLike[str], options: LoadOptions, progress: Prog
         weights, opened, place, notes = open_first_right(target, places, report)
     assistant: DraftWeights | None = None
     try:
-        if weights.info.rewinds == 0 and options.length_policy is not None:
+        with naming(target):
+            measured = calibration(weights, report)
+        why = _no_drafts(weights.info, measured, options.exact)
+        if why and options.length_policy is not None:
             options = replace(options, speculate=False, draft=None)
-            warnings.warn(_without_drafts(target, weights.info), PilotfishWarning, stacklevel=3)
+            warnings.warn(f"{target} is decoded without drafts: {why}", PilotfishWarning, stacklevel=3)
         named = isinstance(options.draft, NamedDraft)
         if named and draft is not None and pays_here(target, draft, weights.info) is False:
             draft = None
@@ -154,7 +158,7 @@ def load_with(path: str | os.PathLike[str], options: LoadOptions, progress: Prog
             assistant, more = open_draft(target, read_tokenizer(opened), draft, beside, report, named=named)
             assistant = replace(assistant, cache=options.draft_cache)
             notes += more
-        model = _model(target, opened, weights, assistant, options, choice, report)
+        model = _model(target, opened, weights, measured, assistant, options, choice)
     except AbilityError as error:
         told = with_way_out(error, weights.info, target)
         _close(weights, assistant)
@@ -192,16 +196,14 @@ def _model(
     target: ModelFile,
     opened: ModelFile,
     weights: Weights,
+    measured: Calibration,
     assistant: DraftWeights | None,
     options: LoadOptions,
     choice: Choice,
-    report: Progress,
 ) -> Model:
     """The model over opened weights. opened: what they were read from, which may have been made of the target."""
     rules = rules_of(target, weights.info.vocab_size)
     template = opened.chat_template
-    with naming(target):
-        measured = calibration(weights, report)
     return Model(
         weights,
         read_tokenizer(opened),
@@ -226,11 +228,19 @@ def _lookups(target: ModelFile, info: ModelInfo) -> Sequence[Proposer]:
     return default_proposers(info, kept_speech(target, info.vocab_size))
 
 
-def _without_drafts(target: ModelFile, info: ModelInfo) -> str:
-    return (
-        f"{target} is decoded without drafts: it keeps a state of all it has read, and {info.engine} cannot take "
-        "rejected drafts out of that of this architecture"
-    )
+def _no_drafts(info: ModelInfo, measured: Calibration, exact: bool) -> str:
+    """Why these weights are decoded without drafts, in words; empty where they are not."""
+    if info.rewinds == 0:
+        return (
+            f"it keeps a state of all it has read, and {info.engine} cannot take rejected drafts out of that of this "
+            "architecture"
+        )
+    if exact and not measured.rows.drafts and measured.rows.free().maximum > 1:
+        return (
+            f"on {info.engine} a row of its graph has other bits beside other rows, so that a draft, even a rejected "
+            "one, would change the answer. exact=False (--no-exact) drafts all the same"
+        )
+    return ""
 
 
 def _explained(error: PilotfishError, target: ModelFile, info: ModelInfo) -> PilotfishError:

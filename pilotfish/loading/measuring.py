@@ -15,8 +15,8 @@ from .. import backends
 from ..runtime.encoder_input import prepare
 from ..runtime.errors import UnsupportedModelError
 from ..runtime.files.bundle import cache_dir, read_json, write_json_atomically
+from ..runtime.files.made_elsewhere import MadeElsewhere
 from ..runtime.files.model_file import ModelFile
-from ..runtime.files.open_model import gguf_of
 from ..runtime.interfaces import Weights
 from ..runtime.profiling.calibrate import Calibration, calibrate
 from ..runtime.profiling.canary import TEXT, Canary, make_canary
@@ -133,15 +133,18 @@ def _known(weights: Weights) -> Calibration | None:
 def known_answer(model: ModelFile, report: Progress) -> Canary | None:
     """The canary that a model brings, or what the reference engine answers to it, which is computed once.
 
-    Where the reference engine does not know the architecture, an engine that runs the file as it is answers, token by
-    token; None where there is none, and where a model of another format brings none. Raises EngineError for weights
-    that have no answer, as some of them are not numbers.
+    Where the reference engine does not know the architecture or the format, an engine that runs the file as it is
+    answers, in a plainer way than its sessions do; None where there is none, and where a bundle brings none. Raises
+    EngineError for weights that have no answer, as some of them are not numbers.
     """
-    if model.formats not in _JUDGED or model.canary is not None:
+    elsewhere = isinstance(model, MadeElsewhere)
+    if model.canary is not None or (model.formats not in _JUDGED and not elsewhere):
         return model.canary
     kept = cache_dir() / "canaries" / f"{model.digest[:16]}.json"
     with contextlib.suppress(ValidationError):
         return Canary.model_validate(read_json(kept))
+    if elsewhere:
+        return _own_answer(model, kept, report)
     report("asking the reference engine for a known answer", 0.0)
     place = Place(backends.get(backends.JUDGE), None, 1, options={"stream": True})
     try:
@@ -149,7 +152,7 @@ def known_answer(model: ModelFile, report: Progress) -> Canary | None:
     except UnsupportedModelError:
         if "gguf" not in model.formats:
             raise
-        return backends.own_answer(gguf_of(model))
+        return backends.own_answer(model)
     try:
         session = weights.session(min(weights.info.context_length, 64))
         with naming(model), np.errstate(all="ignore"):
@@ -159,6 +162,16 @@ def known_answer(model: ModelFile, report: Progress) -> Canary | None:
         weights.close()
     write_json_atomically(kept, canary.model_dump())
     report("asking the reference engine for a known answer", 1.0)
+    return canary
+
+
+def _own_answer(model: ModelFile, kept: Path, report: Progress) -> Canary | None:
+    """What an engine answers that runs the graph as it is; remembered at `kept`."""
+    report("asking the graph itself for a known answer", 0.0)
+    canary = backends.own_answer(model)
+    if canary is not None:
+        write_json_atomically(kept, canary.model_dump())
+    report("asking the graph itself for a known answer", 1.0)
     return canary
 
 

@@ -100,7 +100,7 @@ def _opens(engine: str, model: ModelFile) -> bool:
     if isinstance(model, FolderModel):
         return backends.opens(backends.get(engine), model)
     if not isinstance(model, GgufModel):
-        return True
+        return backends.opens(backends.get(engine), model)
     try:
         if engine == _OPENS_ALL:
             return any(opener.looks(model) for opener in backends.foreign_openers())

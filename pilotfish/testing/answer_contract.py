@@ -84,6 +84,23 @@ def widths_of_a_row_class_give_equal_bits(subject: Subject) -> None:
                     assert np.array_equal(logits[:shared], expected[:shared]), (width, past)
 
 
+def a_row_is_the_same_whatever_follows_it(subject: Subject) -> None:
+    """And wherever it stands in a step: else a draft that is rejected would have changed the row before it."""
+    with subject.session() as session:
+        tokens, others = text(session, 16), text(session, 16, seed=6)
+        for row_class in (widths for widths in subject.row_classes if len(widths) > 1):
+            step = min(width for width in row_class if width > 1)
+            session.truncate(0)
+            expected = run(session, tokens[: len(tokens) // step * step], step)
+            for width in {2, 5, 16} & set(row_class):
+                for place in (9, 4):  # from the last on: each finds those before it in the cache
+                    session.truncate(place)
+                    rows = session.forward(np.append(tokens[place], others[1:width]), n_logits=width).logits
+                    assert np.array_equal(rows[0], expected[place]), (width, place)
+                session.truncate(0)
+                run(session, tokens[: len(tokens) // step * step], step)
+
+
 def chunks_of(tokens: Tokens, chunk: int, minimum: int) -> list[Tokens]:
     """Parts of `chunk` tokens, none below the minimum."""
     made = parts(tokens, chunk)
@@ -127,6 +144,7 @@ CHECKS = (
     answers_are_those_of_the_reference,
     what_is_observed_is_that_of_the_reference,
     widths_of_a_row_class_give_equal_bits,
+    a_row_is_the_same_whatever_follows_it,
     any_logit_rows_of_a_row_class_give_equal_bits,
     wide_steps_are_of_the_row_class,
 )

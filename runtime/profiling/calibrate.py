@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..encoder_input import prepare
-from ..interfaces import Session, Tokens
+from ..interfaces import Floats, Session, Tokens
 from ..sampling.finite import require_finite
 from .cost_curve import (
     _AGAIN,
@@ -23,7 +23,9 @@ from .cost_curve import (
     CostCurve,
     too_dear,
 )
-from .row_classes import PROBED_WIDTHS, RowClasses, classify, widest_of
+from .row_classes import PROBED_WIDTHS, RowClasses, RowRule, classify, widest_of
+
+_N_TOGETHER = 8  # rows of the wider step whose first row is looked at
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,9 @@ def calibrate(session: Session, widths: tuple[int, ...] = PROBED_WIDTHS) -> Cali
         logits[width] = np.concatenate(rows)
         require_finite(logits[width], session.info)
         seconds[width] = min(times)  # a first step at a width is slower, and so is one beside another program's
+    classes = classify(logits, session.info.widths, session.info.alike_from, widest_of(session.info))
+    if classes.drafts and 1 in logits and not _rows_stand_alone(session, tokens, logits, classes.rule()):
+        classes = RowClasses(((1,),), session.info.widths, classes.widest)
     timed = list(seconds)
     for width in (*reversed(timed), *timed):  # in turns: what stalled one pass has not stalled the others
         seconds[width] = min(seconds[width], _fastest_s(session, tokens[:width], _N_CONTEXT, 1))
@@ -80,7 +85,50 @@ def calibrate(session: Session, widths: tuple[int, ...] = PROBED_WIDTHS) -> Cali
     session.truncate(0)
     ordered = np.array(sorted(seconds))
     curve = CostCurve(ordered, np.array([seconds[w] for w in ordered]), switch, entry_s)
-    return Calibration(curve, classify(logits, session.info.widths, session.info.alike_from, widest_of(session.info)))
+    return Calibration(curve, classes)
+
+
+def _rows_stand_alone(session: Session, tokens: Tokens, logits: dict[int, Floats], rule: RowRule) -> bool:
+    """Whether a row has the same bits whatever stands behind it in its step.
+
+    It has not where all rows of a step are rounded by one scale: then a draft changes the row before it. Where no other
+    width has shown that a row's place in its step does not matter, that is looked at, too.
+    logits: of the tokens behind the first _N_CONTEXT, by width of the steps.
+    """
+    least = rule.fit(2)
+    widths = {least, max(rule.floor(_N_TOGETHER) or least, least)} & logits.keys()
+    found = all(_followed_by_others(session, tokens, logits[width], width) for width in widths)
+    if found and rule.minimum == rule.maximum:
+        found = _shifted(session, tokens, logits[rule.minimum], rule.minimum)
+    session.truncate(_N_CONTEXT)
+    return found
+
+
+def _followed_by_others(session: Session, tokens: Tokens, expected: Floats, width: int) -> bool:
+    """Whether first rows of steps are the same before other rows. expected: of steps of this width."""
+    for place in range(0, min(2 * width, len(expected) - width + 1), width):
+        start = _N_CONTEXT + place
+        others = (tokens[start + 1 : start + width] * 5 + 3) % session.info.vocab_size
+        step = session.forward(np.concatenate([tokens[start : start + 1], others]), n_logits=width)
+        alone = np.array_equal(step.logits[0], expected[place])
+        session.truncate(start)
+        if not alone:
+            return False
+        session.forward(tokens[start : start + width], n_logits=0)
+    session.truncate(_N_CONTEXT)
+    return True
+
+
+def _shifted(session: Session, tokens: Tokens, expected: Floats, width: int) -> bool:
+    """Whether rows are the same in steps that begin one row later."""
+    session.forward(tokens[_N_CONTEXT : _N_CONTEXT + width], n_logits=0)
+    session.truncate(_N_CONTEXT + 1)
+    for place in range(1, len(expected) - width + 1, width):
+        start = _N_CONTEXT + place
+        rows = session.forward(tokens[start : start + width], n_logits=width).logits
+        if not np.array_equal(rows, expected[place : place + width]):
+            return False
+    return True
 
 
 def _switch_s(session: Session, tokens: Tokens, narrow: int, seconds: dict[int, float]) -> float:

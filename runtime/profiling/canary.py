@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from ..encoder_input import prepare
 from ..errors import PilotfishError
 from ..interfaces import Floats, Session, Tokens, as_tokens
-from ..sampling.finite import require_finite
+from ..sampling.finite import are_finite, require_finite
 from .teacher_forced import logits_along_text
 
 TEXT = (
@@ -54,9 +56,24 @@ def make_canary(session: Session, text: Tokens, source: Tokens | None = None, *,
         answers.append(session.forward(step, n_logits=asked).logits.copy())
     logits = np.concatenate(answers)
     require_finite(logits, session.info)
+    session.truncate(0)
+    return _canary(tokens, logits, source)
+
+
+def canary_at_once(text: Tokens, run: Callable[[Tokens], Floats]) -> Canary | None:
+    """What a graph that is run as it is answers to the text; None where its logits are no numbers.
+
+    run: the logits of every token, (n, vocab_size), read in one step and without a cache of ours.
+    """
+    tokens = text[:_MOST_TOKENS]
+    logits = run(tokens)[-min(sum(_STEPS), len(tokens)) :]
+    return _canary(tokens, logits, None) if are_finite(logits) else None
+
+
+def _canary(tokens: Tokens, logits: Floats, source: Tokens | None) -> Canary:
+    """logits: of the last tokens."""
     best = logits.argmax(axis=-1)
     top = np.partition(logits, -2, axis=-1)[:, -2:]
-    session.truncate(0)
     return Canary(
         tokens=tuple(tokens.tolist()),
         source=() if source is None else tuple(source.tolist()),

@@ -68,6 +68,11 @@ class RowClasses:
     ladder: tuple[int, ...] = ()
     widest: int = MAX_WIDTH
 
+    @property
+    def drafts(self) -> bool:
+        """Whether there is a width with room for a draft whose rows are what they would be in any other step."""
+        return self.rule().maximum > 1
+
     def free(self) -> RowRule:
         """Every width the engine runs, whatever its bits."""
         return RowRule(self.ladder) if self.ladder else RowRule(ANY_WIDTH.widths[: self.widest])

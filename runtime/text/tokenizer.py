@@ -73,6 +73,11 @@ class Tokenizer:
             raise ModelFileError(f"{path} is not a tokenizer.json: {error}.") from error
         return cls(inner, bos_id=bos_id, eos_ids=eos_ids, add_bos=add_bos)
 
+    @property
+    def plain_size(self) -> int:
+        """Number of tokens without those that were added to the vocabulary."""
+        return int(self._inner.get_vocab_size(with_added_tokens=False))
+
     def save(self, path: Path) -> None:
         """Write tokenizer.json. Raises CacheWriteError."""
         temporary = temporary_name(path)

@@ -16,7 +16,7 @@ import pytest
 from family_files import random_family
 from folders import folder_of as save_folder
 
-from pilotfish.fetching.hub import chosen_files, folder_of
+from pilotfish.fetching.hub import chosen_files, folder_files, runnable_folders
 from pilotfish.runtime.errors import ModelNotFoundError, OptionError
 from pilotfish.testing.tiny_models import tiny_gguf
 
@@ -69,8 +69,8 @@ def test_several_and_none_are_told() -> None:
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a hub with three repositories: a GGUF file beside its README, a folder of safetensors that says
-    nothing, and one that can be opened."""
+    """The address of a hub: a GGUF file beside its README, a folder of safetensors that says nothing, one that can be
+    opened, and one of an IR."""
     made = tmp_path_factory.mktemp("whole")
     whole = save_folder("qwen3", random_family("qwen3", made / "m.gguf"), made / "f")
     content = tiny_gguf(tmp_path_factory.mktemp("made") / "m.gguf", seed=10).read_bytes()
@@ -78,6 +78,13 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "org/tiny": {"m-Q4_0.gguf": content, "README.md": b"# Tiny"},
         "org/folder": {"config.json": b"{}", "model.safetensors": bytes(16)},
         "org/whole": {file.name: file.read_bytes() for file in whole.iterdir()} | {"consolidated.safetensors": b"x"},
+        "org/ir": {
+            "config.json": b"{}",
+            "openvino_model.xml": b"<net/>",
+            "openvino_model.bin": b"",
+            "openvino_detokenizer.bin": b"",
+            "model.safetensors": bytes(16),
+        },
     }
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -158,6 +165,24 @@ def test_an_export_is_made_of_the_folder_of_a_repository(hub: str, tmp_path: Pat
         assert "no folder and no file" in resolved(odd, tmp_path, hub, "source")
 
 
+GENAI = ["cpu/int4/genai_config.json", "cpu/int4/model.onnx", "cuda/genai_config.json", "README.md"]
+
+
+def test_folders_that_engines_run_are_found() -> None:
+    assert not runnable_folders(QUANTS)
+    assert set(runnable_folders(["openvino_model.xml", "openvino_model.bin"])) == {""}
+    assert set(runnable_folders(GENAI)) == {"cpu/int4", "cuda"}
+    assert set(folder_files(GENAI, "cpu/int4")) == {"cpu/int4/genai_config.json", "cpu/int4/model.onnx"}
+    with pytest.raises(ModelNotFoundError, match=r"no \.gguf file 'gpu'.*Folders that run: cpu/int4, cuda\."):
+        chosen_files(GENAI, "gpu", "org/name")
+
+
+def test_an_ir_is_fetched_with_its_weights_and_nothing_else_that_is_large(hub: str, tmp_path: Path) -> None:
+    place = Path(resolved("hf:org/ir", tmp_path, hub))
+    assert {path.name for path in place.iterdir()} == {"config.json", "openvino_model.xml", "openvino_model.bin"}
+    assert resolved("hf:org/ir", tmp_path, "http://127.0.0.1:9") == str(place)
+
+
 def test_what_cannot_be_had_is_one_line(hub: str, tmp_path: Path) -> None:
     assert resolved("hf:org/none", tmp_path, hub).startswith("DownloadError hf:org/none cannot be fetched")
     assert resolved("hf:org/tiny:Q8_0", tmp_path, hub).startswith(
@@ -184,5 +209,8 @@ def test_a_folder_of_weights_is_fetched_once_and_opened(hub: str, tmp_path: Path
 def test_a_folder_is_fetched_without_second_copies() -> None:
     parts = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json"]
     more = ["consolidated.safetensors", "pytorch_model.bin", "onnx/model.onnx", "original/params.json"]
-    assert folder_of([*parts, "config.json", *more]) == [*parts, "config.json"]
-    assert folder_of(["gptq_model-4bit.safetensors", "config.json"]) == ["gptq_model-4bit.safetensors", "config.json"]
+    assert folder_files([*parts, "config.json", *more], "") == [*parts, "config.json"]
+    assert folder_files(["gptq_model-4bit.safetensors", "config.json"], "") == [
+        "gptq_model-4bit.safetensors",
+        "config.json",
+    ]

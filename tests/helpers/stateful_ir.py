@@ -92,8 +92,12 @@ def attention(
         return op.reshape(wide, np.array([0, shape.n_heads, -1, shape.head_dim]), True)
 
     q, k = rotated(heads("q", shape.n_heads)), rotated(heads("k", shape.kv_heads))
-    hidden = op.subtract(op.convert(inputs["attention_mask"], "f32"), op.constant(np.float32(1)))
-    mask = op.multiply(op.unsqueeze(hidden, op.constant([1, 2])), op.constant(np.float32(1e9)))  # causality is added
+    total = op.gather(op.shape_of(inputs["attention_mask"], "i64"), op.constant(1), op.constant(0))
+    columns = op.range(op.constant(np.int64(0)), total, op.constant(np.int64(1)), "i64")
+    behind = op.greater(columns, op.unsqueeze(inputs["position_ids"], op.constant(2)))  # (1, n, total)
+    hidden = op.select(op.unsqueeze(behind, op.constant(1)), op.constant(np.float32(-1e9)), op.constant(np.float32(0)))
+    seen = op.subtract(op.convert(inputs["attention_mask"], "f32"), op.constant(np.float32(1)))
+    mask = op.add(hidden, op.multiply(op.unsqueeze(seen, op.constant([1, 2])), op.constant(np.float32(1e9))))
     scale = op.constant(np.float32(shape.head_dim**-0.5))
     keys, values = with_past(k, "key"), with_past(heads("v", shape.kv_heads), "value")
     mixed = op.scaled_dot_product_attention(q, keys, values, mask, scale)

@@ -15,7 +15,17 @@ from pilotfish.exporters.sources.families import SUPPORTED
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["FAMILIES", "VOCAB_SIZE", "YARN", "families_of", "random_decoder", "save_tiny", "tiny", "tiny_tokenizer"]
+__all__ = [
+    "FAMILIES",
+    "VOCAB_SIZE",
+    "YARN",
+    "families_of",
+    "random_decoder",
+    "save_tiny",
+    "save_tiny_model",
+    "tiny",
+    "tiny_tokenizer",
+]
 
 FAMILIES = tuple(SUPPORTED)
 VOCAB_SIZE = 300
@@ -116,7 +126,12 @@ def tiny_tokenizer() -> tokenizers.Tokenizer:
 
 def save_tiny(family: str, folder: Path, seed: int = 0, **changes: Any) -> Path:
     """A whole Hugging Face folder of this model: weights, configuration and tokenizer."""
-    tiny(family, seed, **changes).save_pretrained(folder)
+    return save_tiny_model(tiny(family, seed, **changes), folder)
+
+
+def save_tiny_model(model: PreTrainedModel, folder: Path) -> Path:
+    """The same of a model in memory."""
+    model.save_pretrained(folder)
     tiny_tokenizer().save(str(folder / "tokenizer.json"))
     settings = {"bos_token": "<s>", "eos_token": {"content": "</s>"}, "add_bos_token": True, "chat_template": _TEMPLATE}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))

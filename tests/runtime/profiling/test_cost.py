@@ -18,7 +18,7 @@ from pilotfish.runtime.profiling.row_classes import RowRule, classify
 from pilotfish.runtime.speculation.acceptance_rate import Acceptance, conditional, path_chances
 from pilotfish.runtime.speculation.controller import Drafting
 from pilotfish.runtime.speculation.draft_length import RenewalReward
-from pilotfish.testing.toy import ToyWeights
+from pilotfish.testing.toy import ToySession, ToyWeights
 
 WIDTHS = np.array([1, 2, 4, 8, 16])
 BASE = np.array([10e-3, 11e-3, 9e-3, 20e-3, 40e-3])  # with a dip at 4
@@ -195,6 +195,32 @@ def test_calibration_finds_the_classes_and_leaves_the_session_empty() -> None:
     assert found.price_of_exactness > 0
     assert len(session.positions) == 0
     assert len(calibrate(ToyWeights(vocab_size=11, context_length=128).session()).rows.classes) == 1
+
+
+class Mixing(ToySession):
+    """A row's logits depend on the last row of its step, as where all rows are rounded by one scale."""
+
+    def forward(self, tokens: Tokens, **options: Any) -> Step:
+        step = super().forward(tokens, **options)
+        return Step(step.logits + np.float32(1e-3) * np.float32(tokens[-1]))
+
+
+class Shifting(ToySession):
+    """A row's logits depend on how many entries its step ends with, whatever it sees of them."""
+
+    def forward(self, tokens: Tokens, **options: Any) -> Step:
+        step = super().forward(tokens, **options)
+        return Step(step.logits + np.float32(1e-3) * np.float32(len(self.entries)))
+
+
+@pytest.mark.parametrize("kind", [Mixing, Shifting])
+def test_where_rows_of_a_step_change_each_other_only_single_rows_are_alike(kind: type[ToySession]) -> None:
+    session = kind(ToyWeights(vocab_size=11, context_length=128), 128)
+    found = calibrate(session)
+    assert found.rows.classes == ((1,),) and not found.rows.drafts
+    assert (found.rows.rule().widths, found.rows.free().maximum) == ((1,), 33)
+    assert len(session.positions) == 0
+    assert calibrate(ToyWeights(vocab_size=11, context_length=128).session()).rows.drafts
 
 
 def test_calibration_of_a_small_context_uses_the_widths_that_fit() -> None:
