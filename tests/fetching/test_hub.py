@@ -209,7 +209,7 @@ def test_a_folder_of_weights_is_fetched_once_and_opened(hub: str, tmp_path: Path
 def test_a_folder_is_fetched_without_second_copies() -> None:
     parts = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json"]
     more = ["consolidated.safetensors", "pytorch_model.bin", "onnx/model.onnx", "original/params.json"]
-    assert folder_files([*parts, "config.json", *more], "") == [*parts, "config.json"]
+    assert folder_files([*parts, "config.json", *more], "") == ["config.json", *parts]
     assert folder_files(["gptq_model-4bit.safetensors", "config.json"], "") == [
         "gptq_model-4bit.safetensors",
         "config.json",
