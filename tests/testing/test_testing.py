@@ -171,6 +171,14 @@ class NoiseInsideAClass(ToySession):
         return Step(step.logits + np.float32(1e-4)) if len(tokens) == 17 else step
 
 
+class RowsChangeEachOther(ToySession):
+    """As where one scale rounds all rows of a step."""
+
+    def forward(self, tokens, *, n_logits, parents=None, observe=frozenset()):  # type: ignore[no-untyped-def]
+        step = super().forward(tokens, n_logits=n_logits, parents=parents, observe=observe)
+        return Step(step.logits + np.float32(1e-4) * np.float32(tokens[-1])) if len(tokens) > 1 else step
+
+
 class RefusesWithoutAWayOut(ToySession):
     def keys_values(self, layer: int):  # type: ignore[no-untyped-def]
         raise NotImplementedError

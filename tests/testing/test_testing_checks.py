@@ -184,6 +184,7 @@ TOYS: dict[str, type[ToySession]] = {
     "a_saved_cache_goes_on_with_the_same_bits": broken.RestoresOnTop,
     "what_cannot_be_restored_is_refused_before_anything_changes": broken.RestoresAnything,
     "widths_of_a_row_class_give_equal_bits": broken.NoiseInsideAClass,
+    "a_row_is_the_same_whatever_follows_it": broken.RowsChangeEachOther,
     "any_logit_rows_of_a_row_class_give_equal_bits": FavoursOneRow,
     "wide_steps_are_of_the_row_class": LeavesOneRowOver,
 }
