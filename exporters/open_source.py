@@ -16,7 +16,8 @@ from .sources.model_source import EXPORT_EXTRA, ModelSource
 __all__ = ["SUPPORTED", "ModelSource", "open_source"]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_WANTED = ("*.json", "*.safetensors", "*.jinja", "LICENSE*", "README.md")
+_WANTED = ("*.json", "*.jinja", "*.spm", "*.model", "LICENSE*", "README.md")
+_SAFE, _PICKLED = "*.safetensors", "pytorch_model*.bin"
 _ANSWER_S = 10.0
 
 
@@ -73,8 +74,10 @@ def _download(name: str) -> Path:
             f"there is no folder {name}, and fetching a model of that name needs huggingface_hub. {EXPORT_EXTRA}"
         ) from error
     try:
-        HfApi().model_info(name, timeout=_ANSWER_S)  # asked first: a download tries again for minutes
-        return Path(snapshot_download(name, allow_patterns=list(_WANTED), etag_timeout=_ANSWER_S))
+        found = HfApi().model_info(name, timeout=_ANSWER_S)  # asked first: a download tries again for minutes
+        safe = any(file.rfilename.endswith(".safetensors") for file in found.siblings or ())
+        wanted = [*_WANTED, _SAFE if safe else _PICKLED]
+        return Path(snapshot_download(name, allow_patterns=wanted, etag_timeout=_ANSWER_S))
     except Exception as error:  # its own errors and its network library's have no common class
         raise DownloadError(
             f"there is no folder {name}, and a model of that name cannot be fetched: {str(error).splitlines()[0]}. "

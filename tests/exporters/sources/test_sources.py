@@ -6,7 +6,9 @@ import json
 import struct
 import sys
 from collections.abc import Callable
+from fnmatch import fnmatch
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -211,7 +213,7 @@ def pickled_only(folder: Path) -> None:
         (replaced("tokenizer.json", b"{}"), ModelFileError, r"is not a tokenizer\.json"),
         (lambda folder: (folder / "tokenizer.json").unlink(), UnsupportedModelError, r"has no tokenizer\.json"),
         (lambda folder: (folder / "model.safetensors").unlink(), ModelNotFoundError, "holds no weights"),
-        (pickled_only, UnsupportedModelError, "pickled"),
+        (pickled_only, UnsupportedModelError, "loader for weights alone does not read .*pytorch_model.bin"),
         (replaced("model.safetensors", b"\x08\0\0\0\0\0\0\0{}"), ModelFileError, "truncated or damaged"),
         (replaced("model.safetensors", b""), ModelFileError, "truncated or damaged"),
         (replaced("model.safetensors.index.json", b"{}"), ModelFileError, "no weight_map"),
@@ -289,6 +291,26 @@ def test_without_a_network_a_hub_name_is_refused_after_one_attempt(monkeypatch: 
     with pytest.raises(DownloadError, match=r"no folder org/model, .* cannot be fetched: Name or"):
         open_source("org/model")
     assert len(asked) == 1
+
+
+@pytest.mark.parametrize("safe", [True, False])
+def test_of_a_hub_s_weights_the_safe_ones_are_fetched(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, safe: bool
+) -> None:
+    import huggingface_hub
+
+    names = ["config.json", "pytorch_model.bin", "source.spm", "vocab.json", *(["model.safetensors"] if safe else [])]
+    asked: list[list[str]] = []
+
+    def fetched(name: str, allow_patterns: list[str], **_: object) -> str:
+        asked.append([file for file in names if any(fnmatch(file, pattern) for pattern in allow_patterns)])
+        return str(folder)
+
+    info = SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in names])
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: info)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetched)
+    open_source("org/model")
+    assert asked == [[name for name in names if name != ("pytorch_model.bin" if safe else "model.safetensors")]]
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2"])
