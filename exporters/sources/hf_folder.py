@@ -1,35 +1,27 @@
-"""A Hugging Face folder as a source: config.json, safetensors, tokenizer.json and what lies beside them.
+"""A Hugging Face folder as a source: config.json, weights, a tokenizer and what lies beside them.
 
-Nothing in the folder is executed: no program code that a model brings, and no pickled weights, which are programs too.
+Nothing in the folder is executed: no program code that a model brings, and nothing of pickled weights but tensors.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
-from ...runtime.errors import EngineMissingError, ModelFileError, ModelNotFoundError, UnsupportedModelError
 from ...runtime.storage import file_digest
 from ...runtime.text.tokenizer import Tokenizer
 from .encoder_decoder_families import ENCODER_DECODERS, encoder_decoder_facts, encoder_decoder_settings
 from .families import text_settings
+from .folder_files import read_json, read_text
+from .folder_tokenizer import folder_tokenizer
 from .generation_settings import generating, languages_of, said_by
-from .model_source import EXPORT_EXTRA, ModelSource, build_config
+from .model_source import ModelSource, build_config
+from .weight_files import PickledWeights, SafetensorsWeights, is_pickled, weight_files
 
-if TYPE_CHECKING:
-    import torch
-
-_INDEX = "model.safetensors.index.json"
-_PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-_TEXT_PART = re.compile(r"(model\.)?language_model\.(model\.)?(?P<name>.+)")  # three releases wrote it in three ways
-_VISION = re.compile(r"(model\.)?(vision_tower|multi_modal_projector)\.")
-_BUFFER = re.compile(r".*rotary_emb\.inv_freq")  # old Llama files store what the configuration says anyway
 _LICENSES = {"Apache License": "apache-2.0", "MIT License": "mit", "BSD 3-Clause": "bsd-3-clause"}
-_FLOATS = {"F32", "F16", "BF16", "F64"}
 
 
 def read_folder(path: Path) -> tuple[dict[str, Any], list[Path], Tokenizer, str | None]:
@@ -38,13 +30,10 @@ def read_folder(path: Path) -> tuple[dict[str, Any], list[Path], Tokenizer, str 
 
     Raises ModelNotFoundError, ModelFileError and UnsupportedModelError.
     """
-    settings = _json(path / "config.json", required=True)
+    settings = read_json(path / "config.json", required=True)
     is_pair = settings.get("model_type") in ENCODER_DECODERS
     settings = encoder_decoder_settings(settings, path) if is_pair else text_settings(settings, path)
-    files = _weight_files(path)
-    for file in files:
-        _require_header(file)
-    return settings, files, *_tokenizer(path, settings)
+    return settings, weight_files(path), *folder_tokenizer(path, settings)
 
 
 def open_folder(path: Path) -> ModelSource:
@@ -53,12 +42,12 @@ def open_folder(path: Path) -> ModelSource:
     Raises ModelNotFoundError, ModelFileError and UnsupportedModelError, all before a weight is read.
     """
     settings, files, tokenizer, template = read_folder(path)
-    said = said_by(_json(path / "generation_config.json"), _json(path / "config.json"))
+    said = said_by(read_json(path / "generation_config.json"), read_json(path / "config.json"))
     config: Any = build_config(settings, path)
     facts = encoder_decoder_facts(config, said) if settings["model_type"] in ENCODER_DECODERS else None
-    weights = SafetensorsWeights(path, files)
+    weights = PickledWeights(path, files) if is_pickled(files[0]) else SafetensorsWeights(path, files)
     length = facts.context_length if facts is not None else int(config.max_position_embeddings)
-    languages = {} if facts is None else languages_of(tokenizer)
+    languages = None if facts is None else languages_of(tokenizer)
     digests = "".join(f"{file.name} {file_digest(file)}\n" for file in (path / "config.json", *files))
     return ModelSource(
         path=path,
@@ -75,144 +64,10 @@ def open_folder(path: Path) -> ModelSource:
         eos_ids=tokenizer.ordered_eos_ids,
         settings=settings,
         weights=weights,
+        pickled=weights.tensors if isinstance(weights, PickledWeights) else None,
         encoder_decoder=facts,
         generating=generating(said, int(config.vocab_size), languages),
     )
-
-
-class SafetensorsWeights:
-    """Weights in safetensors files, their headers read; a text part lies under its own name."""
-
-    def __init__(self, path: Path, files: list[Path]) -> None:
-        """Raises ModelFileError for files that are cut short or contradict each other."""
-        try:
-            from safetensors import SafetensorError, safe_open
-        except ImportError as error:
-            raise EngineMissingError(f"exporting needs the package {error.name}. {EXPORT_EXTRA}") from error
-        self._open = cast("Any", safe_open)
-        self._at: dict[str, tuple[Path, str]] = {}  # name -> file, name in it
-        self._shapes: dict[str, tuple[int, ...]] = {}
-        for file in files:
-            try:
-                with self._open(file, framework="numpy") as opened:
-                    for stored in opened.keys():  # noqa: SIM118
-                        piece = opened.get_slice(stored)
-                        self._add(path, file, stored, tuple(piece.get_shape()), piece.get_dtype())
-            except (SafetensorError, OSError) as error:
-                raise ModelFileError(f"{file} is truncated or damaged: {error}. Fetch or copy it again.") from error
-
-    def _add(self, path: Path, file: Path, stored: str, shape: tuple[int, ...], dtype: str) -> None:
-        name = _text_name(stored)
-        if name is None:
-            return
-        if name in self._at:
-            raise ModelFileError(f"{path} holds the tensor {stored} twice. Remove the files that do not belong to it.")
-        if dtype not in _FLOATS:
-            raise UnsupportedModelError(
-                f"{file}: tensor {stored} is stored as {dtype}: not yet, because only whole floats are read. "
-                "Give the model that this one was quantized from."
-            )
-        self._at[name], self._shapes[name] = (file, stored), shape
-
-    def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        return self._shapes
-
-    def read_into(self, name: str, target: torch.Tensor) -> None:
-        file, stored = self._at[name]
-        with self._open(file, framework="pt") as opened:
-            target.copy_(opened.get_tensor(stored))
-
-
-def _text_name(stored: str) -> str | None:
-    """The name of a tensor in the text model alone; None where it belongs to something else."""
-    if _VISION.match(stored) or _BUFFER.fullmatch(stored):
-        return None
-    part = _TEXT_PART.fullmatch(stored)
-    if part is None:
-        return stored
-    return part["name"] if part["name"].startswith("lm_head.") else f"model.{part['name']}"
-
-
-def _weight_files(path: Path) -> list[Path]:
-    if (path / _INDEX).exists():
-        places = _json(path / _INDEX).get("weight_map")
-        if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()) or not places:
-            raise ModelFileError(f"{path / _INDEX} has no weight_map. Fetch or copy it again.")
-        names = sorted(set(places.values()))
-        for name in names:
-            if name != Path(name).name or not (path / name).is_file():
-                raise ModelFileError(f"{path / _INDEX} names {name}, which is not there. Fetch the missing file.")
-        return [path / name for name in names]
-    if (path / "model.safetensors").is_file():
-        return [path / "model.safetensors"]
-    if any(next(path.glob(pattern), None) for pattern in _PICKLED):
-        raise UnsupportedModelError(
-            f"{path} holds its weights as pickled files only, which run as programs when they are read. "
-            "Save the model as safetensors where it was made."
-        )
-    raise ModelNotFoundError(f"{path} holds no weights (model.safetensors, or {_INDEX} and what it names).")
-
-
-def _require_header(file: Path) -> None:
-    """Raise ModelFileError where a safetensors file does not have the length that its header says.
-
-    Source: the safetensors format: the header's length in 8 bytes, a header in JSON, and the values.
-    """
-    try:
-        with file.open("rb") as opened:
-            length = int.from_bytes(opened.read(8), "little")
-            size = file.stat().st_size
-            if not 0 < length <= size - 8:
-                raise ValueError("its header is longer than the file")
-            header = json.loads(opened.read(length))
-        end = max((fact["data_offsets"][1] for name, fact in header.items() if name != "__metadata__"), default=0)
-        if end != size - 8 - length:
-            raise ValueError(f"{end} bytes of values were announced, and {size - 8 - length} are there")
-    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
-        raise ModelFileError(f"{file} is truncated or damaged: {error}. Fetch or copy it again.") from error
-
-
-def _tokenizer(path: Path, settings: Mapping[str, Any]) -> tuple[Tokenizer, str | None]:
-    """Tokenizer and chat template."""
-    if not (path / "tokenizer.json").is_file():
-        raise UnsupportedModelError(
-            f"{path} has no tokenizer.json. Where it has another tokenizer, transformers' AutoTokenizer can load it "
-            "and save_pretrained() writes the file."
-        )
-    said = _json(path / "tokenizer_config.json")
-    generation = _json(path / "generation_config.json")
-    plain = Tokenizer.from_file(path / "tokenizer.json")
-    bos_id = _special_id(plain, said.get("bos_token"))
-    ends = [_special_id(plain, said.get("eos_token"))]
-    for found in (generation.get("eos_token_id"), settings.get("eos_token_id")):
-        ends += found if isinstance(found, list) else [found]
-    whole = [end for end in ends if isinstance(end, int) and not isinstance(end, bool) and 0 <= end < plain.vocab_size]
-    if bos_id is None and plain.starts_with is not None:
-        bos_id = plain.starts_with
-    add = said.get("add_bos_token")
-    add_bos = add if isinstance(add, bool) else plain.starts_with is not None and plain.starts_with == bos_id
-    tokenizer = Tokenizer.from_file(
-        path / "tokenizer.json", bos_id=bos_id, eos_ids=list(dict.fromkeys(whole)), add_bos=add_bos
-    )
-    return tokenizer, _chat_template(path, said)
-
-
-def _special_id(tokenizer: Tokenizer, token: object) -> int | None:
-    text = token.get("content") if isinstance(token, dict) else token
-    return tokenizer.id_of(text) if isinstance(text, str) else None
-
-
-def _chat_template(path: Path, said: Mapping[str, Any]) -> str | None:
-    if (path / "chat_template.jinja").is_file():
-        return _text(path / "chat_template.jinja")
-    for found in (said.get("chat_template"), _json(path / "chat_template.json").get("chat_template")):
-        if isinstance(found, str):
-            return found
-        if isinstance(found, list):  # several, named
-            named = {part.get("name"): part.get("template") for part in found if isinstance(part, dict)}
-            default = named.get("default")
-            return default if isinstance(default, str) else None
-    return None
 
 
 def _model_id(path: Path, settings: Mapping[str, Any]) -> str:
@@ -229,7 +84,7 @@ def _model_id(path: Path, settings: Mapping[str, Any]) -> str:
 def _license(path: Path) -> str | None:
     """What the model card says, else what the license file begins with; None where neither is there."""
     if (path / "README.md").is_file():
-        front = re.match(r"---\n(.*?)\n---", _text(path / "README.md"), re.DOTALL)
+        front = re.match(r"---\n(.*?)\n---", read_text(path / "README.md"), re.DOTALL)
         said = dict(re.findall(r"^(license|license_name):[ \t]*['\"]?([^'\"\n]+)", front[1], re.M)) if front else {}
         if said.get("license") not in (None, "other"):
             return str(said["license"]).strip()
@@ -237,33 +92,9 @@ def _license(path: Path) -> str | None:
             return str(said["license_name"]).strip()
     for file in sorted(path.glob("LICENSE*")):
         if file.is_file():
-            lines = [line.strip() for line in _text(file).splitlines() if line.strip()]
+            lines = [line.strip() for line in read_text(file).splitlines() if line.strip()]
             first = lines[0] if lines else ""
             return (
                 next((name for words, name in _LICENSES.items() if words.lower() in first.lower()), first[:80]) or None
             )
     return None
-
-
-def _json(path: Path, required: bool = False) -> dict[str, Any]:
-    """The object in a JSON file; an empty one where the file is absent and need not be there."""
-    try:
-        value = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        if required:
-            raise ModelNotFoundError(
-                f"{path.parent} holds no {path.name}: it is not a Hugging Face model folder."
-            ) from None
-        return {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelFileError(f"{path} cannot be read as JSON: {error}. Fetch or copy it again.") from error
-    if not isinstance(value, dict):
-        raise ModelFileError(f"{path} does not hold a JSON object. Fetch or copy it again.")
-    return value
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text("utf-8", "replace")
-    except OSError as error:
-        raise ModelFileError(f"{path} cannot be read: {error.strerror or error}.") from error

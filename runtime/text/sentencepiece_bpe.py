@@ -32,8 +32,8 @@ def sentencepiece_bpe(metadata: Mapping[str, object]) -> tokenizers.Tokenizer:
             f"the GGUF file's vocabulary has {bytes_there} tokens for single bytes and none for what is unknown, so "
             "that not every text can be written."
         )
-    merges = list(_merges(tokens, types, scores, known.ids))
-    model = models.BPE(vocab=known.ids, merges=merges, unk_token=unknown, fuse_unk=True, byte_fallback=bytes_there > 0)
+    pairs = list(merges(tokens, types, scores, known.ids))
+    model = models.BPE(vocab=known.ids, merges=pairs, unk_token=unknown, fuse_unk=True, byte_fallback=bytes_there > 0)
     inner = tokenizers.Tokenizer(model)
     prefixed = metadata.get("tokenizer.ggml.add_space_prefix", True)
     spaces = normalizers.Replace(" ", SPACE)
@@ -44,7 +44,7 @@ def sentencepiece_bpe(metadata: Mapping[str, object]) -> tokenizers.Tokenizer:
     return inner
 
 
-def _merges(
+def merges(
     tokens: Sequence[str], types: Sequence[int], scores: npt.NDArray[np.float64], vocabulary: Mapping[str, int]
 ) -> Iterator[tuple[str, str]]:
     """Every way to make a piece of two others, best first."""
