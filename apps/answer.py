@@ -65,6 +65,7 @@ def answer(
         special=special,
         beams=beams,
         language=options.language,
+        source_language=options.source_language,
         task=options.task,
         timestamps=options.timestamps,
         progress=reading.tokens(_READING),

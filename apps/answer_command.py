@@ -35,6 +35,9 @@ def run(
     language: Annotated[
         str | None, typer.Option(help="Of the answer (fr_XX), or of a recording (fr), by the model's own name.")
     ] = None,
+    source_language: Annotated[
+        str | None, typer.Option(help="Of the text, by the model's own name; default: the tokenizer's.")
+    ] = None,
     task: Annotated[str | None, typer.Option(help="With a recording: transcribe, or translate into English.")] = None,
     timestamps: Annotated[bool, typer.Option("--timestamps", help="What of a recording was said when.")] = False,
     stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be given several times.")] = None,
@@ -87,7 +90,7 @@ def run(
             document=document,
             max_new_tokens=n_tokens,
             beams=beams,
-            options=AnswerOptions(language, task, timestamps),
+            options=AnswerOptions(language, task, timestamps, source_language),
             as_json=as_json,
             thinking=thinking,
         )

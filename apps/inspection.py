@@ -56,6 +56,7 @@ def _show_bundle(bundle: Bundle, out: Console) -> None:
         "ends a text": ", ".join(map(str, manifest.eos_ids)) or "nothing",
         "never says": _suppression_words(manifest),
         "own settings": _generation_words(manifest),
+        **({"languages": " ".join(manifest.generation.languages)} if manifest.generation.languages else {}),
         "draft": _draft_words(manifest.draft) if manifest.draft else "none",
         "canary": _canary_words(bundle),
     }
@@ -117,10 +118,8 @@ def _suppression_words(manifest: Manifest) -> str:
 def _generation_words(manifest: Manifest) -> str:
     """The settings for generating that do something, and those that nothing here does."""
     found = manifest.generation
-    said = found.model_dump(exclude_defaults=True, exclude={"languages", "unheeded"})
+    said = found.model_dump(exclude_defaults=True, exclude={"languages", "language_in_source", "unheeded"})
     words = [f"{name} {_listed(value)}" for name, value in said.items()]
-    if found.languages:
-        words.append(f"languages {' '.join(found.languages)}")
     if found.unheeded:
         words.append(f"not heeded: {' '.join(found.unheeded)}")
     return "; ".join(words) or "none"
@@ -153,7 +152,7 @@ def _shortened(out: Console, facts: dict[str, object]) -> dict[str, object]:
         return {**texts}
     return {
         name: text
-        if len(text) <= _LONG or name == "path"
+        if len(text) <= _LONG or name in ("path", "languages")
         else f"{text[:_LONG]}... ({len(text)} characters; --json shows all)"
         for name, text in texts.items()
     }

@@ -56,7 +56,7 @@ def export_encoder_decoder(
     form = form or WeightForm("int8")
     said = generation.to_diff_dict() if generation is not None else {}
     facts = encoder_decoder_facts(model.config, said)
-    languages = {} if tokenizer is None else languages_of(Tokenizer.from_file(tokenizer))
+    languages = None if tokenizer is None else languages_of(Tokenizer.from_file(tokenizer))
     rules = generating(said, int(model.config.vocab_size), languages)
     warn_of(rules.generation, model_id)
     with new_bundle(folder) as building:

@@ -33,7 +33,7 @@ def unigram_rules(described: Mapping[str, Any], types: list[int]) -> dict[str, o
             raise _not_written(f"its normalizer has the step {step['type']}, which llama.cpp's has not")
     prefixed = False
     for step in steps(described["pre_tokenizer"], "pretokenizers"):
-        if step["type"] == "WhitespaceSplit":
+        if step["type"] == "WhitespaceSplit" or (step["type"], step.get("pattern")) == ("Split", {"Regex": " +"}):
             merged = True
         elif step["type"] == "Metaspace":
             prefixed = step.get("prepend_scheme", "always") != "never"

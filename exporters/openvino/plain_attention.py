@@ -19,7 +19,7 @@ def attend_past(trace: EncoderDecoderTrace, attention: Attention, x: Tensor) -> 
     trace.queries[layer] = query * (attention.scaling * attention.head_dim**0.5)
     key, value = (torch.cat([past, rows], dim=2) for past, rows in zip(trace.past[layer], new, strict=True))
     trace.present[layer] = key, value
-    return _attend(attention, query, key, value, trace.bias)
+    return _attend(attention, query, key, value, trace.bias_of(attention))
 
 
 def attend_source(trace: EncoderDecoderTrace, attention: Attention, x: Tensor) -> Tensor:
@@ -31,7 +31,7 @@ def attend_source(trace: EncoderDecoderTrace, attention: Attention, x: Tensor) -
 def attend_encoder(trace: EncoderDecoderTrace, attention: Attention, x: Tensor) -> Tensor:
     """Attention of all source tokens to all, before its last projection: (1, S, width)."""
     query, key, value = (attention.heads(i, x) for i in range(3))
-    return _attend(attention, query, key, value, trace.encoder_bias)
+    return _attend(attention, query, key, value, trace.bias_of(attention))
 
 
 def _attend(attention: Attention, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:

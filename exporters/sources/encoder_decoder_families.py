@@ -13,7 +13,11 @@ from ...runtime.files.generation_settings import listed, numbers
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-ENCODER_DECODERS = ("t5", "mt5", "bart", "mbart", "pegasus", "marian", "whisper")  # model_type of transformers
+ENCODER_DECODERS = (  # model_type of transformers
+    *("t5", "mt5", "umt5", "bart", "mbart", "m2m_100", "pegasus", "marian", "plbart", "blenderbot"),
+    *("blenderbot-small", "whisper"),
+)
+_RELATIVE = ("t5", "mt5", "umt5")  # whose positions are distances, with no end
 
 _REFUSED = {  # entries that, where they are set, change the computation in ways not built
     "quantization_config": "its weights are quantized already; give the model that it was made from",
@@ -61,10 +65,15 @@ def encoder_decoder_facts(config: PretrainedConfig, said: Mapping[str, Any]) -> 
     said: the settings for generating, as said_by() finds them.
     """
     settings: Any = config
-    kind = settings.model_type
+    kind, start = settings.model_type, _decoder_start(settings, said)
+    if kind == "m2m_100" and settings.pad_token_id in start:
+        raise UnsupportedModelError(
+            f"the m2m_100's answers start from its padding ({settings.pad_token_id}), which has no position: not yet. "
+            "See decoder_start_token_id in config.json."
+        )
     if kind == "whisper":
         length, limit = settings.max_target_positions, 2 * settings.max_source_positions
-    elif kind in ("t5", "mt5"):
+    elif kind in _RELATIVE:
         length, limit = getattr(settings, "n_positions", None) or _UNBOUNDED, None
     else:
         length = limit = settings.max_position_embeddings
@@ -72,7 +81,7 @@ def encoder_decoder_facts(config: PretrainedConfig, said: Mapping[str, Any]) -> 
         context_length=int(length),
         source_kind="audio" if kind == "whisper" else "text",
         source_limit=limit,
-        decoder_start=_decoder_start(settings, said),
+        decoder_start=start,
         eos_ids=tuple(int(end) for end in numbers(_either(said, settings, "eos_token_id"))),
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 
 EXPORT_EXTRA = f"Add it with: {install_command('export')}"
+_COMPUTED = re.compile(  # what old files store of models that compute it anew
+    r"(model\.)?(encoder|decoder)\.(version|embed_positions\.(weights|_float_tensor))"
+)
 
 
 class StoredWeights(Protocol):
@@ -56,6 +60,7 @@ class ModelSource:
     eos_ids: tuple[int, ...]
     settings: Mapping[str, Any] = field(repr=False)  # as config.json has them
     weights: StoredWeights = field(repr=False)
+    pickled: Mapping[str, torch.Tensor] | None = field(default=None, repr=False)  # the weights, if not in safetensors
     encoder_decoder: EncoderDecoderFacts | None = None  # of an encoder-decoder
     generating: Generating = field(default_factory=Generating)
 
@@ -70,7 +75,7 @@ class ModelSource:
         any is read.
         """
         if self.encoder_decoder is not None:
-            return load_encoder_decoder(self.config(), self.path, self.encoder_decoder)
+            return load_encoder_decoder(self.config(), self.path, self.encoder_decoder, self.pickled)
         return load_model(self.config(), self.weights, self.path, progress or (lambda share: None))
 
 
@@ -113,22 +118,27 @@ def load_model(config: PretrainedConfig, weights: StoredWeights, path: Path, pro
     return model
 
 
-def load_encoder_decoder(config: PretrainedConfig, path: Path, facts: EncoderDecoderFacts) -> PreTrainedModel:
+def load_encoder_decoder(
+    config: PretrainedConfig, path: Path, facts: EncoderDecoderFacts, tensors: Mapping[str, torch.Tensor] | None = None
+) -> PreTrainedModel:
     """An encoder-decoder in f32 on the CPU, read by transformers, which knows what of it is tied and what is computed.
 
-    Nothing is fetched, and nothing but safetensors read. Raises ModelFileError where a tensor is missing or odd.
+    tensors: the weights, where they are not in safetensors files. Nothing is fetched, and no other file is read.
+    Raises ModelFileError where a tensor is missing or odd.
     """
     try:
         import torch
-        from transformers import AutoModelForSeq2SeqLM, AutoModelForSpeechSeq2Seq
+        from transformers import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING, MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING
     except ImportError as error:
         raise EngineMissingError(f"exporting needs the package {error.name}. {EXPORT_EXTRA}") from error
-    made: Any = AutoModelForSpeechSeq2Seq if facts.source_kind == "audio" else AutoModelForSeq2SeqLM
+    hears = facts.source_kind == "audio"
+    classes: Any = MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING if hears else MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
     try:
         with _silent():
-            model, loaded = made.from_pretrained(
-                path,
+            model, loaded = classes[type(config)].from_pretrained(
+                path if tensors is None else None,
                 config=config,
+                state_dict=None if tensors is None else dict(tensors),
                 dtype=torch.float32,
                 attn_implementation="eager",
                 use_safetensors=True,
@@ -138,10 +148,11 @@ def load_encoder_decoder(config: PretrainedConfig, path: Path, facts: EncoderDec
     except (OSError, RuntimeError, ValueError) as error:
         raise ModelFileError(f"{path} cannot be read as a {config.model_type}: {error}") from error
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if loaded[what]:
+        odd = sorted(name for name in map(str, loaded[what]) if not _COMPUTED.fullmatch(name))
+        if odd:
             raise ModelFileError(
-                f"{path} does not hold what its configuration says: {what.replace('_keys', '')} is "
-                f"{sorted(map(str, loaded[what]))[0]}. Fetch or copy the model again."
+                f"{path} does not hold what its configuration says: {what.replace('_keys', '')} is {odd[0]}. "
+                "Fetch or copy the model again."
             )
     model.requires_grad_(False)
     model.train(False)

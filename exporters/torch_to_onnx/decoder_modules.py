@@ -129,7 +129,7 @@ class Trace:
     """What flows through one traced step beside the hidden states."""
 
     position_ids: Tensor
-    bias: Tensor
+    bias: Tensor | None  # None where nothing is
     sliding_bias: Tensor | None
     past: list[tuple[Tensor, Tensor]]
     present: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)

@@ -22,14 +22,20 @@ Gather: TypeAlias = Callable[[Tensor, Tensor], Tensor]  # rows of a table, by in
 class EncoderDecoderTrace(Trace):
     """What flows through one traced step beside the hidden states.
 
-    encoder_bias: (1, heads, S, S), while an encoder with relative positions is traced. cross: key and value of the
-    source by layer, while a decoder is traced.
+    distances: what is added to scores where positions are relative, (1, heads, n, T): by layer, or one for all.
+    cross: key and value of the source by layer, while a decoder is traced.
     """
 
-    encoder_bias: Tensor | None = None
+    distances: tuple[Tensor, ...] = ()
     cross: tuple[tuple[Tensor, Tensor], ...] = ()
     logit_rows: Tensor | None = None
     hidden: Tensor | None = None
+
+    def bias_of(self, attention: Attention) -> Tensor | None:
+        """What is added to the scores of a layer's attention to its own tokens."""
+        if not self.distances:
+            return self.bias
+        return self.distances[int(attention.module.layer_idx) if len(self.distances) > 1 else 0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +78,18 @@ class TracedPositions(nn.Module):
         return self.gather(self.get_buffer("table"), self.step().position_ids)
 
 
+class TracedSourcePositions(nn.Module):
+    """Rows of a table of positions, one for each token of a source."""
+
+    def __init__(self, table: Tensor, gather: Gather) -> None:
+        super().__init__()
+        self.register_buffer("table", table)
+        self.gather = gather
+
+    def forward(self, source: Tensor, *_: Any, **__: Any) -> Tensor:
+        return self.gather(self.get_buffer("table"), torch.arange(source.shape[1])[None])
+
+
 def gather(table: Tensor, indices: Tensor) -> Tensor:
     """Rows of a table by indices of any shape: (*indices, columns)."""
     shape = [*indices.shape, table.shape[1]]
@@ -81,6 +99,7 @@ def gather(table: Tensor, indices: Tensor) -> Tensor:
 def attend_past(trace: EncoderDecoderTrace, attention: Attention, x: Tensor) -> Tensor:
     """Attention to the cache and the new tokens, before its last projection: (1, n, width)."""
     q, k, v = (attention.heads(i, x) for i in range(3))
+    trace.bias = trace.bias_of(attention)
     out = attend(trace, attention.module, q, k, v, scaling=attention.scaling, softcap=None, window=None)
     return out.reshape(1, x.shape[1], -1)
 
@@ -110,7 +129,7 @@ def attend_source(trace: EncoderDecoderTrace, attention: Attention, x: Tensor) -
 def attend_encoder(trace: EncoderDecoderTrace, attention: Attention, x: Tensor) -> Tensor:
     """Attention of all source tokens to all, before its last projection: (1, S, width)."""
     flat = [attention.projection(i)(x) for i in range(3)]
-    inputs = [*flat, None, None, trace.encoder_bias]
+    inputs = [*flat, None, None, trace.bias_of(attention)]
     while inputs[-1] is None:
         inputs.pop()
     attributes: Attributes = {"num_heads": attention.n_heads, "scale": attention.scaling}
@@ -138,14 +157,8 @@ class RelativeBias:
     def of(module: Any) -> RelativeBias:
         """Made of a module's own buckets."""
         farthest, both_ways = int(module.relative_attention_max_distance), not module.is_decoder
-        distances = torch.arange(-farthest if both_ways else 0, farthest + 1)
-        buckets = module._relative_position_bucket(
-            -distances[None],
-            bidirectional=both_ways,
-            num_buckets=module.relative_attention_num_buckets,
-            max_distance=farthest,
-        )
-        table = module.relative_attention_bias.weight.detach().float()[buckets[0]]
+        row = module.compute_bias(farthest + 1, farthest * (1 + both_ways) + 1)[0, :, farthest]  # (heads, entries)
+        table = row.detach().float().flip(1).T
         return RelativeBias(table.contiguous(), both_ways)
 
     def between(self, queries: Tensor, keys: Tensor, table: Tensor, gather: Gather) -> Tensor:

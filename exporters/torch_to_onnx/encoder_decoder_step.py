@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import onnx_ir as ir
@@ -22,15 +23,13 @@ class Encode(nn.Module):
     def __init__(self, state: SwappedEncoderDecoder) -> None:
         super().__init__()
         self.model, self.state = state.model, state
-        _hold_bias(self, state.encoder_bias)
+        _hold(self, state.encoder_bias)
 
     def forward(self, source: Tensor) -> tuple[Tensor, ...]:
-        trace = EncoderDecoderTrace(source, source, None, [])
-        if self.state.encoder_bias is not None:
+        trace = EncoderDecoderTrace(source, None, None, [])
+        if self.state.encoder_bias:
             places = torch.arange(source.shape[1])
-            trace.encoder_bias = self.state.encoder_bias.between(
-                places, places, self.get_buffer("distances"), self.state.operators.gather
-            )[None]
+            trace.distances = tuple(bias[None] for bias in _between(self, self.state.encoder_bias, places, places))
         self.state.encoder_decoder = trace
         hidden = self.model.get_encoder()(source).last_hidden_state
         kept = (attention.heads(i, hidden) for attention in self.state.cross for i in (1, 2))
@@ -43,18 +42,20 @@ class Decode(nn.Module):
     def __init__(self, state: SwappedEncoderDecoder) -> None:
         super().__init__()
         self.model, self.state = state.model, state
-        _hold_bias(self, state.decoder_bias)
+        _hold(self, state.decoder_bias)
 
     def forward(self, input_ids: Tensor, position_ids: Tensor, logit_rows: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
         state, bias = self.state, rest[0]
-        if state.decoder_bias is not None:
+        distances: tuple[Tensor, ...] = ()
+        if state.decoder_bias:
             places, rest = rest[1], rest[1:]
-            table = self.get_buffer("distances")
-            bias = bias + state.decoder_bias.between(position_ids, places, table, state.operators.gather)
+            distances = tuple(bias + far for far in _between(self, state.decoder_bias, position_ids, places))
         layers = range(len(state.cross))
         pairs = list(zip(rest[1::2], rest[2::2], strict=True))
         past, cross = pairs[: len(layers)], pairs[len(layers) :]
-        trace = EncoderDecoderTrace(position_ids, bias, None, past, cross=tuple(cross), logit_rows=logit_rows)
+        trace = EncoderDecoderTrace(
+            position_ids, bias, None, past, distances=distances, cross=tuple(cross), logit_rows=logit_rows
+        )
         state.encoder_decoder = trace
         unread: Any = torch.zeros(1, 1, self.model.config.d_model)
         encoded = BaseModelOutput(last_hidden_state=unread)
@@ -64,9 +65,14 @@ class Decode(nn.Module):
         return (logits, trace.hidden, *presents, *(trace.queries[i] for i in layers))
 
 
-def _hold_bias(step: nn.Module, bias: RelativeBias | None) -> None:
-    if bias is not None:
-        step.register_buffer("distances", bias.table)
+def _hold(step: nn.Module, biases: Sequence[RelativeBias]) -> None:
+    for i, bias in enumerate(biases):
+        step.register_buffer(f"distances_{i}", bias.table)
+
+
+def _between(step: Any, biases: Sequence[RelativeBias], queries: Tensor, keys: Tensor) -> list[Tensor]:
+    gather = step.state.operators.gather
+    return [bias.between(queries, keys, step.get_buffer(f"distances_{i}"), gather) for i, bias in enumerate(biases)]
 
 
 def trace_encoder(state: SwappedEncoderDecoder) -> ir.Model:
@@ -100,7 +106,7 @@ def decoder_inputs(state: SwappedEncoderDecoder, total: int) -> Inputs:
         "logit_rows": (torch.arange(_ROWS), {0: "m"}),
         "bias": (torch.zeros(1, 1, _N, total), {2: "n", 3: "T"}),
     }
-    if state.decoder_bias is not None:
+    if state.decoder_bias:
         inputs["entry_positions"] = (torch.arange(total), {0: "T"})
     first = state.cross[0]
     for name in _layers("past", state):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from inspect import signature
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from .encoder_decoder_modules import (
     RelativeBias,
     Role,
     TracedPositions,
+    TracedSourcePositions,
     attend_encoder,
     attend_past,
     attend_source,
@@ -52,13 +54,13 @@ def onnx_operators(form: WeightForm, accuracy_level: int) -> Operators:
 
 @dataclass(slots=True, kw_only=True)
 class SwappedEncoderDecoder(Swapped):
-    """The model while it is traced. encoder_bias, decoder_bias: of models with relative positions. cross: by
-    layer."""
+    """The model while it is traced. encoder_bias, decoder_bias: of models with relative positions, one for all layers
+    or one for each. cross: by layer."""
 
     operators: Operators
     cross: list[Attention] = field(default_factory=list)
-    encoder_bias: RelativeBias | None = None
-    decoder_bias: RelativeBias | None = None
+    encoder_bias: tuple[RelativeBias, ...] = ()
+    decoder_bias: tuple[RelativeBias, ...] = ()
     encoder_decoder: EncoderDecoderTrace | None = None
 
     def step(self) -> EncoderDecoderTrace:
@@ -113,7 +115,9 @@ def _stand_ins(state: SwappedEncoderDecoder) -> Iterator[tuple[str, nn.Module]]:
         leaf = name.rpartition(".")[2]
         if leaf == "embed_positions":
             if ".decoder." in f".{name}":
-                yield name, _positions(state, name, module)
+                yield name, TracedPositions(_positions(name, module), state.step, state.operators.gather)
+            elif not hasattr(module, "weight"):  # it counts tokens in a way that is not traced
+                yield name, TracedSourcePositions(_positions(name, module), state.operators.gather)
         elif leaf == "relative_attention_bias" or type(module).__name__.endswith("RotaryEmbedding"):
             continue
         elif type(module).__name__ == "NewGELUActivation":
@@ -123,13 +127,19 @@ def _stand_ins(state: SwappedEncoderDecoder) -> Iterator[tuple[str, nn.Module]]:
 
 
 @torch.no_grad()
-def _positions(state: SwappedEncoderDecoder, name: str, module: Any) -> TracedPositions:
-    offset = int(getattr(module, "offset", 0))
-    table = module.weight.detach().float()[offset:]
-    places = torch.tensor([2, 0, 5])
-    if not close(table[places], module(torch.zeros(1, 3), 0, position_ids=places).reshape(3, -1)):
+def _positions(name: str, module: Any) -> Tensor:
+    """What a module gives for every position, (positions, width): learned, or computed once (M2M100)."""
+    if hasattr(module, "weight"):
+        table = module.weight.detach().float()[int(getattr(module, "offset", 0)) :]
+        places = torch.tensor([2, 0, 5])
+        found = module(torch.zeros(1, 3), 0, position_ids=places)
+    else:
+        table = module.weights.detach().float()[int(module.padding_idx) + 1 :][: int(module.num_positions)]
+        places = torch.arange(3)
+        found = module(inputs_embeds=torch.zeros(1, 3, 1))
+    if not close(table[places], found.reshape(3, -1)):
         raise UnsupportedModelError(f"{name} is a {type(module).__name__} that is not a table of positions: not yet.")
-    return TracedPositions(table.contiguous(), state.step, state.operators.gather)
+    return table.contiguous()
 
 
 @torch.no_grad()
@@ -138,22 +148,25 @@ def _check_attention(attention: Attention) -> None:
     draw, module = torch.Generator().manual_seed(0), attention.module
     width = attention.projection(0).in_features
     x, y = (torch.randn(1, n, width, generator=draw) for n in (3, 5))
-    relative = hasattr(module, "has_relative_attention_bias")
-    zeros = {"position_bias": torch.zeros(1, attention.n_heads, 3, 5)} if relative else {}
-    theirs = module(x, key_value_states=y, **zeros)[0]
+    if "encoder_hidden_states" in signature(module.forward).parameters:  # UMT5
+        mask = -module.compute_bias(3, 5) if module.has_relative_attention_bias else None
+        theirs = module(x, encoder_hidden_states=y, attention_mask=mask)[0]
+    else:
+        relative = hasattr(module, "has_relative_attention_bias")
+        zeros = {"position_bias": torch.zeros(1, attention.n_heads, 3, 5)} if relative else {}
+        theirs = module(x, key_value_states=y, **zeros)[0]
     q, k, v = (attention.heads(i, source) for i, source in enumerate((x, y, y)))
     mixed = torch.softmax(q @ k.transpose(2, 3) * attention.scaling, dim=-1) @ v
     if not close(attention.projection(3)(mixed.transpose(1, 2).reshape(1, 3, -1)), theirs):
         raise UnsupportedModelError(f"{attention.name} is a {type(module).__name__} of another kind: not yet.")
 
 
-def _relative_bias(attentions: dict[str, Attention], role: str) -> RelativeBias | None:
-    found = [
-        a for a in attentions.values() if a.role == role and getattr(a.module, "has_relative_attention_bias", False)
-    ]
-    if len(found) > 1:
-        raise UnsupportedModelError("every layer has a relative bias of its own: not yet, as none is known that does.")
-    return RelativeBias.of(found[0].module) if found else None
+def _relative_bias(attentions: dict[str, Attention], role: str) -> tuple[RelativeBias, ...]:
+    own = [a for a in attentions.values() if a.role == role]
+    found = [a for a in own if getattr(a.module, "has_relative_attention_bias", False)]
+    if len(found) not in (0, 1, len(own)):
+        raise UnsupportedModelError("some layers have a relative bias of their own, and others have none: not yet.")
+    return tuple(RelativeBias.of(one.module) for one in found)
 
 
 def _forward(state: SwappedEncoderDecoder, attention: Attention) -> Callable[..., tuple[Tensor, None]]:

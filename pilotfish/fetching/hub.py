@@ -23,12 +23,13 @@ PREFIX = "hf:"
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 _PREFERRED = "q4_k_m"  # where a repository has several and none is named
-_FOLDER = ("*.json", "*.model", "*.jinja", "LICENSE*", "README.md")
+_FOLDER = ("*.json", "*.model", "*.spm", "*.jinja", "LICENSE*", "README.md")
 _RUNS = {
     "openvino_model.xml": ("openvino_model.xml", "openvino_model.bin"),
     "genai_config.json": ("*.onnx", "*.onnx.data", "*.onnx_data*"),
 }
 _WEIGHTS = ("*.safetensors",)  # of a folder that no engine runs as it is
+_PICKLED = ("pytorch_model*.bin",)
 _ANSWER_S = 10.0
 
 
@@ -80,7 +81,7 @@ def hub_folder(name: str, report: Progress) -> Path:
     repository = name.removeprefix(PREFIX)
     hub = _library(repository)
     held, why = _listed(hub, repository)
-    return _folder(hub, repository, _weights_and_settings(held, ""), why, report)
+    return _folder(hub, repository, weights_and_settings(held, "", pickled=True), why, report)
 
 
 def runnable_folders(held: Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -99,14 +100,16 @@ def folder_files(held: Sequence[str], folder: str) -> list[str]:
     settings."""
     kinds = runnable_folders(held).get(folder)
     if kinds is None:
-        return _weights_and_settings(held, folder)
+        return weights_and_settings(held, folder)
     return _of_kinds(held, folder, (*_FOLDER, *kinds))
 
 
-def _weights_and_settings(held: Sequence[str], folder: str) -> list[str]:
-    """Safetensors without second copies of them, and their settings."""
+def weights_and_settings(held: Sequence[str], folder: str, *, pickled: bool = False) -> list[str]:
+    """Safetensors without second copies of them, and their settings. pickled: where there are none, torch's files."""
     weights = _of_kinds(held, folder, _WEIGHTS)
     usual = [name for name in weights if re.fullmatch(r"model(-\d+-of-\d+)?\.safetensors", name.rpartition("/")[2])]
+    if pickled and not weights:
+        weights = _of_kinds(held, folder, _PICKLED)
     return _of_kinds(held, folder, _FOLDER) + (usual or weights)
 
 

@@ -11,8 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import tokenizers
+
 from ..errors import ModelFileError, ModelNotFoundError, OptionError, UnsupportedModelError
-from ..text.tokenizer import Tokenizer
+from ..text.tokenizer import Tokenizer, read_tokenizer
 
 _INDEX = "model.safetensors.index.json"
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -59,7 +61,7 @@ def weight_files(path: Path) -> list[Path]:
     """
     single, others = path / "model.safetensors", sorted(path.glob("*.safetensors"))
     if (path / _INDEX).exists():
-        files = _indexed(path)
+        files = named_by(path / _INDEX)
         if single.is_file() and single not in files:
             raise OptionError(
                 f"{path} holds two models, {single.name} and the one that {_INDEX} names. Keep one of them there."
@@ -89,15 +91,17 @@ def weight_files(path: Path) -> list[Path]:
     raise ModelNotFoundError(f"{path} holds no weights (model.safetensors, or {_INDEX} and what it names).")
 
 
-def _indexed(path: Path) -> list[Path]:
-    places = json_object(path / _INDEX).get("weight_map")
+def named_by(index: Path) -> list[Path]:
+    """The files that an index of weights names. Raises ModelFileError where one is missing."""
+    path = index.parent
+    places = json_object(index).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()) or not places:
-        raise ModelFileError(f"{path / _INDEX} has no weight_map. Fetch or copy it again.")
+        raise ModelFileError(f"{index} has no weight_map. Fetch or copy it again.")
     names = sorted(set(places.values()))
     for name in names:
         if name != Path(name).name or not (path / name).is_file():
             _require_fetched(path, name)
-            raise ModelFileError(f"{path / _INDEX} names {name}, which is not there. Fetch the missing file.")
+            raise ModelFileError(f"{index} names {name}, which is not there. Fetch the missing file.")
     return [path / name for name in names]
 
 
@@ -140,20 +144,28 @@ def require_tokenizer(path: Path) -> Path:
 
 def tokenizer_in(path: Path, settings: Mapping[str, Any]) -> Tokenizer:
     """The tokenizer of a folder. settings: of its config.json."""
-    file = require_tokenizer(path)
+    return with_ends(read_tokenizer(require_tokenizer(path)), path, settings)
+
+
+def with_ends(
+    inner: tokenizers.Tokenizer, path: Path, settings: Mapping[str, Any], *, framed: bool = False
+) -> Tokenizer:
+    """The tokenizer, with what a folder says of its beginnings and ends. framed: tokens of the folder's own stand
+    around every text, the first of which may be a language."""
     said = json_object(path / "tokenizer_config.json")
     generation = json_object(path / "generation_config.json")
-    plain = Tokenizer.from_file(file)
+    plain = Tokenizer(inner)
     bos_id = _special_id(plain, said.get("bos_token"))
     ends = [_special_id(plain, said.get("eos_token"))]
     for found in (generation.get("eos_token_id"), settings.get("eos_token_id")):
         ends += found if isinstance(found, list) else [found]
     whole = [end for end in ends if isinstance(end, int) and not isinstance(end, bool) and 0 <= end < plain.vocab_size]
-    if bos_id is None and plain.starts_with is not None:
-        bos_id = plain.starts_with
+    starts = None if framed else plain.starts_with
+    if bos_id is None and starts is not None:
+        bos_id = starts
     add = said.get("add_bos_token")
-    add_bos = add if isinstance(add, bool) else plain.starts_with is not None and plain.starts_with == bos_id
-    return Tokenizer.from_file(file, bos_id=bos_id, eos_ids=list(dict.fromkeys(whole)), add_bos=add_bos)
+    add_bos = add if isinstance(add, bool) else starts is not None and starts == bos_id
+    return Tokenizer(inner, bos_id=bos_id, eos_ids=list(dict.fromkeys(whole)), add_bos=add_bos)
 
 
 def _special_id(tokenizer: Tokenizer, token: object) -> int | None:
@@ -164,7 +176,7 @@ def _special_id(tokenizer: Tokenizer, token: object) -> int | None:
 def chat_template_in(path: Path) -> str | None:
     """The jinja2 text of a folder's chat template; of several the one that is named default."""
     if (path / "chat_template.jinja").is_file():
-        return _text(path / "chat_template.jinja")
+        return text_in(path / "chat_template.jinja")
     said, apart = json_object(path / "tokenizer_config.json"), json_object(path / "chat_template.json")
     for found in (said.get("chat_template"), apart.get("chat_template")):
         if isinstance(found, str):
@@ -190,7 +202,7 @@ def model_id_of(path: Path, settings: Mapping[str, Any]) -> str:
 def license_in(path: Path) -> str | None:
     """What the model card says, else what the license file begins with; None where neither is there."""
     if (path / "README.md").is_file():
-        front = re.match(r"---\n(.*?)\n---", _text(path / "README.md"), re.DOTALL)
+        front = re.match(r"---\n(.*?)\n---", text_in(path / "README.md"), re.DOTALL)
         said = dict(re.findall(r"^(license|license_name):[ \t]*['\"]?([^'\"\n]+)", front[1], re.M)) if front else {}
         if said.get("license") not in (None, "other"):
             return str(said["license"]).strip()
@@ -198,7 +210,7 @@ def license_in(path: Path) -> str | None:
             return str(said["license_name"]).strip()
     for file in sorted(path.glob("LICENSE*")):
         if file.is_file():
-            lines = [line.strip() for line in _text(file).splitlines() if line.strip()]
+            lines = [line.strip() for line in text_in(file).splitlines() if line.strip()]
             first = lines[0] if lines else ""
             return (
                 next((name for words, name in _LICENSES.items() if words.lower() in first.lower()), first[:80]) or None
@@ -206,7 +218,8 @@ def license_in(path: Path) -> str | None:
     return None
 
 
-def _text(path: Path) -> str:
+def text_in(path: Path) -> str:
+    """The text in a file. Raises ModelFileError."""
     try:
         return path.read_text("utf-8", "replace")
     except OSError as error:

@@ -60,7 +60,9 @@ _HARMLESS = frozenset(  # which change no text, or only how it is computed
 )
 _OFF = {"guidance_scale": 1.0, "num_beam_groups": 1}  # values that do nothing, where it is not a false one
 _LEGACY = (*_KEPT, *_READ_ELSEWHERE, *_DRAWING, *_OFF, "diversity_penalty", "renormalize_logits", "penalty_alpha")
-_LANGUAGE = re.compile(r"[a-z]{2,3}_[A-Z][A-Za-z]{1,3}")  # a special token of mBART: fr_XX
+_LANGUAGE = re.compile(r"(?P<code>[a-z]{2,3}_[A-Z][A-Za-z]{1,3})")  # a special token of mBART or NLLB: fr_XX
+_M2M100 = re.compile(r"__(?P<code>[a-z]{2,3})__")
+_MARIAN = re.compile(r">>(?P<code>[^<>]+)<<")  # no special token, and no piece of a text
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,14 @@ class Generating:
     suppress_tokens: tuple[int, ...] = ()
     begin_suppress_tokens: tuple[int, ...] = ()
     generation: Generation = field(default_factory=Generation)
+
+
+@dataclass(frozen=True, slots=True)
+class Languages:
+    """Languages and their tokens. in_source: a token stands before the source, else before the answer."""
+
+    tokens: Mapping[str, int]
+    in_source: bool = False
 
 
 def said_by(settings: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
@@ -86,8 +96,8 @@ def said_by(settings: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str,
     return found
 
 
-def generating(said: Mapping[str, Any], vocab_size: int, languages: Mapping[str, int] | None = None) -> Generating:
-    """What said_by() gave, checked. Raises ModelFileError."""
+def generating(said: Mapping[str, Any], vocab_size: int, languages: Languages | None = None) -> Generating:
+    """What said_by() gave, checked. languages: those of the tokenizer. Raises ModelFileError."""
     ends = numbers(said.get("eos_token_id"))
     words = [word for word in listed(said, "bad_words_ids") if isinstance(word, (list, tuple)) and word]
     forbidden = [tuple(word) for word in words if list(word) not in [[end] for end in ends]]
@@ -97,7 +107,8 @@ def generating(said: Mapping[str, Any], vocab_size: int, languages: Mapping[str,
         (word, bias) for word, bias in _biases(listed(said, "sequence_bias")) if _all_known(word, vocab_size)
     ]
     values["forced_eos_token_id"] = known(numbers(said.get("forced_eos_token_id")), vocab_size)
-    values["languages"] = dict(languages or {})
+    values["languages"] = {} if languages is None else dict(languages.tokens)
+    values["language_in_source"] = languages is not None and languages.in_source
     if said.get("is_multilingual") is not False:
         values["languages"] |= {name.strip("<|>"): token for name, token in _named(said, "lang_to_id").items()}
         values["tasks"] = dict(_named(said, "task_to_id"))
@@ -137,10 +148,17 @@ def warn_of(generation: Generation, model: str, stacklevel: int = 3) -> None:
         )
 
 
-def languages_of(tokenizer: Tokenizer) -> dict[str, int]:
-    """The languages that a translator's vocabulary has tokens for."""
-    named = sorted(name for name in tokenizer.special_tokens if _LANGUAGE.fullmatch(name))
-    return {name: i for name in named if (i := tokenizer.id_of(name)) is not None}
+def languages_of(tokenizer: Tokenizer) -> Languages:
+    """The languages that a translator's vocabulary has tokens for, by the names that a user gives."""
+    codes = {m["code"]: i for text, i in tokenizer.named_tokens.items() if (m := _MARIAN.fullmatch(text))}
+    if codes:
+        return Languages(dict(sorted(codes.items())), in_source=True)
+    named = {}
+    for text in sorted(tokenizer.special_tokens):
+        for pattern in (_LANGUAGE, _M2M100):
+            if (m := pattern.fullmatch(text)) and (i := tokenizer.id_of(text)) is not None:
+                named[m["code"]] = i
+    return Languages(named)
 
 
 def listed(said: Mapping[str, Any], name: str) -> Sequence[Any]:

@@ -170,6 +170,7 @@ class Model:
         cancel: threading.Event | None = None,
         beams: int | Beams | None = None,
         language: str | None = None,
+        source_language: str | None = None,
         task: str | None = None,
         timestamps: bool = False,
         thinking: bool | None = None,
@@ -185,15 +186,13 @@ class Model:
         stop: a text or a token id that ends the answer, or several; None are none. The text is not part of the answer;
             that of a special token stops at the token, too.
         cancel: an event that ends the generation between two steps, prompt processing included.
-        beams: search for the most probable answer with so many beginnings at a time (docs/encoder-decoder.md); None
-            decides token by token. It neither samples nor drafts. With a number alone, length penalty and early
-            stopping are the model's own.
-        language: of the answer ("fr_XX"), or of a recording ("fr"), by the model's own name, where it has a token for
-            that; without one the language of a recording is heard.
+        beams: search for the most probable answer with so many beginnings at a time (docs/encoder-decoder.md), without
+            sampling and drafts. With a number alone, length penalty and early stopping are the model's own.
+        language: of the answer ("fr_XX"), or of a recording ("fr"), by the model's own name; without one the language
+            of a recording is heard. source_language: of the text, where the model is told; None: the tokenizer's.
         task: what a model of many languages that listens does: "transcribe" or "translate" (into English).
         timestamps: of a recording tell what was said when, a line for each part (Result.spoken).
-        thinking: whether a model that can thinks before it answers; None leaves that to its template. Thoughts are no
-            part of the text, but stand in Result.thinking.
+        thinking: whether a model that can thinks first (Result.thinking); None leaves that to its template.
         Raises ContextFullError, OptionError and ChatTemplateError before anything changes.
         """
         stream = self.stream(
@@ -208,6 +207,7 @@ class Model:
             cancel=cancel,
             beams=beams,
             language=language,
+            source_language=source_language,
             task=task,
             timestamps=timestamps,
             thinking=thinking,
@@ -232,6 +232,7 @@ class Model:
         progress: Counted | None = None,
         beams: int | Beams | None = None,
         language: str | None = None,
+        source_language: str | None = None,
         task: str | None = None,
         timestamps: bool = False,
         thinking: bool | None = None,
@@ -245,7 +246,7 @@ class Model:
         self._turns.check_open()
         asked = self._requests.request(
             prompt,
-            AnswerOptions(language, task, timestamps),
+            AnswerOptions(language, task, timestamps, source_language),
             max_new_tokens=max_new_tokens,
             sampling=settings,
             seed=seed,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 
 import numpy as np
 
@@ -16,6 +17,8 @@ from ..sampling.generation import Generation
 from ..sampling.sampling import LogitsProcessor, Sampling
 from ..text.prompts import Task
 
+_FEW, _CLOSE = 12, 5  # names that an error lists: all of so many, else the closest
+
 
 @dataclass(frozen=True, slots=True)
 class AnswerOptions:
@@ -24,6 +27,7 @@ class AnswerOptions:
     language: str | None = None
     task: str | None = None
     timestamps: bool = False
+    source_language: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +106,7 @@ class Rules:
 
     def lifted(self) -> Rules:
         """These rules without any that changes what an answer says; it can still be asked for languages and times."""
-        kept = ("languages", "tasks", "no_timestamps_token_id", "max_initial_timestamp_index")
+        kept = ("languages", "language_in_source", "tasks", "no_timestamps_token_id", "max_initial_timestamp_index")
         return Rules(generation=Generation(**{name: getattr(self.generation, name) for name in kept}))
 
     def longest(self, n_prompt: int, n_forced: int) -> UpTo | None:
@@ -125,24 +129,43 @@ class Rules:
         """The task as the request wants it. hears: the source is a recording. Raises OptionError for what the model
         cannot be asked for, with what it can."""
         said = self.generation
-        for name, wanted, there in (("language", options.language, said.languages), ("task", options.task, said.tasks)):
+        for name, wanted, there in (
+            ("language", options.language, said.languages),
+            ("source language", options.source_language, said.languages),
+            ("task", options.task, said.tasks),
+        ):
             if wanted is not None and wanted not in there:
-                known = f"those it has are {', '.join(sorted(there))}" if there else "it has none; drop it"
-                raise OptionError(f"the model has no token for the {name} {wanted!r}; {known}.")
+                raise OptionError(f"the model has no token for the {name} {wanted!r}; {_known(wanted, there)}.")
         if hears:
+            if options.source_language is not None:
+                raise OptionError("a recording's own language is asked for by language alone; drop source_language.")
             return self._listening(task, options)
         if options.timestamps:
             raise OptionError("timestamps are asked of models that listen, and this one reads text; drop them.")
-        return (
-            task
-            if options.language is None
-            else replace(task, context=self._in_language(task.context, options.language))
-        )
+        if options.source_language is not None:
+            task = replace(task, source=self._from_language(task.words, options.source_language))
+        return task if options.language is None else self._in_language(task, options.language)
 
-    def _in_language(self, context: Tokens, language: str) -> Tokens:
-        languages = self.generation.languages
-        kept = context[:-1] if int(context[-1]) in languages.values() else context
-        return as_tokens([*kept.tolist(), languages[language]])
+    def _in_language(self, task: Task, language: str) -> Task:
+        """The answer begins with the language's token, or, where the model wants that, the source does."""
+        languages, token = self.generation.languages, self.generation.languages[language]
+        if self.generation.language_in_source and task.words is not None:
+            source = task.words.tolist()
+            kept = source[1:] if source[0] in languages.values() else source
+            return replace(task, source=as_tokens([token, *kept]))
+        context = task.context.tolist()
+        kept = context[:-1] if context[-1] in languages.values() else context
+        return replace(task, context=as_tokens([*kept, token]))
+
+    def _from_language(self, source: Tokens | None, language: str) -> Tokens:
+        """The source with another language named, where the model's tokenizer names one: before it, or behind."""
+        named = self.generation.languages
+        at = next((i for i in (0, -1) if source is not None and int(source[i]) in named.values()), None)
+        if source is None or at is None or self.generation.language_in_source:
+            raise OptionError("this model is not told which language a text is in; drop source_language.")
+        changed = source.copy()
+        changed[at] = named[language]
+        return changed
 
     def _listening(self, task: Task, options: AnswerOptions) -> Task:
         """Start token, language, task and whether no times are wanted; without a language the one that is heard."""
@@ -165,6 +188,17 @@ class Rules:
         rest = [t for t in rest if not (options.timestamps and t == silent)]
         first_time = silent + 1 if options.timestamps and silent is not None else None
         return replace(task, context=as_tokens([start, *rest]), detect=detect, first_time=first_time)
+
+
+def _known(wanted: str, there: Mapping[str, int]) -> str:
+    """What a model can be asked for instead."""
+    if len(there) <= _FEW:
+        return f"those it has are {', '.join(sorted(there))}" if there else "it has none; drop it"
+    low = {name.lower(): name for name in there}
+    begun = [name for name in low if name.startswith(wanted.lower()[:2])]
+    close = get_close_matches(wanted.lower(), begun or low, n=_CLOSE, cutoff=0.0)
+    names = ", ".join(low[name] for name in close)
+    return f"close are {names}, and `pilotfish inspect` lists all {len(there)}"
 
 
 def _indices(tokens: tuple[int, ...]) -> Indices:

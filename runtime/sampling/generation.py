@@ -37,6 +37,7 @@ class Generation(BaseModel):
     length_penalty: FiniteFloat = 1.0
     early_stopping: bool | Literal["never"] = False
     languages: dict[str, TokenId] = {}  # what an answer can be asked for in, and the token that asks for it
+    language_in_source: bool = False  # whether that token stands before the source, and not before the answer
     tasks: dict[str, TokenId] = {}  # the same of what a recording can be turned into
     no_timestamps_token_id: TokenId | None = None  # asks a recording's answer for no times; the next one says 0.00
     max_initial_timestamp_index: Count | None = None  # the latest time that an answer begins with

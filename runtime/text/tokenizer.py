@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import tokenizers
 from ..errors import ModelFileError, ModelNotFoundError, OptionError
 from ..interfaces import Tokens
 from ..storage import temporary_name, write_error
+from .piece_names import piece_names
 from .special_tokens import ends_among
 from .token_bytes import decoding_of, marked, unmarked
 
@@ -50,7 +51,9 @@ class Tokenizer:
         unknown = self._of_text.encode("\U0010ffff", add_special_tokens=False).ids
         self._forgeable = frozenset(special.values()).difference(unknown)
         self._pieces: dict[int, bytes] = {}
-        self.vocab_size = max(inner.get_vocab_size(), 1 + max(self._added, default=-1))
+        self._names = piece_names(inner)
+        n_tokens = max(inner.get_vocab_size(), 1 + max(self._added, default=-1))
+        self.vocab_size = n_tokens if self._names is None else self._names.end
         for i in (*eos_ids, *([] if bos_id is None else [bos_id])):
             if not 0 <= i < self.vocab_size:
                 raise ModelFileError(f"token id {i} is named as special, but the vocabulary ends at {self.vocab_size}.")
@@ -64,14 +67,7 @@ class Tokenizer:
         cls, path: Path, *, bos_id: int | None = None, eos_ids: Sequence[int] = (), add_bos: bool = False
     ) -> Tokenizer:
         """The tokenizer in a tokenizer.json. Raises ModelNotFoundError, ModelFileError, UnsupportedModelError."""
-        try:
-            text = path.read_text("utf-8")
-            inner = tokenizers.Tokenizer.from_str(text)
-        except FileNotFoundError:
-            raise ModelNotFoundError(f"there is no file {path}.") from None
-        except Exception as error:  # the library raises plain Exception for whatever is wrong with the text
-            raise ModelFileError(f"{path} is not a tokenizer.json: {error}.") from error
-        return cls(inner, bos_id=bos_id, eos_ids=eos_ids, add_bos=add_bos)
+        return cls(read_tokenizer(path), bos_id=bos_id, eos_ids=eos_ids, add_bos=add_bos)
 
     @property
     def plain_size(self) -> int:
@@ -104,6 +100,11 @@ class Tokenizer:
     def special_ids(self, text: str) -> frozenset[int]:
         """The ids of special tokens with exactly this text; none where it is no special token's."""
         return frozenset(i for i, token in self._added.items() if token.special and token.content == text)
+
+    @property
+    def named_tokens(self) -> Mapping[str, int]:
+        """The tokens that no text is cut into, by their text, of a vocabulary that names SentencePiece's pieces."""
+        return {} if self._names is None else self._names.others
 
     def token(self, token_id: int) -> str | None:
         """The text of one special or added token, as in the vocabulary for others; None for an id without a token."""
@@ -177,11 +178,13 @@ class Tokenizer:
     def _plain(self, text: str, first: bool) -> list[int]:
         """first: the text begins here; some tokenizers begin it with a space."""
         inner = self._of_text if first or self._after_first is None else self._after_first
+        led, text = self._names.led(text) if self._names is not None and first else ([], text)
         try:
-            ids: list[int] = inner.encode(text, add_special_tokens=False).ids
+            found = inner.encode(text, add_special_tokens=False)
         except TypeError:
             require_unicode(text)
             raise
+        ids: list[int] = found.ids if self._names is None else [*led, *self._names.of(found)]
         if self._forgeable.isdisjoint(ids):
             return ids
         # Merges, too, can make a special token, for it is in the vocabulary.
@@ -256,6 +259,16 @@ class TextStream:
     def finish(self) -> str:
         """What was held back, as U+FFFD, since nothing can complete it any more."""
         return self._decoder.decode(b"", final=True)
+
+
+def read_tokenizer(path: Path) -> tokenizers.Tokenizer:
+    """What a tokenizer.json describes. Raises ModelNotFoundError and ModelFileError."""
+    try:
+        return tokenizers.Tokenizer.from_str(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise ModelNotFoundError(f"there is no file {path}.") from None
+    except Exception as error:  # the library raises plain Exception for whatever is wrong with the text
+        raise ModelFileError(f"{path} is not a tokenizer.json: {error}.") from error
 
 
 def require_unicode(text: str) -> None:

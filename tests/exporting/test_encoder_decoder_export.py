@@ -39,9 +39,9 @@ def test_an_export_is_compared_with_its_source(tmp_path: Path, cell: str) -> Non
     export(source, out, to=("onnx",), weights=weights, activations=CELLS[cell])  # type: ignore[arg-type]
     manifest = open_bundle(out).manifest
     assert manifest.encoders == {"onnx": "onnx/encoder.onnx"} and manifest.formats == {"onnx": "onnx/decoder.onnx"}
-    assert manifest.decoder_start == (0,) and manifest.eos_ids[0] == 2
+    assert manifest.decoder_start == ((2,) if name == "m2m100" else (0,)) and manifest.eos_ids[0] == 2
     assert manifest.source_kind == ("audio" if name == "whisper" else "text")
-    assert manifest.canary is not None and manifest.canary.tokens[0] == 0
+    assert manifest.canary is not None and manifest.canary.tokens[0] == manifest.decoder_start[0]
     assert bool(manifest.canary.source) == (name != "whisper")
     facts = manifest.reports["onnx"]
     assert facts["n_tokens"] > 100 and facts["canary_error"] < 0.1 and facts["greedy_prompts"] == 8
@@ -75,6 +75,10 @@ def test_what_cannot_be_exported_is_refused_before(tmp_path: Path) -> None:
         (source / "config.json").write_text(json.dumps({**config, **change}))
         with pytest.raises(UnsupportedModelError, match=error):
             export(source, out, to=("onnx",))
+    padding = {"model_type": "m2m_100", "decoder_start_token_id": config["pad_token_id"]}
+    (source / "config.json").write_text(json.dumps({**config, **padding}))
+    with pytest.raises(UnsupportedModelError, match=r"start from its padding \(0\), which has no position: not yet"):
+        export(source, out, to=("onnx",))
     (source / "config.json").write_text(json.dumps({**config, "decoder_layers": 4}))
     with pytest.raises(ModelFileError, match=r"missing is .*layers\.3"):
         export(source, out, to=("onnx",))

@@ -16,7 +16,7 @@ import pytest
 from family_files import random_family
 from folders import folder_of as save_folder
 
-from pilotfish.fetching.hub import chosen_files, folder_files, runnable_folders
+from pilotfish.fetching.hub import chosen_files, folder_files, runnable_folders, weights_and_settings
 from pilotfish.runtime.errors import ModelNotFoundError, OptionError
 from pilotfish.testing.tiny_models import tiny_gguf
 
@@ -209,8 +209,14 @@ def test_a_folder_of_weights_is_fetched_once_and_opened(hub: str, tmp_path: Path
 def test_a_folder_is_fetched_without_second_copies() -> None:
     parts = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json"]
     more = ["consolidated.safetensors", "pytorch_model.bin", "onnx/model.onnx", "original/params.json"]
-    assert folder_files([*parts, "config.json", *more], "") == ["config.json", *parts]
-    assert folder_files(["gptq_model-4bit.safetensors", "config.json"], "") == [
-        "gptq_model-4bit.safetensors",
-        "config.json",
-    ]
+    assert set(folder_files([*parts, "config.json", *more], "")) == {*parts, "config.json"}
+    own = {"gptq_model-4bit.safetensors", "config.json"}
+    assert set(folder_files([*own], "")) == own
+
+
+def test_an_export_takes_pickled_weights_where_there_are_no_others() -> None:
+    names = {"config.json", "pytorch_model.bin", "source.spm", "vocab.json"}
+    assert set(weights_and_settings([*names], "", pickled=True)) == names
+    safe = [*names, "model.safetensors"]
+    assert set(weights_and_settings(safe, "", pickled=True)) == {*safe} - {"pytorch_model.bin"}
+    assert "pytorch_model.bin" not in weights_and_settings([*names], "")

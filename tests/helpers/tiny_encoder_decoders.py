@@ -56,6 +56,11 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {  # name -> model_type and its
     ),
     "bart": ("bart", _BART),
     "mbart": ("mbart", {**_BART, **_SCALED}),
+    "m2m100": ("m2m_100", {**_BART, **_SCALED, "activation_function": "relu", "decoder_start_token_id": 2}),
+    "plbart": ("plbart", {**_BART, **_SCALED}),
+    "blenderbot": ("blenderbot", {**_BART, **_SCALED}),
+    "blenderbot_small": ("blenderbot-small", {**_BART, **_SCALED}),
+    "umt5": ("umt5", {**_T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}),
     "pegasus": ("pegasus", {**_BART, **_SCALED, "activation_function": "relu"}),
     "marian": (
         "marian",

@@ -36,10 +36,10 @@ pytestmark = pytest.mark.usefixtures("module_cache")
 
 CLASSES = ((1,), (*range(2, 18), 32, 33))
 NOISE = {"f32": 2e-5, "int8": 0.05, "static": 0.05}  # as of decoders, tests/contracts/test_ort.py
-LIMITS = {"bart": {"max_position_embeddings": 512}, "marian": {"max_position_embeddings": 512}}
+LIMITS = {name: {"max_position_embeddings": 512} for name in ("bart", "m2m100", "marian")}
 LIMITS["whisper"] = {"max_target_positions": 512}
 SAMPLES = [np.random.default_rng(seed).integers(3, VOCAB_SIZE, 48) for seed in range(8)]
-KINDS = [f"{name} {how}" for name in ("t5", "flan", "bart", "marian", "whisper") for how in NOISE]
+KINDS = [f"{name} {how}" for name in ("t5", "flan", "umt5", "bart", "m2m100", "marian", "whisper") for how in NOISE]
 KINDS.remove("whisper static")  # it hears, and the scales are of text
 
 

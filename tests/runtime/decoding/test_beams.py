@@ -166,7 +166,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], 
 SETTINGS = [(1.0, False), (1.0, True), (0.0, "never"), (2.0, False), (2.0, "never"), (-1.0, False), (-0.5, "never")]
 
 
-@pytest.mark.parametrize("name", quick(("t5", "flan", "bart", "marian")))
+@pytest.mark.parametrize("name", quick(("t5", "flan", "umt5", "bart", "m2m100", "marian")))
 def test_the_answers_are_those_of_transformers(name: str, pairs: Callable[[str], tuple[Any, Weights]]) -> None:
     import torch
 

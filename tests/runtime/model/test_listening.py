@@ -193,6 +193,7 @@ def test_a_container_s_languages_are_heard(n_tokens: int, tmp_path: Path) -> Non
 def test_what_cannot_be_asked_for_is_refused(loaded: Model) -> None:
     for asked, says in (
         ({"language": "xx"}, "language 'xx'; those it has are en, fr, yue"),
+        ({"source_language": "fr"}, "drop source_language"),
         ({"task": "sing"}, "task 'sing'; those it has are transcribe, translate"),
         ({"timestamps": True, "stop": ["x"]}, "drop stop"),
     ):

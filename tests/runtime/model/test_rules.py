@@ -447,6 +447,36 @@ def test_a_language_replaces_the_one_that_is_set_or_comes_behind_the_start() -> 
         assert rules.asked(task, AnswerOptions("b"), False).context.tolist() == expected
     inner = tiny_tokenizer()
     inner.add_special_tokens(["fr_XX", "zho_Hans", "fr_", "<mask>"])
-    assert list(languages_of(Tokenizer(inner))) == ["fr_XX", "zho_Hans"]
-    with toy_model(toy_weights()) as model, pytest.raises(OptionError, match="it has none; drop it"):
-        model.generate("a text", language="fr")
+    assert list(languages_of(Tokenizer(inner)).tokens) == ["fr_XX", "zho_Hans"]
+    with toy_model(toy_weights()) as model:
+        for asked in ({"language": "fr"}, {"source_language": "fr"}):
+            with pytest.raises(OptionError, match="it has none; drop it"):
+                model.generate("a text", **asked)  # type: ignore[arg-type]
+
+
+def test_a_source_s_language_is_told_where_the_tokenizer_puts_it() -> None:
+    rules = Rules(generation=Generation(languages={"a": 7, "b": 8}))
+    asked = AnswerOptions("a", source_language="b")
+    for source, expected in (([7, 3, 4, 2], [8, 3, 4, 2]), ([3, 4, 2, 7], [3, 4, 2, 8]), ([8, 2], [8, 2])):
+        task = Task(np.array([2]), np.array(source))
+        found = rules.asked(task, asked, False)
+        assert found.source is not None and found.source.tolist() == expected
+        assert found.context.tolist() == [2, 7] and task.source is not None and task.source.tolist() == source
+    for refused in (Task(np.array([2]), np.array([3, 4, 2])), Task(np.array([2, 3]))):  # it tells none; a decoder
+        with pytest.raises(OptionError, match="is not told which language a text is in"):
+            rules.asked(refused, asked, False)
+
+
+def test_a_language_in_the_source_comes_first_and_once() -> None:
+    rules = Rules(generation=Generation(languages={"a": 7, "b": 8}, language_in_source=True))
+    for source in ([3, 4, 0], [7, 3, 4, 0], [8, 3, 4, 0]):
+        found = rules.asked(Task(np.array([9]), np.array(source)), AnswerOptions("b"), False)
+        assert found.source is not None and found.source.tolist() == [8, 3, 4, 0] and found.context.tolist() == [9]
+    with pytest.raises(OptionError, match="is not told which language a text is in"):
+        rules.asked(Task(np.array([9]), np.array([7, 3])), AnswerOptions(source_language="a"), False)
+
+
+def test_a_decoder_takes_no_language() -> None:
+    for asked in (AnswerOptions("fr"), AnswerOptions(source_language="fr")):
+        with pytest.raises(OptionError, match=r"no token for the (source )?language 'fr'; it has none; drop it"):
+            Rules().asked(Task(np.array([1, 2])), asked, False)
