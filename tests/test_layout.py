@@ -13,7 +13,7 @@ PARTS = ("runtime", "backends", "exporters", "apps")  # folders beside pilotfish
 MAX_LINES, MAX_FUNCTION = 320, 70
 LONG_FUNCTIONS = {
     "pilotfish/loading/load.py load": 134,  # a parameter and a line of documentation for every option
-    "apps/answer_command.py run": 73,  # a parameter for every option of the command line
+    "apps/answer_command.py run": 76,  # a parameter for every option of the command line
 }
 NO_MIRROR = {"contracts", "helpers"}  # the contract that every engine is held to, and what several tests share
 

@@ -13,8 +13,9 @@ from typing import Any
 from tokenizers import AddedToken
 
 from ...runtime.errors import ModelFileError, UnsupportedModelError
+from ...runtime.text.library_tokenizer import special_pattern
 from ...runtime.text.token_bytes import Decoding
-from ...runtime.text.tokenizer import Tokenizer, require_unicode, special_pattern
+from ...runtime.text.tokenizer import Tokenizer, require_unicode
 from .library import library
 from .load_model import load_vocabulary
 

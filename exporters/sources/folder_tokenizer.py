@@ -11,8 +11,9 @@ from tokenizers import processors
 
 from ...runtime.errors import ModelFileError
 from ...runtime.files.folder_files import chat_template_in, json_object, with_ends
+from ...runtime.text.library_tokenizer import read_tokenizer
 from ...runtime.text.piece_names import NAMELESS
-from ...runtime.text.tokenizer import Tokenizer, read_tokenizer
+from ...runtime.text.tokenizer import Tokenizer
 from .own_tokenizers import made_of_files
 from .translators import Framed, class_of, frame_of
 

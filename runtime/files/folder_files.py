@@ -14,7 +14,8 @@ from typing import Any
 import tokenizers
 
 from ..errors import ModelFileError, ModelNotFoundError, OptionError, UnsupportedModelError
-from ..text.tokenizer import Tokenizer, read_tokenizer
+from ..text.library_tokenizer import read_tokenizer
+from ..text.tokenizer import Tokenizer
 
 _INDEX = "model.safetensors.index.json"
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")

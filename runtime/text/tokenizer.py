@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,13 @@ from typing import Any
 import numpy as np
 import tokenizers
 
-from ..errors import ModelFileError, ModelNotFoundError, OptionError
+from ..errors import ModelFileError, OptionError
 from ..interfaces import Tokens
 from ..storage import temporary_name, write_error
+from .library_tokenizer import read_tokenizer, special_pattern, without_first_space, without_special
 from .piece_names import piece_names
 from .special_tokens import ends_among
-from .token_bytes import decoding_of, marked, unmarked
+from .token_bytes import decoding_of, unmarked
 
 
 class Tokenizer:
@@ -42,8 +42,8 @@ class Tokenizer:
         inner.no_truncation()
         inner.no_padding()
         self._inner = inner
-        self._of_text = _without_special(inner)
-        self._after_first = _without_first_space(self._of_text)
+        self._of_text = without_special(inner)
+        self._after_first = without_first_space(self._of_text)
         self._added = inner.get_added_tokens_decoder()
         special = {token.content: i for i, token in self._added.items() if token.special}
         self._special = special
@@ -261,64 +261,9 @@ class TextStream:
         return self._decoder.decode(b"", final=True)
 
 
-def read_tokenizer(path: Path) -> tokenizers.Tokenizer:
-    """What a tokenizer.json describes. Raises ModelNotFoundError and ModelFileError."""
-    try:
-        return tokenizers.Tokenizer.from_str(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise ModelNotFoundError(f"there is no file {path}.") from None
-    except Exception as error:  # the library raises plain Exception for whatever is wrong with the text
-        raise ModelFileError(f"{path} is not a tokenizer.json: {error}.") from error
-
-
 def require_unicode(text: str) -> None:
     """Raise OptionError for a text that cannot be written as bytes."""
     at = next((i for i, c in enumerate(text) if "\ud800" <= c <= "\udfff"), None)
     if at is not None:
         message = f"the text is not valid Unicode: character {at} is half a surrogate pair. Send it as UTF-8."
         raise OptionError(message) from None
-
-
-def special_pattern(tokens: list[tokenizers.AddedToken]) -> re.Pattern[str] | None:
-    """Finds special tokens, the longest first, with the white space that lstrip and rstrip let them swallow."""
-    if not tokens:
-        return None
-    longest_first = sorted(tokens, key=lambda token: len(token.content), reverse=True)
-    alternatives = (
-        (r"\s*" if token.lstrip else "") + f"(?P<t{i}>{re.escape(token.content)})" + (r"\s*" if token.rstrip else "")
-        for i, token in enumerate(longest_first)
-    )
-    return re.compile("|".join(alternatives))
-
-
-def _without_special(inner: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
-    """The same tokenizer for texts without special tokens.
-
-    A model that looks for the most probable cut would find them, for they are in its vocabulary: they get names there
-    that no text holds.
-    """
-    described = json.loads(inner.to_str()) if isinstance(inner.model, tokenizers.models.Unigram) else None
-    if described is None:
-        return inner
-    names = {token["content"]: marked("", token["id"]) for token in described["added_tokens"] if token["special"]}
-    for token in described["added_tokens"]:
-        token["content"] = names.get(token["content"], token["content"])
-    for piece in described["model"]["vocab"]:
-        piece[0] = names.get(piece[0], piece[0])
-    plain = tokenizers.Tokenizer.from_str(json.dumps(described))
-    plain.encode_special_tokens = True
-    return plain
-
-
-def _without_first_space(inner: tokenizers.Tokenizer) -> tokenizers.Tokenizer | None:
-    """The same tokenizer for texts that continue another; None where it makes no difference.
-
-    Each text between two special tokens is encoded apart, and a rule such as Metaspace's "first" would take each for
-    the first.
-    """
-    if inner.pre_tokenizer is None or '"prepend_scheme":"first"' not in inner.pre_tokenizer.__getstate__().decode():
-        return None
-    described = inner.to_str().replace('"prepend_scheme":"first"', '"prepend_scheme":"never"')
-    continued = tokenizers.Tokenizer.from_str(described)
-    continued.encode_special_tokens = True
-    return continued

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pilotfish.exporters.sources.generation_settings import languages_of
 from sentencepiece_files import BPE, SPECIAL, UNUSED, USER_DEFINED, WORD, Piece, pieces, write_sentencepiece
 
 from pilotfish.exporters.sources.folder_tokenizer import folder_tokenizer
 from pilotfish.exporters.sources.language_codes import M2M100, MBART, MBART_50, NLLB
 from pilotfish.runtime.errors import ModelFileError, PilotfishError, UnsupportedModelError
+from pilotfish.runtime.files.generation_settings import languages_of
 from pilotfish.runtime.text.tokenizer import Tokenizer
 
 TEXTS = (
