@@ -44,3 +44,20 @@ def drawn(path: Path, size: tuple[float, float], rows: int = 1, columns: int = 1
     finally:
         pyplot.close(figure)
     write_atomically(path, image.getvalue())
+
+
+def plot_ratios(report: dict[str, object], path: Path) -> None:
+    """Bars of every contestant's speed relative to plain decoding, by prompt set."""
+    sets = report["sets"]
+    assert isinstance(sets, dict)
+    contestants = list(next(iter(sets.values()))["times_plain"])
+    with drawn(path, (8, 4)) as (_, [[axes]]):
+        width = 0.8 / len(contestants)
+        for i, name in enumerate(contestants):
+            at = [x + i * width for x in range(len(sets))]
+            axes.bar(at, [row["times_plain"][name] for row in sets.values()], width, label=name)
+        axes.axhline(1.0, color="black", linewidth=0.8)
+        axes.set_xticks([x + 0.4 - width / 2 for x in range(len(sets))], list(sets))
+        axes.set_ylabel("tokens per second, plain = 1")
+        axes.set_title(f"{report['engine']} ({report['machine']})", fontsize=9)
+        axes.legend(fontsize=8)

@@ -12,19 +12,22 @@ from statistics import mean, median
 
 from ... import __version__
 from ...loading.load import load, resolve
+from ...loading.speech import kept_speech
 from ...runtime.checks import shown
 from ...runtime.errors import OptionError
 from ...runtime.interfaces import Round
 from ...runtime.model.model import Model
 from ...runtime.sampling.finite import for_json
 from ...runtime.sampling.sampling import Sampling
+from ...runtime.speculation.ngram_table import NGramTable
+from ...runtime.speculation.proposers import NGram, Suffix
 from ...runtime.storage import write_atomically
 from .. import machine
 from ..terminal import LoadProgress, console, output, print_json, show_table, show_text
 from .copies import CopyTask, copied_share, copy_tasks, forced
 from .inputs import read_text
 from .peers import Peer, open_peers
-from .plotting import drawn, require_plots
+from .plotting import plot_ratios, require_plots
 
 PLAIN, SPECULATIVE, ONE_ROW = "plain", "speculative", "one row"
 _BARE = "bare "  # before the name of an engine that is driven by its own API
@@ -100,9 +103,11 @@ def bench(
             raise OptionError(f"--tokens is {shown(n_tokens)}, and a prompt comes before them: of {room} in all.")
         if document is not None and document >= room:
             raise OptionError(f"--document is {shown(document)}, but there is room for {room} tokens in all.")
+        ngrams = None if file.is_encoder_decoder else NGram()
         loaded = load(
             model,
             engine,
+            proposers=None if ngrams is None else (Suffix(), ngrams),
             draft="auto" if draft is None else draft,
             cache=cache,
             threads=threads,
@@ -112,7 +117,9 @@ def bench(
     with loaded:
         if document is not None:
             chosen = [PromptResult(_DOCUMENT, _beginning(loaded, document))]
-        results = _measure(loaded, model, chosen, n_tokens, repeats)
+        if ngrams is not None:
+            ngrams.restart(kept_speech(file, loaded.info.vocab_size) or NGramTable())
+        results = _measure(loaded, model, chosen, n_tokens, repeats, ngrams)
         report = _report(loaded, results, n_tokens, repeats)
     if as_json:
         print_json(report)
@@ -120,7 +127,7 @@ def bench(
         _show(report)
     if out is not None:
         write_atomically(out / "results.json", json.dumps(for_json(report), indent=1).encode())
-        _plot(report, out / "ratios.png")
+        plot_ratios(report, out / "ratios.png")
         console().print(f"wrote {out / 'results.json'} and {out / 'ratios.png'}", soft_wrap=True)
 
 
@@ -159,11 +166,13 @@ def _copies(rows: list[tuple[str, str]], sets: str, per_set: int) -> list[Prompt
     return [PromptResult(r.set, r.prompt, tasks[r.set, r.prompt]) for r in choose_prompts([*tasks], sets, per_set)]
 
 
-def _measure(model: Model, source: str, results: list[PromptResult], n_tokens: int, repeats: int) -> list[PromptResult]:
+def _measure(
+    model: Model, source: str, results: list[PromptResult], n_tokens: int, repeats: int, ngrams: NGram | None
+) -> list[PromptResult]:
     plain, one_row = model.sibling(policy=None), model.sibling(policy=None, exact=False)
     contestants: dict[str, _Decode] = {
         PLAIN: _decoder(plain),
-        SPECULATIVE: _decoder(model),
+        SPECULATIVE: _decoder(model, ngrams),
         ONE_ROW: _decoder(one_row),
     }
     peers: dict[str, Peer] = {}
@@ -195,8 +204,13 @@ def _bare_decoder(peer: Peer, model: Model) -> _Decode:
     return lambda asked, n: Sample(*peer.decode(model.encode(asked.prompt).tolist(), n))
 
 
-def _decoder(model: Model) -> _Decode:
+def _decoder(model: Model, ngrams: NGram | None = None) -> _Decode:
+    """ngrams: who would know the answer from the pass before, and begins each time with what it knew at first."""
+    known = None if ngrams is None else ngrams.table.copy()
+
     def decode(asked: PromptResult, n: int) -> Sample:
+        if ngrams is not None and known is not None:
+            ngrams.restart(known.copy())
         processors = () if asked.task is None else (forced(model, asked.task.answer),)
         result = model.generate(asked.prompt, max_new_tokens=n, sampling=Sampling(processors=processors))
         return Sample(result.token_ids, result.stats.decode_s, result.rounds)
@@ -293,20 +307,3 @@ def _show(report: dict[str, object]) -> None:
         f"our own code, median ms a round: {own[SPECULATIVE]:.2f} with drafts, {own[PLAIN]:.2f} without; "
         f"price of exactness (two-row over one-row step): {report['price_of_exactness']:.2f}",
     )
-
-
-def _plot(report: dict[str, object], path: Path) -> None:
-    """Bars of every contestant's speed relative to plain decoding, by prompt set."""
-    sets = report["sets"]
-    assert isinstance(sets, dict)
-    contestants = list(next(iter(sets.values()))["times_plain"])
-    with drawn(path, (8, 4)) as (_, [[axes]]):
-        width = 0.8 / len(contestants)
-        for i, name in enumerate(contestants):
-            at = [x + i * width for x in range(len(sets))]
-            axes.bar(at, [row["times_plain"][name] for row in sets.values()], width, label=name)
-        axes.axhline(1.0, color="black", linewidth=0.8)
-        axes.set_xticks([x + 0.4 - width / 2 for x in range(len(sets))], list(sets))
-        axes.set_ylabel("tokens per second, plain = 1")
-        axes.set_title(f"{report['engine']} ({report['machine']})", fontsize=9)
-        axes.legend(fontsize=8)

@@ -69,6 +69,13 @@ class NGramTable:
                 best, found = self._trust[slot], self._tokens[slot]
         return (found, best / 256.0) if best else None
 
+    def copy(self) -> NGramTable:
+        """Another table that knows the same."""
+        other = NGramTable(self._bits)
+        other._tokens, other._checks, other._trust = self._tokens[:], self._checks[:], self._trust[:]
+        other.n_learned = self.n_learned
+        return other
+
     def to_bytes(self) -> bytes:
         """The table as a file holds it, compressed."""
         head = _MAGIC + bytes([self._bits]) + self.n_learned.to_bytes(8, "little")

@@ -24,6 +24,10 @@ class NGram:
         self._n = 0  # tokens of the answer's context that were learned or passed over,
         self._last = -1  # and the last of them
 
+    def restart(self, table: NGramTable) -> None:
+        """Know this and nothing else: a benchmark that asks the same again must not be told by its own answer."""
+        self.table, self._n = table, 0
+
     def propose(self, context: Tokens, budget: Budget) -> Draft:
         """The likeliest continuation, with the chance of every prefix; empty where the end of the text is new."""
         self._follow(context)

@@ -232,3 +232,14 @@ def test_a_small_table_holds_what_it_can(tokens: list[int], bits: int) -> None:
     guess = table.guess(tokens)
     assert guess is None or (guess[0] in tokens and 0 < guess[1] < 1)
     assert table.nbytes == 7 << bits
+
+
+def test_ngrams_can_begin_anew_with_what_was_known() -> None:
+    proposer, known = NGram(), NGramTable()
+    known.learn([1, 2, 3], 0)
+    for n in range(1, 6):
+        ngram(proposer, [4, 5, 6, 4, 5][:n], 2)
+    proposer.restart(known.copy())
+    assert ngram(proposer, [9, 4, 5], 1) == [] and ngram(proposer, [9, 1, 2], 1) == [3]
+    known.learn([1, 2, 7] * 9, 0)
+    assert ngram(proposer, [9, 1, 2], 1) == [3]
