@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..runtime.files.bundle import describe_files, write_manifest
-from ..runtime.files.generation_settings import generating, languages_of, warn_of
+from ..runtime.files.generation_settings import checked_settings, languages_of, warn_of
 from ..runtime.files.manifest import Manifest, Source
 from ..runtime.files.staging import new_bundle
 from ..runtime.interfaces import Tokens
@@ -57,7 +57,7 @@ def export_encoder_decoder(
     said = generation.to_diff_dict() if generation is not None else {}
     facts = encoder_decoder_facts(model.config, said)
     languages = None if tokenizer is None else languages_of(Tokenizer.from_file(tokenizer))
-    rules = generating(said, int(model.config.vocab_size), languages)
+    rules = checked_settings(said, int(model.config.vocab_size), languages)
     warn_of(rules.generation, model_id)
     with new_bundle(folder) as building:
         recipe: dict[str, str] = {}

@@ -18,8 +18,8 @@ from .check_file import check_file
 from .encoder_decoder import LlamaCppEncoderDecoderSession
 from .findings import KNOWN, Findings, described
 from .library import gpus, version
-from .load_model import LlamaCppOptions, Placement, named_types, parse_options
 from .loaded_model import LlamaCppModel
+from .placement import LlamaCppOptions, Placement, named_types, parse_options
 from .probe import build_verdict
 from .rereading import RereadingSession
 from .session import LlamaCppSession

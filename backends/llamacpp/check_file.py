@@ -1,6 +1,6 @@
 """Checks a GGUF file before llama.cpp sees it: what llama.cpp trusts, and ends the process over, is tried here.
 
-The vocabulary is not checked, because it is not read: llama.cpp is told that there is none (load_model.py).
+The vocabulary is not checked, because it is not read: llama.cpp is told that there is none (placement.py).
 """
 
 from __future__ import annotations

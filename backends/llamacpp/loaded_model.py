@@ -11,7 +11,7 @@ from ..common.weights import still_open
 from .context import MAX_ROWS, Context, ContextOptions, Handle
 from .findings import ASKED_REWINDS, KNOWN, Findings
 from .library import block_bytes, version
-from .load_model import (
+from .placement import (
     LlamaCppOptions,
     Placement,
     cache_types,

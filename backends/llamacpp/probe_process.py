@@ -16,7 +16,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter
 from ...runtime.interfaces import ModelInfo
 from .context import Context, ContextOptions
 from .library import library
-from .load_model import Placement, load_model, parse_options
+from .placement import Placement, load_model, parse_options
 from .probe import REPACKED
 
 _TYPES = ("Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")  # one for each layer; those with kernels of their own

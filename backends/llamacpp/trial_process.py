@@ -22,8 +22,8 @@ from ...runtime.interfaces import Ability, Floats, Indices, Tokens, as_tokens
 from ...runtime.profiling.canary import TEXT, Canary, make_canary
 from .context import Context
 from .findings import Findings
-from .load_model import Placement, parse_options
 from .loaded_model import LlamaCppModel
+from .placement import Placement, parse_options
 from .probe import build_verdict
 from .rereading import RereadingSession
 from .session import LlamaCppSession

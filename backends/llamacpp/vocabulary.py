@@ -17,7 +17,7 @@ from ...runtime.text.library_tokenizer import special_pattern
 from ...runtime.text.token_bytes import Decoding
 from ...runtime.text.tokenizer import Tokenizer, require_unicode
 from .library import library
-from .load_model import load_vocabulary
+from .placement import load_vocabulary
 
 _UNKNOWN, _CONTROL, _OWN, _LSTRIP, _RSTRIP = 1, 8, 16, 128, 256  # LLAMA_TOKEN_ATTR_*
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...runtime.files.folder_files import json_object, license_in, model_id_of, settings_in
-from ...runtime.files.generation_settings import generating, languages_of, said_by
+from ...runtime.files.generation_settings import checked_settings, languages_of, said_by
 from ...runtime.storage import file_digest
 from ...runtime.text.tokenizer import Tokenizer
 from .encoder_decoder_families import ENCODER_DECODERS, encoder_decoder_facts, encoder_decoder_settings
@@ -62,5 +62,5 @@ def open_folder(path: Path) -> ModelSource:
         weights=weights,
         pickled=weights.tensors if isinstance(weights, PickledWeights) else None,
         encoder_decoder=facts,
-        generating=generating(said, int(config.vocab_size), languages),
+        generating=checked_settings(said, int(config.vocab_size), languages),
     )

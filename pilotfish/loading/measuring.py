@@ -20,11 +20,11 @@ from ..runtime.files.model_file import ModelFile
 from ..runtime.interfaces import Weights
 from ..runtime.profiling.calibrate import Calibration, calibrate
 from ..runtime.profiling.canary import TEXT, Canary, make_canary
-from ..runtime.profiling.cost_curve import CostCurve, facts_key, too_dear
+from ..runtime.profiling.cost_curve import CostCurve, facts_key, slower_than_wider
 from ..runtime.profiling.row_classes import RowClasses, widest_of
 from ..runtime.progress import Progress
 from ..runtime.sampling.finite import require_finite
-from . import cpu_load as busy
+from . import cpu_load
 from .broken_weights import naming
 from .opening import Place, open_weights
 from .vocabulary import read_tokenizer
@@ -41,10 +41,10 @@ def calibration(weights: Weights, report: Progress) -> Calibration:
     known = _known(weights)
     if known is not None:
         return known
-    share = busy.cpu_load()
+    share = cpu_load.cpu_load()
     what = f"measuring this machine{busy_note(share)}"
     report(what, 0.0)
-    session, others = weights.session(min(weights.info.context_length, 256)), busy.Others()
+    session, others = weights.session(min(weights.info.context_length, 256)), cpu_load.Others()
     try:
         measured = calibrate(session)
         measured = replace(measured, busy=max(share, others.share()))
@@ -67,12 +67,12 @@ def token_seconds(weights: Weights, report: Progress) -> float:
         return known.curve.seconds(1)
     with contextlib.suppress(KeyError, TypeError, ValueError):
         facts = read_json(kept)
-        if not busy.disturbed(float(facts["busy"])):  # type: ignore[index]
+        if not cpu_load.disturbed(float(facts["busy"])):  # type: ignore[index]
             return float(facts["token_s"])  # type: ignore[index]
-    share = busy.cpu_load()
+    share = cpu_load.cpu_load()
     what = f"timing the draft{busy_note(share)}"
     report(what, 0.0)
-    session, others = weights.session(min(weights.info.context_length, 64)), busy.Others()
+    session, others = weights.session(min(weights.info.context_length, 64)), cpu_load.Others()
     try:
         prepare(session)
         times = []
@@ -96,15 +96,15 @@ def doubt(step_s: Mapping[int, float], share: float) -> str:
     step_s: seconds of a step by rows; share: of the processor that other programs used meanwhile. A container may not
     be told what they use, and a curve that no kernel has shows it all the same.
     """
-    if busy.disturbed(share):
+    if cpu_load.disturbed(share):
         return f"other programs used {share:.0%} of the processor meanwhile"
-    dear = too_dear(step_s)
-    return f"a step of {dear[0]} rows took clearly longer than one of more rows" if dear else ""
+    slow = slower_than_wider(step_s)
+    return f"a step of {slow[0]} rows took clearly longer than one of more rows" if slow else ""
 
 
 def busy_note(share: float) -> str:
     """What is added to the name of a measurement that is not going to be kept."""
-    return " while it is busy; again next time" if busy.disturbed(share) else ""
+    return " while it is busy; again next time" if cpu_load.disturbed(share) else ""
 
 
 def _keep(path: Path, facts: dict[str, object], doubt: str) -> None:

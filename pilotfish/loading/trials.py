@@ -20,7 +20,7 @@ from ..runtime.profiling.calibrate import calibrate
 from ..runtime.profiling.canary import WRONG, Canary, canary_error
 from ..runtime.profiling.engine_trial import EngineTrial
 from ..runtime.progress import Progress
-from . import cpu_load as busy
+from . import cpu_load
 from .broken_weights import naming, require_numbers
 from .measuring import busy_note, doubt, known_answer
 from .opening import Place, open_weights
@@ -59,7 +59,7 @@ class EngineTrials:
             report(what, 0.0)
             head = (place.backend.name, version, device, place.threads)
             try:
-                others = busy.Others()
+                others = cpu_load.Others()
                 with naming(self._model):
                     trial = self._measure(place, head, report)
                 trial = replace(trial, busy=max(share, others.share()))
@@ -83,7 +83,7 @@ class EngineTrials:
     def _busy_now(self) -> float:
         """Share of the processor that other programs use, asked once, while nothing of ours runs."""
         if self._busy is None:
-            self._busy = busy.cpu_load()
+            self._busy = cpu_load.cpu_load()
         return self._busy
 
     def _measure(self, place: Place, head: tuple[str, str, str, int], report: Progress) -> EngineTrial:

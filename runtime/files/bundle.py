@@ -12,9 +12,9 @@ from pydantic import ValidationError
 from ..errors import ModelFileError, ModelNotFoundError
 from ..profiling.canary import Canary
 from ..progress import Counted
-from ..sampling.generation import Generation
 from ..storage import cache_dir, file_digest, read_json, sha256_of, write_atomically, write_json_atomically
 from ..text.tokenizer import Tokenizer
+from .generation_settings import Generating
 from .manifest import MANIFEST_NAME, SCHEMA_VERSION, DraftEntry, FileFact, GreedyAnswer, Manifest, Source
 from .model_file import ModelFile
 
@@ -89,16 +89,9 @@ class Bundle(ModelFile):
         return self.manifest.draft
 
     @property
-    def suppress_tokens(self) -> tuple[int, ...]:
-        return self.manifest.suppress_tokens
-
-    @property
-    def begin_suppress_tokens(self) -> tuple[int, ...]:
-        return self.manifest.begin_suppress_tokens
-
-    @property
-    def generation(self) -> Generation:
-        return self.manifest.generation
+    def generating(self) -> Generating:
+        said = self.manifest
+        return Generating(said.suppress_tokens, said.begin_suppress_tokens, said.generation)
 
     def file(self, name: str) -> Path:
         """The path of a listed file."""

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from ..errors import ModelFileError
 from ..progress import Counted
-from ..sampling.generation import Generation
 from ..storage import file_digest
 from ..text.tokenizer import Tokenizer
 from .decoder_shape import decoder_shape
@@ -25,7 +24,7 @@ from .folder_files import (
     settings_in,
     tokenizer_in,
 )
-from .generation_settings import Generating, generating, said_by
+from .generation_settings import Generating, checked_settings, said_by
 from .model_file import DecoderModel
 
 _OWN_ROWS = 0.75  # of the rows of a table that its tokenizer has tokens for; what pads it is less
@@ -105,21 +104,9 @@ class FolderModel(DecoderModel):
         return "huggingface"
 
     @cached_property
-    def _generating(self) -> Generating:
+    def generating(self) -> Generating:
         said = said_by(json_object(self._path / "generation_config.json"), self._settings)
-        return generating(said, self._shape.vocab_size)
-
-    @property
-    def suppress_tokens(self) -> tuple[int, ...]:
-        return self._generating.suppress_tokens
-
-    @property
-    def begin_suppress_tokens(self) -> tuple[int, ...]:
-        return self._generating.begin_suppress_tokens
-
-    @property
-    def generation(self) -> Generation:
-        return self._generating.generation
+        return checked_settings(said, self._shape.vocab_size)
 
     def _read_tokenizer(self) -> Tokenizer:
         return tokenizer_in(self._path, self._settings)

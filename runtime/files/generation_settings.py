@@ -96,7 +96,7 @@ def said_by(settings: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str,
     return found
 
 
-def generating(said: Mapping[str, Any], vocab_size: int, languages: Languages | None = None) -> Generating:
+def checked_settings(said: Mapping[str, Any], vocab_size: int, languages: Languages | None = None) -> Generating:
     """What said_by() gave, checked. languages: those of the tokenizer. Raises ModelFileError."""
     ends = numbers(said.get("eos_token_id"))
     words = [word for word in listed(said, "bad_words_ids") if isinstance(word, (list, tuple)) and word]

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ModelFileError, ModelNotFoundError
-from ..sampling.generation import Generation
 from ..storage import file_digest
 from ..text.tokenizer import Tokenizer
 from .folder_files import chat_template_in, json_object, tokenizer_in
-from .generation_settings import Generating, generating, numbers, said_by
+from .generation_settings import Generating, checked_settings, numbers, said_by
 from .model_file import ModelFile
 
 _LENGTHS = ("max_position_embeddings", "n_positions", "seq_length")
@@ -113,25 +112,13 @@ class MadeElsewhere(ModelFile):
         except OSError as error:
             raise ModelFileError(f"{self} cannot be read: {error.strerror or error}.") from error
 
-    @property
-    def suppress_tokens(self) -> tuple[int, ...]:
-        return self._generating.suppress_tokens
-
-    @property
-    def begin_suppress_tokens(self) -> tuple[int, ...]:
-        return self._generating.begin_suppress_tokens
-
-    @property
-    def generation(self) -> Generation:
-        return self._generating.generation
-
     def said_of_generating(self) -> Mapping[str, Any]:
         """The settings for generating, as generation_config.json names them."""
         return said_by(json_object(self.path / "generation_config.json"), self.settings)
 
     @cached_property
-    def _generating(self) -> Generating:
-        return generating(self.said_of_generating(), self.size("vocab_size"))
+    def generating(self) -> Generating:
+        return checked_settings(self.said_of_generating(), self.size("vocab_size"))
 
     def _read_tokenizer(self) -> Tokenizer:
         tokenizer, vocab_size = tokenizer_in(self.path, self.settings), self.size("vocab_size")

@@ -12,6 +12,7 @@ from ..progress import Counted
 from ..sampling.generation import Generation
 from ..text.tokenizer import Tokenizer
 from .decoder_file import DecoderFile
+from .generation_settings import Generating
 from .manifest import MANIFEST_NAME, DraftEntry
 
 
@@ -71,19 +72,24 @@ class ModelFile(ABC):
         return None
 
     @property
+    def generating(self) -> Generating:
+        """Its settings for generating."""
+        return Generating()
+
+    @property
     def suppress_tokens(self) -> tuple[int, ...]:
         """Tokens that are never in an answer."""
-        return ()
+        return self.generating.suppress_tokens
 
     @property
     def begin_suppress_tokens(self) -> tuple[int, ...]:
         """Tokens that no answer begins with."""
-        return ()
+        return self.generating.begin_suppress_tokens
 
     @property
     def generation(self) -> Generation:
         """Its other settings for generating, as transformers names them."""
-        return Generation()
+        return self.generating.generation
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

@@ -21,7 +21,7 @@ from .cost_curve import (
     _SWITCHES,
     _WORTH_A_SWITCH,
     CostCurve,
-    too_dear,
+    slower_than_wider,
 )
 from .row_classes import PROBED_WIDTHS, RowClasses, RowRule, classify, widest_of
 
@@ -77,7 +77,7 @@ def calibrate(session: Session, widths: tuple[int, ...] = PROBED_WIDTHS) -> Cali
     for width in (*reversed(timed), *timed):  # in turns: what stalled one pass has not stalled the others
         seconds[width] = min(seconds[width], _fastest_s(session, tokens[:width], _N_CONTEXT, 1))
     for _ in range(_AGAIN):
-        for width in too_dear(seconds):
+        for width in slower_than_wider(seconds):
             seconds[width] = min(seconds[width], _fastest_s(session, tokens[:width], _N_CONTEXT, 2))
     switch = _switch_s(session, tokens, yardstick, seconds)
     fixed = bool(session.info.widths)  # such a device reads a whole window, whatever is in it

@@ -169,7 +169,7 @@ class CostCurve:
         return cls(widths, base, float(switch), float(entry_s))
 
 
-def too_dear(step_s: Mapping[int, float]) -> list[int]:
+def slower_than_wider(step_s: Mapping[int, float]) -> list[int]:
     """The widths, ascending, whose step took clearly longer than one of more rows: no kernel does that, so other
     programs did."""
     expensive, cheapest = [], math.inf

@@ -19,7 +19,7 @@ from pilotfish.apps.cli import app
 from pilotfish.exporters.sources.ctranslate2_file import _generation
 from pilotfish.runtime.errors import OptionError
 from pilotfish.runtime.files.bundle import read_manifest
-from pilotfish.runtime.files.generation_settings import generating
+from pilotfish.runtime.files.generation_settings import checked_settings
 from pilotfish.runtime.interfaces import as_tokens
 from pilotfish.runtime.model.listening import Spoken, Windows
 from pilotfish.runtime.model.rules import AnswerOptions, Rules
@@ -175,7 +175,7 @@ def test_the_bundle_says_what_can_be_asked_for(made: tuple[Any, Path]) -> None:
     found = read_manifest(made[1])
     assert found.decoder_start == (START, TASKS["transcribe"], SILENT) and found.generation.unheeded == ()
     assert found.generation.languages == LANGUAGES and found.generation.tasks == TASKS
-    english = generating({**SAID, "is_multilingual": False}, VOCAB_SIZE).generation
+    english = checked_settings({**SAID, "is_multilingual": False}, VOCAB_SIZE).generation
     assert english.languages == {} and english.no_timestamps_token_id == SILENT
 
 
@@ -184,7 +184,7 @@ def test_a_container_s_languages_are_heard(n_tokens: int, tmp_path: Path) -> Non
     """CTranslate2 keeps no settings that say so; the size of the vocabulary does."""
     names = ["<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|yue|>", "<|translate|>", "<|transcribe|>"]
     special = {name: i for i, name in enumerate([*names, "<|startoflm|>", "<|notimestamps|>"])}
-    found = generating(_generation(tmp_path, special, n_tokens), 9).generation
+    found = checked_settings(_generation(tmp_path, special, n_tokens), 9).generation
     assert found.no_timestamps_token_id == 7 and found.unheeded == ()
     assert found.languages == ({"en": 2, "yue": 3} if n_tokens == 51865 else {})
     assert found.tasks == ({"transcribe": 5, "translate": 4} if n_tokens == 51865 else {})

@@ -34,7 +34,7 @@ from pilotfish.exporting.export import export
 from pilotfish.runtime.decoding.loop import Limits
 from pilotfish.runtime.errors import ModelFileError, OptionError, PilotfishWarning
 from pilotfish.runtime.files.bundle import read_manifest
-from pilotfish.runtime.files.generation_settings import generating, languages_of, said_by
+from pilotfish.runtime.files.generation_settings import checked_settings, languages_of, said_by
 from pilotfish.runtime.files.open_model import open_model
 from pilotfish.runtime.interfaces import Weights
 from pilotfish.runtime.model.rules import AnswerOptions, Frame, Rules
@@ -221,7 +221,7 @@ class Pair:
         return found if len(found) == asked.get("max_new_tokens") else [*found, 2]  # which it leaves out
 
     def ours(self, said: dict[str, Any], policy: Any = None, **asked: Any) -> list[int]:
-        found = generating({**said, "eos_token_id": 2}, VOCAB_SIZE)
+        found = checked_settings({**said, "eos_token_id": 2}, VOCAB_SIZE)
         weights: Any = Shared(self.weights)
         if "forced_bos_token_id" in said:
             weights = Begun(self.weights, (0, said["forced_bos_token_id"]))
@@ -425,16 +425,16 @@ def test_an_older_folder_says_it_in_config_json() -> None:
 )
 def test_settings_that_are_damaged_are_named(said: dict[str, Any], error: str) -> None:
     with pytest.raises(ModelFileError, match=error):
-        generating(said, 50)
+        checked_settings(said, 50)
 
 
 def test_settings_at_their_defaults_are_not_named() -> None:
     defaults = {"guidance_scale": 1.0, "num_beam_groups": 1, "diversity_penalty": 0.0, "renormalize_logits": False}
-    found = generating(
+    found = checked_settings(
         {**defaults, "eos_token_id": 1, "top_k": 50, "transformers_version": "5", "dola_layers": None}, 9
     )
     assert found.generation == Generation()
-    assert generating({"num_beam_groups": 2, "stop_strings": ["x"]}, 9).generation.unheeded == (
+    assert checked_settings({"num_beam_groups": 2, "stop_strings": ["x"]}, 9).generation.unheeded == (
         "num_beam_groups",
         "stop_strings",
     )

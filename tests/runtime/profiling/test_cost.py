@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pilotfish.runtime.interfaces import Draft, ModelInfo, Step, Tokens
 from pilotfish.runtime.profiling.calibrate import calibrate
-from pilotfish.runtime.profiling.cost_curve import CostCurve, facts_key, too_dear
+from pilotfish.runtime.profiling.cost_curve import CostCurve, facts_key, slower_than_wider
 from pilotfish.runtime.profiling.row_classes import RowRule, classify
 from pilotfish.runtime.speculation.acceptance_rate import Acceptance, conditional, path_chances
 from pilotfish.runtime.speculation.controller import Drafting
@@ -148,7 +148,7 @@ def test_a_spell_of_other_programs_does_not_reach_the_curve(begins: int, monkeyp
 def test_a_width_that_looks_dearer_than_a_wider_one_is_timed_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """T(1) = 89.6 ms and T(2) = 55.0 ms were once kept as a machine's own."""
     always = Timed(monkeypatch, lambda rows, step: 89.6e-3 if rows == 1 else 55e-3)
-    assert too_dear(calibrate(always.session).curve.measured) == [1]
+    assert slower_than_wider(calibrate(always.session).curve.measured) == [1]
     assert always.steps.count(1) < 24, "what stays is measured briefly all the same"
     usual = Timed(monkeypatch, lambda rows, step: 55e-3)
     calibrate(usual.session)
@@ -159,9 +159,9 @@ def test_a_width_that_looks_dearer_than_a_wider_one_is_timed_again(monkeypatch: 
 
 
 def test_dips_that_kernels_have_are_no_reason_for_doubt() -> None:
-    assert too_dear({1: 60.0, 2: 80.0, 3: 125.0, 4: 102.0, 8: 200.0}) == []
-    assert too_dear({1: 10.0, 2: 10.0, 4: 10.0}) == [] and too_dear({1: 1.0}) == []
-    assert too_dear({1: 50.0, 2: 55.0, 3: 90.0, 4: 60.0, 8: 40.0}) == [3, 4]
+    assert slower_than_wider({1: 60.0, 2: 80.0, 3: 125.0, 4: 102.0, 8: 200.0}) == []
+    assert slower_than_wider({1: 10.0, 2: 10.0, 4: 10.0}) == [] and slower_than_wider({1: 1.0}) == []
+    assert slower_than_wider({1: 50.0, 2: 55.0, 3: 90.0, 4: 60.0, 8: 40.0}) == [3, 4]
 
 
 def test_facts_survive_json_and_damaged_ones_are_refused() -> None:

@@ -25,7 +25,7 @@ from pilotfish.loading.opening import rules_of
 from pilotfish.runtime.decoding.loop import Limits
 from pilotfish.runtime.errors import ModelFileError
 from pilotfish.runtime.files.bundle import Bundle
-from pilotfish.runtime.files.generation_settings import generating
+from pilotfish.runtime.files.generation_settings import checked_settings
 from pilotfish.runtime.files.gguf_model import GgufModel
 from pilotfish.runtime.files.manifest import Manifest, Source
 from pilotfish.runtime.interfaces import EncoderInfo
@@ -94,11 +94,11 @@ def test_a_caller_s_processor_has_the_last_word() -> None:
 
 def test_what_settings_for_generating_say() -> None:
     said = {"suppress_tokens": [7, -1, 3, 7, 50], "bad_words_ids": [[49], [1, 2]], "begin_suppress_tokens": [0]}
-    facts = generating(said, 50)
+    facts = checked_settings(said, 50)
     assert facts.suppress_tokens == (3, 7, 49) and facts.begin_suppress_tokens == (0,)
-    assert generating({}, 50).suppress_tokens == ()
+    assert checked_settings({}, 50).suppress_tokens == ()
     with pytest.raises(ModelFileError, match="suppress_tokens is 3"):
-        generating({"suppress_tokens": 3}, 50)
+        checked_settings({"suppress_tokens": 3}, 50)
 
 
 def test_a_manifest_may_leave_them_out() -> None:
