@@ -25,6 +25,7 @@ from ..runtime.text.calibration_text import PROSE
 _WHAT = "listening to the model"
 _ASKING = Sampling(temperature=0.8, top_p=0.9)  # likely questions, and many
 _QUESTION, _ANSWER = 64, 192  # tokens at most
+_MOST = 1 << 18  # tokens at a time, as many as a table has slots
 _MARK = "PILOTFISH"  # a word that no template says itself
 
 
@@ -52,7 +53,7 @@ def learn_speech(
     again: forget what is known. KeyboardInterrupt ends it early and keeps what was learned until then.
     Raises OptionError and what load() raises.
     """
-    whole("--tokens", n_tokens, 1, 100_000_000)
+    whole("--tokens", n_tokens, 1, _MOST, hint="a table of this size forgets as much as it learns then")
     report = progress or (lambda what, share: None)
     file = resolve(target, report)
     with load(file.path, engine, threads=threads, progress=report) as model:

@@ -64,6 +64,7 @@ def command_lines(tiny: Path) -> dict[str, list[str]]:
         "bench long": [model, "--times", "", "--max-context", "512", "--segment", "32", *quick],
         "draft check": [model, model, "--engine", "onnx", "--threads", "1", "--tokens", "2", "--per-set", "1"],
         "draft make": [model, "-o", "made", "--threads", "1"],
+        "draft speech": [model, "--tokens", "2", *quick],
     }
 
 
