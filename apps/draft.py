@@ -123,7 +123,7 @@ def speech(
 ) -> None:
     """Learn what the target tends to say, so that drafts cost nothing: it invents questions and answers them.
 
-    TARGET: the model that answers: a catalogue name, a .gguf file or a bundle folder. Ctrl-C keeps what is learned.
+    TARGET: the model that answers: a catalogue name, a .gguf file or a folder. Ctrl-C keeps what is learned.
     """
     from ..drafts.speech import learn_speech
 

@@ -9,13 +9,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from ..loading.load import load
 from ..loading.opening import resolve
-from ..loading.speech import keep_speech, kept_speech
+from ..loading.speech import keep_speech, kept_speech, require_kept
 from ..runtime.checks import whole
-from ..runtime.errors import OptionError
+from ..runtime.errors import OptionError, UnsupportedModelError
 from ..runtime.model.model import Model
 from ..runtime.progress import Progress
 from ..runtime.sampling.sampling import Sampling
@@ -26,6 +25,8 @@ _WHAT = "listening to the model"
 _ASKING = Sampling(temperature=0.8, top_p=0.9)  # likely questions, and many
 _QUESTION, _ANSWER = 64, 192  # tokens at most
 _MOST = 1 << 18  # tokens at a time, as many as a table has slots
+_KEPT_EVERY = 4096  # tokens after which the file is written
+_PATIENCE = 50  # questions or answers in a row that may be empty
 _MARK = "PILOTFISH"  # a word that no template says itself
 
 
@@ -50,18 +51,20 @@ def learn_speech(
 ) -> Speech:
     """Learn so many tokens of a model's answers, on top of what is known, and keep them for every load() of it.
 
-    again: forget what is known. KeyboardInterrupt ends it early and keeps what was learned until then.
-    Raises OptionError and what load() raises.
+    again: forget what is known. KeyboardInterrupt ends it early. What was learned is kept every so often, and however
+    it ends. Raises OptionError, CacheWriteError, UnsupportedModelError for a model that says nothing, and what load()
+    raises.
     """
     whole("--tokens", n_tokens, 1, _MOST, hint="a table of this size forgets as much as it learns then")
     report = progress or (lambda what, share: None)
     file = resolve(target, report)
+    require_kept(file)
     with load(file.path, engine, threads=threads, progress=report) as model:
         if model.info.encoder is not None:
             raise OptionError(f"{file} answers about a source, which its drafts are copied from; it has no own speech.")
         table = None if again else kept_speech(file, model.info.vocab_size)
         table = table or NGramTable()
-        n_answers = learned = 0
+        n_answers = learned = kept = 0
         try:
             for answer in _answers(model, seed=table.n_learned):
                 table.learn(answer, 0)
@@ -69,26 +72,41 @@ def learn_speech(
                 report(_WHAT, min(learned / n_tokens, 1.0))
                 if learned >= n_tokens:
                     break
+                if learned - kept >= _KEPT_EVERY:
+                    keep_speech(file, table)
+                    kept = learned
         except KeyboardInterrupt:
             if not learned:
                 raise
-    path: Path = keep_speech(file, table)
-    return Speech(str(path), n_answers, learned, learned < n_tokens)
+        except BaseException:
+            if learned > kept:
+                keep_speech(file, table)
+            raise
+    return Speech(str(keep_speech(file, table)), n_answers, learned, learned < n_tokens)
 
 
 def _answers(model: Model, seed: int) -> Iterator[tuple[int, ...]]:
-    """Answers without end. seed: so that what is learned later is something else."""
-    beginnings = _beginnings(model)
-    while True:
+    """Answers without end, none of them empty. seed: so that what is learned later is something else.
+
+    Raises UnsupportedModelError for a model that says nothing, however often it is asked.
+    """
+    beginnings, silent = _beginnings(model), 0
+    while silent < _PATIENCE:
         for beginning in beginnings:
             seed += 1
             asked = model.generate(
                 beginning, raw=True, special=True, sampling=_ASKING, seed=seed, max_new_tokens=_QUESTION
             )
-            if model.template is None:
-                yield asked.token_ids
-            elif asked.text.strip():
-                yield model.generate(asked.text.strip(), max_new_tokens=_ANSWER).token_ids
+            said = asked.token_ids if model.template is None else ()
+            if model.template is not None and asked.text.strip():
+                said = model.generate(asked.text.strip(), max_new_tokens=_ANSWER).token_ids
+            silent = 0 if said else silent + 1
+            if said:
+                yield said
+    raise UnsupportedModelError(
+        f"this model invents no questions, or answers none: {_PATIENCE} times in a row nothing came. There is no "
+        "speech of it to learn; its drafts come from the text alone."
+    )
 
 
 def _beginnings(model: Model) -> list[str]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..runtime.errors import ModelFileError
+from ..runtime.errors import CacheWriteError, ModelFileError
 from ..runtime.files.model_file import ModelFile
 from ..runtime.speculation.ngram_table import NGramTable
-from ..runtime.storage import cache_dir, write_atomically
+from ..runtime.storage import cache_dir, require_writable, write_atomically
 
 
 def speech_path(model: ModelFile) -> Path:
@@ -21,6 +21,14 @@ def kept_speech(model: ModelFile, vocab_size: int) -> NGramTable | None:
         return NGramTable.from_bytes(speech_path(model).read_bytes(), vocab_size)
     except (OSError, ModelFileError):
         return None
+
+
+def require_kept(model: ModelFile) -> None:
+    """Raise CacheWriteError where a table of this model could not be kept: asked before long work."""
+    path = speech_path(model)
+    if path.is_dir():
+        raise CacheWriteError(f"{path} is a folder, and a table is to be kept there. Remove it.")
+    require_writable(path.parent)
 
 
 def keep_speech(model: ModelFile, table: NGramTable) -> Path:

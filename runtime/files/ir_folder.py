@@ -10,6 +10,7 @@ from ..errors import ModelFileError
 from .made_elsewhere import MadeElsewhere
 
 IR_NAME = "openvino_model.xml"
+_NET = re.compile(r"<net\b[^>]*\bversion=")
 _STORED = re.compile(r'\boffset="(\d{1,18})" size="(\d{1,18})"')
 
 
@@ -42,6 +43,8 @@ class IrFolder(MadeElsewhere):
             text = self.graph.read_text("utf-8", "replace")
         except OSError as error:
             raise ModelFileError(f"{self.graph} cannot be read: {error.strerror or error}.") from error
+        if _NET.search(text) is None:  # OpenVINO would try it as every other format, and tell of each
+            raise ModelFileError(f"{self.graph} is no IR of OpenVINO. Fetch or copy it again.")
         end = max((int(offset) + int(size) for offset, size in _STORED.findall(text)), default=0)
         there = values.stat().st_size
         if there < end:

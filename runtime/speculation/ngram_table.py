@@ -37,7 +37,11 @@ class NGramTable:
 
     @property
     def nbytes(self) -> int:
-        return sum(x.itemsize * len(x) for x in (self._tokens, self._checks, self._trust))
+        return sum(x.itemsize * len(x) for x in self._parts)
+
+    @property
+    def _parts(self) -> tuple[array[int], array[int], array[int]]:
+        return self._tokens, self._checks, self._trust
 
     def learn(self, tokens: Sequence[int], start: int) -> None:
         """Learn tokens[start:], each from those before it."""
@@ -78,27 +82,26 @@ class NGramTable:
 
     def to_bytes(self) -> bytes:
         """The table as a file holds it, compressed."""
-        head = _MAGIC + bytes([self._bits]) + self.n_learned.to_bytes(8, "little")
-        return head + zlib.compress(b"".join(x.tobytes() for x in (self._tokens, self._checks, self._trust)))
+        parts = [self.n_learned.to_bytes(8, "little"), *(x.tobytes() for x in self._parts)]
+        return _MAGIC + bytes([self._bits]) + zlib.compress(b"".join(parts))
 
     @classmethod
     def from_bytes(cls, data: bytes, vocab_size: int) -> NGramTable:
         """The table of a file. Raises ModelFileError for what is none, or not of a model with such a vocabulary."""
         damaged = ModelFileError("this is no table of n-grams, or it is damaged; make it again.")
-        start = len(_MAGIC) + 9
+        start = len(_MAGIC) + 1
         if not data.startswith(_MAGIC) or len(data) < start or not 1 <= data[len(_MAGIC)] <= _MOST_BITS:
             raise damaged
         table = cls(data[len(_MAGIC)])
         try:
             reader = zlib.decompressobj()
-            body = reader.decompress(data[start:], table.nbytes)
+            body = reader.decompress(data[start:], 8 + table.nbytes)
         except zlib.error as error:
             raise damaged from error
-        if len(body) != table.nbytes or not reader.eof:
+        if len(body) != 8 + table.nbytes or not reader.eof:
             raise damaged
-        table.n_learned = int.from_bytes(data[len(_MAGIC) + 1 : start], "little")
-        at = 0
-        for part in (table._tokens, table._checks, table._trust):
+        table.n_learned, at = int.from_bytes(body[:8], "little"), 8
+        for part in table._parts:
             size = part.itemsize * len(part)
             part[:] = array(part.typecode, body[at : at + size])
             at += size

@@ -35,7 +35,10 @@ class ChatTemplate:
         try:
             self._template = self._environment.compiled(source)
         except Exception as error:  # also what Python's own compiler says about deep nesting
-            raise ChatTemplateError(f"the chat template cannot be read: {_reason(error)}. {_WAY_OUT}") from error
+            raise ChatTemplateError(
+                f"the chat template that came with the model cannot be read: {_reason(error)}. Mend it there, or give "
+                "the prompt as raw text."
+            ) from error
 
     def render(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from pilotfish.apps.cli import app
 from pilotfish.drafts import speech
 from pilotfish.drafts.speech import learn_speech
 from pilotfish.loading.speech import kept_speech, speech_path
-from pilotfish.runtime.errors import ModelFileError, OptionError
+from pilotfish.runtime.errors import CacheWriteError, EngineError, ModelFileError, OptionError, UnsupportedModelError
 from pilotfish.runtime.files.open_model import open_model
 from pilotfish.runtime.speculation.draft_length import Fixed
 from pilotfish.runtime.speculation.ngram_table import NGramTable
@@ -104,3 +105,49 @@ def test_every_bit_of_a_table_comes_back() -> None:
     again = NGramTable.from_bytes(table.to_bytes(), 50)
     contexts = rng.integers(0, 50, (500, 4)).tolist()
     assert [again.guess(context) for context in contexts] == [table.guess(context) for context in contexts]
+
+
+def test_a_damaged_number_of_tokens_is_a_damaged_table() -> None:
+    table = NGramTable(bits=4)
+    table.learn([1, 2, 3], 0)
+    data = table.to_bytes()
+    for at in range(len(data)):
+        damaged = bytes([*data[:at], data[at] ^ 0xFF, *data[at + 1 :]])
+        with pytest.raises(ModelFileError):
+            NGramTable.from_bytes(damaged, 4)
+
+
+def test_a_model_that_says_nothing_is_refused(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pilotfish.load(tiny, PLACE[0], threads=PLACE[1]) as model:
+        silent = model.generate("abc", max_new_tokens=1, stop=[])
+        monkeypatch.setattr(pilotfish.Model, "generate", lambda *_, **__: replace(silent, text="", token_ids=()))
+        with pytest.raises(UnsupportedModelError, match="50 times in a row nothing came"):
+            next(speech._answers(model, 0))
+
+
+def test_what_is_learned_is_kept_every_so_often_and_whatever_happens(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(speech, "_KEPT_EVERY", 3)
+    monkeypatch.setattr(speech, "_answers", lambda model, seed: iter_failing())
+
+    def iter_failing():  # type: ignore[no-untyped-def]
+        yield (5, 6)
+        assert kept_speech(open_model(tiny), 10_000) is None
+        yield (6, 7)
+        assert kept_speech(open_model(tiny), 10_000).n_learned == 4  # type: ignore[union-attr]
+        yield (7, 8)
+        raise EngineError("the device is gone")
+
+    with pytest.raises(EngineError, match="is gone"):
+        learned(tiny, 100)
+    assert kept_speech(open_model(tiny), 10_000).n_learned == 6  # type: ignore[union-attr]
+
+
+def test_a_place_that_cannot_be_written_is_told_before_anything_is_learned(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(speech, "load", lambda *_, **__: pytest.fail("a model was loaded"))
+    speech_path(open_model(tiny)).mkdir(parents=True)
+    with pytest.raises(CacheWriteError, match="is a folder"):
+        learned(tiny, 5)
