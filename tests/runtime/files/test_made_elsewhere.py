@@ -130,6 +130,10 @@ def cut_weights(folder: Path, source: Path) -> None:
     (folder / "openvino_model.bin").write_bytes(content[: len(content) // 2])
 
 
+def other_xml(folder: Path, source: Path) -> None:
+    (folder / "openvino_model.xml").write_text("<?xml version='1.0'?>\n<net/>")
+
+
 def another_vocabulary(folder: Path, source: Path) -> None:
     write_settings(read_gguf(source), folder, vocab_size=200)
 
@@ -172,6 +176,7 @@ def eyes(folder: Path, source: Path) -> None:
 
 BAD = [
     (no_weights, ModelFileError, r"openvino_model\.bin is missing.*Fetch or copy it"),
+    (other_xml, ModelFileError, r"openvino_model\.xml is no IR of OpenVINO"),
     (cut_weights, ModelFileError, r"openvino_model\.bin is truncated: it has \d+ bytes, and .* names \d+"),
     (another_vocabulary, ModelFileError, r"tokenizer\.json is not this model's: it has 272 tokens, and the model 200"),
     (another_end, ModelFileError, r"it has 272 tokens, .*an end of answers at token 5000"),
