@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -75,8 +76,9 @@ def _unknown(kind: object, path: Path) -> UnsupportedModelError:
         said = "which does not say its family (model_type in config.json)"
     else:
         said = f"of the family {kind!r}"
+    command = shlex.join(["pilotfish", "export", str(path), "-o", f"{path.name}-bundle"])
     return UnsupportedModelError(
-        f"{path} is a Hugging Face folder {said}; families that are opened are {known}. Others: pilotfish export "
-        f"{path} -o {path.name}-bundle   if it knows the family (encoder-decoders, for example), or a .gguf file of "
+        f"{path} is a Hugging Face folder {said}; families that are opened are {known}. Others: {command} "
+        "  if it knows the family (encoder-decoders, for example), or a .gguf file of "
         "the model."
     )
