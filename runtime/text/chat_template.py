@@ -132,11 +132,23 @@ def with_system(render: Callable[..., str], messages: list[dict[str, object]], *
         except ChatTemplateError as error:
             refusal = refusal or error
             continue
-        if text and (said in text or json.dumps(said, ensure_ascii=False)[1:-1] in text):
+        if text and (said in text or _heeds(render, shape, text, known)):
             return text
     if refusal is not None:
         raise refusal
     return render(messages, **known)
+
+
+def _heeds(
+    render: Callable[..., str], shape: list[dict[str, object]] | None, text: str, known: dict[str, object]
+) -> bool:
+    """Whether another system message gives another text: some are read for a switch (/no_think) and not written out."""
+    if shape is None or shape[0]["role"] == "user":
+        return False
+    try:
+        return render([{**shape[0], "content": _ANSWER}, *shape[1:]], **known) != text
+    except ChatTemplateError:
+        return True
 
 
 def _folded(said: str, rest: list[dict[str, object]]) -> list[dict[str, object]] | None:

@@ -271,3 +271,17 @@ def test_a_system_alone_is_refused_as_the_template_does() -> None:
     parts = [{"role": "system", "content": [{"type": "text", "text": "One."}, {"type": "text", "text": "Two."}]}, *USER]
     text = TOKENIZER.decode(encode_chat(TOKENIZER, ChatTemplate(REFUSES), parts).tolist())
     assert text == "[user] One.\nTwo.\n\nHi\n"
+
+
+SWITCH = (
+    "{% set said = messages[0].content if messages[0].role == 'system' else '' %}"
+    "[system] {{ 'silent' if '/no_think' in said else 'aloud' }} {{ said | replace('/no_think', '') | trim }}\n"
+    "{% for m in messages if m.role != 'system' %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(("said", "head"), [("/no_think", "silent "), ("/no_think Be brief.", "silent Be brief.")])
+def test_a_system_message_that_a_template_reads_as_a_switch_stays_one(said: str, head: str) -> None:
+    asked: list[Message] = [{"role": "system", "content": said}, *USER]
+    text = TOKENIZER.decode(encode_chat(TOKENIZER, ChatTemplate(SWITCH), asked).tolist())
+    assert text == f"[system] {head}\n[user] Hi\n"
