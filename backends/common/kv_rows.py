@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...runtime.errors import AbilityError, ContextFullError, EngineError, OptionError
-from ...runtime.interfaces import Indices, Tokens
+from ...runtime.interfaces import Ability, Indices, Tokens
 
 _T = TypeVar("_T", bound=np.generic)
 
@@ -186,6 +186,12 @@ class Rows:
     def _check_settled(self) -> None:
         if self._parents is not None:
             raise OptionError("the last step was a tree: accept a path of it, or truncate to before its first branch.")
+
+
+# What is one array for all layers, and so not to be had of a model whose layers keep entries of different sizes, or
+# attend to what another layer keeps.
+ONE_SIZE: frozenset[Ability] = frozenset({"evict_heads", "keys", "queries", "attention"})
+WHY_ONE_SIZE = "this model's layers keep keys and values of different sizes, or share them"
 
 
 def take_rows(held: npt.NDArray[_T], entries: Indices) -> npt.NDArray[_T]:

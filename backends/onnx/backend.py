@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ...runtime.errors import PilotfishError
+from ...runtime.errors import OptionError, PilotfishError
 from ...runtime.files.model_file import ModelFile
 from ...runtime.files.onnx_folder import OnnxFolder
 from ...runtime.files.open_model import bundle_of
@@ -10,6 +10,7 @@ from ...runtime.install import install_command
 from ...runtime.interfaces import Weights
 from ...runtime.profiling.canary import Canary
 from .. import require, usable
+from ..common.kv_rows import WHY_ONE_SIZE
 from ..common.packages import package_version, problem_of
 from ..common.weights import LoadedWeights
 from ..protocol import NO_OPTIONS, Options, refuse_options
@@ -77,7 +78,11 @@ class OrtBackend:
         bundle = bundle_of(model)
         if not check_kv_dtype(kv_dtype, device, "onnx" in bundle.manifest.encoders):
             return _weights(OrtModel(bundle, device, threads))
-        exact = _weights(OrtModel(bundle, device, threads))
+        whole = OrtModel(bundle, device, threads)
+        exact = _weights(whole)
+        if not whole.even:
+            exact.close()
+            raise OptionError(f"{WHY_ONE_SIZE}, which the onnx engine stores in f32 only. Leave out kv_dtype.")
         session = exact.session()
         scales = channel_scales(session, bundle)
         session.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -58,16 +59,25 @@ class OrtModel:
         self._encoder = self._open_encoder(frozenset(shapes))
         self.relative = "entry_positions" in shapes
         self.observes = str(self._beside / _OBSERVING) in bundle.manifest.files
+        kept = sum(name.startswith("past_key_") for name in shapes)
+        pairs = [(i, kind) for i in range(kept) for kind in ("key", "value")]
+        # Of each array of a cache, keys and values of a layer in turn: heads and their length; and, for each, the
+        # outputs that are bound to the same memory: its own, and those of layers that attend to what it keeps.
+        self.cache = [(size(f"past_{kind}_{i}", 1), size(f"past_{kind}_{i}", 3)) for i, kind in pairs]
+        self.outputs = [
+            [name for name in shapes if re.fullmatch(rf"present_{kind}_{i}(_\d+)?", name)] for i, kind in pairs
+        ]
+        self.even = len(set(self.cache)) == 1 and all(len(names) == 1 for names in self.outputs)
         recipe, kv_heads = bundle.manifest.recipe, size("past_key_0", 1)
         n_heads = recipe.get("n_heads", str(kv_heads))
-        if not n_heads.isdecimal() or not int(n_heads) or int(n_heads) % kv_heads:
+        if not n_heads.isdecimal() or not int(n_heads) or any(int(n_heads) % heads for heads, _ in self.cache):
             raise ModelFileError(f"{bundle} is damaged: it has {n_heads} heads over {kv_heads} of keys.")
         self.window = _window(recipe, "sliding_bias" in shapes, bundle.path)
         self.info = ModelInfo(
             architecture=bundle.manifest.architecture,
             vocab_size=size("logits", 1),
             context_length=bundle.manifest.context_length,
-            n_layers=sum(name.startswith("past_key_") for name in shapes),
+            n_layers=sum(map(len, self.outputs)) // 2,
             n_heads=int(n_heads),
             kv_heads=kv_heads,
             head_dim=size("past_key_0", 3),

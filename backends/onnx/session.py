@@ -13,7 +13,7 @@ from ...runtime.errors import AbilityError, EngineError, NoMemoryError
 from ...runtime.interfaces import UNOBSERVED, Ability, Floats, Indices, Observations, Step, Tokens
 from ...runtime.leaving import in_engine
 from ..common.decoder_only import DecoderOnly
-from ..common.kv_rows import Rows, ancestors, room_for, take_rows
+from ..common.kv_rows import ONE_SIZE, WHY_ONE_SIZE, Rows, ancestors, room_for, take_rows
 from ..common.saved_cache import Array, Layout, pack, unpack
 from .loaded_model import OrtModel
 from .step import BoundStep, rows_run
@@ -28,11 +28,14 @@ _HIDDEN_BIAS = -np.inf
 
 
 class OrtSession(DecoderOnly):
-    """One cache over an OrtModel. Keys and values lie in (1, kv_heads, capacity, head_dim) arrays that grow."""
+    """One cache over an OrtModel. Keys and values lie in (1, kv_heads, capacity, head_dim) arrays that grow, one pair
+    for each layer that keeps any."""
 
     def __init__(self, model: OrtModel, max_context: int) -> None:
         self._model = model
         self.abilities = _ABILITIES if model.window is None else _ABILITIES - {"evict_heads"}
+        if not model.even:
+            self.abilities -= ONE_SIZE
         self.info = model.info
         self.max_context = max_context
         self._rows = Rows(max_context, self.info.context_length)
@@ -57,8 +60,10 @@ class OrtSession(DecoderOnly):
     def forward(
         self, tokens: Tokens, *, n_logits: int, parents: Indices | None = None, observe: Observations = UNOBSERVED
     ) -> Step:
-        if not observe <= _ABILITIES:
-            missing = ", ".join(sorted(observe - _ABILITIES))
+        if not observe <= self.abilities:
+            missing = ", ".join(sorted(observe - self.abilities))
+            if not self._model.even:
+                raise AbilityError(f"{WHY_ONE_SIZE}: {missing} of all layers at once are not to be had.")
             raise AbilityError(f"the onnx engine does not give out {missing}; the reference engine does.")
         positions = self._plan(tokens, n_logits, parents)
         width, spare = len(tokens), rows_run(len(tokens)) - len(tokens)
@@ -138,6 +143,8 @@ class OrtSession(DecoderOnly):
 
     def _kept(self, entries: Indices) -> Indices:
         """Checked entries to keep."""
+        if entries.ndim > 1 and not self._model.even:
+            raise AbilityError(f"{WHY_ONE_SIZE}: entries per head are not to be had. Evict whole tokens.")
         if entries.ndim > 1 and "evict_heads" not in self.abilities:
             raise AbilityError(
                 "this model has layers with a window of attention, which is counted in positions that all heads share: "
@@ -151,7 +158,7 @@ class OrtSession(DecoderOnly):
             yield take_rows(x[0], entries if entries.ndim == 1 else entries[i // 2])
 
     def _layout(self, n: int) -> list[Layout]:
-        return [(self._kind, (self.info.kv_heads, n, self.info.head_dim))] * len(self._cache)
+        return [(self._kind, (heads, n, head_dim)) for heads, head_dim in self._model.cache]
 
     def _entries(self) -> list[Array]:
         return [x[0, :, : self._rows.n] for x in self._cache]
@@ -172,11 +179,11 @@ class OrtSession(DecoderOnly):
 
     def _grow(self, capacity: int) -> None:
         """Hold the entries in arrays of this size, which may be a smaller one."""
-        shape = (1, self.info.kv_heads, capacity, self.info.head_dim)
+        shapes = [(1, heads, capacity, head_dim) for heads, head_dim in self._model.cache]
         try:
-            grown: list[Array] = [np.empty(shape, dtype=self._kind) for _ in range(2 * self.info.n_layers)]
+            grown: list[Array] = [np.empty(shape, dtype=self._kind) for shape in shapes]
         except (MemoryError, ValueError):  # numpy's, for sizes beyond any address
-            mebibytes = 2 * self.info.n_layers * np.dtype(self._kind).itemsize * math.prod(shape) >> 20
+            mebibytes = np.dtype(self._kind).itemsize * sum(map(math.prod, shapes)) >> 20
             raise NoMemoryError(
                 f"there is no memory for a cache of {capacity} entries ({mebibytes} MiB). "
                 "Close other programs, or open the session with a smaller max_context."
@@ -256,10 +263,10 @@ class OrtSession(DecoderOnly):
         for name, value in step.inputs:
             binding.bind_ortvalue_input(name, value)
         binding.bind_ortvalue_output("logits", step.output)
-        for i in range(self.info.n_layers):
-            for kind, value in zip(("key", "value"), self._values[2 * i : 2 * i + 2], strict=True):
-                binding.bind_ortvalue_input(f"past_{kind}_{i}", value)
-                binding.bind_ortvalue_output(f"present_{kind}_{i}", value)
+        for i, (value, names) in enumerate(zip(self._values, self._model.outputs, strict=True)):
+            binding.bind_ortvalue_input(f"past_{('key', 'value')[i % 2]}_{i // 2}", value)
+            for name in names:
+                binding.bind_ortvalue_output(name, value)
         return binding
 
     def _execute(self, runner: Any, binding: Any) -> None:

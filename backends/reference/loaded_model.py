@@ -9,7 +9,15 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from ...runtime.files.decoder_description import DecoderShape, LayerKind, Part
+from ...runtime.files.decoder_description import (
+    INPUT_NORM,
+    INPUT_PROJECTION,
+    INPUT_TABLE,
+    LAYER_SCALE,
+    DecoderShape,
+    LayerKind,
+    Part,
+)
 from ...runtime.files.decoder_file import DecoderFile
 from ...runtime.files.decoder_shape import decoder_shape
 from ...runtime.interfaces import ModelInfo
@@ -24,27 +32,49 @@ _BIASED = ("query", "key", "value", "output")
 class Layer:
     """Matrices (outputs, inputs) of one layer, with the rows of query and key in halves, as rotation wants them.
 
-    Norms that a model does not have are None; biases that it does not have are zeros.
+    Norms and matrices that a layer does not have are None; biases that it does not have are zeros.
     """
 
     kind: LayerKind
     query: Matrix
-    key: Matrix
-    value: Matrix
     output: Matrix
     gate: Matrix
     up: Matrix
     down: Matrix
     query_bias: Matrix
-    key_bias: Matrix
-    value_bias: Matrix
     output_bias: Matrix
+    key: Matrix | None = None  # None: it attends to the keys and values of another layer
+    value: Matrix | None = None  # None: its keys are its values
+    key_bias: Matrix | None = None
+    value_bias: Matrix | None = None
+    input_gate: Matrix | None = None
+    input_projection: Matrix | None = None
+    scale: float = 1.0
     attention_norm: Matrix | None = None
     attention_post_norm: Matrix | None = None
     mlp_norm: Matrix | None = None
     mlp_post_norm: Matrix | None = None
     query_norm: Matrix | None = None
     key_norm: Matrix | None = None
+    input_post_norm: Matrix | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LayerInputs:
+    """What the layers are given beside what the last one gave: a second table of tokens, and a projection."""
+
+    table: Matrix
+    projection: Matrix
+    norm: Matrix
+
+    def of(self, tokens: npt.NDArray[np.int64], x: Matrix, epsilon: float) -> Matrix:
+        """(n_layers, n, size) for tokens whose scaled embeddings are x."""
+        size = len(self.norm)
+        projected = (x @ self.projection.T * np.float32(x.shape[1] ** -0.5)).reshape(len(x), -1, size)
+        power = np.mean(projected * projected, axis=-1, keepdims=True, dtype=np.float32)
+        projected = self.norm * projected / np.sqrt(power + np.float32(epsilon))
+        found = self.table[tokens].reshape(len(x), -1, size) * np.float32(size**0.5)
+        return np.asarray((projected + found) * np.float32(2**-0.5), dtype=np.float32).swapaxes(0, 1)
 
 
 class ReferenceModel:
@@ -57,6 +87,9 @@ class ReferenceModel:
         self.embedding = self._tensor("token_embd.weight")
         self.head = self._tensor("output.weight") if "output.weight" in file.tensors else self.embedding
         self.final_norm = self._tensor("output_norm.weight")
+        self.inputs: LayerInputs | None = None
+        if s.layer_input_size is not None:
+            self.inputs = LayerInputs(*map(self._tensor, (INPUT_TABLE, INPUT_PROJECTION, INPUT_NORM)))
         self._stream = stream
         self._layers: list[Layer] | None = [] if stream else [self._layer(i) for i in range(s.n_layers)]
         self.info = ModelInfo(
@@ -81,9 +114,10 @@ class ReferenceModel:
     def _layer(self, i: int) -> Layer:
         parts = self.shape.projections(i)
         matrices = {name: self._part(part, ".weight") for name, part in parts.items()}
-        biases = {f"{name}_bias": self._bias(parts[name], len(matrices[name])) for name in _BIASED}
+        biases = {f"{name}_bias": self._bias(parts[name], len(matrices[name])) for name in _BIASED if name in parts}
         norms = {name: self._tensor(tensor) for name, tensor in self.shape.norms(i).items()}
-        return Layer(self.shape.layers[i], **matrices, **biases, **norms)
+        scale = float(self._tensor(LAYER_SCALE.format(i))[0]) if self.shape.family.layer_scale else 1.0
+        return Layer(self.shape.layers[i], **matrices, **biases, **norms, scale=scale)
 
     def _part(self, part: Part, kind: str) -> Matrix:
         values = self._tensor(part.tensor + kind)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from ...runtime.errors import AbilityError
 from ...runtime.interfaces import UNOBSERVED, Ability, Floats, Indices, Observations, Step, Tokens
 from ..common.decoder_only import DecoderOnly
-from ..common.kv_rows import Rows, ancestors, room_for
+from ..common.kv_rows import ONE_SIZE, WHY_ONE_SIZE, Rows, ancestors, room_for
 from ..common.saved_cache import Layout, pack, unpack
 from .loaded_model import Layer, ReferenceModel
 
@@ -26,14 +26,16 @@ class ReferenceSession(DecoderOnly):
     def __init__(self, model: ReferenceModel, max_context: int) -> None:
         self._model = model
         self.abilities = _ABILITIES if model.shape.window is None else _ABILITIES - {"evict_heads"}
+        if not model.shape.even:
+            self.abilities -= ONE_SIZE
         self.info = model.info
         self.max_context = max_context
         self._rows = Rows(max_context, self.info.context_length)
         self._unseen: Indices = np.empty(0, dtype=np.int64)  # entries that steps do not see
         self._attended_from = 0  # entries that there were when those were chosen
-        empty = np.empty((self.info.kv_heads, 0, self.info.head_dim), dtype=np.float32)
-        self._keys: list[Floats] = [empty] * self.info.n_layers
-        self._values: list[Floats] = [empty] * self.info.n_layers
+        empty = [np.empty(shape, dtype=np.float32) for _, shape in self._layout(0)]  # of layers that keep something
+        self._keys: list[Floats] = empty[: len(empty) // 2]
+        self._values: list[Floats] = empty[len(empty) // 2 :]
 
     @property
     def positions(self) -> Indices:
@@ -46,10 +48,10 @@ class ReferenceSession(DecoderOnly):
     def forward(
         self, tokens: Tokens, *, n_logits: int, parents: Indices | None = None, observe: Observations = UNOBSERVED
     ) -> Step:
-        if not observe <= _ABILITIES:
-            missing = ", ".join(sorted(observe - _ABILITIES))
+        if not observe <= self.abilities:
+            missing = ", ".join(sorted(observe - self.abilities))
             raise AbilityError(
-                f"the reference engine does not give out {missing}; it has {', '.join(sorted(_ABILITIES))}."
+                f"the reference engine does not give out {missing} here; it has {', '.join(sorted(self.abilities))}."
             )
         positions = self._rows.plan(tokens, n_logits, parents, self.info.vocab_size)
         self._model.check_open()
@@ -61,22 +63,30 @@ class ReferenceSession(DecoderOnly):
         model, s = self._model, self._model.shape
         places = self._rows.with_new(positions)
         x = model.embedding[tokens] * np.float32(s.embedding_scale)
+        inputs = None if model.inputs is None else model.inputs.of(tokens, x, s.norm_epsilon)
         queries, attention = [], []
         for i, layer in enumerate(model.layers()):
             h = self._normed(x, layer.attention_norm)
-            q, k, v = self._projected(layer, h, positions)
-            self._keys[i] = np.concatenate([self._keys[i], k], axis=1)
-            self._values[i] = np.concatenate([self._values[i], v], axis=1)
-            window = layer.kind.window
+            q, *new = self._projected(layer, h, positions)
+            at, window = i if layer.kind.cache_of is None else layer.kind.cache_of, layer.kind.window
+            if new:
+                self._keys[at] = np.concatenate([self._keys[at], new[0]], axis=1)
+                self._values[at] = np.concatenate([self._values[at], new[1]], axis=1)
             near = True if window is None else positions[:, None] - places < window
             attended, shares = _attend(
-                q, self._keys[i], self._values[i], visible & near, s.score_scale, s.attention_softcap
+                q, self._keys[at], self._values[at], visible & near, s.score_scale, s.attention_softcap
             )
             h = attended @ layer.output.T + layer.output_bias
             x = x + self._normed(h, layer.attention_post_norm) * np.float32(s.residual_scale)
             h = self._normed(x, layer.mlp_norm)
             h = (_ACTIVATIONS[s.family.activation](h @ layer.gate.T) * (h @ layer.up.T)) @ layer.down.T
             x = x + self._normed(h, layer.mlp_post_norm) * np.float32(s.residual_scale)
+            if inputs is not None and layer.input_gate is not None and layer.input_projection is not None:
+                h = _ACTIVATIONS[s.family.activation](x @ layer.input_gate.T) * inputs[i]
+                x = x + self._normed(h @ layer.input_projection.T, layer.input_post_norm)
+            x = x * np.float32(layer.scale)
+            if not s.even:
+                continue
             queries.append(q * np.float32(s.score_scale * s.head_dim**0.5))
             attention.append(shares)
         self._rows.append(positions, parents)
@@ -135,14 +145,16 @@ class ReferenceSession(DecoderOnly):
         self._rows.replace(positions)
         self.attend(None)
         held = [np.asarray(x, dtype=np.float32) for x in arrays]
-        self._keys, self._values = held[: self.info.n_layers], held[self.info.n_layers :]
+        self._keys, self._values = held[: len(held) // 2], held[len(held) // 2 :]
 
     def close(self) -> None:
         self._rows.close()
         self._keys, self._values = [], []
 
     def _layout(self, n: int) -> list[Layout]:
-        return [(np.float32, (self.info.kv_heads, n, self.info.head_dim))] * (2 * self.info.n_layers)
+        shape = self._model.shape
+        kept = [shape.sizes(i) for i, kind in enumerate(shape.layers) if kind.cache_of is None]
+        return [(np.float32, (x.kv_heads, n, x.head_dim)) for x in kept] * 2
 
     def _take(self, entries: Indices) -> None:
         """(n,), or (n_layers, kv_heads, n)"""
@@ -155,6 +167,8 @@ class ReferenceSession(DecoderOnly):
 
     def _kept(self, entries: Indices) -> Indices:
         """Checked entries to keep."""
+        if entries.ndim > 1 and not self._model.shape.even:
+            raise AbilityError(f"{WHY_ONE_SIZE}: entries per head are not to be had. Evict whole tokens.")
         if entries.ndim > 1 and "evict_heads" not in self.abilities:
             raise AbilityError(
                 "this model has layers with a window of attention, which is counted in positions that all heads share: "
@@ -171,19 +185,27 @@ class ReferenceSession(DecoderOnly):
         epsilon = np.float32(self._model.shape.norm_epsilon)
         return np.asarray(gain * parts / np.sqrt(size + epsilon), dtype=np.float32).reshape(x.shape)
 
-    def _projected(self, layer: Layer, h: Floats, positions: Indices) -> tuple[Floats, Floats, Floats]:
-        """Query, key and value, each (heads, n, head_dim), as attention takes them."""
+    def _projected(self, layer: Layer, h: Floats, positions: Indices) -> list[Floats]:
+        """Query, key and value, each (heads, n, head_dim), as attention takes them; the query alone where the layer
+        attends to what another one keeps."""
+        s = self._model.shape
+        temperature, rotation = s.temperature, layer.kind.rotation
+        head_dim = s.head_dim if layer.kind.sizes is None else layer.kind.sizes.head_dim
         q = self._normed(h @ layer.query.T + layer.query_bias, layer.query_norm)
-        k = self._normed(h @ layer.key.T + layer.key_bias, layer.key_norm)
-        v = h @ layer.value.T + layer.value_bias
-        temperature, rotation = self._model.shape.temperature, layer.kind.rotation
         if temperature is not None:
             q = q * temperature.at(positions)[:, None]
-        q, k, v = (x.reshape(len(x), -1, self.info.head_dim).swapaxes(0, 1) for x in (q, k, v))
+        turned = [q]
+        if layer.key is not None and layer.key_bias is not None:
+            k = h @ layer.key.T + layer.key_bias
+            v = k if layer.value is None or layer.value_bias is None else h @ layer.value.T + layer.value_bias
+            if s.family.value_norm:
+                v = self._normed(v, np.ones(head_dim, dtype=np.float32))
+            turned += [self._normed(k, layer.key_norm), v]
+        turned = [x.reshape(len(x), -1, head_dim).swapaxes(0, 1) for x in turned]
         if rotation is None:
-            return q, k, v
+            return turned
         cos, sin = rotation.at(positions)
-        return _rotated(q, cos, sin), _rotated(k, cos, sin), v
+        return [*(_rotated(x, cos, sin) for x in turned[:2]), *turned[2:]]
 
 
 def _rotated(x: Floats, cos: Floats, sin: Floats) -> Floats:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ...runtime.files.decoder_description import DecoderShape
-from ..quantize.blocks import Blocks, Floats
+from ..quantize.blocks import Blocks, Floats, Halves
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,21 +19,34 @@ class Linear:
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """Weights of one decoder layer; q and k in halves, not in pairs. Norms that it does not have are None."""
+    """Weights of one decoder layer; q and k in halves, not in pairs. What it does not have is None."""
 
     query: Linear
-    key: Linear
-    value: Linear
     output: Linear
     gate: Linear
     up: Linear
     down: Linear
+    key: Linear | None = None  # None: it attends to what another layer keeps
+    value: Linear | None = None  # None: its keys are its values
+    input_gate: Linear | None = None
+    input_projection: Linear | None = None
+    scale: float = 1.0
     attention_norm: Floats | None = None
     attention_post_norm: Floats | None = None
     mlp_norm: Floats | None = None
     mlp_post_norm: Floats | None = None
     query_norm: Floats | None = None
     key_norm: Floats | None = None
+    input_post_norm: Floats | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LayerInputs:
+    """What the layers are given beside what the last one gave: a second table of tokens, and a projection."""
+
+    table: Blocks | Floats | Halves
+    projection: Linear
+    norm: Floats
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,3 +58,4 @@ class Decoder:
     layer: Callable[[int], Layer]
     final_norm: Floats
     head: Blocks | Floats | None  # None: tied to the embedding
+    inputs: LayerInputs | None = None

@@ -3,9 +3,11 @@
 Inputs, batch 1, n new tokens, T cached and new entries, MAX entries of room:
   input_ids [1, n] int64, position_ids [1, n] int64, logit_rows [m] int64 (rows whose logits are wanted),
   bias [1, 1, n, T] f32 (added to attention scores; T is read off it), sliding_bias (the same, of layers with a
-  window), past_key_<l>, past_value_<l> [1, kv_heads, MAX, head_dim] f32.
+  window), past_key_<l>, past_value_<l> [1, kv_heads, MAX, head_dim] f32, of layers that keep keys and values.
 Outputs: logits [m, vocab_size], hidden [n, hidden_size] (after the final norm), present_key_<l>, present_value_<l>
-  (bound to the same memory as the past), and in the observing form query_<l> [1, n_heads, n, head_dim] after rotation.
+  (bound to the same memory as the past), present_key_<l>_<m>, present_value_<l>_<m> of a layer m that attends to what
+  layer l keeps (bound to that memory, too), and in the observing form, of decoders whose layers are alike,
+  query_<l> [1, n_heads, n, head_dim] after rotation.
 
 Causality is the attention operator's own; the bias only takes away more. Rewinding is a smaller T.
 """
@@ -14,8 +16,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from ...runtime.files.rotation import Rotation
 from ...runtime.progress import Share
-from ..quantize.blocks import Blocks, Floats
+from ..quantize.blocks import Blocks, Floats, Halves
 from .decoder import Decoder, Layer, Linear
 from .products import Products, pack, pack_zero_points
 from .writer import OnnxWriter
@@ -31,6 +34,8 @@ class DecoderGraph:
         self._w, self._decoder = writer, decoder
         self._products = Products(writer, accuracy_level)
         self._tables: dict[int, list[str]] = {}  # cos and sin of a rotation, by its id
+        self._kept: dict[int, list[str]] = {}  # the new keys and values of a layer
+        self._shared = {x.cache_of for x in decoder.shape.layers}  # layers that others attend to
 
     def build(self, progress: Share | None = None) -> None:
         """Add every node, input and output."""
@@ -42,8 +47,9 @@ class DecoderGraph:
         if s.window is not None:
             w.input("sliding_bias", "float32", [1, 1, "n", "T"])
         self._positions()
-        embedded = w.node("Squeeze", [self._embed(ids), self._int("axis0", 0)])
+        embedded = w.node("Squeeze", [self._embed(ids, "embedding", self._decoder.embedding), self._int("axis0", 0)])
         residual, delta = self._scaled(embedded, "embedding_scale", s.embedding_scale), ""
+        inputs = self._inputs(ids, residual)
         for i in range(s.n_layers):
             layer = self._decoder.layer(i)
             normed, residual = self._norm(f"l{i}.attention_norm", layer.attention_norm, residual, delta)
@@ -53,6 +59,12 @@ class DecoderGraph:
             normed, residual = self._norm(f"l{i}.mlp_norm", layer.mlp_norm, residual, delta)
             delta = self._normed(f"l{i}.mlp_post_norm", layer.mlp_post_norm, self._mlp(i, layer, normed))
             delta = self._scaled(delta, "residual_scale", s.residual_scale)
+            if inputs:
+                residual = w.node("Add", [residual, delta])
+                delta = self._input(i, layer, residual, inputs[i])
+            if layer.scale != 1.0:
+                total = w.node("Add", [residual, delta])
+                residual, delta = self._scaled(total, f"l{i}.scale", layer.scale), ""
             if progress:
                 progress((i + 1) / s.n_layers)
         normed, _ = self._norm("final_norm", self._decoder.final_norm, residual, delta, "hidden")
@@ -80,14 +92,43 @@ class DecoderGraph:
         w.node("Squeeze", [total], "total_length")
         w.node("Sub", [total, w.weight("one", np.array([1], dtype=np.int32))], "last_entry")
 
-    def _embed(self, ids: str) -> str:
-        w, table = self._w, self._decoder.embedding
+    def _inputs(self, ids: str, embedded: str) -> list[str]:
+        """What each layer is given beside what the last one gave, (n, size) each; nothing where there is none."""
+        w, inputs, s = self._w, self._decoder.inputs, self._decoder.shape
+        size = s.layer_input_size
+        if inputs is None or size is None:
+            return []
+        projected = self._products.linear("inputs.projection", embedded, inputs.projection)
+        projected = self._scaled(projected, "inputs.projection_scale", s.hidden_size**-0.5)
+        normed = self._norm_of_parts(
+            "inputs.norm", inputs.norm, w.node("Unsqueeze", [projected, self._int("axis0", 0)])
+        )
+        found = self._scaled(self._embed(ids, "inputs.table", inputs.table), "inputs.table_scale", size**0.5)
+        both = self._scaled(w.node("Add", [normed, found]), "inputs.scale", 2**-0.5)
+        sizes = w.weight("inputs.sizes", np.full(s.n_layers, size, dtype=np.int64))
+        flat = w.node("Squeeze", [both, self._int("axis0", 0)])
+        return w.nodes("Split", [flat, sizes], [f"l{i}.input" for i in range(s.n_layers)], axis=-1)
+
+    def _input(self, i: int, layer: Layer, x: str, given: str) -> str:
+        """What a layer makes of what it is given beside x."""
+        assert layer.input_gate is not None and layer.input_projection is not None
+        gate = self._active(self._products.linear(f"l{i}.input_gate", x, layer.input_gate))
+        made = self._products.linear(
+            f"l{i}.input_projection", self._w.node("Mul", [gate, given]), layer.input_projection
+        )
+        return self._normed(f"l{i}.input_post_norm", layer.input_post_norm, made)
+
+    def _embed(self, ids: str, name: str, table: Blocks | Floats | Halves) -> str:
+        """Rows of a table, (1, n, columns)."""
+        w = self._w
+        if isinstance(table, Halves):
+            return w.node("Cast", [w.node("Gather", [w.bits(name, table.bits, table.kind), ids], axis=0)], to=1)
         if not isinstance(table, Blocks):
-            return w.node("Gather", [w.weight("embedding", table), ids], axis=0)
+            return w.node("Gather", [w.weight(name, table), ids], axis=0)
         rows, columns = table.shape
-        codes = w.weight("embedding.codes", pack(table).reshape(rows, -1))
-        scale = w.weight("embedding.scale", table.scale)
-        inputs = [codes, ids, scale, w.weight("embedding.zero", pack_zero_points(table).reshape(rows, -1))]
+        codes = w.weight(f"{name}.codes", pack(table).reshape(rows, -1))
+        scale = w.weight(f"{name}.scale", table.scale)
+        inputs = [codes, ids, scale, w.weight(f"{name}.zero", pack_zero_points(table).reshape(rows, -1))]
         found = w.node(
             "GatherBlockQuantized",
             inputs,
@@ -99,9 +140,9 @@ class DecoderGraph:
         )
         if table.residual is None:
             return found
-        left = w.node("Gather", [w.weight("embedding.residual", table.residual), ids], axis=0)
-        blocks = w.weight("embedding.blocks", np.array([0, 0, -1, table.block], dtype=np.int64))
-        flat = w.weight("embedding.flat", np.array([0, 0, columns], dtype=np.int64))
+        left = w.node("Gather", [w.weight(f"{name}.residual", table.residual), ids], axis=0)
+        blocks = w.weight(f"{name}.blocks", np.array([0, 0, -1, table.block], dtype=np.int64))
+        flat = w.weight(f"{name}.flat", np.array([0, 0, columns], dtype=np.int64))
         last = w.weight("axis3", np.array([3], dtype=np.int64))
         summed = w.node("Add", [w.node("Reshape", [found, blocks]), w.node("Unsqueeze", [left, last])])
         return w.node("Reshape", [summed, flat])
@@ -133,20 +174,32 @@ class DecoderGraph:
 
     def _attention(self, i: int, layer: Layer, x: str) -> str:
         w, s, kind = self._w, self._decoder.shape, self._decoder.shape.layers[i]
-        fused = self._products.fused(f"l{i}.qkv", x, [layer.query, layer.key, layer.value])
+        sizes = s.sizes(i)
+        parts = [part for part in (layer.query, layer.key, layer.value) if part is not None]
+        fused = self._products.fused(f"l{i}.qkv", x, parts)
         packed = w.node("Unsqueeze", [fused, self._int("axis0", 0)])
         turned: list[str] = [] if kind.rotation is None else self._tables[id(kind.rotation)]
-        partly = kind.rotation is not None and kind.rotation.rotated != s.head_dim
-        whole = layer.query_norm is None and s.temperature is None and not partly
+        # What others attend to is turned apart: it is theirs, too.
+        apart = kind.rotation is not None and (kind.rotation.rotated != sizes.head_dim or i in self._shared)
+        apart = apart or kind.cache_of is not None
+        whole = layer.query_norm is None and s.temperature is None and not apart and layer.value is not None
         query, key, value = [packed, "", ""] if whole else self._apart(i, layer, packed)
-        if partly:
-            query, key = (self._rotated(x, heads, turned) for x, heads in ((query, s.n_heads), (key, s.kv_heads)))
-        rotates = bool(turned) and not partly
-        cache = [w.input(f"past_{k}_{i}", "float32", [1, s.kv_heads, "MAX", s.head_dim]) for k in ("key", "value")]
+        if apart and kind.rotation is not None:
+            query = self._rotated(query, s.n_heads, kind.rotation)
+            key = key and self._rotated(key, sizes.kv_heads, kind.rotation)
+        rotates = bool(turned) and not apart
+        past = [1, sizes.kv_heads, "MAX", sizes.head_dim]
+        if kind.cache_of is None:
+            cache = [w.input(f"past_{x}_{i}", "float32", past) for x in ("key", "value")]
+            present = [f"present_{x}_{i}" for x in ("key", "value")]
+            self._kept[i] = [key, value]
+        else:
+            key, value = self._kept[kind.cache_of]
+            cache = [f"past_{x}_{kind.cache_of}" for x in ("key", "value")]
+            present = [f"present_{x}_{kind.cache_of}_{i}" for x in ("key", "value")]
         where = [*turned, "position_ids"] if rotates else ["", "", ""]
         bias = "bias" if kind.window is None else "sliding_bias"
         inputs = [query, key, value, *cache, "last_entry", "total_length", *where, bias]
-        present = [f"present_{kind}_{i}" for kind in ("key", "value")]
         more: dict[str, float] = {} if s.attention_scale is None else {"scale": s.attention_scale}
         more |= {} if s.attention_softcap is None else {"softcap": s.attention_softcap}
         out = w.nodes(
@@ -155,25 +208,39 @@ class DecoderGraph:
             [f"l{i}.attended", *present],
             contrib=True,
             num_heads=s.n_heads,
-            kv_num_heads=s.kv_heads,
+            kv_num_heads=sizes.kv_heads,
             do_rotary=int(rotates),
             rotary_interleaved=0,
             **more,
         )[0]
         for name in present:
-            w.output(name, "float32", [1, s.kv_heads, "MAX", s.head_dim])
-        with w.extra():
-            self._queries(i, query, turned if rotates else [])
+            w.output(name, "float32", past)
+        if s.even:
+            with w.extra():
+                self._queries(i, query, turned if rotates else [])
         flat = w.node("Squeeze", [out, self._int("axis0", 0)])
         return self._products.linear(f"l{i}.output", flat, layer.output)
 
     def _apart(self, i: int, layer: Layer, packed: str) -> list[str]:
-        """Query, key and value out of one product, normed and tempered; each (1, n, heads * head_dim)."""
+        """Query, key and value out of one product, normed and tempered; each (1, n, heads * head_dim), the latter two
+        "" where the layer has none."""
         w, s = self._w, self._decoder.shape
-        sizes = w.weight("qkv.sizes", np.array([s.n_heads, s.kv_heads, s.kv_heads], dtype=np.int64) * s.head_dim)
-        query, key, value = w.nodes("Split", [packed, sizes], [f"l{i}.{x}" for x in ("q", "k", "v")], axis=-1)
+        sizes = s.sizes(i)
+        heads = [s.n_heads, *(sizes.kv_heads for x in (layer.key, layer.value) if x is not None)]
+        query, key, value = packed, "", ""
+        if layer.key is not None:
+            widths = w.weight(
+                "_".join(map(str, ("qkv.sizes", *heads, sizes.head_dim))),
+                np.array(heads, dtype=np.int64) * sizes.head_dim,
+            )
+            names = [f"l{i}.{x}" for x in ("q", "k", "v")][: len(heads)]
+            query, key, *rest = w.nodes("Split", [packed, widths], names, axis=-1)
+            value = rest[0] if rest else key
+            if s.family.value_norm:
+                ones = np.ones(sizes.head_dim, dtype=np.float32)
+                value = self._norm_of_parts(f"l{i}.value_norm", ones, value)
+            key = self._norm_of_parts(f"l{i}.key_norm", layer.key_norm, key)
         query = self._norm_of_parts(f"l{i}.query_norm", layer.query_norm, query)
-        key = self._norm_of_parts(f"l{i}.key_norm", layer.key_norm, key)
         return [query if s.temperature is None else w.node("Mul", [query, "temperature"]), key, value]
 
     def _norm_of_parts(self, name: str, gain: Floats | None, x: str) -> str:
@@ -186,15 +253,15 @@ class DecoderGraph:
         normed = self._normed(name, gain, w.node("Reshape", [x, parts]))
         return w.node("Reshape", [normed, rows])
 
-    def _rotated(self, x: str, heads: int, tables: list[str]) -> str:
-        """(1, n, heads * head_dim) with the first part of each head turned."""
+    def _rotated(self, x: str, heads: int, rotation: Rotation) -> str:
+        """(1, n, heads * head_dim) with each head, or the first part of it, turned."""
         return self._w.node(
             "RotaryEmbedding",
-            [x, "position_ids", *tables],
+            [x, "position_ids", *self._tables[id(rotation)]],
             contrib=True,
             interleaved=0,
             num_heads=heads,
-            rotary_embedding_dim=self._decoder.shape.rotations[0].rotated,
+            rotary_embedding_dim=rotation.rotated,
         )
 
     def _int(self, name: str, value: int) -> str:
@@ -225,13 +292,15 @@ class DecoderGraph:
     def _mlp(self, i: int, layer: Layer, x: str) -> str:
         w, s = self._w, self._decoder.shape
         both = self._products.fused(f"l{i}.gate_up", x, [layer.gate, layer.up])
-        sizes = w.weight("gate_up.sizes", np.array([s.ffn_size, s.ffn_size], dtype=np.int64))
+        size = s.sizes(i).ffn_size
+        sizes = w.weight(f"gate_up.sizes_{size}", np.array([size, size], dtype=np.int64))
         gate, up = w.nodes("Split", [both, sizes], [f"l{i}.gate", f"l{i}.up"], axis=-1)
-        if s.family.activation == "silu":
-            active = w.node("QuickGelu", [gate], contrib=True, alpha=1.0)  # alpha 1: SiLU
-        else:
-            active = w.node("Gelu", [gate], approximate="tanh")
-        return self._products.linear(f"l{i}.down", w.node("Mul", [active, up]), layer.down)
+        return self._products.linear(f"l{i}.down", w.node("Mul", [self._active(gate), up]), layer.down)
+
+    def _active(self, gate: str) -> str:
+        if self._decoder.shape.family.activation == "silu":
+            return self._w.node("QuickGelu", [gate], contrib=True, alpha=1.0)  # alpha 1: SiLU
+        return self._w.node("Gelu", [gate], approximate="tanh")
 
     def _head(self, x: str) -> None:
         decoder, w = self._decoder, self._w

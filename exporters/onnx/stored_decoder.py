@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...runtime.files.decoder_description import DecoderShape, Part
+from ...runtime.files.decoder_description import (
+    INPUT_NORM,
+    INPUT_PROJECTION,
+    INPUT_TABLE,
+    LAYER_SCALE,
+    DecoderShape,
+    Part,
+)
 from ...runtime.files.decoder_file import DecoderFile
 from ...runtime.files.decoder_shape import decoder_shape
-from ..quantize.blocks import Blocks, Floats, floats, unpack
-from .decoder import Decoder, Layer, Linear
+from ..quantize.blocks import Blocks, Floats, floats, halves, unpack
+from .decoder import Decoder, Layer, LayerInputs, Linear
 
 
 class StoredDecoder:
@@ -27,11 +34,19 @@ class StoredDecoder:
             self._layer,
             self._floats("output_norm.weight"),
             self._matrix("output.weight") if "output.weight" in self._file.tensors else None,
+            None if self.shape.layer_input_size is None else self._inputs(),
         )
+
+    def _inputs(self) -> LayerInputs:
+        stored = halves(self._file.tensors[INPUT_TABLE])
+        table = self._matrix(INPUT_TABLE) if stored is None else stored
+        return LayerInputs(table, Linear(self._matrix(INPUT_PROJECTION)), self._floats(INPUT_NORM))
 
     def _layer(self, i: int) -> Layer:
         parts: dict[str, Any] = {name: self._linear(part) for name, part in self.shape.projections(i).items()}
         parts |= {name: self._floats(tensor) for name, tensor in self.shape.norms(i).items()}
+        if self.shape.family.layer_scale:
+            parts["scale"] = float(self._floats(LAYER_SCALE.format(i))[0])
         return Layer(**parts)
 
     def _linear(self, part: Part) -> Linear:

@@ -24,6 +24,8 @@ _TYPES = {
     "int8": TensorProto.INT8,
     "int4": TensorProto.INT4,
     "uint4": TensorProto.UINT4,
+    "float16": TensorProto.FLOAT16,
+    "bfloat16": TensorProto.BFLOAT16,
 }
 
 
@@ -64,6 +66,10 @@ class OnnxWriter:
     def weight(self, name: str, values: npt.NDArray[np.generic], like: str | None = None) -> str:
         """Add a constant. like: another weight of the same bytes, whose place in the data file is shared."""
         return self._constant(name, values, values.dtype.name, values.shape, like)
+
+    def bits(self, name: str, bits: npt.NDArray[np.uint16], kind: str) -> str:
+        """Add a constant of "float16" or "bfloat16" numbers, given as their bits."""
+        return self._constant(name, bits, kind, bits.shape)
 
     def codes(self, name: str, codes: npt.NDArray[np.uint8], kind: str) -> str:
         """Add a constant of bytes that hold the bits of "int8", "uint8", "int4" or "uint4" values, one value each."""

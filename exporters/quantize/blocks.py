@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -16,11 +17,21 @@ import numpy.typing as npt
 from ...runtime.files.decoder_file import StoredTensor
 from ...runtime.files.folder_blocks import PackedTensor
 from ...runtime.files.gguf_file import GgufTensor
+from ...runtime.files.safetensors_file import SafeTensor
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 
 _REQUANTIZED_BLOCK = 32
+_AT_ONCE = 1 << 26  # numbers of a matrix that are taken apart at once
+
+
+@dataclass(frozen=True, slots=True)
+class Halves:
+    """A matrix of floats of 16 bits as it is stored, mapped and not copied."""
+
+    bits: npt.NDArray[np.uint16]  # (rows, columns)
+    kind: Literal["float16", "bfloat16"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +99,35 @@ def unpack(tensor: StoredTensor) -> Blocks | Floats:
         return floats(tensor)
     rows = tensor.data.reshape(-1, tensor.data.shape[-1])
     reader = _READERS.get(tensor.type_name)
-    return reader(rows) if reader else requantize(floats(tensor))
+    return _by_parts(rows, reader, tensor.shape[-1]) if reader else requantize(floats(tensor))
+
+
+def _by_parts(rows: Bytes, reader: Callable[[Bytes], Blocks], columns: int) -> Blocks:
+    """What the reader makes of a matrix, of a large one part by part: on the way it takes several times its size."""
+    step = max(_AT_ONCE // columns, 1)
+    if len(rows) <= step:
+        return reader(rows)
+    first = reader(rows[:step])
+    (_, n_blocks, block), n = first.codes.shape, len(rows)
+    codes = np.empty((n, n_blocks, block), dtype=np.uint8)
+    scale, residual = np.empty((n, n_blocks), dtype=np.float32), np.zeros((n, n_blocks), dtype=np.float32)
+    zero = first.zero_point if isinstance(first.zero_point, int) else np.empty((n, n_blocks), dtype=np.uint8)
+    for start in range(0, n, step):
+        part, made = slice(start, start + step), reader(rows[start : start + step])
+        codes[part], scale[part] = made.codes, made.scale
+        if not isinstance(zero, int):
+            zero[part] = made.zero_point
+        if made.residual is not None:
+            residual[part] = made.residual
+    return Blocks(codes, first.bits, scale, zero, residual if residual.any() else None)
+
+
+def halves(tensor: StoredTensor) -> Halves | None:
+    """A matrix of floats of 16 bits as it is stored; None where it is of another type."""
+    if tensor.type_name not in _HALVES or not isinstance(tensor, GgufTensor | SafeTensor):
+        return None
+    bits = np.ascontiguousarray(tensor.data).view("<u2").reshape(tensor.shape)
+    return Halves(bits, _HALVES[tensor.type_name])
 
 
 def floats(tensor: StoredTensor) -> Floats:
@@ -208,6 +247,7 @@ def _q6_k(rows: Bytes) -> Blocks:
     return Blocks(flat, 8, scales, 128, None)
 
 
+_HALVES: dict[str, Literal["float16", "bfloat16"]] = {"F16": "float16", "BF16": "bfloat16"}
 _READERS: dict[str, Callable[[Bytes], Blocks]] = {
     "Q4_0": _q4_0,
     "Q4_1": _q4_1,

@@ -11,12 +11,24 @@ from .decoder_families import Family
 from .rotation import Rotation
 
 
+@dataclass(frozen=True, slots=True)
+class LayerSizes:
+    """Sizes in which the layers of some decoders differ."""
+
+    kv_heads: int
+    head_dim: int
+    ffn_size: int
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class LayerKind:
-    """What one layer's attention may have of its own."""
+    """What one layer may have of its own."""
 
     rotation: Rotation | None  # None: positions do not matter to it
     window: int | None = None  # how many positions back it sees, a token's own included; None: all
+    sizes: LayerSizes | None = None  # None: those of the whole decoder
+    cache_of: int | None = None  # the earlier layer whose keys and values it attends to; None: it has its own
+    keys_as_values: bool = False  # its values are its keys as they are before norm and rotation
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +53,10 @@ class Temperature:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DecoderShape:
-    """Sizes, constants and make of a decoder with rotary embeddings, RMS norms, grouped queries and a gated MLP."""
+    """Sizes, constants and make of a decoder with rotary embeddings, RMS norms, grouped queries and a gated MLP.
+
+    Sizes of heads and MLP are those of the first layer where layers differ.
+    """
 
     architecture: str
     n_layers: int
@@ -62,6 +77,18 @@ class DecoderShape:
     residual_scale: float = 1.0  # of what attention and MLP add
     logit_scale: float = 1.0
     logit_softcap: float | None = None
+    layer_input_size: int | None = None  # of what each layer adds of the second table of tokens; None: there is none
+
+    def sizes(self, layer: int) -> LayerSizes:
+        """The sizes of a layer."""
+        own = self.layers[layer].sizes
+        return LayerSizes(self.kv_heads, self.head_dim, self.ffn_size) if own is None else own
+
+    @property
+    def even(self) -> bool:
+        """Whether each layer keeps keys and values of its own, all alike in size."""
+        kept = {(x.kv_heads, x.head_dim) for x in map(self.sizes, range(self.n_layers))}
+        return len(kept) == 1 and all(x.cache_of is None for x in self.layers)
 
     @property
     def score_scale(self) -> float:
@@ -85,6 +112,8 @@ class DecoderShape:
             "it normalizes queries and keys": f.query_key_norm is not None,
             "it normalizes what attention and MLP give": f.norms_after,
             "its layers see windows": self.window is not None,
+            "its layers differ in size, or share what they keep": not self.even or any(x.sizes for x in self.layers),
+            "its layers are given more than what the last one gave": f.layer_inputs or f.layer_scale,
             "not all of its layers rotate alike": any(x.rotation is not first.rotation for x in self.layers),
             "it does not rotate whole heads": first.rotation is None or first.rotation.rotated != self.head_dim,
             "its activation is another": f.activation != "silu",
@@ -102,22 +131,21 @@ class DecoderShape:
 
     def projections(self, layer: int) -> dict[str, Part]:
         """Where the query, key, value, output, gate, up and down of a layer lie, rows of q and k in halves."""
-        at, queries, keys = f"blk.{layer}.", self.n_heads * self.head_dim, self.kv_heads * self.head_dim
+        at, kind, sizes = f"blk.{layer}.", self.layers[layer], self.sizes(layer)
+        queries, keys = self.n_heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim
         found = {"output": Part(f"{at}attn_output"), "down": Part(f"{at}ffn_down")}
         if self.family.packed:
-            sizes = {"query": queries, "key": keys, "value": keys}
-            found |= _slices(f"{at}attn_qkv", sizes) | _slices(
-                f"{at}ffn_up", {"gate": self.ffn_size, "up": self.ffn_size}
-            )
-            return found
+            found |= _slices(f"{at}attn_qkv", {"query": queries, "key": keys, "value": keys})
+            return found | _slices(f"{at}ffn_up", {"gate": sizes.ffn_size, "up": sizes.ffn_size})
         pairs = self.family.pairs
-        return found | {
-            "query": Part(f"{at}attn_q", self.half_order(self.n_heads) if pairs else None),
-            "key": Part(f"{at}attn_k", self.half_order(self.kv_heads) if pairs else None),
-            "value": Part(f"{at}attn_v"),
-            "gate": Part(f"{at}ffn_gate"),
-            "up": Part(f"{at}ffn_up"),
-        }
+        found["query"] = Part(f"{at}attn_q", self.half_order(self.n_heads) if pairs else None)
+        if kind.cache_of is None:
+            found["key"] = Part(f"{at}attn_k", self.half_order(self.kv_heads) if pairs else None)
+            if not kind.keys_as_values:
+                found["value"] = Part(f"{at}attn_v")
+        if self.layer_input_size is not None:
+            found |= {"input_gate": Part(f"{at}inp_gate"), "input_projection": Part(f"{at}proj")}
+        return found | {"gate": Part(f"{at}ffn_gate"), "up": Part(f"{at}ffn_up")}
 
     def norms(self, layer: int) -> dict[str, str]:
         """The tensors of the norms that a layer has, by what they normalize."""
@@ -127,8 +155,17 @@ class DecoderShape:
         if f.norms_after:
             found |= {"attention_post_norm": "post_attention_norm", "mlp_post_norm": "post_ffw_norm"}
         if f.query_key_norm is not None:
-            found |= {"query_norm": "attn_q_norm", "key_norm": "attn_k_norm"}
+            found["query_norm"] = "attn_q_norm"
+            if self.layers[layer].cache_of is None:
+                found["key_norm"] = "attn_k_norm"
+        if self.layer_input_size is not None:
+            found["input_post_norm"] = "post_norm"
         return {what: f"blk.{layer}.{name}.weight" for what, name in found.items()}
+
+
+LAYER_SCALE = "blk.{}.layer_output_scale.weight"
+INPUT_TABLE, INPUT_PROJECTION = "per_layer_token_embd.weight", "per_layer_model_proj.weight"
+INPUT_NORM = "per_layer_proj_norm.weight"
 
 
 def _slices(tensor: str, sizes: dict[str, int]) -> dict[str, Part]:

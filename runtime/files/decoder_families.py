@@ -24,11 +24,13 @@ class Windows:
     full_every: every so manieth layer sees everything; None: none does.
     size: where the file is silent; None: then there is no window.
     base: of a rotary embedding of their own, never scaled, where the file is silent; None: they have the others'.
+    own_heads: their heads have a length of their own.
     """
 
     full_every: int | None
     size: int | None = None
     base: float | None = None
+    own_heads: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +41,14 @@ class Folder:
     norm_offset: what a GGUF file's norm weights are larger by.
     settings: the names in config.json of the family's scalars, where they are entries of their own.
     score_scale: the setting that scores are scaled by the root of; GGUF files do not say it.
+    full_last: the last layer sees everything, whatever is said.
     """
 
     silent: Mapping[str, Mapping[str, object]]
     norm_offset: float = 0.0
     settings: Mapping[str, str] = field(default_factory=dict)
     score_scale: str | None = None
+    full_last: bool = False
 
 
 SILENT: Mapping[str, object] = {
@@ -74,6 +78,13 @@ class Family:
     rotates_if_finetuned: bool = False  # rope.scaling.finetuned = false is no rotation at all
     windows: Windows | None = None
     wide_scale_layers: int | None = None  # the model of so many layers scales scores by hidden_size / n_heads
+    score_scale: float | None = None  # of all its models; None: 1 / sqrt(head_dim), or what the file says
+    value_norm: bool = False  # of each head, without weights
+    keys_as_values: bool = False  # a layer without attn_v has its keys, before norm and rotation, as values
+    uneven: bool = False  # layers may differ in the number of key-value heads and in the size of the MLP
+    shared_caches: bool = False  # the last layers may attend to what an earlier one keeps, and keep nothing
+    layer_inputs: bool = False  # there may be a second table of tokens, a part of whose rows each layer adds
+    layer_scale: bool = False  # what a layer hands on is multiplied by a number of its own
     # Scalars that a file may have, with the value where it is silent; None: then there is no such thing.
     scalars: Mapping[str, float | None] = field(default_factory=dict)
     folder: Folder | None = None
@@ -92,6 +103,20 @@ _GEMMA3: Mapping[str, object] = {  # whose folders say little beside their sizes
     "sliding_window": 4096,
     "final_logit_softcapping": None,
     "attn_logit_softcapping": None,
+}
+_GEMMA4: Mapping[str, object] = {
+    "head_dim": 256,
+    "global_head_dim": 512,
+    "num_key_value_heads": 4,
+    "hidden_size_per_layer_input": 256,
+    "vocab_size": 262144,
+    "max_position_embeddings": 131072,
+    "sliding_window": 512,
+    "rope_theta": None,
+    "rope_parameters": {
+        "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1e6},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+    },
 }
 _GRANITE: Mapping[str, str] = {
     "logit_scale": "logits_scaling",
@@ -153,6 +178,28 @@ FAMILIES: Mapping[str, Family] = {
             norm_offset=1.0,
             settings={"final_logit_softcapping": "final_logit_softcapping"},
             score_scale="query_pre_attn_scalar",
+        ),
+    ),
+    # Without its mixture of experts (26B-A4B).
+    "gemma4": Family(
+        norms_after=True,
+        query_key_norm="head",
+        value_norm=True,
+        activation="gelu",
+        embedding_root=True,
+        scalings=frozenset({"factors"}),
+        windows=Windows(full_every=6, base=10000.0, own_heads=True),
+        score_scale=1.0,
+        keys_as_values=True,
+        uneven=True,
+        shared_caches=True,
+        layer_inputs=True,
+        layer_scale=True,
+        scalars={"final_logit_softcapping": None},
+        folder=Folder(
+            {"gemma4_text": _GEMMA4},
+            settings={"final_logit_softcapping": "final_logit_softcapping"},
+            full_last=True,
         ),
     ),
     "phi3": Family(

@@ -5,11 +5,20 @@ Whatever in a file nobody has read, metadata or tensor, is a refusal: its model 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from ..errors import ModelFileError, UnsupportedModelError
-from .decoder_description import DecoderShape, LayerKind, Temperature
+from .decoder_description import (
+    INPUT_NORM,
+    INPUT_PROJECTION,
+    INPUT_TABLE,
+    LAYER_SCALE,
+    DecoderShape,
+    LayerKind,
+    LayerSizes,
+    Temperature,
+)
 from .decoder_families import FAMILIES, Family, Windows
 from .decoder_file import DecoderFile
 from .gguf_numbers import Numbers
@@ -33,8 +42,8 @@ _IDLE = {  # metadata that decoders are not computed from
     *("vocab_size", "tensor_data_layout", "attention.layer_norm_epsilon", "rope.scaling.finetuned"),
     "expert_used_count",
 }
-_LENGTHS = {
-    "attention.value_length": "values",
+_LENGTHS = {"attention.value_length": "values"}
+_NEAR_LENGTHS = {
     "attention.key_length_swa": "keys in layers with a window",
     "attention.value_length_swa": "values in layers with a window",
 }
@@ -71,50 +80,81 @@ def decoder_shape(file: DecoderFile) -> DecoderShape:
 def _read(numbers: Numbers, family: Family) -> DecoderShape:
     file = numbers.file
     hidden, n_heads = numbers.need("embedding_length", int), numbers.need("attention.head_count", int)
-    n_layers, kv_heads = numbers.need("block_count", int), numbers.get("attention.head_count_kv", n_heads)
+    n_layers = numbers.need("block_count", int)
     head_dim = numbers.get("attention.key_length", hidden // n_heads)
     if n_layers > len(file.tensors):
         raise ModelFileError(f"{file.path} claims {n_layers} layers, but holds {len(file.tensors)} tensors.")
-    if n_heads % kv_heads:
-        raise ModelFileError(f"{file.path}: {n_heads} heads cannot share {kv_heads} key-value heads evenly.")
-    if not 2 <= head_dim <= _LONGEST_HEAD:
-        raise ModelFileError(f"{file.path}: {n_heads} heads of {head_dim} numbers are no heads.")
-    for key, what in _LENGTHS.items():
-        length = numbers.get(key, head_dim)
-        if length != head_dim:
-            raise UnsupportedModelError(
-                f"{file.path} has {what} of {length} numbers and keys of {head_dim} ({key}): not yet."
-            )
+    near_dim = _near_head_dim(numbers, family, n_heads, head_dim)
+    sizes = _sizes(numbers, family, n_layers, n_heads)
     if not numbers.flag("attention.causal", True):
         raise UnsupportedModelError(f"{file.path} is no model that continues text: its attention is not causal.")
-    layers = tuple(_layers(numbers, family, n_layers, head_dim))
+    layers = tuple(_layers(numbers, family, sizes, head_dim, near_dim))
     temperature, trained = _scalar(numbers, family, "attention.temperature_scale"), known_length(numbers)
     length = numbers.get("rope.scaling.original_context_length", trained)
     logits = _scalar(numbers, family, "logit_scale")
     attention_scale = _scalar(numbers, family, "attention.scale")
     if n_layers == family.wide_scale_layers:
         attention_scale = (hidden // n_heads) ** -0.5
+    first = layers[0].sizes
+    assert first is not None
+    layers = tuple(replace(x, sizes=None) if x.sizes == first else x for x in layers)
     return DecoderShape(
         architecture=file.architecture,
         n_layers=n_layers,
         hidden_size=hidden,
         n_heads=n_heads,
-        kv_heads=kv_heads,
-        head_dim=head_dim,
-        ffn_size=numbers.need("feed_forward_length", int),
+        kv_heads=first.kv_heads,
+        head_dim=first.head_dim,
+        ffn_size=first.ffn_size,
         vocab_size=file.tensors["token_embd.weight"].shape[0],
         context_length=trained,
         norm_epsilon=numbers.need("attention.layer_norm_rms_epsilon", float),
         layers=layers,
         family=family,
-        attention_scale=attention_scale,
+        attention_scale=family.score_scale or attention_scale,
         attention_softcap=_scalar(numbers, family, "attn_logit_softcapping"),
         temperature=None if temperature is None else Temperature(temperature, length),
         embedding_scale=hidden**0.5 if family.embedding_root else _scalar(numbers, family, "embedding_scale") or 1.0,
         residual_scale=_scalar(numbers, family, "residual_scale") or 1.0,
         logit_scale=1.0 if logits is None else 1.0 / logits,
         logit_softcap=_scalar(numbers, family, "final_logit_softcapping"),
+        layer_input_size=numbers.optional("embedding_length_per_layer_input", int) if family.layer_inputs else None,
     )
+
+
+def _near_head_dim(numbers: Numbers, family: Family, n_heads: int, head_dim: int) -> int:
+    """The length of a head in layers with a window, all lengths checked."""
+    path, near_dim = numbers.file.path, head_dim
+    near = dict.fromkeys(_NEAR_LENGTHS, head_dim)
+    if family.windows is not None and family.windows.own_heads:
+        near_dim = numbers.get("attention.key_length_swa", head_dim)
+        near = dict.fromkeys(_NEAR_LENGTHS, near_dim)
+    for length in (head_dim, near_dim):
+        if not 2 <= length <= _LONGEST_HEAD:
+            raise ModelFileError(f"{path}: {n_heads} heads of {length} numbers are no heads.")
+    for key, expected in {**dict.fromkeys(_LENGTHS, head_dim), **near}.items():
+        length, what = numbers.get(key, expected), {**_LENGTHS, **_NEAR_LENGTHS}[key]
+        if length != expected:
+            raise UnsupportedModelError(
+                f"{path} has {what} of {length} numbers and keys of {expected} ({key}): not yet."
+            )
+    return near_dim
+
+
+def _sizes(numbers: Numbers, family: Family, n_layers: int, n_heads: int) -> list[tuple[int, int]]:
+    """The key-value heads of each layer, and the size of its MLP."""
+    file = numbers.file
+    kv_heads = numbers.each("attention.head_count_kv", n_layers, n_heads)
+    ffn_sizes = numbers.each("feed_forward_length", n_layers)
+    for n in set(kv_heads):
+        if n_heads % n:
+            raise ModelFileError(f"{file.path}: {n_heads} heads cannot share {n} key-value heads evenly.")
+    if not family.uneven and (len(set(kv_heads)) > 1 or len(set(ffn_sizes)) > 1):
+        raise UnsupportedModelError(
+            f"{file.path} has layers of different sizes (attention.head_count_kv, feed_forward_length), which is not "
+            f"built yet for {file.architecture}."
+        )
+    return list(zip(kv_heads, ffn_sizes, strict=True))
 
 
 def _scalar(numbers: Numbers, family: Family, key: str) -> float | None:
@@ -126,8 +166,14 @@ def _scalar(numbers: Numbers, family: Family, key: str) -> float | None:
     return family.scalars[key] if silent else found
 
 
-def _layers(numbers: Numbers, family: Family, n_layers: int, head_dim: int) -> Iterator[LayerKind]:
-    """What each layer's attention has of its own."""
+def _layers(
+    numbers: Numbers, family: Family, sizes: Sequence[tuple[int, int]], head_dim: int, near_dim: int
+) -> Iterator[LayerKind]:
+    """What each layer has of its own, its sizes always.
+
+    sizes: key-value heads and MLP of each; head_dim, near_dim: the length of a head, and that in layers with a window.
+    """
+    n_layers = len(sizes)
     full: Rotation | None = read_rotation(numbers, head_dim, family.scalings)
     assert full is not None
     if family.pairs and full.rotated != head_dim:
@@ -135,24 +181,51 @@ def _layers(numbers: Numbers, family: Family, n_layers: int, head_dim: int) -> I
             f"{numbers.file.path} rotates {full.rotated} of {head_dim} dimensions of a head: not built yet for "
             f"{numbers.file.architecture}."
         )
-    if numbers.get("rope.dimension_count_swa", full.rotated) != full.rotated:
-        raise UnsupportedModelError(f"{numbers.file.path} rotates heads by different lengths: not yet.")
-    window, near, sliding = None, full, [False] * n_layers
+    window, near, sliding, own_heads = None, full, [False] * n_layers, False
     if family.windows is not None:
-        window, near, sliding = _windows(numbers, family.windows, full, n_layers)
+        own_heads = family.windows.own_heads
+        window, near, sliding = _windows(numbers, family.windows, full, n_layers, near_dim)
+    if not own_heads and numbers.get("rope.dimension_count_swa", full.rotated) != full.rotated:
+        raise UnsupportedModelError(f"{numbers.file.path} rotates heads by different lengths: not yet.")
+    sources = _sources(numbers, sliding) if family.shared_caches else [None] * n_layers
     if family.rotates_if_finetuned and not numbers.flag("rope.scaling.finetuned", True):
         full = None
-    for i in range(n_layers):
+    for i, ((kv_heads, ffn_size), source) in enumerate(zip(sizes, sources, strict=True)):
+        if source is not None and sizes[source][0] != kv_heads:
+            raise ModelFileError(
+                f"{numbers.file.path}: layer {i} has {kv_heads} key-value heads and shares the {sizes[source][0]} of "
+                f"layer {source}."
+            )
+        turned, seen = (near, window) if sliding[i] else (full, None)
         if family.unrotated_every is not None and (i + 1) % family.unrotated_every == 0:
-            yield LayerKind(None)
-        else:
-            yield LayerKind(near, window) if sliding[i] else LayerKind(full)
+            turned, seen = None, None
+        own = LayerSizes(kv_heads, near_dim if sliding[i] else head_dim, ffn_size)
+        without = family.keys_as_values and f"blk.{i}.attn_v.weight" not in numbers.file.tensors
+        yield LayerKind(turned, seen, own, source, without and source is None)
+
+
+def _sources(numbers: Numbers, sliding: list[bool]) -> list[int | None]:
+    """For each layer the earlier one whose keys and values it attends to: the last of its kind that has its own."""
+    key, n_layers = "attention.shared_kv_layers", len(sliding)
+    first = n_layers - (numbers.optional(key, int) or 0)
+    if first < 1:
+        raise ModelFileError(f"{numbers.file.path}: all {n_layers} layers share keys and values ({key}).")
+    found: list[int | None] = [None] * first
+    for i in range(first, n_layers):
+        source = next((j for j in reversed(range(first)) if sliding[j] == sliding[i]), None)
+        if source is None or source != first - (2 if sliding[i] else 1):  # where llama.cpp takes them from
+            raise UnsupportedModelError(
+                f"{numbers.file.path} has layers that share keys and values ({key}) and do not follow a layer with a "
+                "window and one without: not yet."
+            )
+        found.append(source)
+    return found
 
 
 def _windows(
-    numbers: Numbers, windows: Windows, full: Rotation, n_layers: int
+    numbers: Numbers, windows: Windows, full: Rotation, n_layers: int, near_dim: int
 ) -> tuple[int | None, Rotation, list[bool]]:
-    """The window, the rotation of the layers that have it, and which these are."""
+    """The window, the rotation of the layers that have it, and which these are. near_dim: the length of their heads."""
     key = "attention.sliding_window"
     silent = f"{numbers.file.architecture}.{key}" not in numbers.file.metadata
     size = windows.size if silent else numbers.optional(key, int)
@@ -162,9 +235,15 @@ def _windows(
         sliding = [True] * n_layers
     else:
         sliding = numbers.flags("attention.sliding_window_pattern", n_layers, windows.full_every)
+    if windows.own_heads:
+        size, rotated = numbers.need(key, int), numbers.get("rope.dimension_count_swa", near_dim)
+        if rotated % 2 or rotated > near_dim:
+            raise ModelFileError(f"{numbers.file.path}: {rotated} of {near_dim} numbers of a head cannot be rotated.")
+    else:
+        rotated = full.rotated
     if size is None:
         return None, full, [False] * n_layers
-    near = full if windows.base is None else plain_rotation(own, full.rotated)
+    near = full if windows.base is None else plain_rotation(own, rotated)
     if windows.base is None and own != base:
         raise UnsupportedModelError(
             f"{numbers.file.path} rotates layers with a window by a base of their own (rope.freq_base_swa), which is "
@@ -200,10 +279,17 @@ def _check_tensors(file: DecoderFile, s: DecoderShape) -> None:
     expected = {"output_norm.weight": (s.hidden_size,), "token_embd.weight": (s.vocab_size, s.hidden_size)}
     if "output.weight" in file.tensors:
         expected["output.weight"] = (s.vocab_size, s.hidden_size)
+    if s.layer_input_size is not None:
+        width = s.n_layers * s.layer_input_size
+        expected |= {INPUT_TABLE: (s.vocab_size, width), INPUT_PROJECTION: (width, s.hidden_size)}
+        expected[INPUT_NORM] = (s.layer_input_size,)
     for i in range(s.n_layers):
         expected |= _layer_tensors(file, s, i)
     check_shapes(file, expected)
     known = {*expected, *(name for name, kind in _ROPE_TENSORS.items() if kind in s.family.scalings)}
+    for i, layer in enumerate(s.layers):
+        if layer.cache_of is not None:  # checkpoints have these, and nobody computes them
+            known |= {f"blk.{i}.{name}.weight" for name in ("attn_k", "attn_v", "attn_k_norm")}
     unknown = sorted(set(file.tensors) - known)
     if unknown:
         raise UnsupportedModelError(
@@ -217,17 +303,25 @@ _ROPE_TENSORS = {FACTORS: "factors", SHORT: "longrope", LONG: "longrope"}
 
 def _layer_tensors(file: DecoderFile, s: DecoderShape, i: int) -> dict[str, tuple[int, ...]]:
     """Shapes of a layer's tensors, of biases those that the file has."""
-    at, queries, keys = f"blk.{i}.", s.n_heads * s.head_dim, s.kv_heads * s.head_dim
-    matrices = {"attn_output": (s.hidden_size, queries), "ffn_down": (s.hidden_size, s.ffn_size)}
+    at, kind, sizes = f"blk.{i}.", s.layers[i], s.sizes(i)
+    queries, keys, ffn = s.n_heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim, sizes.ffn_size
+    matrices = {"attn_output": (s.hidden_size, queries), "ffn_down": (s.hidden_size, ffn)}
     if s.family.packed:
-        rows = {"attn_qkv": queries + 2 * keys, "ffn_up": 2 * s.ffn_size}
+        rows = {"attn_qkv": queries + 2 * keys, "ffn_up": 2 * ffn}
     else:
-        rows = {"attn_q": queries, "attn_k": keys, "attn_v": keys, "ffn_gate": s.ffn_size, "ffn_up": s.ffn_size}
+        rows = {"attn_q": queries, "ffn_gate": ffn, "ffn_up": ffn}
+        if kind.cache_of is None:
+            rows |= {"attn_k": keys} if kind.keys_as_values else {"attn_k": keys, "attn_v": keys}
+    if s.layer_input_size is not None:
+        matrices["proj"] = (s.hidden_size, s.layer_input_size)
+        rows["inp_gate"] = s.layer_input_size
     matrices |= {name: (n, s.hidden_size) for name, n in rows.items()}
     expected: dict[str, tuple[int, ...]] = {f"{at}{name}.weight": shape for name, shape in matrices.items()}
     for name in s.family.biases:
         if f"{at}{name}.bias" in file.tensors:
             expected[f"{at}{name}.bias"] = matrices[name][:1]
     per_head = s.family.query_key_norm == "head"
-    widths = {"query_norm": s.head_dim if per_head else queries, "key_norm": s.head_dim if per_head else keys}
+    widths = {"query_norm": sizes.head_dim if per_head else queries, "key_norm": sizes.head_dim if per_head else keys}
+    if s.family.layer_scale:
+        expected[LAYER_SCALE.format(i)] = (1,)
     return expected | {tensor: (widths.get(what, s.hidden_size),) for what, tensor in s.norms(i).items()}

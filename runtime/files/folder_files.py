@@ -20,7 +20,7 @@ from ..text.tokenizer import Tokenizer
 _INDEX = "model.safetensors.index.json"
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _TEXT_PART = re.compile(r"(model\.)?language_model\.(model\.)?(?P<name>.+)")  # three releases wrote it in three ways
-_VISION = re.compile(r"(model\.)?(vision_tower|multi_modal_projector)\.")
+_OTHER_PARTS = re.compile(r"(model\.)?(vision_tower|multi_modal_projector|embed_vision|audio_tower|embed_audio)\.")
 _BUFFER = re.compile(r".*rotary_emb\.inv_freq")  # old Llama files store what the configuration says anyway
 _LICENSES = {"Apache License": "apache-2.0", "MIT License": "mit", "BSD 3-Clause": "bsd-3-clause"}
 _ANSWERED_BY = (  # besides the weights
@@ -125,7 +125,7 @@ def answering_files(path: Path) -> list[Path]:
 
 def text_name(stored: str) -> str | None:
     """The name of a tensor in the text model alone; None where it belongs to something else."""
-    if _VISION.match(stored) or _BUFFER.fullmatch(stored):
+    if _OTHER_PARTS.match(stored) or _BUFFER.fullmatch(stored):
         return None
     part = _TEXT_PART.fullmatch(stored)
     if part is None:

@@ -17,7 +17,9 @@ _REFUSED = {  # entries that, where they are set, change the computation in ways
     "is_encoder_decoder": "it is an encoder-decoder",
     "num_local_experts": "it is a mixture of experts",
     "num_experts": "it is a mixture of experts",
+    "enable_moe_block": "it is a mixture of experts",
 }
+_OF_PICTURES = {"use_bidirectional_attention": "vision"}  # values that change nothing where all is text
 _SIZES, _MAX_LAYERS = ("num_attention_heads", "hidden_size", "num_hidden_layers"), 1000
 _BARE = ("gemma3_text",)  # families whose configurations have caps that their GGUF files have no place for
 
@@ -28,13 +30,14 @@ def metadata_of(s: Settings) -> tuple[dict[str, object], Factors]:
     Raises ModelFileError for what is no number where one must be, and UnsupportedModelError for what is not built.
     """
     for name, why in _REFUSED.items():
-        if s.get(name):
+        if s.get(name) and s.get(name) != _OF_PICTURES.get(name):
             raise s.not_built(f"{why} ({name})")
     _check_activation(s)
     heads, hidden, layers = (s.need(name, int) for name in _SIZES)
     if layers > _MAX_LAYERS:
         raise s.wrong("num_hidden_layers", f"at most {_MAX_LAYERS}")
-    head_dim = s.optional("head_dim", int) or hidden // heads
+    near_dim = s.optional("head_dim", int) or hidden // heads
+    head_dim = s.optional("global_head_dim", int) or near_dim
     context = s.need("max_position_embeddings", int)
     found: dict[str, object] = {
         "context_length": context,
@@ -48,11 +51,34 @@ def metadata_of(s: Settings) -> tuple[dict[str, object], Factors]:
         "attention.value_length": head_dim,
     }
     found |= _windows(s, s.family, context)
+    found |= _uneven(s, found, near_dim)
     rope, tensors = rope_metadata(s, s.family, head_dim, context)
     found |= rope | _scalars(s, s.folder)
     _check_score_scale(s, found, head_dim)
     _check_unrotated(s, s.family)
     return {"general.architecture": s.architecture, **{f"{s.architecture}.{k}": v for k, v in found.items()}}, tensors
+
+
+def _uneven(s: Settings, found: Mapping[str, object], near_dim: int) -> dict[str, object]:
+    """The sizes in which layers differ, and what each is given beside what the last one gave."""
+    more: dict[str, object] = {}
+    layers, ffn_size = s.need("num_hidden_layers", int), s.need("intermediate_size", int)
+    if s.family.windows is not None and s.family.windows.own_heads:
+        names = ("attention.key_length_swa", "attention.value_length_swa", "rope.dimension_count_swa")
+        more |= dict.fromkeys(names, near_dim)
+    if s.family.keys_as_values and s.get("attention_k_eq_v"):
+        pattern = found.get("attention.sliding_window_pattern")
+        near, full = found["attention.head_count_kv"], s.optional("num_global_key_value_heads", int)
+        if isinstance(pattern, list) and full is not None:
+            more["attention.head_count_kv"] = [near if sliding else full for sliding in pattern]
+    shared = s.optional("num_kv_shared_layers", int) if s.family.shared_caches else None
+    if shared is not None:
+        more["attention.shared_kv_layers"] = shared
+        if s.get("use_double_wide_mlp"):
+            more["feed_forward_length"] = [ffn_size * (2 if i >= layers - shared else 1) for i in range(layers)]
+    if s.family.layer_inputs:
+        more["embedding_length_per_layer_input"] = s.optional("hidden_size_per_layer_input", int) or 0
+    return more
 
 
 def _check_activation(s: Settings) -> None:
@@ -73,6 +99,9 @@ def _windows(s: Settings, family: Family, context: int) -> dict[str, object]:
         return {} if window is None else {"context_length": min(context, window)}
     found: dict[str, object] = {"attention.sliding_window": window or 0}
     kinds, period = s.get("layer_types"), s.optional("sliding_window_pattern", int)
+    if s.folder.full_last and kinds is None and family.windows.full_every is not None:
+        every, layers = family.windows.full_every, s.need("num_hidden_layers", int)
+        kinds = ["full_attention" if (i + 1) % every == 0 else "sliding_attention" for i in range(layers)]
     if family.windows.full_every is None or (kinds is None and period is None):
         return found
     names = {"sliding_attention": True, "full_attention": False}
@@ -80,7 +109,10 @@ def _windows(s: Settings, family: Family, context: int) -> dict[str, object]:
         return found | {"attention.sliding_window_pattern": period}
     if not isinstance(kinds, list) or not all(isinstance(kind, str) and kind in names for kind in kinds):
         raise s.wrong("layer_types", f"a list of {' and '.join(names)}")
-    return found | {"attention.sliding_window_pattern": [names[kind] for kind in kinds]}
+    pattern = [names[kind] for kind in kinds]
+    if s.folder.full_last:
+        pattern[-1:] = [False]
+    return found | {"attention.sliding_window_pattern": pattern}
 
 
 def _scalars(s: Settings, folder: Folder) -> dict[str, object]:

@@ -5,7 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-_TOP = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+_TOP = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+    "model.embed_tokens_per_layer": "per_layer_token_embd",
+    "model.per_layer_model_projection": "per_layer_model_proj",
+    "model.per_layer_projection_norm": "per_layer_proj_norm",
+}
+_BARE = {"layer_scalar": "layer_output_scale.weight"}  # whose names end without a kind
 _LAYER = {
     "input_layernorm": "attn_norm",
     "self_attn.q_proj": "attn_q",
@@ -20,6 +28,9 @@ _LAYER = {
     "mlp.up_proj": "ffn_up",
     "mlp.gate_up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
+    "per_layer_input_gate": "inp_gate",
+    "per_layer_projection": "proj",
+    "post_per_layer_input_norm": "post_norm",
 }
 _NORMS_AFTER = {  # of families with a norm after attention and MLP, too
     "post_attention_layernorm": "post_attention_norm",
@@ -47,6 +58,9 @@ class TensorNames:
         stem, _, kind = name.rpartition(".")
         if stem in _TOP:
             return f"{_TOP[stem]}.{kind}"
+        bare = re.fullmatch(r"model\.layers\.(\d+)\.(\w+)", name)
+        if bare is not None and bare[2] in _BARE:
+            return f"blk.{bare[1]}.{_BARE[bare[2]]}"
         match = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", stem)
         inner = None if match is None else self._layer.get(match[2])
         return None if match is None or inner is None else f"blk.{match[1]}.{inner}.{kind}"
@@ -58,5 +72,8 @@ class TensorNames:
         if stem in top:
             return f"{top[stem]}.{kind}"
         match = re.fullmatch(r"blk\.(\d+)\.(.+)", stem)
+        bare = {gguf: hf for hf, gguf in _BARE.items()}
+        if match is not None and f"{match[2]}.{kind}" in bare:
+            return f"model.layers.{match[1]}.{bare[f'{match[2]}.{kind}']}"
         inner = None if match is None else {gguf: hf for hf, gguf in self._layer.items()}.get(match[2])
         return None if match is None or inner is None else f"model.layers.{match[1]}.{inner}.{kind}"

@@ -19,7 +19,11 @@ from .rotation import FACTORS, LONG, SHORT
 
 Factors = dict[str, npt.NDArray[np.float32]]
 
-_SCALING = {"default": None, "linear": "linear", "llama3": "factors", "yarn": "yarn", "longrope": "longrope"}
+_SCALING = {
+    **{"default": None, "linear": "linear", "llama3": "factors", "yarn": "yarn", "longrope": "longrope"},
+    "proportional": "factors",
+}
+_STILL = 1e30  # as llama.cpp's converter writes it: what is divided by it does not turn
 _OLD_NAMES = {"phi3": {"su": "longrope", "yarn": "longrope"}}  # as its first releases called it
 _PARTLY = ("phi3",)  # families of which transformers turns a part of each head
 
@@ -36,15 +40,22 @@ def rope_metadata(s: Settings, family: Family, head_dim: int, context: int) -> t
         raise s.not_built(f"its rotary embedding is scaled by {kind!r} (rope_type)")
     theta = _number(s, full, "rope_theta", s.get("rope_theta"))
     partial = _number(s, full, "partial_rotary_factor", s.get("partial_rotary_factor") or 1.0)
-    if partial != 1.0 and s.kind not in _PARTLY:
+    if family.windows is not None and family.windows.own_heads and kind != "proportional":
+        raise s.not_built(f"the rotary embedding of its longer heads is of the kind {kind!r} (rope_type)")
+    if kind == "proportional":
+        rotated = head_dim
+    elif partial != 1.0 and s.kind not in _PARTLY:
         raise s.not_built(f"it rotates {partial:g} of each head (partial_rotary_factor)")
-    rotated = int(head_dim * partial)
+    else:
+        rotated = int(head_dim * partial)
     found: dict[str, object] = {"rope.freq_base": theta, "rope.dimension_count": rotated, "rope.scaling.type": "none"}
     factors: Factors = {}
     original = s.get("original_max_position_embeddings") or full.get("original_max_position_embeddings") or context
     length = int(_number(s, {"original_max_position_embeddings": original}, "original_max_position_embeddings"))
     if scaling == "linear":
         found |= {"rope.scaling.type": "linear", "rope.scaling.factor": _number(s, full, "factor")}
+    elif kind == "proportional":
+        factors[FACTORS] = proportional_factors(_number(s, full, "factor", 1.0), partial, head_dim)
     elif scaling == "factors":
         found["rope.scaling.original_context_length"] = length
         numbers = {name: _number(s, full, name) for name in ("factor", "low_freq_factor", "high_freq_factor")}
@@ -70,6 +81,13 @@ def llama3_factors(rope: Mapping[str, Any], theta: float, head_dim: int) -> npt.
     wavelengths = 2 * math.pi * theta ** (np.arange(0, head_dim, 2) / head_dim)
     smooth = np.clip((trained / wavelengths - low) / (high - low), 0.0, 1.0)
     return np.asarray(1.0 / (smooth + (1.0 - smooth) / factor), dtype=np.float32)
+
+
+def proportional_factors(factor: float, partial: float, head_dim: int) -> npt.NDArray[np.float32]:
+    """What each rotary frequency of a whole head is divided by where a part of its pairs turns, (head_dim / 2,)."""
+    found = np.full(head_dim // 2, _STILL, dtype=np.float32)
+    found[: int(partial * head_dim // 2)] = factor
+    return found
 
 
 def _ropes(s: Settings) -> tuple[Mapping[str, Any], Mapping[str, Any]]:

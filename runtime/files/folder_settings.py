@@ -12,7 +12,8 @@ from .decoder_families import FAMILIES, SILENT
 
 N = TypeVar("N", int, float)
 
-_TEXT_PARTS = ("gemma3", "mistral3")  # models with a vision tower, of which the text part is read
+# Models that also see or hear, of which the text part is read, and its family where it does not say it.
+_TEXT_PARTS = {"gemma3": "gemma3_text", "gemma4": "gemma4_text", "mistral3": "mistral"}
 
 
 class Settings:
@@ -26,7 +27,7 @@ class Settings:
         if isinstance(kind, str) and kind in _TEXT_PARTS and isinstance(inner, dict):
             names = ("quantization_config", "tie_word_embeddings")
             kept: dict[str, Any] = {name: found[name] for name in names if name in found}
-            found = {**kept, "model_type": "gemma3_text" if kind == "gemma3" else "mistral", **inner}
+            found = {**kept, "model_type": _TEXT_PARTS[kind], **inner}
             kind = found["model_type"]
         if not isinstance(kind, str):
             raise _unknown(kind, path)

@@ -63,6 +63,16 @@ class Numbers:
         period = self.get(key, period)
         return [(i + 1) % period != 0 for i in range(n)]
 
+    def each(self, key: str, n: int, default: int | None = None) -> list[int]:
+        """A positive whole number for each of n layers: a list in the file, or one for all; the default where the file
+        is silent. Raises ModelFileError."""
+        value = self._value(key)
+        if isinstance(value, list):
+            if len(value) != n or not all(type(x) is int and 0 < x < 1 << 30 for x in value):
+                raise self._wrong(key, f"a positive number for each of {n} layers")
+            return [int(x) for x in value]
+        return [self.need(key, int) if default is None else self.get(key, default)] * n
+
     def unread(self) -> list[str]:
         """Names of entries that say something and that nobody asked for."""
         entries = self.file.metadata.items()

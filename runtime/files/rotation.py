@@ -13,6 +13,8 @@ from .gguf_numbers import Numbers
 
 FACTORS, SHORT, LONG = "rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight"
 _BASE = 10000.0
+_AT_ONCE = 4096  # positions whose angles are computed in f64 at once
+_STILL = 1e20  # factors of frequencies that shall not turn at all: files have 1e30
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,7 +31,11 @@ class Rotation:
 
     def tables(self, n_positions: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """cos and sin, each (n_positions, rotated / 2)."""
-        return self.at(np.arange(n_positions))
+        cos, sin = np.empty((2, n_positions, self.rotated // 2), dtype=np.float32)
+        for start in range(0, n_positions, _AT_ONCE):
+            part = slice(start, min(start + _AT_ONCE, n_positions))
+            cos[part], sin[part] = self.at(np.arange(part.start, part.stop))
+        return cos, sin
 
     def at(self, positions: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """cos and sin of these positions, each (n, rotated / 2)."""
@@ -57,12 +63,13 @@ def read_rotation(numbers: Numbers, head_dim: int, scalings: frozenset[str]) -> 
     if base <= 1:
         raise ModelFileError(f"{file.path}: rope.freq_base is {base}, but must be more than 1.")
     plain = plain_rotation(base, rotated)
-    kind = numbers.word("rope.scaling.type", "linear")  # as llama.cpp takes a factor without a type
+    factor = numbers.get("rope.scaling.factor", numbers.get("rope.scale_linear", 1.0))
+    silent = "linear" if "linear" in scalings or factor != 1.0 else "none"
+    kind = numbers.word("rope.scaling.type", silent)  # as llama.cpp takes a factor without a type
     if kind not in ("none", *scalings):
         raise UnsupportedModelError(
             f"{file.path} scales its rotary embedding by {kind!r}, which is not built yet for {file.architecture}."
         )
-    factor = numbers.get("rope.scaling.factor", numbers.get("rope.scale_linear", 1.0))
     amplitude = numbers.get("rope.scaling.attn_factor", 1.0)
     trained = numbers.get("rope.scaling.original_context_length", numbers.need("context_length", int))
     frequencies = plain.inverse_frequencies
@@ -72,7 +79,8 @@ def read_rotation(numbers: Numbers, head_dim: int, scalings: frozenset[str]) -> 
         frequencies, stretch = _yarn(numbers, base, frequencies, factor, trained)
         amplitude *= stretch
     if FACTORS in file.tensors and "factors" in scalings:
-        frequencies = frequencies / _factors(numbers, FACTORS, len(frequencies))
+        factors = _factors(numbers, FACTORS, len(frequencies))
+        frequencies = np.where(factors < _STILL, frequencies / factors, 0.0)
     if SHORT in file.tensors and "longrope" in scalings:
         _factors(numbers, LONG, len(frequencies))
         frequencies = frequencies / _factors(numbers, SHORT, len(frequencies))

@@ -105,6 +105,9 @@ def random_decoder(model_type: str, config: Mapping[str, Any], seed: int) -> Pre
     for name, values in model.named_parameters():
         if "norm" in name or name.endswith("bias"):  # which a new model has at one and at zero
             values.data += 0.5 * torch.rand_like(values) - 0.25
+    for name, values in model.named_buffers():
+        if name.endswith("layer_scalar"):  # stored with the weights, and one in a new model
+            values.data += 0.5 * torch.rand_like(values) - 0.25
     model.requires_grad_(False)
     model.train(False)
     return model
