@@ -63,7 +63,7 @@ class OrtSession(DecoderOnly):
         if not observe <= self.abilities:
             missing = ", ".join(sorted(observe - self.abilities))
             if not self._model.even:
-                raise AbilityError(f"{WHY_ONE_SIZE}: {missing} of all layers at once are not to be had.")
+                raise AbilityError(f"{WHY_ONE_SIZE}: {missing} of all layers is not to be had on the onnx engine.")
             raise AbilityError(f"the onnx engine does not give out {missing}; the reference engine does.")
         positions = self._plan(tokens, n_logits, parents)
         width, spare = len(tokens), rows_run(len(tokens)) - len(tokens)
@@ -104,6 +104,8 @@ class OrtSession(DecoderOnly):
 
     def keys_values(self, layer: int) -> tuple[Floats, Floats]:
         self._rows.check_open()
+        if not self._model.even:
+            raise AbilityError(f"{WHY_ONE_SIZE}: they are not to be had on the onnx engine.")
         n, scales = self._rows.n, self._model.scales
         keys, values = (x[0, :, :n] for x in self._cache[2 * layer : 2 * layer + 2])
         if scales is None:
@@ -144,7 +146,9 @@ class OrtSession(DecoderOnly):
     def _kept(self, entries: Indices) -> Indices:
         """Checked entries to keep."""
         if entries.ndim > 1 and not self._model.even:
-            raise AbilityError(f"{WHY_ONE_SIZE}: entries per head are not to be had. Evict whole tokens.")
+            raise AbilityError(
+                f"{WHY_ONE_SIZE}: entries per head are not to be had on the onnx engine. Evict whole tokens."
+            )
         if entries.ndim > 1 and "evict_heads" not in self.abilities:
             raise AbilityError(
                 "this model has layers with a window of attention, which is counted in positions that all heads share: "

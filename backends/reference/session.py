@@ -33,9 +33,8 @@ class ReferenceSession(DecoderOnly):
         self._rows = Rows(max_context, self.info.context_length)
         self._unseen: Indices = np.empty(0, dtype=np.int64)  # entries that steps do not see
         self._attended_from = 0  # entries that there were when those were chosen
-        empty = [np.empty(shape, dtype=np.float32) for _, shape in self._layout(0)]  # of layers that keep something
-        self._keys: list[Floats] = empty[: len(empty) // 2]
-        self._values: list[Floats] = empty[len(empty) // 2 :]
+        self._keys: list[Floats] = [np.empty((x.kv_heads, 0, x.head_dim), np.float32) for x in model.shape.kept]
+        self._values: list[Floats] = list(self._keys)
 
     @property
     def positions(self) -> Indices:
@@ -50,8 +49,10 @@ class ReferenceSession(DecoderOnly):
     ) -> Step:
         if not observe <= self.abilities:
             missing = ", ".join(sorted(observe - self.abilities))
+            if not self._model.shape.even:
+                raise AbilityError(f"{WHY_ONE_SIZE}: {missing} of all layers is not to be had on the reference engine.")
             raise AbilityError(
-                f"the reference engine does not give out {missing} here; it has {', '.join(sorted(self.abilities))}."
+                f"the reference engine does not give out {missing}; it has {', '.join(sorted(self.abilities))}."
             )
         positions = self._rows.plan(tokens, n_logits, parents, self.info.vocab_size)
         self._model.check_open()
@@ -64,7 +65,8 @@ class ReferenceSession(DecoderOnly):
         places = self._rows.with_new(positions)
         x = model.embedding[tokens] * np.float32(s.embedding_scale)
         inputs = None if model.inputs is None else model.inputs.of(tokens, x, s.norm_epsilon)
-        queries, attention = [], []
+        even, queries = s.even, list[Floats]()
+        attention: list[Floats] = []
         for i, layer in enumerate(model.layers()):
             h = self._normed(x, layer.attention_norm)
             q, *new = self._projected(layer, h, positions)
@@ -82,10 +84,10 @@ class ReferenceSession(DecoderOnly):
             h = (_ACTIVATIONS[s.family.activation](h @ layer.gate.T) * (h @ layer.up.T)) @ layer.down.T
             x = x + self._normed(h, layer.mlp_post_norm) * np.float32(s.residual_scale)
             if inputs is not None and layer.input_gate is not None and layer.input_projection is not None:
-                h = _ACTIVATIONS[s.family.activation](x @ layer.input_gate.T) * inputs[i]
+                h = _ACTIVATIONS[s.family.activation](np.asarray(x @ layer.input_gate.T)) * inputs[i]
                 x = x + self._normed(h @ layer.input_projection.T, layer.input_post_norm)
-            x = x * np.float32(layer.scale)
-            if not s.even:
+            x = np.asarray(x * np.float32(layer.scale), dtype=np.float32)
+            if not even:
                 continue
             queries.append(q * np.float32(s.score_scale * s.head_dim**0.5))
             attention.append(shares)
@@ -121,6 +123,8 @@ class ReferenceSession(DecoderOnly):
 
     def keys_values(self, layer: int) -> tuple[Floats, Floats]:
         self._rows.check_open()
+        if not self._model.shape.even:
+            raise AbilityError(f"{WHY_ONE_SIZE}: they are not to be had on the reference engine either.")
         return self._keys[layer], self._values[layer]
 
     def fork(self, entries: Indices | None = None, max_context: int | None = None) -> ReferenceSession:
@@ -152,9 +156,7 @@ class ReferenceSession(DecoderOnly):
         self._keys, self._values = [], []
 
     def _layout(self, n: int) -> list[Layout]:
-        shape = self._model.shape
-        kept = [shape.sizes(i) for i, kind in enumerate(shape.layers) if kind.cache_of is None]
-        return [(np.float32, (x.kv_heads, n, x.head_dim)) for x in kept] * 2
+        return [*((np.float32, (x.kv_heads, n, x.head_dim)) for x in self._model.shape.kept)] * 2
 
     def _take(self, entries: Indices) -> None:
         """(n,), or (n_layers, kv_heads, n)"""
@@ -168,7 +170,9 @@ class ReferenceSession(DecoderOnly):
     def _kept(self, entries: Indices) -> Indices:
         """Checked entries to keep."""
         if entries.ndim > 1 and not self._model.shape.even:
-            raise AbilityError(f"{WHY_ONE_SIZE}: entries per head are not to be had. Evict whole tokens.")
+            raise AbilityError(
+                f"{WHY_ONE_SIZE}: entries per head are not to be had on the reference engine either. Evict tokens."
+            )
         if entries.ndim > 1 and "evict_heads" not in self.abilities:
             raise AbilityError(
                 "this model has layers with a window of attention, which is counted in positions that all heads share: "

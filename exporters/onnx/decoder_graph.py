@@ -18,9 +18,9 @@ import numpy as np
 
 from ...runtime.files.rotation import Rotation
 from ...runtime.progress import Share
-from ..quantize.blocks import Blocks, Floats, Halves
+from ..quantize.blocks import Blocks, Floats
 from .decoder import Decoder, Layer, Linear
-from .products import Products, pack, pack_zero_points
+from .products import Products, looked_up
 from .writer import OnnxWriter
 
 
@@ -47,7 +47,7 @@ class DecoderGraph:
         if s.window is not None:
             w.input("sliding_bias", "float32", [1, 1, "n", "T"])
         self._positions()
-        embedded = w.node("Squeeze", [self._embed(ids, "embedding", self._decoder.embedding), self._int("axis0", 0)])
+        embedded = w.node("Squeeze", [looked_up(w, ids, "embedding", self._decoder.embedding), self._int("axis0", 0)])
         residual, delta = self._scaled(embedded, "embedding_scale", s.embedding_scale), ""
         inputs = self._inputs(ids, residual)
         for i in range(s.n_layers):
@@ -103,7 +103,7 @@ class DecoderGraph:
         normed = self._norm_of_parts(
             "inputs.norm", inputs.norm, w.node("Unsqueeze", [projected, self._int("axis0", 0)])
         )
-        found = self._scaled(self._embed(ids, "inputs.table", inputs.table), "inputs.table_scale", size**0.5)
+        found = self._scaled(looked_up(w, ids, "inputs.table", inputs.table), "inputs.table_scale", size**0.5)
         both = self._scaled(w.node("Add", [normed, found]), "inputs.scale", 2**-0.5)
         sizes = w.weight("inputs.sizes", np.full(s.n_layers, size, dtype=np.int64))
         flat = w.node("Squeeze", [both, self._int("axis0", 0)])
@@ -117,35 +117,6 @@ class DecoderGraph:
             f"l{i}.input_projection", self._w.node("Mul", [gate, given]), layer.input_projection
         )
         return self._normed(f"l{i}.input_post_norm", layer.input_post_norm, made)
-
-    def _embed(self, ids: str, name: str, table: Blocks | Floats | Halves) -> str:
-        """Rows of a table, (1, n, columns)."""
-        w = self._w
-        if isinstance(table, Halves):
-            return w.node("Cast", [w.node("Gather", [w.bits(name, table.bits, table.kind), ids], axis=0)], to=1)
-        if not isinstance(table, Blocks):
-            return w.node("Gather", [w.weight(name, table), ids], axis=0)
-        rows, columns = table.shape
-        codes = w.weight(f"{name}.codes", pack(table).reshape(rows, -1))
-        scale = w.weight(f"{name}.scale", table.scale)
-        inputs = [codes, ids, scale, w.weight(f"{name}.zero", pack_zero_points(table).reshape(rows, -1))]
-        found = w.node(
-            "GatherBlockQuantized",
-            inputs,
-            contrib=True,
-            bits=table.bits,
-            block_size=table.block,
-            gather_axis=0,
-            quantize_axis=1,
-        )
-        if table.residual is None:
-            return found
-        left = w.node("Gather", [w.weight(f"{name}.residual", table.residual), ids], axis=0)
-        blocks = w.weight(f"{name}.blocks", np.array([0, 0, -1, table.block], dtype=np.int64))
-        flat = w.weight(f"{name}.flat", np.array([0, 0, columns], dtype=np.int64))
-        last = w.weight("axis3", np.array([3], dtype=np.int64))
-        summed = w.node("Add", [w.node("Reshape", [found, blocks]), w.node("Unsqueeze", [left, last])])
-        return w.node("Reshape", [summed, flat])
 
     def _norm(self, name: str, gain: Floats | None, residual: str, delta: str, output: str = "") -> tuple[str, str]:
         """(normed, residual + delta); without a gain the sum is what is normed."""
@@ -188,7 +159,7 @@ class DecoderGraph:
             query = self._rotated(query, s.n_heads, kind.rotation)
             key = key and self._rotated(key, sizes.kv_heads, kind.rotation)
         rotates = bool(turned) and not apart
-        past = [1, sizes.kv_heads, "MAX", sizes.head_dim]
+        past: list[int | str] = [1, sizes.kv_heads, "MAX", sizes.head_dim]
         if kind.cache_of is None:
             cache = [w.input(f"past_{x}_{i}", "float32", past) for x in ("key", "value")]
             present = [f"present_{x}_{i}" for x in ("key", "value")]

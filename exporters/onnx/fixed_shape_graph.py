@@ -111,6 +111,7 @@ class StaticGraph:
 
     def _attention(self, i: int, layer: Layer, x: str) -> str:
         w, s = self._w, self._decoder.shape
+        assert layer.key is not None and layer.value is not None  # as in all decoders that are built as llama is
         heads, kv = s.n_heads, s.kv_heads
         # Values apart: they are small, and a device that quantizes activations would give them the keys' coarse steps.
         turned = self._by_head(self._fused(f"l{i}.qk", x, [layer.query, layer.key]), heads + kv)

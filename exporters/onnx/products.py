@@ -1,11 +1,11 @@
-"""Products with the weights of a decoder, as MatMulNBits where they are quantized."""
+"""Products with the weights of a decoder, and rows of its tables, of quantized ones without making them whole."""
 
 from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
 
-from ..quantize.blocks import Blocks, Floats, stack
+from ..quantize.blocks import Blocks, Floats, Halves, stack
 from .decoder import Linear
 from .writer import OnnxWriter
 
@@ -73,6 +73,35 @@ class Products:
             ones = np.repeat(np.eye(columns // block, dtype=np.float32), block, axis=0)
             self._sums[key] = self._w.node("MatMul", [x, self._w.weight(f"block_sums.{columns}.{block}", ones)])
         return self._sums[key]
+
+
+def looked_up(w: OnnxWriter, ids: str, name: str, table: Blocks | Floats | Halves) -> str:
+    """Rows of a table, (1, n, columns)."""
+    if isinstance(table, Halves):
+        return w.node("Cast", [w.node("Gather", [w.bits(name, table.bits, table.kind), ids], axis=0)], to=1)
+    if not isinstance(table, Blocks):
+        return w.node("Gather", [w.weight(name, table), ids], axis=0)
+    rows, columns = table.shape
+    codes = w.weight(f"{name}.codes", pack(table).reshape(rows, -1))
+    scale = w.weight(f"{name}.scale", table.scale)
+    inputs = [codes, ids, scale, w.weight(f"{name}.zero", pack_zero_points(table).reshape(rows, -1))]
+    found = w.node(
+        "GatherBlockQuantized",
+        inputs,
+        contrib=True,
+        bits=table.bits,
+        block_size=table.block,
+        gather_axis=0,
+        quantize_axis=1,
+    )
+    if table.residual is None:
+        return found
+    left = w.node("Gather", [w.weight(f"{name}.residual", table.residual), ids], axis=0)
+    blocks = w.weight(f"{name}.blocks", np.array([0, 0, -1, table.block], dtype=np.int64))
+    flat = w.weight(f"{name}.flat", np.array([0, 0, columns], dtype=np.int64))
+    last = w.weight("axis3", np.array([3], dtype=np.int64))
+    summed = w.node("Add", [w.node("Reshape", [found, blocks]), w.node("Unsqueeze", [left, last])])
+    return w.node("Reshape", [summed, flat])
 
 
 def pack(blocks: Blocks) -> npt.NDArray[np.uint8]:

@@ -85,10 +85,14 @@ class DecoderShape:
         return LayerSizes(self.kv_heads, self.head_dim, self.ffn_size) if own is None else own
 
     @property
+    def kept(self) -> list[LayerSizes]:
+        """The sizes of the layers that keep keys and values, in order; the others come after these."""
+        return [self.sizes(i) for i, kind in enumerate(self.layers) if kind.cache_of is None]
+
+    @property
     def even(self) -> bool:
         """Whether each layer keeps keys and values of its own, all alike in size."""
-        kept = {(x.kv_heads, x.head_dim) for x in map(self.sizes, range(self.n_layers))}
-        return len(kept) == 1 and all(x.cache_of is None for x in self.layers)
+        return len(self.kept) == self.n_layers and len({(x.kv_heads, x.head_dim) for x in self.kept}) == 1
 
     @property
     def score_scale(self) -> float:

@@ -22,6 +22,7 @@ from .decoder_description import (
 from .decoder_families import FAMILIES, Family, Windows
 from .decoder_file import DecoderFile
 from .gguf_numbers import Numbers
+from .layer_sizes import cache_sources, layer_sizes, near_head_dim
 from .rotation import FACTORS, LONG, SHORT, Rotation, known_length, plain_rotation, read_rotation
 
 ARCHITECTURES = ("llama", "qwen2")  # built as llama is, as far as engines with graphs of their own are concerned
@@ -42,12 +43,6 @@ _IDLE = {  # metadata that decoders are not computed from
     *("vocab_size", "tensor_data_layout", "attention.layer_norm_epsilon", "rope.scaling.finetuned"),
     "expert_used_count",
 }
-_LENGTHS = {"attention.value_length": "values"}
-_NEAR_LENGTHS = {
-    "attention.key_length_swa": "keys in layers with a window",
-    "attention.value_length_swa": "values in layers with a window",
-}
-_LONGEST_HEAD = 1 << 16
 _MAX_CONTEXT = 1 << 20  # rotary tables of so many positions are still made in seconds
 
 
@@ -84,8 +79,8 @@ def _read(numbers: Numbers, family: Family) -> DecoderShape:
     head_dim = numbers.get("attention.key_length", hidden // n_heads)
     if n_layers > len(file.tensors):
         raise ModelFileError(f"{file.path} claims {n_layers} layers, but holds {len(file.tensors)} tensors.")
-    near_dim = _near_head_dim(numbers, family, n_heads, head_dim)
-    sizes = _sizes(numbers, family, n_layers, n_heads)
+    near_dim = near_head_dim(numbers, family, n_heads, head_dim)
+    sizes = layer_sizes(numbers, family, n_layers, n_heads)
     if not numbers.flag("attention.causal", True):
         raise UnsupportedModelError(f"{file.path} is no model that continues text: its attention is not causal.")
     layers = tuple(_layers(numbers, family, sizes, head_dim, near_dim))
@@ -122,41 +117,6 @@ def _read(numbers: Numbers, family: Family) -> DecoderShape:
     )
 
 
-def _near_head_dim(numbers: Numbers, family: Family, n_heads: int, head_dim: int) -> int:
-    """The length of a head in layers with a window, all lengths checked."""
-    path, near_dim = numbers.file.path, head_dim
-    near = dict.fromkeys(_NEAR_LENGTHS, head_dim)
-    if family.windows is not None and family.windows.own_heads:
-        near_dim = numbers.get("attention.key_length_swa", head_dim)
-        near = dict.fromkeys(_NEAR_LENGTHS, near_dim)
-    for length in (head_dim, near_dim):
-        if not 2 <= length <= _LONGEST_HEAD:
-            raise ModelFileError(f"{path}: {n_heads} heads of {length} numbers are no heads.")
-    for key, expected in {**dict.fromkeys(_LENGTHS, head_dim), **near}.items():
-        length, what = numbers.get(key, expected), {**_LENGTHS, **_NEAR_LENGTHS}[key]
-        if length != expected:
-            raise UnsupportedModelError(
-                f"{path} has {what} of {length} numbers and keys of {expected} ({key}): not yet."
-            )
-    return near_dim
-
-
-def _sizes(numbers: Numbers, family: Family, n_layers: int, n_heads: int) -> list[tuple[int, int]]:
-    """The key-value heads of each layer, and the size of its MLP."""
-    file = numbers.file
-    kv_heads = numbers.each("attention.head_count_kv", n_layers, n_heads)
-    ffn_sizes = numbers.each("feed_forward_length", n_layers)
-    for n in set(kv_heads):
-        if n_heads % n:
-            raise ModelFileError(f"{file.path}: {n_heads} heads cannot share {n} key-value heads evenly.")
-    if not family.uneven and (len(set(kv_heads)) > 1 or len(set(ffn_sizes)) > 1):
-        raise UnsupportedModelError(
-            f"{file.path} has layers of different sizes (attention.head_count_kv, feed_forward_length), which is not "
-            f"built yet for {file.architecture}."
-        )
-    return list(zip(kv_heads, ffn_sizes, strict=True))
-
-
 def _scalar(numbers: Numbers, family: Family, key: str) -> float | None:
     """A constant that this architecture may have; None where it has none, also where the file says 0."""
     if key not in family.scalars:
@@ -187,7 +147,7 @@ def _layers(
         window, near, sliding = _windows(numbers, family.windows, full, n_layers, near_dim)
     if not own_heads and numbers.get("rope.dimension_count_swa", full.rotated) != full.rotated:
         raise UnsupportedModelError(f"{numbers.file.path} rotates heads by different lengths: not yet.")
-    sources = _sources(numbers, sliding) if family.shared_caches else [None] * n_layers
+    sources = cache_sources(numbers, sliding) if family.shared_caches else [None] * n_layers
     if family.rotates_if_finetuned and not numbers.flag("rope.scaling.finetuned", True):
         full = None
     for i, ((kv_heads, ffn_size), source) in enumerate(zip(sizes, sources, strict=True)):
@@ -202,24 +162,6 @@ def _layers(
         own = LayerSizes(kv_heads, near_dim if sliding[i] else head_dim, ffn_size)
         without = family.keys_as_values and f"blk.{i}.attn_v.weight" not in numbers.file.tensors
         yield LayerKind(turned, seen, own, source, without and source is None)
-
-
-def _sources(numbers: Numbers, sliding: list[bool]) -> list[int | None]:
-    """For each layer the earlier one whose keys and values it attends to: the last of its kind that has its own."""
-    key, n_layers = "attention.shared_kv_layers", len(sliding)
-    first = n_layers - (numbers.optional(key, int) or 0)
-    if first < 1:
-        raise ModelFileError(f"{numbers.file.path}: all {n_layers} layers share keys and values ({key}).")
-    found: list[int | None] = [None] * first
-    for i in range(first, n_layers):
-        source = next((j for j in reversed(range(first)) if sliding[j] == sliding[i]), None)
-        if source is None or source != first - (2 if sliding[i] else 1):  # where llama.cpp takes them from
-            raise UnsupportedModelError(
-                f"{numbers.file.path} has layers that share keys and values ({key}) and do not follow a layer with a "
-                "window and one without: not yet."
-            )
-        found.append(source)
-    return found
 
 
 def _windows(

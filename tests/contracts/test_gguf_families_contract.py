@@ -26,7 +26,7 @@ from pilotfish.testing import CHECKS, Subject
 CLASSES = ((1,), (*range(2, 18), 32, 33))
 F32 = 2e-5  # sums in another order
 ROUNDED, ROUNDED_MODEL = 0.05, 0.3  # activations in int8: between widths, and from f32
-OPENVINO = tuple(name for name in MADE if MADE[name].architecture not in ("gemma2", "granite", "olmo2"))
+OPENVINO = tuple(name for name in MADE if MADE[name].architecture not in ("gemma2", "gemma4", "granite", "olmo2"))
 
 
 @pytest.fixture(scope="module")
@@ -73,10 +73,12 @@ def test_every_family_is_computed_as_the_reference_does(engine: str, name: str, 
         return
     subject = onnx(files[name], "f32") if engine == "onnx" else openvino(files[name])
     sessions = [weights.session(128) for weights in (subject.open(), reference(files[name]))]
-    tokens, observe = np.random.default_rng(0).integers(0, VOCAB_SIZE, 60), frozenset({"hidden", "queries"})
+    tokens, wanted = np.random.default_rng(0).integers(0, VOCAB_SIZE, 60), ("hidden", "queries")
+    observe = frozenset(what for what in wanted if what in sessions[0].abilities)
+    assert ("queries" in observe) != name.startswith("gemma4")  # whose layers differ
     for start, end in ((0, 40), (40, 60)):
         steps = [s.forward(tokens[start:end], n_logits=end - start, observe=observe) for s in sessions]
-        for what in ("logits", "hidden", "queries"):
+        for what in ("logits", *observe):
             ours, theirs = (getattr(step, what) for step in steps)
             assert np.abs(ours - theirs).max() < F32 * np.abs(theirs).max(), what
 
@@ -95,7 +97,7 @@ def test_queries_carry_a_scale_of_scores(files: dict[str, Path], monkeypatch: py
 
 @pytest.mark.slow
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-@pytest.mark.parametrize("name", ["qwen3", "gemma3", "phi3"])
+@pytest.mark.parametrize("name", ["qwen3", "gemma3", "gemma4", "phi3"])
 def test_onnx_runtime_as_it_comes(name: str, check: Callable[[Subject], None], files: dict[str, Path]) -> None:
     check(onnx(files[name], "int8"))
 
@@ -108,18 +110,18 @@ def test_openvino(name: str, check: Callable[[Subject], None], files: dict[str, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-@pytest.mark.parametrize("name", ["gemma2", "olmo2"])
+@pytest.mark.parametrize("name", ["gemma2", "gemma4", "gemma4 without layer inputs", "olmo2"])
 def test_reference(name: str, check: Callable[[Subject], None], files: dict[str, Path]) -> None:
     if name == "gemma2" and check.__name__ == "attention_is_a_distribution_over_what_is_visible":
         pytest.skip("the check knows no windows and no caps of scores")
     check(Subject(partial(reference, files[name]), F32))
 
 
-@pytest.mark.parametrize("engine", ["onnx", "openvino"])
-def test_drafts_change_nothing_beyond_the_window(engine: str, files: dict[str, Path]) -> None:
+@pytest.mark.parametrize(("engine", "name"), [("onnx", "gemma3"), ("openvino", "gemma3"), ("onnx", "gemma4")])
+def test_drafts_change_nothing_beyond_the_window(engine: str, name: str, files: dict[str, Path]) -> None:
     if get(engine).version() is None:
         pytest.skip(f"{engine} is not installed")
-    path, prompt = files["gemma3"], "the hello and the hello, and the hello"
+    path, prompt = files[name], "the hello and the hello, and the hello"
     with (
         pilotfish.load(path, engine, speculate=False) as plain,
         pilotfish.load(path, engine, draft=path, speculate=Fixed(3), proposers=()) as model,
