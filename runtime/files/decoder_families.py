@@ -80,7 +80,7 @@ class Family:
     wide_scale_layers: int | None = None  # the model of so many layers scales scores by hidden_size / n_heads
     score_scale: float | None = None  # of all its models; None: 1 / sqrt(head_dim), or what the file says
     value_norm: bool = False  # of each head, without weights
-    keys_as_values: bool = False  # a layer without attn_v has its keys, before norm and rotation, as values
+    keys_as_values: bool = False  # layers that see everything may all have their keys as values, before norm and turn
     uneven: bool = False  # layers may differ in the number of key-value heads and in the size of the MLP
     shared_caches: bool = False  # the last layers may attend to what an earlier one keeps, and keep nothing
     layer_inputs: bool = False  # there may be a second table of tokens, a part of whose rows each layer adds

@@ -148,6 +148,10 @@ def _layers(
     if not own_heads and numbers.get("rope.dimension_count_swa", full.rotated) != full.rotated:
         raise UnsupportedModelError(f"{numbers.file.path} rotates heads by different lengths: not yet.")
     sources = cache_sources(numbers, sliding) if family.shared_caches else [None] * n_layers
+    full_layers = [i for i in range(n_layers) if not sliding[i] and sources[i] is None]
+    keys_as_values = family.keys_as_values and not any(
+        f"blk.{i}.attn_v.weight" in numbers.file.tensors for i in full_layers
+    )
     if family.rotates_if_finetuned and not numbers.flag("rope.scaling.finetuned", True):
         full = None
     for i, ((kv_heads, ffn_size), source) in enumerate(zip(sizes, sources, strict=True)):
@@ -160,8 +164,7 @@ def _layers(
         if family.unrotated_every is not None and (i + 1) % family.unrotated_every == 0:
             turned, seen = None, None
         own = LayerSizes(kv_heads, near_dim if sliding[i] else head_dim, ffn_size)
-        without = family.keys_as_values and f"blk.{i}.attn_v.weight" not in numbers.file.tensors
-        yield LayerKind(turned, seen, own, source, without and source is None)
+        yield LayerKind(turned, seen, own, source, keys_as_values and not sliding[i] and source is None)
 
 
 def _windows(
