@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 import tokenizers
-from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import Regex, decoders, normalizers, pre_tokenizers, processors
 
 from ..errors import ModelFileError, UnsupportedModelError
 from .gguf_vocabulary import CONTROL, NO_MERGE, add_tokens, read_vocabulary, strings
+from .line_bpe import bpe, line_bpe
 from .sentencepiece_bpe import sentencepiece_bpe
 from .sentencepiece_unigram import sentencepiece_unigram
 from .special_tokens import FILL_IN_ENDS
@@ -76,8 +77,8 @@ _RULES: dict[str, _Rule] = {
 def tokenizer_from_gguf(metadata: Mapping[str, object]) -> Tokenizer:
     """The tokenizer that a GGUF file's metadata describes.
 
-    Raises UnsupportedModelError for kinds other than byte-level BPE with a known pre-tokenizer and SentencePiece's
-    BPE and unigram models, and ModelFileError where vocabulary, types and merges do not fit together.
+    Raises UnsupportedModelError for kinds other than byte-level BPE with a known pre-tokenizer, BPE over whole lines
+    and SentencePiece's BPE and unigram models, and ModelFileError where vocabulary, types and merges do not fit.
     """
     model = metadata.get("tokenizer.ggml.model")
     if model is None:
@@ -88,13 +89,16 @@ def tokenizer_from_gguf(metadata: Mapping[str, object]) -> Tokenizer:
     elif model == "llama":
         inner, add_bos = sentencepiece_bpe(metadata), True
         bos_id, eos_id = 1, 2
+    elif model == "gemma4":
+        inner, add_bos = line_bpe(metadata), True
+        bos_id, eos_id = None, None
     elif model == "t5":
         inner, add_bos = sentencepiece_unigram(metadata), False
         bos_id, eos_id = None, 1
     else:
         raise UnsupportedModelError(
             f"the GGUF file's tokenizer is of the kind {model!r}; supported are 'gpt2' (byte-level BPE), 'llama' "
-            "(SentencePiece's BPE) and 't5' (SentencePiece's unigram model)."
+            "(SentencePiece's BPE), 'gemma4' (BPE over lines) and 't5' (SentencePiece's unigram model)."
         )
     n_tokens = inner.get_vocab_size()
     ends = [_id(metadata, "eos", eos_id, n_tokens), *(_id(metadata, kind) for kind in ("eot", "eom", *FILL_IN_ENDS))]
@@ -102,7 +106,7 @@ def tokenizer_from_gguf(metadata: Mapping[str, object]) -> Tokenizer:
         inner,
         bos_id=_id(metadata, "bos", bos_id, n_tokens),
         eos_ids=list(dict.fromkeys(end for end in ends if end is not None)),
-        add_bos=bool(metadata.get("tokenizer.ggml.add_bos_token", add_bos)),
+        add_bos=model == "gemma4" or bool(metadata.get("tokenizer.ggml.add_bos_token", add_bos)),
     )
     if metadata.get("tokenizer.ggml.add_eos_token", model == "t5") and found.eos_id is not None:
         end = (str(found.token(found.eos_id)), found.eos_id)  # what an encoder reads ends with it
@@ -151,28 +155,14 @@ def _byte_level(metadata: Mapping[str, object]) -> tuple[tokenizers.Tokenizer, b
         )
     merges = strings(metadata, "tokenizer.ggml.merges")
     vocabulary = read_vocabulary(metadata, merges)
-    inner = tokenizers.Tokenizer(_bpe(vocabulary.ids, merges, rule))
+    real = [merge for merge in merges if merge != NO_MERGE]
+    inner = tokenizers.Tokenizer(bpe(vocabulary.ids, real, ignore_merges=rule.ignore_merges))
     if rule.nfc:
         inner.normalizer = normalizers.NFC()
     inner.pre_tokenizer = _pre_tokenizer(rule)
     inner.decoder = decoders.ByteLevel()
     add_tokens(inner, vocabulary, metadata)
     return inner, rule.add_bos
-
-
-def _bpe(vocabulary: dict[str, int], merges: Sequence[str], rule: _Rule) -> models.BPE:
-    pairs = []
-    for merge in merges:
-        if merge == NO_MERGE:
-            continue
-        left, space, right = merge.partition(" ")
-        if not (left and space and right):
-            raise ModelFileError(f"the GGUF file's merge {merge!r} is not two tokens with a space between them.")
-        pairs.append((left, right))
-    try:
-        return models.BPE(vocab=vocabulary, merges=pairs, ignore_merges=rule.ignore_merges)
-    except Exception as error:  # the library raises plain Exception for a merge whose result is no token
-        raise ModelFileError(f"the GGUF file's vocabulary and merges do not fit together: {error}.") from error
 
 
 def _pre_tokenizer(rule: _Rule) -> pre_tokenizers.PreTokenizer:

@@ -28,32 +28,9 @@ TEXTS = (
 )
 
 
-def gemma4() -> dict[str, object]:
-    """Its vocabulary's kind: merges in the file, spaces as U+2581, bytes as tokens."""
-    tokens = [
-        "<pad>",
-        "<eos>",
-        "<bos>",
-        "<unk>",
-        *(f"<0x{byte:02X}>" for byte in range(256)),
-        *map(chr, range(33, 127)),
-    ]
-    tokens += ["\u2581", "\n", "he", "ll", "hell", "hello", "\u2581hello", "<turn|>"]
-    return {
-        "tokenizer.ggml.model": "gemma4",
-        "tokenizer.ggml.tokens": tokens,
-        "tokenizer.ggml.scores": [0.0] * len(tokens),
-        "tokenizer.ggml.token_type": [3, 3, 3, 3, *[6] * 256, *[1] * (len(tokens) - 261), 3],
-        "tokenizer.ggml.merges": ["h e", "l l", "he ll", "hell o", "\u2581 hello"],
-        "tokenizer.ggml.bos_token_id": 2,
-        "tokenizer.ggml.eos_token_id": 1,
-    }
-
-
 FOREIGN: dict[str, dict[str, object]] = {
     "deepseek-coder": metadata(pre="deepseek-coder"),
     "qwen35": metadata(pre="qwen35"),
-    "gemma4": gemma4(),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import unicodedata
 from pathlib import Path
 
@@ -94,6 +95,32 @@ def sentencepiece(samples: list[str], **changes: object) -> dict[str, object]:
     return named({"model": "llama", "tokens": tokens, "token_type": types, "scores": scores} | changes)
 
 
+def lines(samples: list[str], **changes: object) -> dict[str, object]:
+    """Letters of the samples, merges of what stands side by side in them, spaces too; bytes; tokens of all kinds."""
+    rng = random.Random(0)
+    pieces = sorted(
+        {char for sample in samples for char in sample.replace(" ", "▁") if rng.random() < 0.8} | {"\n", "\t"}
+    )
+    merges = ["\t \t"]  # which stands for no merge at all in byte-level vocabularies
+    pieces.append("\t\t")
+    for _ in range(3):
+        known = set(pieces)
+        for sample in samples:
+            word = rng.choice(sample.replace(" ", "▁").split("\n"))
+            at, left, right = rng.randrange(len(word) + 1), rng.randint(1, 4), rng.randint(1, 4)
+            pair = word[at : at + left], word[at + left : at + left + right]
+            if pair[0] in known and pair[1] in known and "".join(pair) not in {*known, *OWN}:
+                known.add("".join(pair))
+                pieces.append("".join(pair))
+                merges.append(" ".join(pair))
+    pieces = [piece for piece in pieces if piece not in OWN]
+    tokens = ["<pad>", "<eos>", "<bos>", "<unk>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    tokens += [*pieces, *CONTROLS, *OWN]
+    types = [3, 3, 3, 2] + [6] * 256 + [1] * len(pieces) + [3] * len(CONTROLS) + [4] * len(OWN)
+    found = {"model": "gemma4", "tokens": tokens, "token_type": types, "merges": merges}
+    return named(found | {"scores": [0.0] * len(tokens), "bos_token_id": 2, "eos_token_id": 1} | changes)
+
+
 def unigram(samples: list[str], **changes: object) -> dict[str, object]:
     """Pieces of the samples with probabilities, and tokens of all kinds, as T5 has them."""
     rng = random.Random(0)
@@ -141,6 +168,16 @@ def test_sentencepiece_vocabularies(prefix: bool, tmp_path: Path) -> None:
     metadata = sentencepiece(texts(4, 400, special=False), add_space_prefix=prefix)
     (said,) = ask_llama_cpp(tmp_path, [metadata], samples)
     compare(metadata, said, samples)
+
+
+@pytest.mark.parametrize("add_bos", [True, False, None])
+def test_line_vocabularies(add_bos: bool | None, tmp_path: Path) -> None:
+    samples = [re.sub("\n+", "\n", text) for text in texts(7, 300)]
+    changes = {} if add_bos is None else {"add_bos_token": add_bos}
+    metadata = lines(texts(8, 400, special=False), **changes)
+    (said,) = ask_llama_cpp(tmp_path, [metadata], samples)
+    tokenizer = compare(metadata, said, samples)
+    assert [tokenizer.decode(tokenizer.encode(text, True, bos=False), special=True) for text in samples] == samples
 
 
 @pytest.mark.parametrize("prefix", [True, False, None])
