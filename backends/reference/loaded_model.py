@@ -18,8 +18,10 @@ from ...runtime.files.decoder_description import (
     LayerKind,
     Part,
 )
-from ...runtime.files.decoder_file import DecoderFile
+from ...runtime.files.decoder_file import DecoderFile, StoredTensor
 from ...runtime.files.decoder_shape import decoder_shape
+from ...runtime.files.gguf_file import GgufTensor
+from ...runtime.files.safetensors_file import SafeTensor
 from ...runtime.interfaces import ModelInfo
 from ..common.weights import still_open
 
@@ -61,9 +63,12 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class LayerInputs:
-    """What the layers are given beside what the last one gave: a second table of tokens, and a projection."""
+    """What the layers are given beside what the last one gave: a second table of tokens, and a projection.
 
-    table: Matrix
+    table: larger than all else together, so its rows are read when they are asked for.
+    """
+
+    table: StoredTensor
     projection: Matrix
     norm: Matrix
 
@@ -73,7 +78,11 @@ class LayerInputs:
         projected = (x @ self.projection.T * np.float32(x.shape[1] ** -0.5)).reshape(len(x), -1, size)
         power = np.mean(projected * projected, axis=-1, keepdims=True, dtype=np.float32)
         projected = self.norm * projected / np.sqrt(power + np.float32(epsilon))
-        found = self.table[tokens].reshape(len(x), -1, size) * np.float32(size**0.5)
+        if isinstance(self.table, GgufTensor | SafeTensor):
+            rows = self.table.rows(tokens).values()
+        else:
+            rows = self.table.values()[tokens]
+        found = rows.reshape(len(x), -1, size) * np.float32(size**0.5)
         return np.asarray((projected + found) * np.float32(2**-0.5), dtype=np.float32).swapaxes(0, 1)
 
 
@@ -89,7 +98,9 @@ class ReferenceModel:
         self.final_norm = self._tensor("output_norm.weight")
         self.inputs: LayerInputs | None = None
         if s.layer_input_size is not None:
-            self.inputs = LayerInputs(*map(self._tensor, (INPUT_TABLE, INPUT_PROJECTION, INPUT_NORM)))
+            self.inputs = LayerInputs(
+                file.tensors[INPUT_TABLE], self._tensor(INPUT_PROJECTION), self._tensor(INPUT_NORM)
+            )
         self._stream = stream
         self._layers: list[Layer] | None = [] if stream else [self._layer(i) for i in range(s.n_layers)]
         self.info = ModelInfo(

@@ -11,7 +11,7 @@ import mmap
 import stat
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +54,10 @@ class GgufTensor:
     type_name: str  # "F32", "Q4_1", ...; "number 42" for one that is newer than the gguf package
     shape: tuple[int, ...]  # numpy order: (rows, columns); quantized blocks run along the last axis
     data: npt.NDArray[np.uint8]  # (rows..., bytes per row); empty where the type is not known
+
+    def rows(self, which: npt.NDArray[np.int64]) -> GgufTensor:
+        """The same matrix with these rows alone."""
+        return replace(self, shape=(len(which), *self.shape[1:]), data=self.data[which])
 
     def values(self) -> npt.NDArray[np.float32]:
         """The tensor in f32, of its shape. Raises UnsupportedModelError for types that nobody dequantizes here."""

@@ -10,7 +10,7 @@ import json
 import math
 import mmap
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,11 @@ class SafeTensor:
     data: npt.NDArray[np.uint8]
     mapped: mmap.mmap = field(repr=False)
     start: int  # of the data in the file
+
+    def rows(self, which: npt.NDArray[np.int64]) -> SafeTensor:
+        """The same matrix with these rows alone."""
+        data = self.data.reshape(self.shape[0], -1)[which].reshape(-1)
+        return replace(self, shape=(len(which), *self.shape[1:]), data=data)
 
     @property
     def is_float(self) -> bool:
