@@ -8,6 +8,7 @@ from gguf import GGMLQuantizationType
 from gguf.quants import dequantize, quantize
 
 from pilotfish.exporters.onnx.products import pack, pack_zero_points
+from pilotfish.exporters.quantize import blocks as module
 from pilotfish.exporters.quantize.blocks import Blocks, requantize, stack, unpack
 from pilotfish.runtime.errors import UnsupportedModelError
 from pilotfish.runtime.files.gguf_file import GgufTensor
@@ -54,6 +55,15 @@ def test_bit_equal(type_name: str, seed: int) -> None:
     assert int(made.codes.max()) < 2**made.bits
     assert np.array_equal(made.dequantized(), judge)
     assert np.array_equal(from_packed(made), judge)
+
+
+@pytest.mark.parametrize("type_name", EXACT)
+def test_a_large_matrix_is_taken_apart_part_by_part(type_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    t = tensor(type_name, rows=7)
+    whole = blocks(t)
+    monkeypatch.setattr(module, "_AT_ONCE", 2 * 768)  # two rows, and one that is left over
+    parted, judge = blocks(t), dequantize(t.data, GGMLQuantizationType[type_name])
+    assert (parted.bits, parted.shape) == (whole.bits, whole.shape) and np.array_equal(parted.dequantized(), judge)
 
 
 @pytest.mark.parametrize("type_name", EXACT)

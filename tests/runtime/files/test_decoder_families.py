@@ -137,6 +137,11 @@ def test_granite_without_rotation(files: dict[str, GgufFile]) -> None:
         ("qwen3", {"pooling_type": 3}, "pooled embeddings"),
         ("qwen3", {"final_logit_softcapping": 30.0}, "capped logits"),
         ("qwen3 yarn", {"rope.scaling.yarn_attn_factor": 2.0}, "a YaRN of its own"),
+        ("qwen3", {"attention.head_count_kv": [2, 1, 2]}, "layers of different sizes"),
+        ("qwen3", {"feed_forward_length": [128, 256, 128]}, "layers of different sizes"),
+        ("gemma4", {"attention.shared_kv_layers": 1}, "do not follow a layer with a window and one without"),
+        ("gemma4", {"attention.value_length_swa": 8}, "values in layers with a window of 8 numbers and keys of 16"),
+        ("gemma4", {"rope.scaling.factor": 4.0}, "'linear'"),
     ],
 )
 def test_what_is_not_built_is_refused_by_name(
@@ -157,8 +162,56 @@ def test_what_is_not_built_is_refused_by_name(
         ("qwen3", {"rope.dimension_count": 34}, "34 of 32 numbers"),
         ("qwen3", {"rope.scaling.type": 4}, "a text"),
         ("qwen3", {"attention.key_length": 1 << 29}, "are no heads"),
+        ("qwen3", {"attention.head_count_kv": [2, 2]}, "a positive number for each of 3 layers"),
+        ("qwen3", {"attention.head_count_kv": [2, 2, -2]}, "a positive number for each of 3 layers"),
+        ("qwen3", {"attention.head_count_kv": [2, 2, 3]}, "cannot share 3 key-value heads evenly"),
+        ("gemma4", {"attention.key_length_swa": 1}, "heads of 1 numbers are no heads"),
+        ("gemma4", {"attention.shared_kv_layers": 5}, "all 5 layers share keys and values"),
+        ("gemma4", {"attention.head_count_kv": [2, 2, 2, 1, 2]}, "layer 3 has 1 key-value heads and shares the 2"),
+        ("gemma4", {"attention.sliding_window": None}, "attention.sliding_window is None"),
+        ("gemma4", {"rope.dimension_count_swa": 18}, "18 of 16 numbers"),
     ],
 )
 def test_numbers_that_cannot_be(name: str, metadata: dict[str, object], what: str, files: dict[str, GgufFile]) -> None:
     with pytest.raises(ModelFileError, match=what):
         decoder_shape(changed(files[name], metadata))
+
+
+def test_a_list_of_equal_sizes_is_one_size(files: dict[str, GgufFile]) -> None:
+    lists = {"attention.head_count_kv": [2, 2, 2], "feed_forward_length": [128, 128, 128]}
+    shape = decoder_shape(changed(files["qwen3"], lists))
+    assert (shape.kv_heads, shape.ffn_size, shape.even) == (2, 128, True) and shape.layers[0].sizes is None
+
+
+def test_layers_that_differ(files: dict[str, GgufFile]) -> None:
+    shape = decoder_shape(files["gemma4"])
+    assert [shape.sizes(i).head_dim for i in range(5)] == [16, 16, 32, 16, 32]
+    assert [shape.sizes(i).ffn_size for i in range(5)] == [128, 128, 128, 256, 256]
+    assert [layer.cache_of for layer in shape.layers] == [None, None, None, 1, 2]
+    assert [x.head_dim for x in shape.kept] == [16, 16, 32] and not shape.even
+    shape = decoder_shape(files["gemma4 without layer inputs"])
+    assert [(shape.sizes(i).kv_heads, shape.layers[i].keys_as_values) for i in range(3)] == [(2, False)] + [
+        (1, True)
+    ] * 2
+    assert not shape.even and shape.beyond_llama() is not None
+
+
+def test_values_that_a_part_of_the_layers_lack_are_missed(files: dict[str, GgufFile]) -> None:
+    """Only where no layer that sees everything has any are keys the values."""
+    file = files["gemma4 without layer inputs"]
+    values = replace(file.tensors["blk.1.attn_k.weight"], name="blk.1.attn_v.weight")
+    with pytest.raises(ModelFileError, match=r"no tensor blk\.2\.attn_v\.weight"):
+        decoder_shape(GgufFile(file.path, file.metadata, {**file.tensors, values.name: values}))
+
+
+def test_keys_of_layers_that_share_others_are_passed_over(files: dict[str, GgufFile]) -> None:
+    """Checkpoints have them, though nobody computes them."""
+    file = files["gemma4"]
+    spare = {f"blk.{i}.{x}.weight": file.tensors[f"blk.1.{x}.weight"] for i in (3, 4) for x in ("attn_k", "attn_v")}
+    decoder_shape(GgufFile(file.path, file.metadata, {**file.tensors, **spare}))
+
+
+def test_pairs_that_do_not_turn_do_not_turn_at_all(files: dict[str, GgufFile]) -> None:
+    full = decoder_shape(files["gemma4"]).layers[2].rotation
+    assert full is not None and full.rotated == 32 and (full.inverse_frequencies[4:] == 0).all()
+    assert (full.inverse_frequencies[:4] > 0).all() and (full.at(np.array([200]))[1][0, 4:] == 0).all()

@@ -120,16 +120,17 @@ def test_an_output_that_is_stored_is_used_unless_it_is_tied(folder: Path) -> Non
     assert np.array_equal(reference_logits(folder), tied)
 
 
-def test_a_part_of_a_model_that_sees_is_read_alone(made: Path, tmp_path: Path) -> None:
-    gguf = family_file("gemma3", tmp_path / "m.gguf")
-    folder = folder_of("gemma3", gguf, tmp_path / "f")
+@pytest.mark.parametrize("name", ["gemma3", "gemma4"])
+def test_a_part_of_a_model_that_sees_is_read_alone(name: str, tmp_path: Path) -> None:
+    gguf = family_file(name, tmp_path / "m.gguf")
+    folder = folder_of(name, gguf, tmp_path / "f")
     expected = reference_logits(folder)
     tensors = {name: tensor.values() for name, tensor in _stored(folder).items()}
     named = {f"model.language_model.{name.removeprefix('model.')}": x for name, x in tensors.items()}
-    write_safetensors(
-        folder / "model.safetensors", {**named, "model.vision_tower.x.weight": np.zeros((2, 2), np.float32)}
-    )
-    (folder / "config.json").write_text(json.dumps({"model_type": "gemma3", "text_config": settings_of("gemma3")}))
+    parts = ("vision_tower", "embed_vision", "audio_tower", "embed_audio")
+    others = {f"model.{part}.x.weight": np.zeros((2, 2), np.float32) for part in parts}
+    write_safetensors(folder / "model.safetensors", {**named, **others})
+    (folder / "config.json").write_text(json.dumps({"model_type": name, "text_config": settings_of(name)}))
     assert np.array_equal(reference_logits(folder), expected)
 
 
@@ -162,6 +163,32 @@ def test_a_window_that_is_not_built_bounds_the_context(made: Path, tmp_path: Pat
     assert metadata_of(Settings(wide, tmp_path))[0]["qwen3.context_length"] == 32
     unused = settings_of("qwen3", use_sliding_window=False, sliding_window=32)
     assert metadata_of(Settings(unused, tmp_path))[0]["qwen3.context_length"] == 256
+
+
+def test_layers_of_gemma_4_are_those_of_transformers(tmp_path: Path) -> None:
+    """The last one sees everything, whatever is said; pictures alone are looked at in both directions."""
+
+    def pattern(**changes: object) -> object:
+        settings = settings_of("gemma4", use_bidirectional_attention="vision", **changes)
+        return metadata_of(Settings(settings, tmp_path))[0]["gemma4.attention.sliding_window_pattern"]
+
+    near = "sliding_attention"
+    assert pattern(layer_types=[near] * 5) == [True] * 4 + [False]
+    silent = pattern(layer_types=None, num_hidden_layers=14)
+    assert silent == [*[True] * 5, False, *[True] * 5, False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"enable_moe_block": True}, "a mixture of experts"),
+        ({"use_bidirectional_attention": "all"}, "its attention looks ahead"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}, "rotary embedding of its longer heads"),
+    ],
+)
+def test_what_is_not_built_of_gemma_4(changes: dict[str, object], what: str, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match=what):
+        metadata_of(Settings(settings_of("gemma4", **changes), tmp_path))
 
 
 @pytest.mark.parametrize("kind", [k for f in FAMILIES.values() if f.folder for k in f.folder.silent])
