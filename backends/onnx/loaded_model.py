@@ -89,6 +89,7 @@ class OrtModel:
             digest=bundle.contents_digest,
             settings=" ".join(x for x in (recipe.get("activations", ""), stored_as(scales)) if x),
             encoder=None if self._encoder is None else self._encoder.info,
+            uneven=not self.even,
             alike_from=TWO_ROWS,
         )
 

@@ -117,6 +117,7 @@ class ReferenceModel:
             device="cpu",
             threads=1,
             digest=digest,
+            uneven=not s.even,
         )
 
     def _tensor(self, name: str) -> Matrix:

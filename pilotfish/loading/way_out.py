@@ -62,6 +62,14 @@ def with_way_out(error: AbilityError, info: ModelInfo, model: ModelFile | None =
             engine=error.engine,
             missing=error.missing,
         )
+    if error.missing and info.uneven:
+        return AbilityError(
+            f"the layers of this {info.architecture} model keep keys and values of different sizes, or share them, so "
+            f"{', '.join(sorted(error.missing))} of all layers at once are not to be had on the {info.engine} engine. "
+            "Leave out what asks for it, or take a cache policy that drops whole tokens: sinks or sirllm.",
+            engine=error.engine,
+            missing=error.missing,
+        )
     offers = [
         offer for offer in _OFFERS if offer.engine == error.engine or model is None or _opens(offer.engine, model)
     ]

@@ -9,6 +9,7 @@ from ..errors import ModelFileError
 from ..progress import Counted
 from ..text.tokenizer import Tokenizer
 from ..text.tokenizer_gguf import tokenizer_from_gguf
+from .generation_settings import Generating, known, listed
 from .gguf_file import GgufFile, read_gguf
 from .gguf_parts import gguf_digest, gguf_parts
 from .model_file import DecoderModel
@@ -72,6 +73,13 @@ class GgufModel(DecoderModel):
     def chat_template(self) -> str | None:
         template = self.file.metadata.get("tokenizer.chat_template")
         return template if isinstance(template, str) else None
+
+    @property
+    def generating(self) -> Generating:
+        """The tokens that a file says are never in an answer; it has no place for other settings."""
+        tokens = self.file.metadata.get("tokenizer.ggml.tokens")
+        said = listed(self.file.metadata, "tokenizer.ggml.suppress_tokens")
+        return Generating(suppress_tokens=known(said, len(tokens) if isinstance(tokens, list) else 0))
 
     @property
     def weight_files(self) -> tuple[Path, ...]:

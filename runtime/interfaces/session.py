@@ -46,6 +46,9 @@ class ModelInfo:
     widths: tuple[int, ...] = ()  # ascending: the only ones of decode steps, others are padded to them; (): any
     encoder: EncoderInfo | None = None  # None: a decoder-only model
     rewinds: int | None = None  # last entries that a session forgets cheaply, once after each step; None: all
+    uneven: bool = (
+        False  # layers keep entries of different sizes, or share them: nothing is shown of all of them at once
+    )
     alike_from: int = 1  # rows: narrower steps have bits of their own, though rounding may hide it in most tokens
 
 

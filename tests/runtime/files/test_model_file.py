@@ -53,6 +53,16 @@ def test_a_model_is_asked_for_what_it_is(gguf: Path, folder: Path) -> None:
         gguf_of(other)
 
 
+def test_tokens_that_a_file_says_are_never_in_an_answer(gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = GgufModel(gguf)
+    assert model.suppress_tokens == ()
+    monkeypatch.setitem(model.file.metadata, "tokenizer.ggml.suppress_tokens", [7, 3, 1 << 30])  # type: ignore[arg-type]
+    assert model.suppress_tokens == (3, 7)
+    monkeypatch.setitem(model.file.metadata, "tokenizer.ggml.suppress_tokens", 7)  # type: ignore[arg-type]
+    with pytest.raises(ModelFileError, match=r"tokenizer\.ggml\.suppress_tokens is 7 .* a list"):
+        _ = model.suppress_tokens
+
+
 def test_a_model_file_stands_for_itself(gguf: Path) -> None:
     model = resolve(gguf)
     assert resolve(model) is model
