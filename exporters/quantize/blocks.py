@@ -8,7 +8,8 @@ GGUF layouts after ggml-quants (MIT); the judge in the tests is gguf.quants.dequ
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -98,8 +99,12 @@ def unpack(tensor: StoredTensor) -> Blocks | Floats:
     if not isinstance(tensor, GgufTensor) or tensor.type_name in ("F32", "F16", "BF16", "F64"):
         return floats(tensor)
     rows = tensor.data.reshape(-1, tensor.data.shape[-1])
-    reader = _READERS.get(tensor.type_name)
-    return _by_parts(rows, reader, tensor.shape[-1]) if reader else requantize(floats(tensor))
+    return _by_parts(rows, _READERS.get(tensor.type_name) or partial(_requantized, tensor), tensor.shape[-1])
+
+
+def _requantized(tensor: GgufTensor, rows: Bytes) -> Blocks:
+    """These rows of the tensor, of a type that has no block form here."""
+    return requantize(floats(replace(tensor, shape=(len(rows), tensor.shape[-1]), data=rows)))
 
 
 def _by_parts(rows: Bytes, reader: Callable[[Bytes], Blocks], columns: int) -> Blocks:
@@ -111,6 +116,7 @@ def _by_parts(rows: Bytes, reader: Callable[[Bytes], Blocks], columns: int) -> B
     (_, n_blocks, block), n = first.codes.shape, len(rows)
     codes = np.empty((n, n_blocks, block), dtype=np.uint8)
     scale, residual = np.empty((n, n_blocks), dtype=np.float32), np.zeros((n, n_blocks), dtype=np.float32)
+    loss = first.loss
     zero = first.zero_point if isinstance(first.zero_point, int) else np.empty((n, n_blocks), dtype=np.uint8)
     for start in range(0, n, step):
         part, made = slice(start, start + step), reader(rows[start : start + step])
@@ -119,7 +125,8 @@ def _by_parts(rows: Bytes, reader: Callable[[Bytes], Blocks], columns: int) -> B
             zero[part] = made.zero_point
         if made.residual is not None:
             residual[part] = made.residual
-    return Blocks(codes, first.bits, scale, zero, residual if residual.any() else None)
+        loss = max(loss, made.loss)
+    return Blocks(codes, first.bits, scale, zero, residual if residual.any() else None, loss)
 
 
 def halves(tensor: StoredTensor) -> Halves | None:

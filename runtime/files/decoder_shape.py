@@ -43,6 +43,8 @@ _IDLE = {  # metadata that decoders are not computed from
     *("vocab_size", "tensor_data_layout", "attention.layer_norm_epsilon", "rope.scaling.finetuned"),
     "expert_used_count",
 }
+# What Ollama's files hold beside the decoder: parts that see and hear, which no text meets.
+_OTHER_KEYS, _OTHER_TENSORS = ("vision.", "audio.", "mm."), ("v.", "a.", "mm.")
 _MAX_CONTEXT = 1 << 20  # rotary tables of so many positions are still made in seconds
 
 
@@ -199,7 +201,10 @@ def _windows(
 
 def _check_unread(numbers: Numbers) -> None:
     """Refuse a file that says something that nobody has asked for."""
-    file, unread = numbers.file, [key for key in numbers.unread() if key not in _IDLE]
+    file, unread = (
+        numbers.file,
+        [key for key in numbers.unread() if key not in _IDLE and not key.startswith(_OTHER_KEYS)],
+    )
     for key in sorted(unread, key=lambda key: key not in _REFUSED):
         what = _REFUSED.get(key, "something that is not known here")
         raise UnsupportedModelError(
@@ -235,7 +240,7 @@ def _check_tensors(file: DecoderFile, s: DecoderShape) -> None:
     for i, layer in enumerate(s.layers):
         if layer.cache_of is not None:  # checkpoints have these, and nobody computes them
             known |= {f"blk.{i}.{name}.weight" for name in ("attn_k", "attn_v", "attn_k_norm")}
-    unknown = sorted(set(file.tensors) - known)
+    unknown = sorted(name for name in file.tensors.keys() - known if not name.startswith(_OTHER_TENSORS))
     if unknown:
         raise UnsupportedModelError(
             f"{file.path} has the tensor {file.called(unknown[0])}, which a {s.architecture} model as built here would "

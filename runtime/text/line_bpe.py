@@ -11,7 +11,7 @@ import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 
 from ..errors import ModelFileError
-from .gguf_vocabulary import BYTE, UNKNOWN, add_tokens, read_vocabulary, strings
+from .gguf_vocabulary import UNKNOWN, add_tokens, read_vocabulary, strings
 from .sentencepiece_bpe import SPACE
 
 
@@ -19,16 +19,15 @@ def line_bpe(metadata: Mapping[str, object]) -> tokenizers.Tokenizer:
     """The tokenizer that the metadata describes. Raises ModelFileError."""
     merges = strings(metadata, "tokenizer.ggml.merges")
     known = read_vocabulary(metadata, merges)
+    ids = known.ids
     unknown = next((text for text, kind in zip(known.texts, known.types, strict=True) if kind == UNKNOWN), None)
-    bytes_there = sum(kind == BYTE for kind in known.types)
+    bytes_there = sum(f"<0x{byte:02X}>" in ids for byte in range(256))
     if unknown is None and bytes_there < 256:
         raise ModelFileError(
             f"the GGUF file's vocabulary has {bytes_there} tokens for single bytes and none for what is unknown, so "
             "that not every text can be written."
         )
-    inner = tokenizers.Tokenizer(
-        bpe(known.ids, merges, unk_token=unknown, fuse_unk=True, byte_fallback=bytes_there > 0)
-    )
+    inner = tokenizers.Tokenizer(bpe(ids, merges, unk_token=unknown, fuse_unk=True, byte_fallback=bytes_there > 0))
     inner.normalizer = normalizers.Replace(" ", SPACE)
     inner.pre_tokenizer = pre_tokenizers.Split(Regex(r"[^\n]+|\n+"), "isolated")
     inner.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()])

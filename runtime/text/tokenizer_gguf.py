@@ -83,6 +83,8 @@ def tokenizer_from_gguf(metadata: Mapping[str, object]) -> Tokenizer:
     model = metadata.get("tokenizer.ggml.model")
     if model is None:
         raise ModelFileError("the GGUF file holds no tokenizer (tokenizer.ggml.model is missing).")
+    if model == "llama" and metadata.get("tokenizer.ggml.pre") == "gemma4" and "tokenizer.ggml.merges" in metadata:
+        model = "gemma4"  # as Ollama writes it, with scores that say nothing
     if model == "gpt2":
         inner, add_bos = _byte_level(metadata)
         bos_id, eos_id = (_control(metadata, _FALCON_END),) * 2

@@ -215,3 +215,12 @@ def test_pairs_that_do_not_turn_do_not_turn_at_all(files: dict[str, GgufFile]) -
     full = decoder_shape(files["gemma4"]).layers[2].rotation
     assert full is not None and full.rotated == 32 and (full.inverse_frequencies[4:] == 0).all()
     assert (full.inverse_frequencies[:4] > 0).all() and (full.at(np.array([200]))[1][0, 4:] == 0).all()
+
+
+@pytest.mark.parametrize("name", ["gemma3", "gemma4"])
+def test_parts_of_a_file_that_see_and_hear_are_passed_over(name: str, files: dict[str, GgufFile]) -> None:
+    """Ollama keeps them beside the decoder, in one file."""
+    file = changed(files[name], {"vision.block_count": 16, "audio.block_count": 12, "mm.tokens_per_image": 256})
+    parts = ("v.blk.0.attn_q.weight", "v.clamp_data", "a.blk.0.ln1.weight", "mm.input_projection.weight")
+    others = {part: GgufTensor(part, "F32", (1,), np.zeros(4, np.uint8)) for part in parts}
+    decoder_shape(GgufFile(file.path, file.metadata, {**file.tensors, **others}))

@@ -180,6 +180,19 @@ def test_line_vocabularies(add_bos: bool | None, tmp_path: Path) -> None:
     assert [tokenizer.decode(tokenizer.encode(text, True, bos=False), special=True) for text in samples] == samples
 
 
+def test_line_vocabularies_as_ollama_writes_them() -> None:
+    """Under another name, with scores that count the tokens, and with bytes and the unknown of other kinds."""
+    samples, made = texts(9, 200), lines(texts(8, 400, special=False))
+    types = [{6: 1, 2: 3}.get(kind, kind) for kind in made["tokenizer.ggml.token_type"]]  # type: ignore[attr-defined]
+    named_so = {"model": "llama", "pre": "gemma4", "token_type": types, "scores": [float(i) for i in range(len(types))]}
+    ours, theirs = (tokenizer_from_gguf(metadata) for metadata in (made | named(named_so), made))
+    for text in samples:
+        for special in (False, True):
+            assert ours.encode(text, special).tolist() == theirs.encode(text, special).tolist()
+        assert ours.decode(ours.encode(text, True, bos=False), special=True) == text
+    assert (ours.add_bos, ours.bos_id, ours.eos_ids) == (theirs.add_bos, theirs.bos_id, theirs.eos_ids)
+
+
 @pytest.mark.parametrize("prefix", [True, False, None])
 @pytest.mark.parametrize("merged", [True, False])
 def test_unigram_vocabularies(prefix: bool | None, merged: bool, tmp_path: Path) -> None:

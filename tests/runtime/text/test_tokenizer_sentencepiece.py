@@ -11,7 +11,7 @@ from random import Random
 import numpy as np
 import pytest
 import tokenizers
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from llamacpp_vocabulary import ask_llama_cpp
 from tiny_tokenizers import BYTES, gguf_metadata
@@ -99,6 +99,7 @@ def test_streamed_pieces_are_the_decoded_whole(style: str, ids: list[int], data:
 @given(text=PLAIN)
 def test_ids_and_text_are_the_librarys_own(style: str, text: str) -> None:
     inner, tokenizer = INNER[style], OURS[style]
+    assume(not any(token in text for token in tokenizer.special_tokens))  # which the library would take for tokens
     ids = tokenizer.encode(text, bos=False).tolist()
     assert ids == inner.encode(text, add_special_tokens=False).ids
     theirs = inner.decode(ids)
