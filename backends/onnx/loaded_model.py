@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -59,14 +59,11 @@ class OrtModel:
         self._encoder = self._open_encoder(frozenset(shapes))
         self.relative = "entry_positions" in shapes
         self.observes = str(self._beside / _OBSERVING) in bundle.manifest.files
-        kept = sum(name.startswith("past_key_") for name in shapes)
-        pairs = [(i, kind) for i in range(kept) for kind in ("key", "value")]
-        # Of each array of a cache, keys and values of a layer in turn: heads and their length; and, for each, the
-        # outputs that are bound to the same memory: its own, and those of layers that attend to what it keeps.
-        self.cache = [(size(f"past_{kind}_{i}", 1), size(f"past_{kind}_{i}", 3)) for i, kind in pairs]
-        self.outputs = [
-            [name for name in shapes if re.fullmatch(rf"present_{kind}_{i}(_\d+)?", name)] for i, kind in pairs
-        ]
+        # Of each array of a cache, keys and values of a layer in turn: heads and their length, and the outputs that are
+        # bound to the same memory: its own, and those of layers that attend to what it keeps.
+        arrays = [f"{kind}_{i}" for i in range(_kept(shapes)) for kind in ("key", "value")]
+        self.cache = [(size(f"past_{x}", 1), size(f"past_{x}", 3)) for x in arrays]
+        self.outputs = [[name for name in shapes if re.fullmatch(rf"present_{x}(_\d+)?", name)] for x in arrays]
         self.even = len(set(self.cache)) == 1 and all(len(names) == 1 for names in self.outputs)
         recipe, kv_heads = bundle.manifest.recipe, size("past_key_0", 1)
         n_heads = recipe.get("n_heads", str(kv_heads))
@@ -131,6 +128,11 @@ class OrtModel:
     def check_open(self) -> None:
         """Raise EngineError after close()."""
         still_open(self._plain)
+
+
+def _kept(names: Iterable[str]) -> int:
+    """How many layers keep keys and values."""
+    return sum(name.startswith("past_key_") for name in names)
 
 
 def _window(recipe: Mapping[str, str], has_input: bool, folder: Path) -> int | None:

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import gguf
 import numpy as np
 import numpy.typing as npt
+from gemma4_files import LARGE, LARGE_KEYS, PROPORTIONAL, SMALL, SMALL_KEYS, gemma4_layer, usual_layer
 from tiny_families import random_decoder
 
-from pilotfish.runtime.files.decoder_families import FAMILIES, Family
+from pilotfish.runtime.files.decoder_families import FAMILIES
 from pilotfish.testing.tiny_models import CHATML, add_tokenizer
 
 if TYPE_CHECKING:
@@ -43,34 +44,6 @@ _YARN_KEYS = {
     "rope.scaling.factor": 4.0,
     "rope.scaling.original_context_length": 64,
 }
-_NEAR, _FULL = "sliding_attention", "full_attention"
-_GEMMA4: dict[str, Any] = {
-    "head_dim": 16,
-    "global_head_dim": 32,
-    "sliding_window": 8,
-    "final_logit_softcapping": 3.0,
-    "rope_parameters": {
-        _FULL: {"rope_type": "proportional", "rope_theta": 1e5, "partial_rotary_factor": 0.25},
-        _NEAR: _PLAIN,
-    },
-    "hidden_size_per_layer_input": 0,
-    "vocab_size_per_layer_input": VOCAB_SIZE,
-}
-_GEMMA4_KEYS: dict[str, Any] = {
-    "attention.key_length": 32,
-    "attention.value_length": 32,
-    "attention.key_length_swa": 16,
-    "attention.value_length_swa": 16,
-    "attention.sliding_window": 8,
-    "attention.shared_kv_layers": 0,
-    "embedding_length_per_layer_input": 0,
-    "rope.dimension_count": 32,
-    "rope.dimension_count_swa": 16,
-    "rope.freq_base": 1e5,
-    "rope.freq_base_swa": 1e4,
-    "final_logit_softcapping": 3.0,
-}
-_PROPORTIONAL = {"rope_freqs.weight": [1.0] * 4 + [1e30] * 12}
 _SHORT, _LONG = np.linspace(1.0, 1.5, 6).tolist(), np.linspace(1.0, 8.0, 6).tolist()
 
 
@@ -128,42 +101,9 @@ MADE: dict[str, Made] = {
         norm_offset=1.0,
     ),
     "gemma": Made("gemma", "gemma", {"head_dim": 32, "num_key_value_heads": 1}, norm_offset=1.0),
-    "gemma4": Made(  # as E2B and E4B are made
-        "gemma4_text",
-        "gemma4",
-        {
-            **_GEMMA4,
-            "num_hidden_layers": 5,
-            "layer_types": [_NEAR, _NEAR, _FULL, _NEAR, _FULL],
-            "num_kv_shared_layers": 2,
-            "use_double_wide_mlp": True,
-            "hidden_size_per_layer_input": 32,
-        },
-        {
-            **_GEMMA4_KEYS,
-            "attention.sliding_window_pattern": [True, True, False, True, False],
-            "attention.shared_kv_layers": 2,
-            "feed_forward_length": [128, 128, 128, 256, 256],
-            "embedding_length_per_layer_input": 32,
-        },
-        tensors=_PROPORTIONAL,
-    ),
-    "gemma4 without layer inputs": Made(  # as 12B and 31B are made
-        "gemma4_text",
-        "gemma4",
-        {
-            **_GEMMA4,
-            "layer_types": [_NEAR, _FULL, _FULL],
-            "attention_k_eq_v": True,
-            "num_global_key_value_heads": 1,
-        },
-        {
-            **_GEMMA4_KEYS,
-            "attention.sliding_window_pattern": [True, False, False],
-            "attention.head_count_kv": [2, 1, 1],
-        },
-        tensors=_PROPORTIONAL,
-    ),
+    # As E2B and E4B are made, and as 12B and 31B.
+    "gemma4": Made("gemma4_text", "gemma4", SMALL, SMALL_KEYS, tensors=PROPORTIONAL),
+    "gemma4 without layer inputs": Made("gemma4_text", "gemma4", LARGE, LARGE_KEYS, tensors=PROPORTIONAL),
     "phi3": Made("phi3", "phi3", {"sliding_window": None}, {"attention.sliding_window": 0}),
     "phi3 with a window": Made("phi3", "phi3", {"sliding_window": 10}, {"attention.sliding_window": 10}),
     "phi3 longrope": Made(
@@ -293,9 +233,9 @@ def random_family(name: str, path: Path, *, quant: str = "F32", seed: int = 0, k
         tensors |= {"per_layer_model_proj.weight": (layers * size, hidden)}
     for i in range(layers):
         if made.architecture == "gemma4":
-            matrices, norms = _gemma4_layer(chosen, i, kv_heads)
+            matrices, norms = gemma4_layer(chosen, i, kv_heads)
         else:
-            matrices, norms = _layer(family, chosen, kv_heads)
+            matrices, norms = usual_layer(family, chosen, kv_heads)
         tensors |= {f"blk.{i}.{tensor}.weight": shape for tensor, shape in matrices.items()}
         tensors |= {f"blk.{i}.{tensor}.weight": (width,) for tensor, width in norms.items()}
         tensors |= {f"blk.{i}.{tensor}.bias": matrices[tensor][:1] for tensor in family.biases}
@@ -319,47 +259,6 @@ def random_family(name: str, path: Path, *, quant: str = "F32", seed: int = 0, k
         "attention.value_length": head_dim,
     }
     return _write(made, sizes, made_up, path, quant)
-
-
-Shapes = tuple[dict[str, tuple[int, int]], dict[str, int]]
-
-
-def _layer(family: Family, chosen: dict[str, Any], kv_heads: int) -> Shapes:
-    """The matrices and norms of a layer in a file."""
-    hidden, ffn, head_dim = chosen["hidden_size"], chosen["intermediate_size"], chosen["head_dim"]
-    queries, keys = chosen["num_attention_heads"] * head_dim, kv_heads * head_dim
-    matrices = {"attn_output": (hidden, queries), "ffn_down": (hidden, ffn)}
-    if family.packed:
-        matrices |= {"attn_qkv": (queries + 2 * keys, hidden), "ffn_up": (2 * ffn, hidden)}
-    else:
-        matrices |= {"attn_q": (queries, hidden), "attn_k": (keys, hidden), "attn_v": (keys, hidden)}
-        matrices |= {"ffn_gate": (ffn, hidden), "ffn_up": (ffn, hidden)}
-    norms = {"attn_norm": hidden, "ffn_norm": hidden} if family.norms_before else {}
-    norms |= {"post_attention_norm": hidden, "post_ffw_norm": hidden} if family.norms_after else {}
-    if family.query_key_norm is not None:
-        per_head = family.query_key_norm == "head"
-        norms |= {"attn_q_norm": head_dim if per_head else queries, "attn_k_norm": head_dim if per_head else keys}
-    return matrices, norms
-
-
-def _gemma4_layer(chosen: dict[str, Any], i: int, kv_heads: int) -> Shapes:
-    """The same of a family whose layers differ."""
-    full, ffn = chosen["layer_types"][i] == _FULL, chosen["intermediate_size"]
-    shares = i >= chosen["num_hidden_layers"] - chosen.get("num_kv_shared_layers", 0)
-    alike = full and chosen.get("attention_k_eq_v")
-    sizes = {"head_dim": chosen["global_head_dim"]} if full else {}
-    sizes["intermediate_size"] = ffn * (2 if shares and chosen.get("use_double_wide_mlp") else 1)
-    heads = chosen["num_global_key_value_heads"] if alike else kv_heads
-    matrices, norms = _layer(FAMILIES["gemma4"], {**chosen, **sizes}, heads)
-    norms["layer_output_scale"] = 1
-    for name in ("attn_k", "attn_v") if shares else ("attn_v",) if alike else ():
-        del matrices[name]
-    if shares:
-        del norms["attn_k_norm"]
-    if size := chosen.get("hidden_size_per_layer_input"):
-        matrices |= {"inp_gate": (size, chosen["hidden_size"]), "proj": (chosen["hidden_size"], size)}
-        norms["post_norm"] = chosen["hidden_size"]
-    return matrices, norms
 
 
 def _write(
