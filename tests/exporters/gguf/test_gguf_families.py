@@ -20,6 +20,8 @@ from pilotfish.runtime.files.open_model import open_model  # noqa: E402
 from pilotfish.runtime.interfaces import Floats  # noqa: E402
 
 TOKENS = np.random.default_rng(0).integers(0, VOCAB_SIZE, 60)
+_ROPES = MADE["gemma4"].settings["rope_parameters"]
+_WHOLE = {**_ROPES, "full_attention": {**_ROPES["full_attention"], "partial_rotary_factor": 1.0}}
 NOISE = 1e-5  # of the largest logit: sums in another order
 
 
@@ -61,6 +63,9 @@ def test_scores_of_the_largest_gemma(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("gemma2", {"sliding_window": 200}),
         ("gemma3", {"sliding_window": 200}),
         ("gemma3", {"query_pre_attn_scalar": 64}),
+        ("gemma4", {"sliding_window": 200}),
+        ("gemma4", {"final_logit_softcapping": 30.0}),
+        ("gemma4", {"rope_parameters": _WHOLE}),
         ("phi3 with a window", {"sliding_window": 200}),
         (
             "mistral3",
