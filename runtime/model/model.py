@@ -44,7 +44,9 @@ class Model:
     cache: compresses the target's cache whenever it is full, and its size is the policy's then; None keeps everything.
     quality: the agreement with the full cache at which that of `cache` takes its place; without `cache`, what the
         size of self_draft's cache holds.
-    exact: stay in one row class, so that plain and speculative text are the same bits by construction.
+    exact: the row class of every step follows from the text alone, so that plain and speculative text are the same
+        bits by construction. narrow: where the text repeats nothing that is the class of one row, else the one of wider
+        steps throughout.
     rules: the model's own: tokens that no answer holds, and its settings for generating.
     explain: words the errors for weights whose logits are no numbers, and for abilities that their engine lacks.
     """
@@ -60,6 +62,7 @@ class Model:
         policy: DraftLengthPolicy | None = None,
         proposers: Sequence[Proposer] | None = None,
         exact: bool = True,
+        narrow: bool = False,
         self_draft: CachePolicy | None = None,
         cache: CachePolicy | None = None,
         quality: float | None = None,
@@ -72,7 +75,7 @@ class Model:
         self.tokenizer = tokenizer
         self.template = template
         self.calibration = calibration
-        self.exact = exact
+        self.exact, self.narrow = exact, exact and narrow
         self.policy = policy
         self.cache = cache
         self.quality = quality
@@ -90,6 +93,7 @@ class Model:
             policy=policy,
             proposers=proposers,
             exact=exact,
+            narrow=self.narrow,
             self_draft=self_draft,
             cache=cache,
             quality=quality,
@@ -128,6 +132,7 @@ class Model:
             policy=policy,
             proposers=proposers,
             exact=self.exact if exact is None else exact,
+            narrow=self.narrow,
             self_draft=self._self_draft if draft else None,
             cache=self.cache,
             quality=self.quality if self.cache is not None or drafts_itself else None,

@@ -28,6 +28,7 @@ def open_answering(
     policy: DraftLengthPolicy | None,
     proposers: Sequence[Proposer] | None,
     exact: bool,
+    narrow: bool,
     self_draft: CachePolicy | None,
     cache: CachePolicy | None,
     quality: float | None,
@@ -54,6 +55,7 @@ def open_answering(
         rules,
         info=target.info,
         exact=exact,
+        narrow=narrow,
         drafts=drafts,
         explain=explain,
     )

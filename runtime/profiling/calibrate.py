@@ -25,6 +25,8 @@ from .cost_curve import (
 )
 from .row_classes import PROBED_WIDTHS, RowClasses, RowRule, classify, widest_of
 
+_DEAR = 1.15  # two rows over one: below that a guess in every step brings more (docs/benchmarks/never-slower.md)
+_TINY_S = 2e-3  # seconds of a one-row step
 _N_TOGETHER = 8  # rows of the wider step whose first row is looked at
 
 
@@ -40,6 +42,14 @@ class Calibration:
     def price_of_exactness(self) -> float:
         """Time of the narrowest step of the class in use, over the engine's bare single-row step; 1.2 is 20 % more."""
         return self.curve.seconds(self.rows.rule().minimum) / self.curve.seconds(1)
+
+    @property
+    def narrow_pays(self) -> bool:
+        """Whether steps of one row are so much cheaper than those with room for a draft that text which repeats nothing
+        is better said in them. Not of tiny models, where other things take the time, nor where changing widths costs.
+        """
+        tiny = self.curve.seconds(1) < _TINY_S
+        return not tiny and not self.curve.switch and self.price_of_exactness >= _DEAR
 
 
 def calibrate(session: Session, widths: tuple[int, ...] = PROBED_WIDTHS) -> Calibration:
