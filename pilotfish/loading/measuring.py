@@ -63,7 +63,7 @@ def calibration(weights: Weights, report: Progress) -> Calibration:
 def narrow_steps(weights: Weights, measured: Calibration) -> bool:
     """Whether steps where a text repeats nothing are one row wide: decided once for these weights here, and kept even
     if what was measured is not, since the last bits of the answers depend on it."""
-    kept = _facts_path(weights).with_suffix(".steps.json")
+    kept = cache_dir() / "steps" / f"{facts_key(weights.info)}.json"
     facts = read_json(kept)
     if isinstance(facts, dict) and isinstance(facts.get("narrow"), bool):
         return bool(facts["narrow"])

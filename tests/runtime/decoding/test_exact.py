@@ -47,9 +47,9 @@ def test_output_distribution_in_a_class_of_wide_steps(proposers: str) -> None:
     assert total_variation(distribution, target_distribution(ToyWeights(V), SETTINGS["plain"], 3)) <= 1e-12
 
 
-@pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize("proposers", PROPOSERS)
-@pytest.mark.parametrize("settings", ["plain", "penalised", "greedy"])
+@pytest.mark.parametrize("policy", ["fixed", "renewal"])
+@pytest.mark.parametrize("proposers", ["suffix", "n-grams", "draft model", "both", "one-hot tree", "wrong"])
+@pytest.mark.parametrize("settings", ["plain", "greedy"])
 def test_steps_of_one_row_where_nothing_repeats_change_no_distribution(
     settings: str, proposers: str, policy: str
 ) -> None:
@@ -57,7 +57,7 @@ def test_steps_of_one_row_where_nothing_repeats_change_no_distribution(
     sampling, rows = SETTINGS[settings], RowRule((2, 3, 4), trees=False)
 
     def answer(rng: LazyRng, who: str, narrow: bool) -> tuple[int, ...]:
-        return run(rng, sampling, who, policy, rows, 4, narrow=narrow, row_noise=0.7)
+        return run(rng, sampling, who, policy, rows, 3, narrow=narrow, row_noise=0.7)
 
     plain = distribution_of(lambda rng: answer(rng, "none", True))
     assert total_variation(distribution_of(lambda rng: answer(rng, proposers, True)), plain) <= 1e-12
