@@ -23,10 +23,8 @@ from .cost_curve import (
     CostCurve,
     slower_than_wider,
 )
-from .row_classes import PROBED_WIDTHS, RowClasses, RowRule, classify, widest_of
+from .row_classes import PROBED_WIDTHS, RowClasses, RowRule, classify, narrow_pays, widest_of
 
-_DEAR = 1.15  # two rows over one: below that a guess in every step brings more (docs/benchmarks/never-slower.md)
-_TINY_S = 2e-3  # seconds of a one-row step
 _N_TOGETHER = 8  # rows of the wider step whose first row is looked at
 
 
@@ -45,11 +43,9 @@ class Calibration:
 
     @property
     def narrow_pays(self) -> bool:
-        """Whether steps of one row are so much cheaper than those with room for a draft that text which repeats nothing
-        is better said in them. Not of tiny models, where other things take the time, nor where changing widths costs.
-        """
-        tiny = self.curve.seconds(1) < _TINY_S
-        return not tiny and not self.curve.switch and self.price_of_exactness >= _DEAR
+        """Whether text that repeats nothing is better said in steps of one row than in the narrowest of the class."""
+        one, narrowest = self.curve.seconds(1), self.curve.seconds(self.rows.rule().minimum)
+        return narrow_pays(one, narrowest, self.curve.switch)
 
 
 def calibrate(session: Session, widths: tuple[int, ...] = PROBED_WIDTHS) -> Calibration:
