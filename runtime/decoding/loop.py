@@ -100,14 +100,9 @@ def generate(
         if target.compares:
             target.committed(distributions[: len(tokens)] if distributions else [Distribution.point(x) for x in tokens])
         target.truncate(n - 1)  # forgets rejected drafts, spare rows and what lies behind a stop id
+        n_context, n_tokens = target.n_seen + 1, len(tokens)
         drafting.observe(
-            proposal,
-            verdict.rows,
-            width,
-            n_context=target.n_seen + 1,
-            n_tokens=len(tokens),
-            verify_s=verify_s,
-            began=began,
+            proposal, verdict.rows, width, n_context=n_context, n_tokens=n_tokens, verify_s=verify_s, began=began
         )
         round_s = time.perf_counter() - began + compress_s
         yield _round(proposal, tokens, len(verdict.rows), width, verify_s, round_s, reason)

@@ -44,9 +44,8 @@ class Model:
     cache: compresses the target's cache whenever it is full, and its size is the policy's then; None keeps everything.
     quality: the agreement with the full cache at which that of `cache` takes its place; without `cache`, what the
         size of self_draft's cache holds.
-    exact: the row class of every step follows from the text alone, so that plain and speculative text are the same
-        bits by construction. narrow: where the text repeats nothing that is the class of one row, else the one of wider
-        steps throughout.
+    exact: the row class of a step follows from the text alone, so that drafts change no bit, by construction.
+    narrow: it is that of one row where the text repeats nothing; else that of wider steps throughout.
     rules: the model's own: tokens that no answer holds, and its settings for generating.
     explain: words the errors for weights whose logits are no numbers, and for abilities that their engine lacks.
     """
@@ -72,13 +71,9 @@ class Model:
         explain: Callable[[PilotfishError], PilotfishError] = lambda error: error,
     ) -> None:
         self.choice = choice  # why this engine: what was tried, where anything was
-        self.tokenizer = tokenizer
-        self.template = template
-        self.calibration = calibration
+        self.tokenizer, self.template, self.calibration = tokenizer, template, calibration
         self.exact, self.narrow = exact, exact and narrow
-        self.policy = policy
-        self.cache = cache
-        self.quality = quality
+        self.policy, self.cache, self.quality = policy, cache, quality
         self._target = target
         self._draft = draft
         self._rules = rules or Rules()
