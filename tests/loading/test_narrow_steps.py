@@ -84,7 +84,7 @@ def test_widths_follow_from_the_text_alone(tiny: Path, monkeypatch: pytest.Monke
     assert drafted.token_ids == undrafted.token_ids
     assert {r.width for r in undrafted.rounds} == {1, 2}
     assert {r.width for r in drafted.rounds if not r.drafted} <= {1, 2}
-    assert drafted.stats.accepted and all(r.width > 1 for r in drafted.rounds if r.drafted)
+    assert drafted.stats.drafted and all(r.width > 1 for r in drafted.rounds if r.drafted)
 
 
 def test_a_draft_model_has_no_say_in_it_and_its_owner_is_told(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
