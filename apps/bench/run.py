@@ -12,15 +12,13 @@ from statistics import mean, median
 
 from ... import __version__
 from ...loading.load import load, resolve
-from ...loading.speech import kept_speech
 from ...runtime.checks import shown
 from ...runtime.errors import OptionError
 from ...runtime.interfaces import Round
 from ...runtime.model.model import Model
 from ...runtime.sampling.finite import for_json
 from ...runtime.sampling.sampling import Sampling
-from ...runtime.speculation.ngram_table import NGramTable
-from ...runtime.speculation.proposers import NGram, Suffix
+from ...runtime.speculation.proposers import NGram
 from ...runtime.storage import write_atomically
 from .. import machine
 from ..terminal import LoadProgress, console, output, print_json, show_table, show_text
@@ -103,11 +101,9 @@ def bench(
             raise OptionError(f"--tokens is {shown(n_tokens)}, and a prompt comes before them: of {room} in all.")
         if document is not None and document >= room:
             raise OptionError(f"--document is {shown(document)}, but there is room for {room} tokens in all.")
-        ngrams = None if file.is_encoder_decoder else NGram()
         loaded = load(
             model,
             engine,
-            proposers=None if ngrams is None else (Suffix(), ngrams),
             draft="auto" if draft is None else draft,
             cache=cache,
             threads=threads,
@@ -117,8 +113,7 @@ def bench(
     with loaded:
         if document is not None:
             chosen = [PromptResult(_DOCUMENT, _beginning(loaded, document))]
-        if ngrams is not None:
-            ngrams.restart(kept_speech(file, loaded.info.vocab_size) or NGramTable())
+        ngrams = next((p for p in loaded.lookups if isinstance(p, NGram)), None)
         results = _measure(loaded, model, chosen, n_tokens, repeats, ngrams)
         report = _report(loaded, results, n_tokens, repeats)
     if as_json:

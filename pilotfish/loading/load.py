@@ -222,7 +222,7 @@ def _model(
         measured,
         draft=assistant,
         policy=options.length_policy,
-        proposers=_lookups(target, weights.info) if options.proposers is None else options.proposers,
+        proposers=_lookups(target, weights.info, narrow) if options.proposers is None else options.proposers,
         exact=options.exact,
         narrow=narrow,
         self_draft=options.self_draft,
@@ -235,9 +235,9 @@ def _model(
     )
 
 
-def _lookups(target: ModelFile, info: ModelInfo) -> Sequence[Proposer]:
+def _lookups(target: ModelFile, info: ModelInfo, narrow: bool) -> Sequence[Proposer]:
     """Who drafts by default; with what is known of the model's own speech."""
-    return default_proposers(info, kept_speech(target, info.vocab_size))
+    return default_proposers(info, None if narrow else kept_speech(target, info.vocab_size), narrow=narrow)
 
 
 def _no_drafts(info: ModelInfo, measured: Calibration, exact: bool) -> str:

@@ -53,6 +53,7 @@ class Answering:
         self.sequence = sequence
         self._tokenizer = tokenizer
         self._drafters, self._drafting, self._rules = drafters, drafting, rules
+        self.lookups = drafters.lookups  # who drafts besides a model
         self._info, self._exact, self._drafts, self._narrow = info, exact, drafts, narrow
         self._explain = explain
 

@@ -96,7 +96,7 @@ class Model:
             rules=self._rules,
             explain=explain,
         )
-        self._sequence = self._answering.sequence
+        self._sequence, self.lookups = self._answering.sequence, self._answering.lookups
         drafts = self._answering.drafts_with_model
         self._requests = Requests(
             tokenizer, template, self._rules, target.info, drafts=drafts, compressed=cache is not None

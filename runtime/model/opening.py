@@ -43,7 +43,7 @@ def open_answering(
     sequence = open_sequence(
         target, rows, cache=cache, self_draft=drafts_itself, quality=quality, max_context=max_context
     )
-    drafters = Drafters(sequence, target, tokenizer, proposers, draft if drafts else None, drafts_itself)
+    drafters = Drafters(sequence, target, tokenizer, proposers, draft if drafts else None, drafts_itself, narrow)
     token_s = {SelfDraft.name: calibration.curve.seconds(1)}
     if draft is not None:
         token_s[DraftModel.name] = draft.token_s
