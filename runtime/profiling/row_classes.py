@@ -101,11 +101,11 @@ class RowClasses:
 
 def narrow_pays(one_s: float | None, narrowest_s: float | None, switch_s: float) -> bool:
     """Whether steps of one row are so much cheaper than the narrowest with room for a draft that text which repeats
-    nothing is better said in them. Not of tiny models, where other things take the time, nor where changing widths
-    costs, nor on an engine that runs no such steps."""
-    if one_s is None or narrowest_s is None or switch_s or one_s < _TINY_S:
+    nothing is better said in them. Not of tiny models, where other things take the time, nor where a change of width
+    costs all that is saved, nor on an engine that runs no such steps."""
+    if one_s is None or narrowest_s is None or one_s < _TINY_S:
         return False
-    return narrowest_s >= _DEAR * one_s
+    return narrowest_s >= _DEAR * one_s and narrowest_s - one_s > switch_s
 
 
 def widest_of(info: ModelInfo) -> int:
