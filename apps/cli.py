@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 import warnings
 from typing import Annotated, Any
@@ -124,7 +125,7 @@ for _group in (app, bench_app, draft_app):
 def _show_warning(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
     """Ours are for the user; those of libraries are for developers, who ask for them with `python -W`."""
     if issubclass(category, PilotfishWarning):
-        console().print(f"pilotfish: {message}", style="yellow", soft_wrap=True)
+        console().print(f"pilotfish: {_as_typed(str(message))}", style="yellow", soft_wrap=True)
     elif sys.warnoptions:
         _shown_by_python(message, category, *where, **more)
 
@@ -137,7 +138,7 @@ def main() -> None:
         with standard_streams():
             code = app(prog_name="pilotfish", standalone_mode=False) or 0
     except PilotfishError as error:
-        code, said = 2, str(error)
+        code, said = 2, _as_typed(str(error))
     except _UsageError as error:
         code, said = 2, _usage(error)
     except OSError as error:  # of a path that no one had thought of; any other is a fault of ours
@@ -154,6 +155,22 @@ def main() -> None:
         if code == 130:
             console().print("stopped", style="dim")
     sys.exit(code)
+
+
+_TYPED = {  # what the library's messages name as its callers write it: what is typed here in its place
+    "draft=None": "no draft (--plain)",
+    "speculate=False": "--plain",
+    "exact=False": "--no-exact",
+    "exact=True": "--exact",
+    "raw=True": "--raw",
+    "special=True": "--special",
+}
+_PARAMETER = re.compile(rf"\b({'|'.join(_TYPED)})(?: \(--[a-z-]+\))?")
+
+
+def _as_typed(message: str) -> str:
+    """A message of the library in the words of the command line: an option in the place of a parameter."""
+    return _PARAMETER.sub(lambda found: _TYPED[found[1]], message)
 
 
 def _usage(error: Any) -> str:

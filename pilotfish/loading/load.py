@@ -224,8 +224,8 @@ def _model(
 
 
 def _lookups(target: ModelFile, info: ModelInfo) -> Sequence[Proposer]:
-    """Who drafts by default; with what is known of the model's own speech."""
-    return default_proposers(info, kept_speech(target, info.vocab_size))
+    """Who drafts by default; with what is known of the own speech of a model that has one."""
+    return default_proposers(info, None if target.is_encoder_decoder else kept_speech(target, info.vocab_size))
 
 
 def _no_drafts(info: ModelInfo, measured: Calibration, exact: bool) -> str:

@@ -76,11 +76,14 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     content = tiny_gguf(tmp_path_factory.mktemp("made") / "m.gguf", seed=10).read_bytes()
     held = {
         "org/tiny": {"m-Q4_0.gguf": content, "README.md": b"# Tiny"},
-        "org/folder": {"config.json": b"{}", "model.safetensors": bytes(16)},
+        "org/folder": {
+            "config.json": b'{"model_type": "t5", "is_encoder_decoder": true}',
+            "model.safetensors": bytes(16),
+        },
         "org/whole": {file.name: file.read_bytes() for file in whole.iterdir()} | {"consolidated.safetensors": b"x"},
         "org/ir": {
             "config.json": b"{}",
-            "openvino_model.xml": b"<net/>",
+            "openvino_model.xml": b'<net version="11"/>',
             "openvino_model.bin": b"",
             "openvino_detokenizer.bin": b"",
             "model.safetensors": bytes(16),
