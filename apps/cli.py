@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..fetching.catalogue import CATALOGUE
+from ..fetching.catalogue import NAMES, ON_HUB, listing
 from ..runtime.checks import shown
 from ..runtime.errors import OptionError, PilotfishError, PilotfishWarning
 from .answer_command import chat, run
@@ -44,35 +44,36 @@ _shown_by_python = warnings.showwarning
 
 @app.command()
 def demo(
-    model: Annotated[str, typer.Option(help="Another model than the demo's.")] = "smollm2-135m",
+    model: Annotated[
+        str | None, typer.Option(help="A model; default: the best of the catalogue that is here or comes soon.")
+    ] = None,
     prompt: Annotated[str | None, typer.Option(help="Another prompt than the demo's.")] = None,
     threads: Threads = None,
 ) -> None:
     """Fetch a small model, answer a prompt with and without speculation, and show what it did."""
-    from .demo import run_demo
+    from .demo import chosen_demo, run_demo
 
-    with LoadProgress() as progress:
-        from ..loading.load import load
-
-        loaded = load(model, threads=threads, progress=progress)
+    loaded, name = chosen_demo(model, threads)
     with loaded:
-        run_demo(loaded, prompt)
+        run_demo(loaded, name, prompt)
 
 
 @app.command(
     help="Fetch a model into the cache and print where it is.\n\n"
-    f"NAME: hf:ORG/NAME[:FILE] of the Hugging Face hub, or one of {', '.join(CATALOGUE)}."
+    "NAME: hf:ORG/NAME[:FILE] of the Hugging Face hub, or one of these:\n\n"
+    + "\n\n".join(f"{name}: {about}" for name, about in listing())
 )
 def pull(name: Annotated[str, typer.Argument()]) -> None:
-    from ..loading.load import resolve
+    from ..loading.opening import resolve, source_folder
 
-    if name not in CATALOGUE and not name.startswith("hf:"):
-        known = ", ".join(CATALOGUE)
+    if name not in NAMES and not name.startswith("hf:"):
+        known = ", ".join(NAMES)
         raise OptionError(
             f"there is no model {name!r} in the catalogue; it has {known}. hf:ORG/NAME is one of the hub."
         )
     with LoadProgress() as progress:
-        path = resolve(name, progress)
+        exported = name in ON_HUB and ON_HUB[name].filename is None
+        path = source_folder(name, progress) if exported else resolve(name, progress).path
     print(path)
 
 

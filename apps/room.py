@@ -43,15 +43,15 @@ def require_room(
     decide is left to the session, which knows how many rows its steps have.
     """
     from ..fetching import hub
-    from ..fetching.catalogue import CATALOGUE
-    from ..fetching.fetch import model_path
+    from ..fetching.by_name import cached
+    from ..fetching.catalogue import NAMES
     from ..loading.opening import resolve
     from ..loading.vocabulary import read_tokenizer
     from ..runtime.decoding.loop import UpTo
     from ..runtime.text.chat_template import ChatTemplate
     from ..runtime.text.prompts import encode_prompt
 
-    if (model in CATALOGUE and not model_path(model).exists()) or model.startswith(hub.PREFIX):
+    if (model in NAMES and cached(model) is None) or model.startswith(hub.PREFIX):
         return
     file = resolve(model)
     known = file.context_length

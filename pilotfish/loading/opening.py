@@ -89,21 +89,19 @@ def resolve(path: str | os.PathLike[str], report: Progress | None = None) -> Mod
         why = error.strerror if isinstance(error, OSError) else error
         raise ModelNotFoundError(f"{shown(name)} cannot be looked up: {why}.") from None
     from ..fetching import hub, ollama_store
-    from ..fetching.catalogue import CATALOGUE
-    from ..fetching.fetch import fetch  # needed for names only
+    from ..fetching.by_name import named_model
+    from ..fetching.catalogue import NAMES  # needed for names only
 
     if name.startswith(hub.PREFIX):
         return opened(hub.hub_model(name.removeprefix(hub.PREFIX), tell))
     if name.startswith(ollama_store.PREFIX):
         return opened(ollama_store.ollama_model(name.removeprefix(ollama_store.PREFIX)))
-    if name in CATALOGUE:
-        return opened(
-            fetch(name, progress=lambda done, total: tell(f"fetching {name}", done / total if total else 0.0))
-        )
-    close = difflib.get_close_matches(name, CATALOGUE, n=1, cutoff=0.5)
+    if name in NAMES:
+        return opened(named_model(name, tell))
+    close = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.5)
     hint = f" Did you mean {close[0]}?" if close else ""
     raise ModelNotFoundError(
-        f"there is no file or folder {name}, and no model of that name.{hint} Known names: {', '.join(CATALOGUE)}; "
+        f"there is no file or folder {name}, and no model of that name.{hint} Known names: {', '.join(NAMES)}; "
         f"{hub.PREFIX}ORG/NAME is one of the Hugging Face hub, {ollama_store.PREFIX}NAME one that Ollama has fetched."
     )
 
@@ -139,15 +137,19 @@ def source_place(source: str | os.PathLike[str]) -> str | Path:
 
 
 def source_folder(source: str | os.PathLike[str], report: Progress | None = None) -> Path:
-    """Where an export's or a comparison's source lies; a model of the hub is fetched. Raises OptionError, DownloadError
-    and ModelNotFoundError."""
+    """Where an export's or a comparison's source lies; a model of the catalogue or the hub is fetched. Raises
+    OptionError, DownloadError, CacheWriteError and ModelNotFoundError."""
+    from ..fetching.by_name import named_source
+    from ..fetching.catalogue import NAMES
     from ..fetching.hub import hub_folder
 
-    place = source_place(source)
+    place, tell = source_place(source), report or (lambda what, share: None)
     if isinstance(place, Path):
         return place
+    if place in NAMES:
+        return named_source(place, tell)
     require_hub_name(place)
-    return hub_folder(place, report or (lambda what, share: None))
+    return hub_folder(place, tell)
 
 
 def require_hub_name(name: str) -> None:

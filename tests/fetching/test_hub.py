@@ -10,13 +10,16 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from family_files import random_family
 from folders import folder_of as save_folder
 
+from pilotfish.fetching.catalogue import ON_HUB
 from pilotfish.fetching.hub import chosen_files, folder_files, runnable_folders, weights_and_settings
+from pilotfish.fetching.reach import seconds_to_fetch
 from pilotfish.runtime.errors import ModelNotFoundError, OptionError
 from pilotfish.testing.tiny_models import tiny_gguf
 
@@ -81,6 +84,8 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             "model.safetensors": bytes(16),
         },
         "org/whole": {file.name: file.read_bytes() for file in whole.iterdir()} | {"consolidated.safetensors": b"x"},
+        "Qwen/Qwen3-0.6B-GGUF": {"Qwen3-0.6B-Q8_0.gguf": content, "README.md": b"# Qwen3"},
+        "google/flan-t5-small": {"config.json": b"{}", "model.safetensors": bytes(16), "pytorch_model.bin": b"x"},
         "org/ir": {
             "config.json": b"{}",
             "openvino_model.xml": b'<net version="11"/>',
@@ -184,6 +189,38 @@ def test_an_ir_is_fetched_with_its_weights_and_nothing_else_that_is_large(hub: s
     place = Path(resolved("hf:org/ir", tmp_path, hub))
     assert {path.name for path in place.iterdir()} == {"config.json", "openvino_model.xml", "openvino_model.bin"}
     assert resolved("hf:org/ir", tmp_path, "http://127.0.0.1:9") == str(place)
+
+
+def test_a_name_of_the_catalogue_is_fetched_once_and_found_without_a_network(hub: str, tmp_path: Path) -> None:
+    nowhere = "http://127.0.0.1:9"
+    lacking = resolved("qwen3-0.6b", tmp_path, nowhere)
+    assert lacking.startswith("DownloadError qwen3-0.6b: hf:Qwen/Qwen3-0.6B-GGUF cannot be fetched")
+    assert lacking.endswith("What needs no hub is smollm2-135m, which comes from the package index.")
+    first = resolved("qwen3-0.6b", tmp_path, hub, "progress")
+    assert first.endswith(f"/snapshots/{COMMIT}/Qwen3-0.6B-Q8_0.gguf") and Path(first).read_bytes()[:4] == b"GGUF"
+    assert resolved("qwen3-0.6b", tmp_path, nowhere) == first == resolved("hf:Qwen/Qwen3-0.6B-GGUF", tmp_path, hub)
+    assert resolved("qwen3-0.6b", tmp_path, nowhere, "source") == first  # also what an export is made of
+
+
+def test_an_encoder_decoder_of_the_catalogue_is_exported_first(hub: str, tmp_path: Path) -> None:
+    said = resolved("flan-t5-small", tmp_path, hub)
+    assert said.startswith("UnsupportedModelError") and "pilotfish export flan-t5-small -o flan-t5-small-bundle" in said
+    found = Path(resolved("flan-t5-small", tmp_path, hub, "source"))
+    assert sorted(path.name for path in found.iterdir()) == ["config.json", "model.safetensors"]
+    assert resolved("whisper-tiny.en", tmp_path, hub, "source").startswith("DownloadError whisper-tiny.en: hf:openai/")
+
+
+def test_how_long_a_file_would_take_is_known_in_a_moment(hub: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    entry = ON_HUB["qwen3-0.6b"]
+    monkeypatch.setattr(constants, "ENDPOINT", hub)
+    found = seconds_to_fetch(entry, patience_s=60.0)
+    assert found is not None and found > 0
+    assert seconds_to_fetch(replace(entry, megabytes=entry.megabytes * 10_000), patience_s=60.0) > found  # type: ignore[operator]
+    assert seconds_to_fetch(ON_HUB["phi-4-mini"], patience_s=60.0) is None  # which this hub does not have
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert seconds_to_fetch(entry) is None
 
 
 def test_what_cannot_be_had_is_one_line(hub: str, tmp_path: Path) -> None:
