@@ -111,8 +111,11 @@ def opened(path: Path) -> ModelFile:
     try:
         return open_model(path)
     except UnknownFamilyError as error:
-        from ..exporters.sources.encoder_decoder_families import ENCODER_DECODERS
+        from ..exporters.sources.encoder_decoder_families import ENCODER_DECODERS, NOT_YET
 
+        if error.family in NOT_YET:
+            why = NOT_YET[error.family]
+            raise UnsupportedModelError(f"{error} It cannot be exported either: not yet, because {why}.") from None
         if error.family not in ENCODER_DECODERS:
             raise
         command = shlex.join(["pilotfish", "export", str(path), "-o", f"{path.name}-bundle"])

@@ -15,6 +15,8 @@ from folders import floats_of, folder_of, settings_of, write_safetensors
 from tiers import quick
 
 from pilotfish.backends import get
+from pilotfish.exporters.sources.encoder_decoder_families import NOT_YET
+from pilotfish.exporters.sources.families import text_settings
 from pilotfish.loading.opening import resolve
 from pilotfish.runtime.errors import (
     ModelFileError,
@@ -351,12 +353,24 @@ def test_what_an_unknown_family_is_told_works(folder: Path) -> None:
     for kind, pair, words in (
         ("bloom", None, {".gguf"}),
         ("t5", True, {"pilotfish export"}),
-        ("prophetnet", True, set()),
+        ("fsmt", True, set()),
     ):
         changed(model_type=kind, is_encoder_decoder=pair)(folder)
         with pytest.raises(UnsupportedModelError, match=kind) as caught:
             resolve(folder)
         assert {word for word in (".gguf", "pilotfish export") if word in str(caught.value)} == words
+
+
+def test_an_encoder_decoder_that_cannot_be_exported_says_why(folder: Path) -> None:
+    for kind, why in NOT_YET.items():
+        changed(model_type=kind, is_encoder_decoder=True)(folder)
+        with pytest.raises(UnsupportedModelError) as caught:
+            resolve(folder)
+        assert str(caught.value).endswith(f"It cannot be exported either: not yet, because {why}.")
+        assert "pilotfish export" not in str(caught.value) and ".gguf" not in str(caught.value)
+        with pytest.raises(UnsupportedModelError) as caught:
+            text_settings({"model_type": kind, "is_encoder_decoder": True}, folder)
+        assert f"not yet, because {why}." in str(caught.value) and ".gguf" not in str(caught.value)
 
 
 def test_an_end_outside_of_the_vocabulary_is_refused(folder: Path) -> None:
