@@ -160,13 +160,14 @@ def main() -> None:
 
 _TYPED = {  # what the library's messages name as its callers write it: what is typed here in its place
     "draft=None": "no draft (--plain)",
+    "draft='self'": "--draft self",
     "speculate=False": "--plain",
     "exact=False": "--no-exact",
     "exact=True": "--exact",
     "raw=True": "--raw",
     "special=True": "--special",
 }
-_PARAMETER = re.compile(rf"\b({'|'.join(_TYPED)})(?: \(--[a-z-]+\))?")
+_PARAMETER = re.compile(rf"\b({'|'.join(map(re.escape, _TYPED))})(?: \(--[a-z-]+\))?")
 
 
 def _as_typed(message: str) -> str:
