@@ -38,18 +38,21 @@ def chosen_demo(named: str | None, threads: int | None) -> tuple[Model, str]:
         show_text(console(), f"{choice.name}: {choice.why}; --model names another", style="dim")
         try:
             with LoadProgress() as progress:
-                return load(choice.path, threads=threads, progress=progress), choice.name
+                return load(choice.name, threads=threads, progress=progress), choice.name
         except DownloadError:
             if choice.name == SURE:
                 raise
             choice = sure_model("the hub has stopped answering")
 
 
-def run_demo(model: Model, name: str, prompt: str | None) -> None:
-    """Stream the answer, then measure plain and speculative decoding in turn on the same prompt. name: the model's."""
+def run_demo(model: Model, called: str, prompt: str | None) -> None:
+    """Stream the answer, then measure plain and speculative decoding in turn on the same prompt.
+
+    called: the name of the model, which decides what it is asked where there is no prompt.
+    """
     out = output()
-    asked = prompt or (_REPEAT if name == SURE else _EXPLAIN)
-    thinking = False if name in ON_HUB and ON_HUB[name].thinks else None
+    asked = prompt or (_REPEAT if called == SURE else _EXPLAIN)
+    thinking = False if called in ON_HUB and ON_HUB[called].thinks else None
     out.print(Text(asked.strip(), style="dim"), "\n")
     stream = model.stream(asked, max_new_tokens=_N_TOKENS, thinking=thinking)
     seen = 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from ..fetching.by_name import cached
 from ..fetching.catalogue import ON_HUB, SURE
@@ -16,26 +15,24 @@ _SOON_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class DemoModel:
-    """A model and why it is the one. path: where it lies, or its name where it has to be fetched."""
+    """A model of the catalogue, and why it is the one."""
 
     name: str
-    path: Path | str
     why: str
 
 
 def demo_model() -> DemoModel:
     """The model of the demo. The hub is asked only where nothing is here yet, and for no more than a moment."""
     for name in (*_BEST_FIRST, SURE):
-        path = cached(name)
-        if path is not None:
-            return DemoModel(name, path, "the best for it that is here already")
+        if cached(name) is not None:
+            return DemoModel(name, "the best for a demo of what is here already")
     seconds = seconds_to_fetch(ON_HUB[_FETCHED])
     if seconds is not None and seconds <= _SOON_S:
-        return DemoModel(_FETCHED, _FETCHED, f"it comes from the hub in about {max(round(seconds), 1)} s")
+        return DemoModel(_FETCHED, f"it comes from the hub in about {max(round(seconds), 1)} s")
     slow = "does not answer" if seconds is None else f"would take about {seconds / 60:.0f} minutes for a better one"
     return sure_model(f"the hub {slow}")
 
 
 def sure_model(why_no_other: str) -> DemoModel:
     """The model that needs no hub."""
-    return DemoModel(SURE, SURE, f"{why_no_other}, and this one comes from the package index")
+    return DemoModel(SURE, f"{why_no_other}, and this one comes from the package index")
