@@ -236,8 +236,9 @@ def _model(
 
 
 def _lookups(target: ModelFile, info: ModelInfo, narrow: bool) -> Sequence[Proposer]:
-    """Who drafts by default; with what is known of the model's own speech."""
-    return default_proposers(info, None if narrow else kept_speech(target, info.vocab_size), narrow=narrow)
+    """Who drafts by default; with what is known of the own speech of a model that has one."""
+    speaks = not narrow and not target.is_encoder_decoder
+    return default_proposers(info, kept_speech(target, info.vocab_size) if speaks else None, narrow=narrow)
 
 
 def _no_drafts(info: ModelInfo, measured: Calibration, exact: bool) -> str:

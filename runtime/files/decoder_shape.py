@@ -56,7 +56,7 @@ def decoder_shape(file: DecoderFile) -> DecoderShape:
     if file.in_halves:
         family = replace(family, pairs=False)
     if "token_embd.weight" not in file.tensors:
-        raise ModelFileError(f"{file.path} has no tensor token_embd.weight.")
+        raise _contradiction(file, f"there is no tensor {file.called('token_embd.weight')}")
     numbers = Numbers(file)
     shape = _read(numbers, family)
     _check_unread(numbers)
@@ -74,11 +74,11 @@ def _read(numbers: Numbers, family: Family) -> DecoderShape:
     n_layers, kv_heads = numbers.need("block_count", int), numbers.get("attention.head_count_kv", n_heads)
     head_dim = numbers.get("attention.key_length", hidden // n_heads)
     if n_layers > len(file.tensors):
-        raise ModelFileError(f"{file.path} claims {n_layers} layers, but holds {len(file.tensors)} tensors.")
+        raise _contradiction(file, f"it claims {n_layers} layers, but holds {len(file.tensors)} tensors")
     if n_heads % kv_heads:
-        raise ModelFileError(f"{file.path}: {n_heads} heads cannot share {kv_heads} key-value heads evenly.")
+        raise _contradiction(file, f"{n_heads} heads cannot share {kv_heads} key-value heads evenly")
     if not 2 <= head_dim <= _LONGEST_HEAD:
-        raise ModelFileError(f"{file.path}: {n_heads} heads of {head_dim} numbers are no heads.")
+        raise _contradiction(file, f"{n_heads} heads of {head_dim} numbers are no heads")
     for key, what in _LENGTHS.items():
         length = numbers.get(key, head_dim)
         if length != head_dim:
@@ -114,6 +114,13 @@ def _read(numbers: Numbers, family: Family) -> DecoderShape:
         residual_scale=_scalar(numbers, family, "residual_scale") or 1.0,
         logit_scale=1.0 if logits is None else 1.0 / logits,
         logit_softcap=_scalar(numbers, family, "final_logit_softcapping"),
+    )
+
+
+def _contradiction(file: DecoderFile, what: str) -> ModelFileError:
+    return ModelFileError(
+        f"{file.path} does not fit {file.described_by}: {what}. Some of it is damaged, or another model's: fetch or "
+        "copy all of it again."
     )
 
 
@@ -188,10 +195,10 @@ def check_shapes(file: DecoderFile, expected: Mapping[str, tuple[int, ...]]) -> 
     for name, wanted in expected.items():
         tensor = file.tensors.get(name)
         if tensor is None:
-            raise ModelFileError(f"{file.path} has no tensor {file.called(name)}.")
+            raise _contradiction(file, f"it has no tensor {file.called(name)}")
         if tensor.shape != wanted:
-            raise ModelFileError(
-                f"{file.path}: tensor {file.called(name)} has shape {tensor.shape}, but {wanted} was expected."
+            raise _contradiction(
+                file, f"tensor {file.called(name)} has shape {tensor.shape}, but {wanted} was expected"
             )
 
 
