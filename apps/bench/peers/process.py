@@ -123,9 +123,11 @@ class Worker:
             if line is None:
                 raise self._ended()
             try:
-                return dict(json.loads(line))
-            except (ValueError, TypeError):
+                reply = json.loads(line)
+            except ValueError:
                 continue  # what a library prints
+            if isinstance(reply, dict):
+                return reply
 
     def _ended(self) -> PeerFailedError:
         code = self._process.wait()
