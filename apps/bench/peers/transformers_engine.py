@@ -8,6 +8,7 @@ from typing import Any
 
 from .contract import Answer, Arrivals, NotHereError, Question, Setup, has_safetensors, is_gguf
 
+# Imported by name: no module of the product depends on torch but the exporters.
 _LOOKED_UP = 10  # tokens, as in its own documentation
 
 
@@ -71,7 +72,7 @@ class Transformers:
             torch.manual_seed(setup.seed)
         config = lib.GenerationConfig(
             max_new_tokens=question.n_tokens,
-            eos_token_id=list(setup.ends),
+            eos_token_id=list(setup.ends) or None,
             pad_token_id=min(setup.ends, default=0),
             decoder_start_token_id=getattr(own, "decoder_start_token_id", None),
             **({"prompt_lookup_num_tokens": _LOOKED_UP} if setup.variant == "lookup" else {}),
