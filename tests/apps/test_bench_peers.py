@@ -10,19 +10,22 @@ import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 from command_line import Run, own_cache, pilotfish, refused, tiny
+from small_models import need, tiny_file
 
 from pilotfish.apps.bench.peers.contestants import Contestant
 from pilotfish.apps.bench.peers.contract import Answer, Arrivals, Question, Setup
 from pilotfish.apps.bench.peers.energy import EnergyMeter
 from pilotfish.apps.bench.peers.figures import OVERALL, figures
 from pilotfish.apps.bench.peers.measure import Row, Sample, measure, turns
+from pilotfish.apps.bench.peers.pilotfish_engine import Pilotfish
 from pilotfish.apps.bench.peers.process import PeerFailedError, PeerMissingError, Worker, command_of, environment
 from pilotfish.apps.bench.peers.report import page
-from pilotfish.testing.tiny_models import Sizes, tiny_gguf
+from pilotfish.runtime.model.model import Model
 
 __all__ = ["own_cache", "pilotfish", "tiny"]  # fixtures
 FAKE = """
@@ -331,6 +334,29 @@ def test_where_nothing_runs_the_first_row_says_why(tiny: Path, pilotfish: Run) -
     refused(outcome, "no row ran", "pilotfish plain failed: no answer within 1e-06 s")
 
 
+@pytest.mark.parametrize("engine", ["onnx", "openvino", "llamacpp"])
+def test_we_read_a_prompt_from_its_first_token_on_every_time(
+    engine: str, tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need(engine)
+    model = tiny_file(tmp_path, 512)
+    setup = Setup("default", str(model), None, 1, 128, (), engine=engine)
+    ours = Pilotfish.open(setup)
+    answers, reused = [], []
+    generate = Model.generate
+
+    def watched(*given: Any, **more: Any) -> Any:
+        result = generate(*given, **more)
+        reused.append(result.stats.n_reused)
+        return result
+
+    monkeypatch.setattr(Model, "generate", watched)
+    for _ in range(2):
+        answers.append(ours.answer(Question("the cat and the dog", (), 12)))
+    ours._model.close()
+    assert reused == [0, 0] and answers[0].tokens == answers[1].tokens
+
+
 PACKAGES = {
     "llama-cpp-python": ("llama_cpp",),
     "transformers": ("transformers", "torch", "accelerate"),  # which it reads .gguf files with
@@ -345,8 +371,7 @@ def test_a_runtime_that_is_here_says_the_same_with_drafts_and_without(
     pytest.importorskip("onnxruntime")
     if not all(map(find_spec, PACKAGES[family])):
         pytest.skip(f"{family} is not installed")
-    sizes = Sizes(hidden=128, heads=4, kv_heads=2, head_dim=32, ffn=256, context=512)
-    model = tiny_gguf(tmp_path / "tiny.gguf", quant="Q8_0", sizes=sizes, seed=10)
+    model = tiny_file(tmp_path, 512)
     outcome = pilotfish("bench", "peers", model, "--peers", family, *FEW, "--json")
     assert outcome.code == 0, outcome.err
     report = json.loads(outcome.out)
