@@ -11,7 +11,7 @@ from ..runtime.errors import OptionError
 from .flags import LoadFlags, SamplingFlags, spread
 from .inputs import read_document, read_prompt, require_conversation, require_input
 from .options import MaxNewTokens, ModelArgument, Temperature, Thinking
-from .room import require_room
+from .room import require_known, require_room
 
 if TYPE_CHECKING:
     from ..runtime.sampling.sampling import Sampling
@@ -74,9 +74,9 @@ def run(
     if beams is not None:
         check_beams(beams, sampling, stop, load)
     text = _asked(prompt, demo, document)
+    require_known(model, options := AnswerOptions(language, task, timestamps, source_language))
     if load.cache is None:  # whose policy makes room
-        room = load.max_context
-        require_room(model, None if document else text, system, n_tokens, room, raw=raw, special=special)
+        require_room(model, None if document else text, system, n_tokens, load.max_context, raw=raw, special=special)
     with load.load(model, speculate=beams is None) as loaded:  # beam search does not draft
         answer(
             loaded,
@@ -90,7 +90,7 @@ def run(
             document=document,
             max_new_tokens=n_tokens,
             beams=beams,
-            options=AnswerOptions(language, task, timestamps, source_language),
+            options=options,
             as_json=as_json,
             thinking=thinking,
         )

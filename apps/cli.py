@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 import warnings
 from typing import Annotated, Any
 
 import typer
 
-from ..fetching.catalogue import CATALOGUE
+from ..fetching.catalogue import NAMES, ON_HUB, listing
 from ..runtime.checks import shown
 from ..runtime.errors import OptionError, PilotfishError, PilotfishWarning
 from .answer_command import chat, run
@@ -43,35 +44,36 @@ _shown_by_python = warnings.showwarning
 
 @app.command()
 def demo(
-    model: Annotated[str, typer.Option(help="Another model than the demo's.")] = "smollm2-135m",
+    model: Annotated[
+        str | None, typer.Option(help="A model; default: the best of the catalogue that is here or comes soon.")
+    ] = None,
     prompt: Annotated[str | None, typer.Option(help="Another prompt than the demo's.")] = None,
     threads: Threads = None,
 ) -> None:
     """Fetch a small model, answer a prompt with and without speculation, and show what it did."""
-    from .demo import run_demo
+    from .demo import chosen_demo, run_demo
 
-    with LoadProgress() as progress:
-        from ..loading.load import load
-
-        loaded = load(model, threads=threads, progress=progress)
+    loaded, name = chosen_demo(model, threads)
     with loaded:
-        run_demo(loaded, prompt)
+        run_demo(loaded, name, prompt)
 
 
 @app.command(
     help="Fetch a model into the cache and print where it is.\n\n"
-    f"NAME: hf:ORG/NAME[:FILE] of the Hugging Face hub, or one of {', '.join(CATALOGUE)}."
+    "NAME: hf:ORG/NAME[:FILE] of the Hugging Face hub, or one of these:\n\n"
+    + "\n\n".join(f"{name}: {about}" for name, about in listing())
 )
 def pull(name: Annotated[str, typer.Argument()]) -> None:
-    from ..loading.load import resolve
+    from ..loading.opening import resolve, source_folder
 
-    if name not in CATALOGUE and not name.startswith("hf:"):
-        known = ", ".join(CATALOGUE)
+    if name not in NAMES and not name.startswith("hf:"):
+        known = ", ".join(NAMES)
         raise OptionError(
             f"there is no model {name!r} in the catalogue; it has {known}. hf:ORG/NAME is one of the hub."
         )
     with LoadProgress() as progress:
-        path = resolve(name, progress)
+        exported = name in ON_HUB and ON_HUB[name].filename is None
+        path = source_folder(name, progress) if exported else resolve(name, progress).path
     print(path)
 
 
@@ -124,7 +126,7 @@ for _group in (app, bench_app, draft_app):
 def _show_warning(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
     """Ours are for the user; those of libraries are for developers, who ask for them with `python -W`."""
     if issubclass(category, PilotfishWarning):
-        console().print(f"pilotfish: {message}", style="yellow", soft_wrap=True)
+        console().print(f"pilotfish: {_as_typed(str(message))}", style="yellow", soft_wrap=True)
     elif sys.warnoptions:
         _shown_by_python(message, category, *where, **more)
 
@@ -137,7 +139,7 @@ def main() -> None:
         with standard_streams():
             code = app(prog_name="pilotfish", standalone_mode=False) or 0
     except PilotfishError as error:
-        code, said = 2, str(error)
+        code, said = 2, _as_typed(str(error))
     except _UsageError as error:
         code, said = 2, _usage(error)
     except OSError as error:  # of a path that no one had thought of; any other is a fault of ours
@@ -154,6 +156,23 @@ def main() -> None:
         if code == 130:
             console().print("stopped", style="dim")
     sys.exit(code)
+
+
+_TYPED = {  # what the library's messages name as its callers write it: what is typed here in its place
+    "draft=None": "no draft (--plain)",
+    "draft='self'": "--draft self",
+    "speculate=False": "--plain",
+    "exact=False": "--no-exact",
+    "exact=True": "--exact",
+    "raw=True": "--raw",
+    "special=True": "--special",
+}
+_PARAMETER = re.compile(rf"\b({'|'.join(map(re.escape, _TYPED))})(?: \(--[a-z-]+\))?")
+
+
+def _as_typed(message: str) -> str:
+    """A message of the library in the words of the command line: an option in the place of a parameter."""
+    return _PARAMETER.sub(lambda found: _TYPED[found[1]], message)
 
 
 def _usage(error: Any) -> str:

@@ -8,27 +8,53 @@ import psutil
 from rich.console import Console
 from rich.text import Text
 
+from ..fetching.catalogue import ON_HUB, SURE
+from ..runtime.errors import DownloadError
 from ..runtime.model.model import Model
 from ..runtime.model.result import Stats
-from .terminal import LoadProgress, output, show_table, show_text
+from .demo_choice import demo_model, sure_model
+from .terminal import LoadProgress, console, output, show_table, show_text
 
-PROMPT = """Repeat this poem, then say in one sentence what it is about.
-
-The little fish swims far ahead,
+_POEM = """The little fish swims far ahead,
 the big one follows where it led,
 and when the guess is right, they glide
 together on the evening tide.
 """
+_REPEAT = f"Repeat this poem:\n\n{_POEM}"  # which the smallest model can
+_EXPLAIN = f"Repeat this poem, then say in one sentence what it is about.\n\n{_POEM}"
 _N_TOKENS = 160
 _PASSES = 3
 
 
-def run_demo(model: Model, prompt: str | None) -> None:
-    """Stream the answer, then measure plain and speculative decoding in turn on the same prompt."""
+def chosen_demo(named: str | None, threads: int | None) -> tuple[Model, str]:
+    """The model of the demo, opened, and its name; which one and why is said. named: what the user wants instead."""
+    from ..loading.load import load
+
+    if named is not None:
+        with LoadProgress() as progress:
+            return load(named, threads=threads, progress=progress), named
+    choice = demo_model()
+    while True:
+        show_text(console(), f"{choice.name}: {choice.why}; --model names another", style="dim")
+        try:
+            with LoadProgress() as progress:
+                return load(choice.name, threads=threads, progress=progress), choice.name
+        except DownloadError:
+            if choice.name == SURE:
+                raise
+            choice = sure_model("the hub has stopped answering")
+
+
+def run_demo(model: Model, called: str, prompt: str | None) -> None:
+    """Stream the answer, then measure plain and speculative decoding in turn on the same prompt.
+
+    called: the name of the model, which decides what it is asked where there is no prompt.
+    """
     out = output()
-    asked = prompt or PROMPT
+    asked = prompt or (_REPEAT if called == SURE else _EXPLAIN)
+    thinking = False if called in ON_HUB and ON_HUB[called].thinks else None
     out.print(Text(asked.strip(), style="dim"), "\n")
-    stream = model.stream(asked, max_new_tokens=_N_TOKENS)
+    stream = model.stream(asked, max_new_tokens=_N_TOKENS, thinking=thinking)
     seen = 0
     for piece in stream:
         new = stream.rounds[seen:]
@@ -45,7 +71,7 @@ def run_demo(model: Model, prompt: str | None) -> None:
             for turn in range(_PASSES):
                 for i, (name, variant) in enumerate(variants):
                     progress("measuring", (turn + i / len(variants)) / _PASSES)
-                    result = variant.generate(asked, max_new_tokens=_N_TOKENS)
+                    result = variant.generate(asked, max_new_tokens=_N_TOKENS, thinking=thinking)
                     stats[name].append(result.stats)
                     texts[name] = result.text
     finally:

@@ -21,7 +21,7 @@ from ..loading.trials import doubt_of
 from ..runtime.errors import EngineMissingError
 from ..runtime.files.bundle import cache_dir, read_json
 from ..runtime.profiling.cost_curve import CostCurve
-from ..runtime.profiling.engine_trial import Choice, Job
+from ..runtime.profiling.engine_trial import KINDS, Choice, Job
 from . import machine
 from .terminal import LoadProgress, output, print_json, show_table, show_text
 
@@ -117,6 +117,7 @@ def _choice_facts(choice: Choice) -> dict[str, Any]:
         {
             **asdict(t),
             "usable": t.usable,
+            "tokens_per_s": {k.name: 1 / t.token_s(k, choice.exact) for k in KINDS} if t.usable else {},
             "job_s": t.seconds(choice.job, choice.exact) if t.step_s else None,
             "doubt": doubt_of(t),
         }
@@ -164,16 +165,22 @@ def _show_choice(out: Console, model: str, choice: Choice) -> None:
     show_text(
         out,
         f"{model}: expected seconds of a prompt of {job.prompt_tokens} tokens and an answer of {job.new_tokens}, "
-        f"where {job.acceptance:.0%} of drafted tokens are right",
+        + (
+            "chat, code and copying in equal parts"
+            if job.acceptance is None
+            else f"{job.acceptance:.0%} of drafts right"
+        ),
     )
-    heads = ("engine", "device", "threads", "T(1) ms", "T(4) ms", "T(8) ms", "prompt tok/s", "answer", "job s")
+    kinds = [f"{kind.name} tok/s" for kind in KINDS]
+    heads = ("engine", "device", "threads", "T(1) ms", "T(4) ms", "prompt tok/s", *kinds, "answer", "job s")
     rows = []
     for t in choice.trials:
-        steps = [f"{1e3 * t.step_s[w]:.1f}" if w in t.step_s else "" for w in (1, 4, 8)]
+        steps = [f"{1e3 * t.step_s[w]:.1f}" if w in t.step_s else "" for w in (1, 4)]
+        speeds = [f"{1 / t.token_s(kind, choice.exact):.0f}" if t.usable else "" for kind in KINDS]
         prefill = f"{1 / t.prefill_s:.0f}" if t.prefill_s else ""
         answer = "unknown" if t.canary_error is None else ("right" if t.usable or t.problem else "wrong")
         seconds = f"{t.seconds(job, choice.exact):.2f}" if t.usable else ""
-        rows.append((t.engine, t.device, str(t.threads), *steps, prefill, answer if t.step_s else "", seconds))
+        rows.append((t.engine, t.device, str(t.threads), *steps, prefill, *speeds, answer if t.step_s else "", seconds))
     if rows:
         show_table(out, heads, rows)
     for t in choice.trials:

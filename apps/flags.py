@@ -74,6 +74,13 @@ class LoadFlags:
         typer.Option("--option", help="A setting of the engine, NAME=VALUE; may be given several times."),
     ] = None
     exact: Exact = True
+    narrow: Annotated[
+        bool | None,
+        typer.Option(
+            "--narrow/--no-narrow",
+            help="One row and no draft where the text repeats nothing; default: where that is clearly cheaper.",
+        ),
+    ] = None
 
     def __post_init__(self) -> None:
         if self.plain and self.draft is not None:
@@ -98,6 +105,7 @@ class LoadFlags:
             kv_dtype=self.kv_dtype,
             options=engine_options(self.option),
             exact=self.exact,
+            narrow=self.narrow,
         )
         with LoadProgress() as progress:
             return load_with(model, told, progress)

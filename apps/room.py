@@ -1,4 +1,4 @@
-"""Whether a prompt and its answer can fit at all: asked before a model is opened and measured for them."""
+"""What a model cannot do at all, and what does not fit into it: asked before it is opened and measured."""
 
 from __future__ import annotations
 
@@ -6,11 +6,25 @@ from typing import TYPE_CHECKING
 
 from ..runtime.checks import room_hint, shown
 from ..runtime.errors import ContextFullError
+from .terminal import LoadProgress
 
 if TYPE_CHECKING:
+    from ..runtime.model.rules import AnswerOptions
     from ..runtime.text.chat_template import Message
 
 _TEMPLATE = 1024  # tokens that a chat template may add, for the guess whether a prompt need be looked at
+
+
+def require_known(model: str, options: AnswerOptions) -> None:
+    """Raise OptionError for a language, a task or times that the model, fetched where need be, cannot be asked for."""
+    from ..loading.opening import resolve
+    from ..runtime.model.rules import AnswerOptions, Rules
+
+    if options == AnswerOptions():
+        return
+    with LoadProgress() as progress:
+        file = resolve(model, progress)
+    Rules(generation=file.generation).require_known(options, file.hears)
 
 
 def require_room(
@@ -29,15 +43,15 @@ def require_room(
     decide is left to the session, which knows how many rows its steps have.
     """
     from ..fetching import hub
-    from ..fetching.catalogue import CATALOGUE
-    from ..fetching.fetch import model_path
+    from ..fetching.by_name import cached
+    from ..fetching.catalogue import NAMES
     from ..loading.opening import resolve
     from ..loading.vocabulary import read_tokenizer
     from ..runtime.decoding.loop import UpTo
     from ..runtime.text.chat_template import ChatTemplate
     from ..runtime.text.prompts import encode_prompt
 
-    if (model in CATALOGUE and not model_path(model).exists()) or model.startswith(hub.PREFIX):
+    if (model in NAMES and cached(model) is None) or model.startswith(hub.PREFIX):
         return
     file = resolve(model)
     known = file.context_length

@@ -21,6 +21,17 @@ class UnsupportedModelError(PilotfishError):
     """A sound file whose architecture, tokenizer or tensor type Pilotfish cannot run yet."""
 
 
+class UnknownFamilyError(UnsupportedModelError):
+    """A Hugging Face folder of a family that is not opened as it lies there.
+
+    family: its model_type. Whether it can be exported is added to the message by what knows that (pilotfish.loading).
+    """
+
+    def __init__(self, message: str, family: str) -> None:
+        super().__init__(message)
+        self.family = family
+
+
 class EngineMissingError(PilotfishError):
     """The engine asked for is not installed; the message holds the command that adds it."""
 

@@ -101,6 +101,18 @@ MUTANTS = (
         "width = n_rows",
     ),
     Mutant(
+        "drafts go on where plain decoding takes a narrow step",
+        "runtime/speculation/repeats.py",
+        "                return k\n",
+        "                return len(tokens)\n",
+    ),
+    Mutant(
+        "a pair of tokens repeats itself at once",
+        "runtime/speculation/repeats.py",
+        "pairwise(known[:-1])",
+        "pairwise(known)",
+    ),
+    Mutant(
         "prefix reuse is one token too generous",
         "runtime/cache/sequence.py",
         "return int(differ[0]) if len(differ) else n",

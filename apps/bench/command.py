@@ -8,21 +8,29 @@ from typing import Annotated
 import typer
 
 from ...runtime.errors import OptionError
-from ..options import Cache, DraftOption, Engine, MaxContext, NewTokens, Repeats, Threads, numbers_of
+from ..options import Cache, DraftOption, Engine, MaxContext, NewTokens, Repeats, Temperature, Threads, numbers_of
 
 bench_app = typer.Typer(
     help="Measure speed, engines, caches and long texts on this machine.", no_args_is_help=True, rich_markup_mode=None
 )
 
+Sets = Annotated[
+    str,
+    typer.Option(
+        help="Prompt sets, comma-separated: chat, code, edit, extract, json, math, reasoning, rewrite, summary, tools; "
+        "or all."
+    ),
+]
+Prompts = Annotated[Path | None, typer.Option(help="A JSONL file of your own: {set, prompt} a line.")]
+PerSet = Annotated[int, typer.Option(min=1, help="Prompts per set.")]
+
 
 @bench_app.command("run")
 def bench_run(
     model: Annotated[str, typer.Argument()] = "smollm2-135m",
-    sets: Annotated[
-        str, typer.Option(help="Prompt sets, comma-separated: chat, code, edit, math, summary; or all.")
-    ] = "all",
-    prompts: Annotated[Path | None, typer.Option(help="A JSONL file of your own: {set, prompt} a line.")] = None,
-    per_set: Annotated[int, typer.Option(min=1, help="Prompts per set.")] = 4,
+    sets: Sets = "all",
+    prompts: Prompts = None,
+    per_set: PerSet = 4,
     tokens: NewTokens = 96,
     repeats: Repeats = 3,
     engine: Engine = None,
@@ -101,6 +109,64 @@ def bench_engines_command(
     bench_engines(
         model, engines=engines, n_prompts=prompts, n_tokens=tokens, repeats=repeats, threads=threads, as_json=as_json
     )
+
+
+@bench_app.command("peers")
+def bench_peers_command(
+    model: Annotated[str, typer.Argument()] = "smollm2-135m",
+    peers: Annotated[
+        str,
+        typer.Option(
+            help="Peers, comma-separated: openvino-genai, llama-cpp-python, llama-server, onnxruntime-genai, "
+            "transformers, ctranslate2; all: every installed one."
+        ),
+    ] = "all",
+    draft: Annotated[str | None, typer.Option(help="A smaller model that drafts, for all who take one.")] = None,
+    sets: Sets = "all",
+    prompts: Prompts = None,
+    per_set: PerSet = 4,
+    tokens: NewTokens = 96,
+    repeats: Repeats = 3,
+    engine: Engine = None,
+    temperature: Temperature = 0.0,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="What drawing begins with, with --temperature.")] = 0,
+    weights: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=PATH", help="The same weights as this peer reads them; several times."),
+    ] = None,
+    python: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=PATH", help="Interpreter of the environment that has this peer; several times."),
+    ] = None,
+    limit: Annotated[float, typer.Option(help="Seconds that a peer may take to open, or for one answer.")] = 600.0,
+    out: Annotated[Path | None, typer.Option(help="Folder for peers.json and peers.html.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+    threads: Threads = None,
+) -> None:
+    """Pilotfish beside every runtime that is installed: the same prompts, in turns, a process each.
+
+    MODEL: a catalogue name (`pilotfish pull --help` lists them), a .gguf file, a bundle or Hugging Face folder,
+    hf:ORG/NAME[:FILE] of the Hugging Face hub, or ollama:NAME of Ollama's store.
+    """
+    from .peers.run import Options, bench_peers
+
+    options = Options(
+        peers=peers,
+        draft=draft,
+        sets=sets,
+        prompts=prompts,
+        per_set=per_set,
+        n_tokens=tokens,
+        repeats=repeats,
+        engine=engine,
+        threads=threads,
+        temperature=temperature,
+        seed=seed,
+        weights=weights or (),
+        pythons=python or (),
+        limit_s=limit,
+    )
+    bench_peers(model, options, out=out, as_json=as_json)
 
 
 @bench_app.command("cache")

@@ -13,8 +13,8 @@ from ...runtime.errors import OptionError
 from ...runtime.model.model import Model
 from .. import machine
 from ..terminal import LoadProgress, console, output, print_json, show_table, show_text
+from .bare import Peer, open_peer
 from .curve import engines_of
-from .peers import Peer, open_peer
 from .run import choose_prompts, read_prompts
 
 _PAUSE_S = 0.05  # for the threads of the one before to go to sleep
@@ -28,7 +28,9 @@ def bench_engines(
     names = [backend.name for backend in engines_of(file, engines)]
     Wish(threads=threads)  # checks the number
     whole("--tokens", n_tokens, 1, file.context_length, hint="the model knows no more")
-    prompts = [r.prompt for r in choose_prompts(read_prompts(None), "all", max(1, -(-n_prompts // 5)))][:n_prompts]
+    asked = read_prompts(None)
+    n_sets = len({name for name, _ in asked})
+    prompts = [r.prompt for r in choose_prompts(asked, "all", max(1, -(-n_prompts // n_sets)))][:n_prompts]
     rows = []
     for name in names:
         with LoadProgress() as progress:

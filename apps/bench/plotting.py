@@ -31,7 +31,9 @@ def require_plots(out: Path | None) -> None:
 
 
 @contextmanager
-def drawn(path: Path, size: tuple[float, float], rows: int = 1, columns: int = 1) -> Iterator[tuple[Any, Any]]:
+def drawn(
+    path: Path | io.BytesIO, size: tuple[float, float], rows: int = 1, columns: int = 1
+) -> Iterator[tuple[Any, Any]]:
     """A figure of `size` inches and its array of axes (rows, columns), written to `path` as PNG at the end."""
     from matplotlib import pyplot
 
@@ -43,7 +45,10 @@ def drawn(path: Path, size: tuple[float, float], rows: int = 1, columns: int = 1
         figure.savefig(image, format="png", dpi=130)
     finally:
         pyplot.close(figure)
-    write_atomically(path, image.getvalue())
+    if isinstance(path, Path):
+        write_atomically(path, image.getvalue())
+    else:
+        path.write(image.getvalue())
 
 
 def plot_ratios(report: dict[str, object], path: Path) -> None:

@@ -11,23 +11,21 @@ from pathlib import Path
 from statistics import mean, median
 
 from ... import __version__
-from ...loading.load import load, resolve
-from ...loading.speech import kept_speech
+from ...loading.load import resolve
 from ...runtime.checks import shown
 from ...runtime.errors import OptionError
 from ...runtime.interfaces import Round
 from ...runtime.model.model import Model
 from ...runtime.sampling.finite import for_json
 from ...runtime.sampling.sampling import Sampling
-from ...runtime.speculation.ngram_table import NGramTable
-from ...runtime.speculation.proposers import NGram, Suffix
 from ...runtime.storage import write_atomically
 from .. import machine
 from ..terminal import LoadProgress, console, output, print_json, show_table, show_text
+from .bare import Peer, open_peers
 from .copies import CopyTask, copied_share, copy_tasks, forced
 from .inputs import read_text
-from .peers import Peer, open_peers
 from .plotting import plot_ratios, require_plots
+from .unremembering import Unremembering, opened
 
 PLAIN, SPECULATIVE, ONE_ROW = "plain", "speculative", "one row"
 _BARE = "bare "  # before the name of an engine that is driven by its own API
@@ -103,23 +101,13 @@ def bench(
             raise OptionError(f"--tokens is {shown(n_tokens)}, and a prompt comes before them: of {room} in all.")
         if document is not None and document >= room:
             raise OptionError(f"--document is {shown(document)}, but there is room for {room} tokens in all.")
-        ngrams = None if file.is_encoder_decoder else NGram()
-        loaded = load(
-            model,
-            engine,
-            proposers=None if ngrams is None else (Suffix(), ngrams),
-            draft="auto" if draft is None else draft,
-            cache=cache,
-            threads=threads,
-            max_context=room,
-            progress=progress,
+        loaded, fresh = opened(
+            model, engine=engine, draft=draft, cache=cache, threads=threads, max_context=room, progress=progress
         )
     with loaded:
         if document is not None:
             chosen = [PromptResult(_DOCUMENT, _beginning(loaded, document))]
-        if ngrams is not None:
-            ngrams.restart(kept_speech(file, loaded.info.vocab_size) or NGramTable())
-        results = _measure(loaded, model, chosen, n_tokens, repeats, ngrams)
+        results = _measure(loaded, model, chosen, n_tokens, repeats, fresh)
         report = _report(loaded, results, n_tokens, repeats)
     if as_json:
         print_json(report)
@@ -167,12 +155,12 @@ def _copies(rows: list[tuple[str, str]], sets: str, per_set: int) -> list[Prompt
 
 
 def _measure(
-    model: Model, source: str, results: list[PromptResult], n_tokens: int, repeats: int, ngrams: NGram | None
+    model: Model, source: str, results: list[PromptResult], n_tokens: int, repeats: int, fresh: Unremembering
 ) -> list[PromptResult]:
     plain, one_row = model.sibling(policy=None), model.sibling(policy=None, exact=False)
     contestants: dict[str, _Decode] = {
         PLAIN: _decoder(plain),
-        SPECULATIVE: _decoder(model, ngrams),
+        SPECULATIVE: _decoder(model, fresh),
         ONE_ROW: _decoder(one_row),
     }
     peers: dict[str, Peer] = {}
@@ -204,13 +192,10 @@ def _bare_decoder(peer: Peer, model: Model) -> _Decode:
     return lambda asked, n: Sample(*peer.decode(model.encode(asked.prompt).tolist(), n))
 
 
-def _decoder(model: Model, ngrams: NGram | None = None) -> _Decode:
-    """ngrams: who would know the answer from the pass before, and begins each time with what it knew at first."""
-    known = None if ngrams is None else ngrams.table.copy()
-
+def _decoder(model: Model, fresh: Unremembering | None = None) -> _Decode:
     def decode(asked: PromptResult, n: int) -> Sample:
-        if ngrams is not None and known is not None:
-            ngrams.restart(known.copy())
+        if fresh is not None:
+            fresh.forget()
         processors = () if asked.task is None else (forced(model, asked.task.answer),)
         result = model.generate(asked.prompt, max_new_tokens=n, sampling=Sampling(processors=processors))
         return Sample(result.token_ids, result.stats.decode_s, result.rounds)

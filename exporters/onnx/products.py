@@ -108,7 +108,8 @@ def pack(blocks: Blocks) -> npt.NDArray[np.uint8]:
     """Codes as MatMulNBits stores them: (rows, n_blocks, block * bits / 8), low nibble first."""
     if blocks.bits == 8:
         return blocks.codes
-    return blocks.codes[..., 0::2] | (blocks.codes[..., 1::2] << np.uint8(4))
+    pairs = np.ascontiguousarray(blocks.codes).view("<u2")  # the first code in the low byte
+    return (pairs | pairs >> np.uint16(4)).astype(np.uint8)
 
 
 def _default_zero(blocks: Blocks) -> bool:

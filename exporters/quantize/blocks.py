@@ -218,10 +218,23 @@ def _k_scales(b: Bytes) -> tuple[Floats, Floats]:
     return d * scale.astype(np.float32), -(dmin * minimum.astype(np.float32))
 
 
+def _eights(data: Bytes) -> npt.NDArray[np.uint64]:
+    """Eight bytes at a time: (..., n) bytes to (..., n / 8), for operations that move no bit into another byte."""
+    return np.ascontiguousarray(data).view(np.uint64)
+
+
+def _every(byte: int) -> np.uint64:
+    """This byte eight times."""
+    return np.uint64(byte * 0x0101010101010101)
+
+
 def _k_nibbles(data: Bytes) -> Bytes:
     """(rows, n, 128) bytes to (rows, n, 8, 32) codes."""
-    pairs = data.reshape(*data.shape[:2], 4, 1, 32)
-    return np.concatenate([pairs & 0x0F, pairs >> 4], axis=3).reshape(*data.shape[:2], 8, 32)
+    pairs = _eights(data).reshape(*data.shape[:2], 4, 4)
+    codes = np.empty((*data.shape[:2], 4, 2, 4), dtype=np.uint64)
+    np.bitwise_and(pairs, _every(0x0F), out=codes[..., 0, :])
+    np.bitwise_and(pairs >> np.uint64(4), _every(0x0F), out=codes[..., 1, :])
+    return codes.view(np.uint8).reshape(*data.shape[:2], 8, 32)
 
 
 def _flat(codes: Bytes, *per_block: Floats) -> tuple[Bytes, list[Floats]]:
@@ -246,11 +259,14 @@ def _q5_k(rows: Bytes) -> Blocks:
 def _q6_k(rows: Bytes) -> Blocks:
     b = _split(rows, 210)
     n = b.shape[:2]
-    low = b[..., :128].reshape(*n, 2, 1, 64) >> np.array([0, 4], dtype=np.uint8)[:, None]
-    high = b[..., 128:192].reshape(*n, 2, 1, 32) >> np.array([0, 2, 4, 6], dtype=np.uint8)[:, None]
-    codes = (low & np.uint8(0x0F)).reshape(*n, 256) | ((high & np.uint8(0x03)).reshape(*n, 256) << np.uint8(4))
+    low, high = _eights(b[..., :128]).reshape(*n, 2, 2, 4), _eights(b[..., 128:192]).reshape(*n, 2, 4)
+    codes = np.empty((*n, 2, 4, 4), dtype=np.uint64)
+    for i in range(4):  # 32 codes of each half: two low nibbles of a byte, then two high ones
+        upper = (high >> np.uint64(2 * i) & _every(0x03)) << np.uint64(4)
+        codes[..., i, :] = (low[..., i % 2, :] >> np.uint64(4 * (i // 2)) & _every(0x0F)) | upper
+    codes += _every(128 - 32)
     scale = _f16(b[..., 208:210])[..., None] * np.ascontiguousarray(b[..., 192:208]).view(np.int8).astype(np.float32)
-    flat, (scales,) = _flat((codes + np.uint8(128 - 32)).reshape(*n, 16, 16), scale)
+    flat, (scales,) = _flat(codes.view(np.uint8).reshape(*n, 16, 16), scale)
     return Blocks(flat, 8, scales, 128, None)
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...runtime.errors import ModelFileError, ModelNotFoundError, OptionError, UnsupportedModelError
+from ...runtime.lfs_pointer import refuse_pointer
 from ...runtime.storage import cache_dir, file_digest, temporary_name
 
 Arrays: TypeAlias = dict[str, npt.NDArray[Any]]
@@ -93,6 +94,7 @@ def read_container(path: Path) -> tuple[str, Arrays]:
         with path.open("rb") as file:
             (version,) = _unpack(file, "I")
             if version != _VERSION:
+                refuse_pointer(path)
                 raise UnsupportedModelError(f"{path} has the binary version {version}: not yet, only {_VERSION}.")
             spec = _text(file)
             _, count = _unpack(file, "II")

@@ -17,6 +17,20 @@ ENCODER_DECODERS = (  # model_type of transformers
     *("t5", "mt5", "umt5", "bart", "mbart", "m2m_100", "pegasus", "marian", "plbart", "blenderbot"),
     *("blenderbot-small", "whisper"),
 )
+_IN_BLOCKS = "its encoder attends in blocks of a long text, which are not traced here"
+_EXPERTS = "mixtures of experts in an encoder or a decoder beside one are not traced here"
+NOT_YET: Mapping[str, str] = {  # encoder-decoders by their model_type, and why they cannot be exported
+    "longt5": f"{_IN_BLOCKS}, nor the averages of blocks that it attends to beside them",
+    "led": f"{_IN_BLOCKS}, nor the tokens that are chosen to see and be seen by all (Longformer)",
+    "pegasus_x": f"{_IN_BLOCKS}, nor the global tokens that it learns beside them",
+    "bigbird_pegasus": f"{_IN_BLOCKS}, some of them drawn at random",
+    "t5gemma": "its attention rotates positions, shares keys among heads, caps scores and has windows, and the graphs "
+    "of encoder-decoders have none of that",
+    "t5gemma2": "its decoder attends to source and answer at once, and the graphs of encoder-decoders do not",
+    "prophetnet": "its decoder computes several next tokens at once, and one is traced here",
+    "switch_transformers": _EXPERTS,
+    "nllb-moe": _EXPERTS,
+}
 _RELATIVE = ("t5", "mt5", "umt5")  # whose positions are distances, with no end
 
 _REFUSED = {  # entries that, where they are set, change the computation in ways not built

@@ -9,7 +9,7 @@ from typing import Any
 
 from ...runtime.errors import ModelFileError, UnsupportedModelError
 from ...runtime.files.decoder_families import FAMILIES, Activation, Family
-from .encoder_decoder_families import ENCODER_DECODERS
+from .encoder_decoder_families import ENCODER_DECODERS, NOT_YET
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +85,10 @@ def text_settings(settings: Mapping[str, Any], path: Path) -> dict[str, Any]:
         raise ModelFileError(f"{path} does not say which family it holds (model_type).")
     if kind not in SUPPORTED:
         raise UnsupportedModelError(
-            f"{path} holds a model of the family {kind!r}: not yet, because its computation is not checked here. "
-            f"Families that are: {', '.join((*SUPPORTED, *ENCODER_DECODERS))}. "
-            "The llamacpp engine may open a .gguf file of it."
+            f"{path} holds a model of the family {kind!r}: not yet, because "
+            f"{NOT_YET.get(kind, 'its computation is not checked here')}. Families that can be exported: "
+            f"{', '.join((*SUPPORTED, *ENCODER_DECODERS))}."
+            + ("" if found.get("is_encoder_decoder") else " The llamacpp engine may open a .gguf file of it.")
         )
     if kind == "gemma" and found.get("hidden_act") == "gelu":  # in config.json since releases that did not look at it
         found["hidden_act"] = found.get("hidden_activation") or "gelu_pytorch_tanh"

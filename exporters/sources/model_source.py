@@ -175,6 +175,13 @@ def _silent() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+def _unfit(path: Path, what: str) -> ModelFileError:
+    return ModelFileError(
+        f"{path} does not fit config.json: {what}. Some of it is damaged, or another model's: fetch or copy all of it "
+        "again."
+    )
+
+
 def _check_shapes(
     wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], tied: bool, path: Path
 ) -> None:
@@ -183,9 +190,9 @@ def _check_shapes(
         if name == output and tied:
             continue
         if name not in found:
-            raise ModelFileError(f"{path} has no tensor {name}. Fetch or copy the model again.")
+            raise _unfit(path, f"it has no tensor {name}")
         if found[name] != shape:
-            raise ModelFileError(f"{path}: tensor {name} has shape {found[name]}, but {shape} was expected.")
+            raise _unfit(path, f"tensor {name} has shape {found[name]}, but {shape} was expected")
     unknown = sorted(found.keys() - wanted.keys())
     if unknown:
         raise UnsupportedModelError(

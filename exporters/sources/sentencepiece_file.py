@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from ...runtime.errors import ModelFileError, UnsupportedModelError
+from ...runtime.lfs_pointer import refuse_pointer
 from ...runtime.text.gguf_vocabulary import BYTE, NORMAL, UNKNOWN
 
 Field: TypeAlias = tuple[int, int | memoryview]
@@ -62,6 +63,7 @@ def read_sentencepiece(path: Path) -> SentencePieceModel:
     try:
         found = _parsed(path, data)
     except (ValueError, IndexError, struct.error, TypeError) as error:
+        refuse_pointer(path)
         raise ModelFileError(f"{path} is not a SentencePiece model: {error}. Fetch or copy it again.") from error
     if len(set(found.texts)) != len(found.texts):
         raise ModelFileError(f"{path} has the same piece twice. Fetch or copy it again.")

@@ -15,6 +15,7 @@ from ...runtime.errors import EngineMissingError, ModelFileError, UnsupportedMod
 from ...runtime.files.folder_files import has_weights, named_by, text_name
 from ...runtime.files.folder_files import weight_files as safetensors_files
 from ...runtime.files.safetensors_file import read_safetensors
+from ...runtime.lfs_pointer import refuse_pointer
 from .model_source import EXPORT_EXTRA
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ def weight_files(path: Path) -> list[Path]:
         return pickled
     other = None if has_weights(path) else next((f for kind in _OTHERS for f in sorted(path.glob(kind))), None)
     if other is not None:
+        refuse_pointer(other)
         raise UnsupportedModelError(
             f"{path} holds no weights in a format that is read (model.safetensors or {_PICKLED}); it has {other.name}. "
             "Save the model as safetensors where it was made."
@@ -134,6 +136,7 @@ def _opened(file: Path) -> dict[str, torch.Tensor]:
         import torch
     except ImportError as error:
         raise EngineMissingError(f"exporting needs the package {error.name}. {EXPORT_EXTRA}") from error
+    refuse_pointer(file)
     try:
         found = torch.load(file, map_location="cpu", weights_only=True, mmap=is_zipfile(file))
     except UnpicklingError as error:

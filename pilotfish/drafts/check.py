@@ -127,6 +127,7 @@ def check_draft(
         threads=threads,
         max_context=min(_CONTEXT, found.context_length),
         exact=exact,
+        narrow=False if exact else None,  # the draft is asked everywhere
         progress=report,
     ) as model:
         assert model.draft is not None

@@ -58,10 +58,10 @@ def learn_speech(
     whole("--tokens", n_tokens, 1, _MOST, hint="a table of this size forgets as much as it learns then")
     report = progress or (lambda what, share: None)
     file = resolve(target, report)
+    if file.is_encoder_decoder:
+        raise OptionError(f"{file} answers about a source, which its drafts are copied from; it has no own speech.")
     require_kept(file)
     with load(file.path, engine, threads=threads, progress=report) as model:
-        if model.info.encoder is not None:
-            raise OptionError(f"{file} answers about a source, which its drafts are copied from; it has no own speech.")
         table = None if again else kept_speech(file, model.info.vocab_size)
         table = table or NGramTable()
         n_answers = learned = kept = 0

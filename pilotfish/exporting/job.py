@@ -91,9 +91,9 @@ class Plan:
 def _require_source(source: str | os.PathLike[str]) -> None:
     """Raise where there can be no source: asked before packages, which nobody need install for that answer."""
     from ..exporters.open_source import require_source
-    from ..fetching.catalogue import CATALOGUE
+    from ..fetching.catalogue import NAMES
 
-    if str(source) in CATALOGUE:
+    if str(source) in NAMES:
         return
     place = source_place(source)
     if isinstance(place, str):

@@ -11,7 +11,7 @@ from .. import backends
 from ..exporters.export_spec import ExportSpec
 from ..exporters.formats import FORMATS, pack_bytes_needed, refuse, refuse_encoder_decoder
 from ..exporters.mobile.export import DEFAULT_TARGETS, TARGETS
-from ..loading.opening import resolve, source_folder
+from ..loading.opening import source_folder
 from ..runtime.errors import (
     CacheWriteError,
     EngineMissingError,
@@ -71,10 +71,7 @@ def prepare(job: Job) -> Plan:
 def open_job_source(job: Job) -> ModelSource:
     """The source, checked as far as headers go; a model of the catalogue is fetched. Raises what open_source raises."""
     from ..exporters.open_source import open_source
-    from ..fetching.catalogue import CATALOGUE
 
-    if str(job.source) in CATALOGUE:
-        return open_source(resolve(job.source).path)
     return open_source(source_folder(job.source))
 
 

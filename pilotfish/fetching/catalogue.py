@@ -42,6 +42,28 @@ class CatalogueModel:
     hub: HubFile | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class HubModel:
+    """A model of the hub by a short name; it is kept in the hub's own cache.
+
+    filename: None is the repository's folder, of an encoder-decoder, which is exported before it is opened.
+    megabytes: what is downloaded, about. thinks: before it answers, unless it is told not to.
+    """
+
+    name: str
+    repository: str
+    filename: str | None
+    description: str
+    license: str
+    megabytes: int
+    thinks: bool = False
+
+    @property
+    def address(self) -> str:
+        """Its whole name."""
+        return f"hf:{self.repository}" + ("" if self.filename is None else f":{self.filename}")
+
+
 _MODELS = (
     CatalogueModel(
         name="smollm2-135m",
@@ -85,3 +107,81 @@ _MODELS = (
 )
 
 CATALOGUE: Mapping[str, CatalogueModel] = {model.name: model for model in _MODELS}
+SURE = "smollm2-135m"  # which needs no hub, and is small enough for any machine
+
+_ON_HUB = (
+    HubModel(
+        "smollm2-360m",
+        "HuggingFaceTB/SmolLM2-360M-Instruct-GGUF",
+        "smollm2-360m-instruct-q8_0.gguf",
+        "SmolLM2-360M-Instruct, Q8_0: simple questions in English",
+        "Apache-2.0",
+        386,
+    ),
+    HubModel(
+        "qwen3-0.6b",
+        "Qwen/Qwen3-0.6B-GGUF",
+        "Qwen3-0.6B-Q8_0.gguf",
+        "Qwen3-0.6B, Q8_0: thinks first, or not (--no-thinking)",
+        "Apache-2.0",
+        639,
+        thinks=True,
+    ),
+    HubModel(
+        "gemma-3-1b",
+        "ggml-org/gemma-3-1b-it-GGUF",
+        "gemma-3-1b-it-Q4_K_M.gguf",
+        "Gemma-3-1B-it, Q4_K_M: many languages",
+        "Gemma terms of use",
+        806,
+    ),
+    HubModel(
+        "llama-3.2-1b",
+        "bartowski/Llama-3.2-1B-Instruct-GGUF",
+        "Llama-3.2-1B-Instruct-Q4_K_M.gguf",
+        "Llama-3.2-1B-Instruct, Q4_K_M: answers and summaries",
+        "Llama 3.2 community license",
+        808,
+    ),
+    HubModel(
+        "smollm2-1.7b",
+        "HuggingFaceTB/SmolLM2-1.7B-Instruct-GGUF",
+        "smollm2-1.7b-instruct-q4_k_m.gguf",
+        "SmolLM2-1.7B-Instruct, Q4_K_M: English; smollm2-360m can draft for it",
+        "Apache-2.0",
+        1056,
+    ),
+    HubModel(
+        "phi-4-mini",
+        "unsloth/Phi-4-mini-instruct-GGUF",
+        "Phi-4-mini-instruct-Q4_K_M.gguf",
+        "Phi-4-mini-instruct, Q4_K_M: reasoning, for a machine with 8 GB",
+        "MIT",
+        2492,
+    ),
+    HubModel(
+        "flan-t5-small",
+        "google/flan-t5-small",
+        None,
+        "FLAN-T5-small, an encoder-decoder for instructions: export it first",
+        "Apache-2.0",
+        311,
+    ),
+    HubModel(
+        "whisper-tiny.en",
+        "openai/whisper-tiny.en",
+        None,
+        "Whisper-tiny.en, English recordings to text: export it first",
+        "Apache-2.0",
+        155,
+    ),
+)
+
+ON_HUB: Mapping[str, HubModel] = {model.name: model for model in _ON_HUB}
+NAMES = (*CATALOGUE, *ON_HUB)
+
+
+def listing() -> tuple[tuple[str, str], ...]:
+    """Name and description of every model, with its size, its license and its name on the hub, as they are listed."""
+    own = [(m.name, f"{m.description} ({m.bytes / 1e6:.0f} MB, {m.license})") for m in _MODELS]
+    return (*own, *((m.name, f"{m.description} ({m.megabytes} MB, {m.license}; hf:{m.repository})") for m in _ON_HUB))

@@ -17,6 +17,7 @@ from typing import Any
 
 from ..runtime.checks import shown
 from ..runtime.errors import DownloadError, ModelNotFoundError, OptionError
+from ..runtime.files.optimum_folder import optimum_graph_among
 from ..runtime.progress import Progress
 
 PREFIX = "hf:"
@@ -99,9 +100,20 @@ def folder_files(held: Sequence[str], folder: str) -> list[str]:
     """What is fetched of a folder: a graph and its weights where an engine runs them, else safetensors; and their
     settings."""
     kinds = runnable_folders(held).get(folder)
-    if kinds is None:
-        return weights_and_settings(held, folder)
-    return _of_kinds(held, folder, (*_FOLDER, *kinds))
+    if kinds is not None:
+        return _of_kinds(held, folder, (*_FOLDER, *kinds))
+    files = weights_and_settings(held, folder)
+    if folder or _of_kinds(held, folder, _WEIGHTS):
+        return files
+    return files + _optimum_graph(held)
+
+
+def _optimum_graph(held: Sequence[str]) -> list[str]:
+    """A decoder's graph as optimum lays it out, and its weights; none of an encoder-decoder, which are several."""
+    graph = optimum_graph_among(held)
+    if graph is None or any(fnmatch.fnmatch(name.rpartition("/")[2], "*encoder_model*.onnx") for name in held):
+        return []
+    return [name for name in held if name == graph or re.fullmatch(re.escape(graph) + r"[._]data.*", name)]
 
 
 def weights_and_settings(held: Sequence[str], folder: str, *, pickled: bool = False) -> list[str]:

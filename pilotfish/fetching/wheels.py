@@ -109,7 +109,7 @@ def _fetch_rest(url: str, path: Path, arrived: Arrived) -> bool:
     have = path.stat().st_size if path.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
-        response = urllib.request.urlopen(request, timeout=TIMEOUT_S, context=_certificates())
+        response = urllib.request.urlopen(request, timeout=TIMEOUT_S, context=certificates())
     except urllib.error.HTTPError as error:
         if error.code != http.client.REQUESTED_RANGE_NOT_SATISFIABLE or not have:
             raise
@@ -131,7 +131,8 @@ def _fetch_rest(url: str, path: Path, arrived: Arrived) -> bool:
     return end is None or have >= end
 
 
-def _certificates() -> ssl.SSLContext:
+def certificates() -> ssl.SSLContext:
+    """Those that downloads are checked against."""
     context = ssl.create_default_context(cafile=os.environ.get("PIP_CERT") or os.environ.get("REQUESTS_CA_BUNDLE"))
     if importlib.util.find_spec("certifi"):  # a Python from python.org comes without certificates on macOS
         import certifi

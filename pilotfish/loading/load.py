@@ -14,6 +14,7 @@ from ..runtime.checks import whole
 from ..runtime.errors import (
     AbilityError,
     NotFiniteError,
+    OptionError,
     PilotfishError,
     PilotfishWarning,
 )
@@ -30,8 +31,8 @@ from ..runtime.text.chat_template import ChatTemplate
 from .broken_weights import explained, naming
 from .choosing import choose, open_first_right, refuse_impossible
 from .draft import open_draft, pays_here
-from .load_options import DraftModel, LoadOptions, NamedDraft, draft_of, policy_of, quality_of
-from .measuring import calibration
+from .load_options import DraftModel, LoadOptions, NamedDraft, SelfCopy, draft_of, policy_of, quality_of
+from .measuring import calibration, narrow_steps
 from .opening import Place, resolve, rules_of
 from .options import Wish
 from .speech import kept_speech
@@ -56,6 +57,7 @@ def load(
     max_context: int | None = None,
     threads: int | None = None,
     exact: bool = True,
+    narrow: bool | None = None,
     options: Mapping[str, object] | None = None,
     job: Job | None = None,
     proposers: Sequence[Proposer] | None = None,
@@ -84,7 +86,9 @@ def load(
         default.
     max_context: entries the cache may hold; the default is what the model was trained for.
     threads: None is measured. PILOTFISH_THREADS does the same as the argument.
-    exact: all steps in one row class, so that drafts cannot change a bit; False lifts it for speed.
+    exact: the widths of steps follow from the text, so that drafts cannot change a bit; False lifts it for speed.
+    narrow: whether steps where the text repeats nothing are one row wide and carry no draft (docs/exactness.md); None
+        is where a step with room for a draft costs clearly more, as was measured once.
     options: settings of one engine alone, see its page in docs.
     job: what the choice is made for; the default is a prompt of 256 tokens and an answer of 128.
     proposers: who drafts besides a draft model; the default looks the text's end up in the text before it, and copies
@@ -114,6 +118,7 @@ def load(
             max_context=max_context,
             threads=threads,
             exact=exact,
+            narrow=narrow,
             options=options or {},
             job=job,
             proposers=proposers,
@@ -150,7 +155,12 @@ def load_with(path: str | os.PathLike[str], options: LoadOptions, progress: Prog
         if why and options.length_policy is not None:
             options = replace(options, speculate=False, draft=None)
             warnings.warn(f"{target} is decoded without drafts: {why}", PilotfishWarning, stacklevel=3)
+        narrow = _narrow(options, weights, measured)
         named = isinstance(options.draft, NamedDraft)
+        if narrow and (isinstance(options.draft, DraftModel | SelfCopy)):
+            warnings.warn(_hardly_drafts(weights.info, measured), PilotfishWarning, stacklevel=3)
+        if named and narrow:
+            draft = None
         if named and draft is not None and pays_here(target, draft, weights.info) is False:
             draft = None
         if draft is not None and options.length_policy is not None:
@@ -158,7 +168,7 @@ def load_with(path: str | os.PathLike[str], options: LoadOptions, progress: Prog
             assistant, more = open_draft(target, read_tokenizer(opened), draft, beside, report, named=named)
             assistant = replace(assistant, cache=options.draft_cache)
             notes += more
-        model = _model(target, opened, weights, measured, assistant, options, choice)
+        model = _model(target, opened, weights, measured, assistant, options, narrow, choice)
     except AbilityError as error:
         told = with_way_out(error, weights.info, target)
         _close(weights, assistant)
@@ -199,6 +209,7 @@ def _model(
     measured: Calibration,
     assistant: DraftWeights | None,
     options: LoadOptions,
+    narrow: bool,
     choice: Choice,
 ) -> Model:
     """The model over opened weights. opened: what they were read from, which may have been made of the target."""
@@ -211,8 +222,9 @@ def _model(
         measured,
         draft=assistant,
         policy=options.length_policy,
-        proposers=_lookups(target, weights.info) if options.proposers is None else options.proposers,
+        proposers=_lookups(target, weights.info, narrow) if options.proposers is None else options.proposers,
         exact=options.exact,
+        narrow=narrow,
         self_draft=options.self_draft,
         cache=options.cache,
         quality=options.quality,
@@ -223,9 +235,10 @@ def _model(
     )
 
 
-def _lookups(target: ModelFile, info: ModelInfo) -> Sequence[Proposer]:
-    """Who drafts by default; with what is known of the model's own speech."""
-    return default_proposers(info, kept_speech(target, info.vocab_size))
+def _lookups(target: ModelFile, info: ModelInfo, narrow: bool) -> Sequence[Proposer]:
+    """Who drafts by default; with what is known of the own speech of a model that has one."""
+    speaks = not narrow and not target.is_encoder_decoder
+    return default_proposers(info, kept_speech(target, info.vocab_size) if speaks else None, narrow=narrow)
 
 
 def _no_drafts(info: ModelInfo, measured: Calibration, exact: bool) -> str:
@@ -241,6 +254,32 @@ def _no_drafts(info: ModelInfo, measured: Calibration, exact: bool) -> str:
             "one, would change the answer. exact=False (--no-exact) drafts all the same"
         )
     return ""
+
+
+def _narrow(options: LoadOptions, weights: Weights, measured: Calibration) -> bool:
+    """Whether steps where the text repeats nothing are one row wide. Raises OptionError where they cannot be.
+
+    The draft has no say in it: what is drafted would change the answer otherwise, if only by its last bits.
+    """
+    gated = options.cache is not None and options.quality is not None  # compares two caches, step by step
+    can = options.exact and weights.info.encoder is None and not gated and 1 in measured.curve.measured
+    if options.narrow and not can:
+        raise OptionError(
+            "narrow is True, but that is for exact answers of decoders, without quality=, on engines that run steps of "
+            "one row; leave it out."
+        )
+    if not can or options.narrow is False or measured.rows.rule().minimum == 1:
+        return False
+    return options.narrow or narrow_steps(weights, measured)
+
+
+def _hardly_drafts(info: ModelInfo, measured: Calibration) -> str:
+    """What is said to whoever gave a draft model where it has little to do."""
+    return (
+        f"on {info.engine} two rows take {measured.price_of_exactness:.2f} times as long as one here, so that this "
+        "model drafts only where the text repeats itself; narrow=False (--no-narrow) lets it draft everywhere, in "
+        "steps whose last bits may differ"
+    )
 
 
 def _explained(error: PilotfishError, target: ModelFile, info: ModelInfo) -> PilotfishError:

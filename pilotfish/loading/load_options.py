@@ -62,6 +62,7 @@ class LoadOptions:
     max_context: int | None = None
     threads: int | None = None
     exact: bool = True
+    narrow: bool | None = None
     options: Mapping[str, object] = field(default_factory=dict)
     job: Job | None = None
     proposers: Sequence[Proposer] | None = None
@@ -72,6 +73,10 @@ class LoadOptions:
             whole("max_context", self.max_context, 2)
         if self.speculate is False and isinstance(self.draft, DraftModel | SelfCopy):
             raise OptionError("a draft model is given together with speculate=False; drop one of the two.")
+        if self.narrow is not None and not self.exact:
+            raise OptionError(
+                "narrow is for exact answers, and exact is False, which runs steps of any width; drop one."
+            )
         if self.quality is not None:
             tried_policy(self.cache, self.self_draft)
 

@@ -60,6 +60,17 @@ def calibration(weights: Weights, report: Progress) -> Calibration:
     return measured
 
 
+def narrow_steps(weights: Weights, measured: Calibration) -> bool:
+    """Whether steps where a text repeats nothing are one row wide: decided once for these weights here, and kept even
+    if what was measured is not, since the last bits of the answers depend on it."""
+    kept = cache_dir() / "steps" / f"{facts_key(weights.info)}.json"
+    facts = read_json(kept)
+    if isinstance(facts, dict) and isinstance(facts.get("narrow"), bool):
+        return bool(facts["narrow"])
+    write_json_atomically(kept, {"narrow": measured.narrow_pays, "price": measured.price_of_exactness})
+    return measured.narrow_pays
+
+
 def token_seconds(weights: Weights, report: Progress) -> float:
     """Seconds of a step of one token, which is all that is asked of a draft: as remembered, or measured now."""
     known, kept = _known(weights), _facts_path(weights).with_suffix(".token.json")

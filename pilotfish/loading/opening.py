@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..backends.protocol import Backend
 from ..runtime.checks import shown
-from ..runtime.errors import ModelFileError, ModelNotFoundError, OptionError, UnsupportedModelError
+from ..runtime.errors import ModelFileError, ModelNotFoundError, OptionError, UnknownFamilyError, UnsupportedModelError
 from ..runtime.files.folder_model import FolderModel
 from ..runtime.files.manifest import MANIFEST_NAME
 from ..runtime.files.model_file import ModelFile
@@ -83,28 +84,44 @@ def resolve(path: str | os.PathLike[str], report: Progress | None = None) -> Mod
     try:
         found = Path(path).expanduser()
         if found.exists():
-            return open_model(found)
+            return opened(found)
     except (OSError, ValueError, RuntimeError) as error:  # too long, a zero byte, a user's home that is not there
         why = error.strerror if isinstance(error, OSError) else error
         raise ModelNotFoundError(f"{shown(name)} cannot be looked up: {why}.") from None
     from ..fetching import hub, ollama_store
-    from ..fetching.catalogue import CATALOGUE
-    from ..fetching.fetch import fetch  # needed for names only
+    from ..fetching.by_name import named_model
+    from ..fetching.catalogue import NAMES  # needed for names only
 
     if name.startswith(hub.PREFIX):
-        return open_model(hub.hub_model(name.removeprefix(hub.PREFIX), tell))
+        return opened(hub.hub_model(name.removeprefix(hub.PREFIX), tell))
     if name.startswith(ollama_store.PREFIX):
-        return open_model(ollama_store.ollama_model(name.removeprefix(ollama_store.PREFIX)))
-    if name in CATALOGUE:
-        return open_model(
-            fetch(name, progress=lambda done, total: tell(f"fetching {name}", done / total if total else 0.0))
-        )
-    close = difflib.get_close_matches(name, CATALOGUE, n=1, cutoff=0.5)
+        return opened(ollama_store.ollama_model(name.removeprefix(ollama_store.PREFIX)))
+    if name in NAMES:
+        return opened(named_model(name, tell))
+    close = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.5)
     hint = f" Did you mean {close[0]}?" if close else ""
     raise ModelNotFoundError(
-        f"there is no file or folder {name}, and no model of that name.{hint} Known names: {', '.join(CATALOGUE)}; "
+        f"there is no file or folder {name}, and no model of that name.{hint} Known names: {', '.join(NAMES)}; "
         f"{hub.PREFIX}ORG/NAME is one of the Hugging Face hub, {ollama_store.PREFIX}NAME one that Ollama has fetched."
     )
+
+
+def opened(path: Path) -> ModelFile:
+    """The model at a path, as open_model() finds it; of a family that has to be exported first the error says how."""
+    try:
+        return open_model(path)
+    except UnknownFamilyError as error:
+        from ..exporters.sources.encoder_decoder_families import ENCODER_DECODERS, NOT_YET
+
+        if error.family in NOT_YET:
+            why = NOT_YET[error.family]
+            raise UnsupportedModelError(f"{error} It cannot be exported either: not yet, because {why}.") from None
+        if error.family not in ENCODER_DECODERS:
+            raise
+        command = shlex.join(["pilotfish", "export", str(path), "-o", f"{path.name}-bundle"])
+        raise UnsupportedModelError(
+            f"{error} An encoder-decoder is exported once, and then opened: {command}"
+        ) from None
 
 
 def source_place(source: str | os.PathLike[str]) -> str | Path:
@@ -123,15 +140,19 @@ def source_place(source: str | os.PathLike[str]) -> str | Path:
 
 
 def source_folder(source: str | os.PathLike[str], report: Progress | None = None) -> Path:
-    """Where an export's or a comparison's source lies; a model of the hub is fetched. Raises OptionError, DownloadError
-    and ModelNotFoundError."""
+    """Where an export's or a comparison's source lies; a model of the catalogue or the hub is fetched. Raises
+    OptionError, DownloadError, CacheWriteError and ModelNotFoundError."""
+    from ..fetching.by_name import named_source
+    from ..fetching.catalogue import NAMES
     from ..fetching.hub import hub_folder
 
-    place = source_place(source)
+    place, tell = source_place(source), report or (lambda what, share: None)
     if isinstance(place, Path):
         return place
+    if place in NAMES:
+        return named_source(place, tell)
     require_hub_name(place)
-    return hub_folder(place, report or (lambda what, share: None))
+    return hub_folder(place, tell)
 
 
 def require_hub_name(name: str) -> None:

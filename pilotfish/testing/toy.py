@@ -38,12 +38,14 @@ _HEAD_DIM = 4
 class _Entry:
     position: int
     token: int
+    lone: bool = False  # written by a step of one row
 
 
 class ToyWeights:
     """Random but fixed logits.
 
-    row_noise: how far the logits of one-row steps are off those of wider ones.
+    row_noise: how far the logits of one-row steps are off those of wider ones; entries written by such steps change
+        what comes after them, too.
     encoder: makes it an encoder-decoder model, whose logits depend on every token of the source, too.
     copying: added there to the logit of the source's token at the place of the one to come: 0 copies nothing, 20 nearly
         everything.
@@ -69,6 +71,8 @@ class ToyWeights:
 
     def logits(self, visible: tuple[_Entry, ...], width: int, source: tuple[int, ...] = ()) -> Floats:
         words = [self.seed, *source, *(x for e in visible for x in (e.position, e.token))]
+        if self.row_noise:
+            words += [i for i, e in enumerate(visible) if e.lone]
         rng = np.random.default_rng(words)
         logits = rng.normal(0.0, self.scale, self.info.vocab_size).astype(np.float32)
         noise = rng.normal(0.0, self.row_noise, len(logits)).astype(np.float32)
@@ -137,7 +141,7 @@ class ToySession(DecoderOnly):
             parent = row - 1 if parents is None else (-1 if row == 0 else int(parents[row]))
             above = paths[parent] if parent >= 0 else base
             position = above[-1].position + 1 if parent >= 0 else start
-            entry = _Entry(position, int(token))
+            entry = _Entry(position, int(token), n == 1)
             paths.append((*above, entry))
             self.entries.append(entry)
         self.last_parents = list(range(-1, n - 1)) if parents is None else [-1, *(int(p) for p in parents[1:])]
@@ -239,16 +243,16 @@ class ToySession(DecoderOnly):
     def save(self) -> bytes:
         self._check_able("save")
         self._check_settled()
-        tokens = np.array([e.token for e in self.entries], dtype=np.int64)
-        return pack(self.info, self.positions, [tokens, np.array(self.source, dtype=np.int64)])
+        facts = np.array([(e.token, e.lone) for e in self.entries], dtype=np.int64).reshape(-1, 2)
+        return pack(self.info, self.positions, [facts, np.array(self.source, dtype=np.int64)])
 
     def restore(self, state: bytes) -> None:
         self._check_able("save")
         if self.closed:
             raise EngineError("the toy session is closed.")
-        positions, (tokens, source) = unpack(self.info, state, self.max_context)
+        positions, (facts, source) = unpack(self.info, state, self.max_context)
         self.source = tuple(source.tolist())
-        self.entries = [_Entry(int(p), int(t)) for p, t in zip(positions, tokens, strict=True)]
+        self.entries = [_Entry(int(p), int(t), bool(w)) for p, (t, w) in zip(positions, facts, strict=True)]
         self.last_parents = []
         self.unseen, self.attended_from = frozenset(), 0
 

@@ -68,10 +68,10 @@ def verify(
 
 
 def _bundle_place(folder: str | os.PathLike[str]) -> Path:
-    from ..fetching.catalogue import CATALOGUE
+    from ..fetching.catalogue import NAMES
 
     place = Path(folder).expanduser()
-    if str(folder) in CATALOGUE and not place.exists():
+    if str(folder) in NAMES and not place.exists():
         raise OptionError(
             f"{folder} is a model of the catalogue, and no bundle with answers of its source to compare with. Make one "
             f"and verify that: pilotfish export {folder} -o {folder}-bundle"

@@ -18,6 +18,7 @@ from ..sampling.finite import require_finite
 from ..sampling.sampling import Sampling
 from ..sampling.speculative_sampling import Verdict, verify, verify_greedy
 from ..speculation.controller import NO_DRAFT, Drafting, Proposal
+from ..speculation.repeats import Repeats
 
 
 class UpTo(int):
@@ -48,10 +49,12 @@ def generate(
     limits: Limits,
     rng: np.random.Generator,
     source: Tokens | Floats | None = None,
+    narrow: bool = False,
 ) -> Iterator[Round]:
     """Rounds of committed tokens, until a stop id, a limit or a cancel; the last one has a finish_reason.
 
     source: what an encoder-decoder model answers about; the prompt is what its answers begin with then.
+    narrow: steps where the text repeats nothing are one row wide and carry no draft, whoever drafts (see Repeats).
 
     Between rounds, and whenever the consumer stops early, the target's cache covers the context but its last token.
     Raises ContextFullError and OptionError before anything changes, and NotFiniteError for weights without an answer.
@@ -67,6 +70,7 @@ def generate(
     drafting.begin(target.n_seen)
     target.begin_answer(sampling, len(prompt))
     first = True
+    repeats = Repeats() if narrow else None
     while True:
         if limits.cancelled():
             yield CANCELLED
@@ -74,11 +78,12 @@ def generate(
         compress_s = _compress(target)
         began = time.perf_counter()
         proposal = NO_DRAFT
-        if proposers and not drafting.rests:
-            proposal = drafting.propose(proposers, committed[:n], _room(target, n, end))
+        wide = repeats is None or repeats.at_end(committed[:n])
+        if wide and proposers and not drafting.rests:
+            proposal = drafting.propose(proposers, committed[:n], _room(target, n, end), repeats)
         if n + len(proposal.draft) >= len(context):
             context, committed = _grown(context, min(end, 2 * len(context)))
-        step, width, verify_s = _forward(target, context[n - 1], proposal.draft)
+        step, width, verify_s = _forward(target, context[n - 1], proposal.draft, wide)
         try:
             if first:  # later steps are judged by their largest logit, but processors come before that
                 require_finite(step[:1], target.session.info)
@@ -95,14 +100,9 @@ def generate(
         if target.compares:
             target.committed(distributions[: len(tokens)] if distributions else [Distribution.point(x) for x in tokens])
         target.truncate(n - 1)  # forgets rejected drafts, spare rows and what lies behind a stop id
+        n_context, n_tokens = target.n_seen + 1, len(tokens)
         drafting.observe(
-            proposal,
-            verdict.rows,
-            width,
-            n_context=target.n_seen + 1,
-            n_tokens=len(tokens),
-            verify_s=verify_s,
-            began=began,
+            proposal, verdict.rows, width, n_context=n_context, n_tokens=n_tokens, verify_s=verify_s, began=began
         )
         round_s = time.perf_counter() - began + compress_s
         yield _round(proposal, tokens, len(verdict.rows), width, verify_s, round_s, reason)
@@ -182,13 +182,14 @@ def _room(target: CachedSequence, n: int, end: int) -> int:
     return room if ahead is None else min(room, ahead - 1)
 
 
-def _forward(target: CachedSequence, last: int, draft: Draft) -> tuple[Floats, int, float]:
+def _forward(target: CachedSequence, last: int, draft: Draft, wide: bool) -> tuple[Floats, int, float]:
     """Logits of the last committed token and the drafted ones, the width run, and the seconds it took.
 
-    The width is padded to one the row class allows; spare rows repeat a token and are forgotten afterwards.
+    The width of a wide step is padded to one the row class allows; spare rows repeat a token and are forgotten
+    afterwards.
     """
     n_rows = len(draft) + 1
-    width = target.rows.fit(n_rows)
+    width = target.rows.fit(n_rows) if wide else 1
     tokens = np.array([last] * width, dtype=np.int64)
     tokens[1:n_rows] = draft.tokens
     parents: Indices | None = None

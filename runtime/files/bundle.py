@@ -69,6 +69,10 @@ class Bundle(ModelFile):
         return self.manifest.context_length
 
     @property
+    def hears(self) -> bool:
+        return self.manifest.source_kind == "audio"
+
+    @property
     def is_encoder_decoder(self) -> bool:
         return bool(self.manifest.encoders)
 

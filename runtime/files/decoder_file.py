@@ -51,5 +51,9 @@ class DecoderFile(Protocol):
     def in_halves(self) -> bool:
         """Whether rows of q and k lie in halves even where the family's GGUF files have them in pairs."""
 
+    @property
+    def described_by(self) -> str:
+        """What says how many layers, heads and numbers there are, in words."""
+
     def called(self, tensor: str) -> str:
         """The name that this file has, or would have, for a tensor of that GGUF name."""

@@ -21,7 +21,7 @@ from .decoder_description import (
 )
 from .decoder_families import FAMILIES, Family, Windows
 from .decoder_file import DecoderFile
-from .gguf_numbers import Numbers
+from .gguf_numbers import Numbers, contradiction
 from .layer_sizes import cache_sources, layer_sizes, near_head_dim
 from .rotation import FACTORS, LONG, SHORT, Rotation, known_length, plain_rotation, read_rotation
 
@@ -62,7 +62,7 @@ def decoder_shape(file: DecoderFile) -> DecoderShape:
     if file.in_halves:
         family = replace(family, pairs=False)
     if "token_embd.weight" not in file.tensors:
-        raise ModelFileError(f"{file.path} has no tensor token_embd.weight.")
+        raise contradiction(file, f"there is no tensor {file.called('token_embd.weight')}")
     numbers = Numbers(file)
     shape = _read(numbers, family)
     _check_unread(numbers)
@@ -80,7 +80,7 @@ def _read(numbers: Numbers, family: Family) -> DecoderShape:
     n_layers = numbers.need("block_count", int)
     head_dim = numbers.get("attention.key_length", hidden // n_heads)
     if n_layers > len(file.tensors):
-        raise ModelFileError(f"{file.path} claims {n_layers} layers, but holds {len(file.tensors)} tensors.")
+        raise contradiction(file, f"it claims {n_layers} layers, but holds {len(file.tensors)} tensors")
     near_dim = near_head_dim(numbers, family, n_heads, head_dim)
     sizes = layer_sizes(numbers, family, n_layers, n_heads)
     if not numbers.flag("attention.causal", True):
@@ -217,11 +217,9 @@ def check_shapes(file: DecoderFile, expected: Mapping[str, tuple[int, ...]]) -> 
     for name, wanted in expected.items():
         tensor = file.tensors.get(name)
         if tensor is None:
-            raise ModelFileError(f"{file.path} has no tensor {file.called(name)}.")
+            raise contradiction(file, f"it has no tensor {file.called(name)}")
         if tensor.shape != wanted:
-            raise ModelFileError(
-                f"{file.path}: tensor {file.called(name)} has shape {tensor.shape}, but {wanted} was expected."
-            )
+            raise contradiction(file, f"tensor {file.called(name)} has shape {tensor.shape}, but {wanted} was expected")
 
 
 def _check_tensors(file: DecoderFile, s: DecoderShape) -> None:

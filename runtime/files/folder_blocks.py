@@ -149,7 +149,7 @@ def packed_tensor(name: str, parts: Mapping[str, SafeTensor], packing: Packing, 
         if columns % group or parts[part].shape != shape:
             raise ModelFileError(
                 f"{path}: tensor {name}.{part} has shape {parts[part].shape}, but {shape} was expected of groups of "
-                f"{group} columns."
+                f"{group} columns, which config.json says. Fetch or copy the model again."
             )
     block = min(group & -group, _LARGEST)  # the largest power of two that divides it
     if block < _SMALLEST:

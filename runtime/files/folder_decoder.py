@@ -73,6 +73,10 @@ class FolderDecoder:
     names: TensorNames = field(repr=False)
     in_halves: bool = True
 
+    @property
+    def described_by(self) -> str:
+        return "config.json"
+
     def called(self, tensor: str) -> str:
         return self.names.transformers(tensor) or tensor
 

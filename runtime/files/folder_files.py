@@ -13,7 +13,9 @@ from typing import Any
 
 import tokenizers
 
+from ..checks import shown
 from ..errors import ModelFileError, ModelNotFoundError, OptionError, UnsupportedModelError
+from ..lfs_pointer import refuse_pointer
 from ..text.library_tokenizer import read_tokenizer
 from ..text.tokenizer import Tokenizer
 
@@ -43,6 +45,7 @@ def json_object(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as error:
+        refuse_pointer(path)
         raise ModelFileError(f"{path} cannot be read as JSON: {error}. Fetch or copy it again.") from error
     if not isinstance(value, dict):
         raise ModelFileError(f"{path} does not hold a JSON object. Fetch or copy it again.")
@@ -83,7 +86,10 @@ def weight_files(path: Path) -> list[Path]:
             f"{_INDEX} that says which belong together. Fetch that file, or leave one model there, model.safetensors."
         )
     _require_fetched(path, "its weights")
-    if any(next(path.glob(pattern), None) for pattern in _PICKLED):
+    pickled = [file for pattern in _PICKLED for file in path.glob(pattern)]
+    for file in pickled:
+        refuse_pointer(file)
+    if pickled:
         raise UnsupportedModelError(
             f"{path} holds its weights as pickled files only, which run as programs when they are read. Where you "
             'trust them, transformers writes them anew: python -c "from transformers import AutoModelForCausalLM as M; '
@@ -100,7 +106,12 @@ def named_by(index: Path) -> list[Path]:
         raise ModelFileError(f"{index} has no weight_map. Fetch or copy it again.")
     names = sorted(set(places.values()))
     for name in names:
-        if name != Path(name).name or not (path / name).is_file():
+        if name != Path(name).name:
+            raise ModelFileError(
+                f"{index} points outside of the files beside it, to {shown(name)}, and no other is read for it. Fetch "
+                "the model anew, or put the file there and name it in the index without a folder."
+            )
+        if not (path / name).is_file():
             _require_fetched(path, name)
             raise ModelFileError(f"{index} names {name}, which is not there. Fetch the missing file.")
     return [path / name for name in names]
@@ -152,7 +163,7 @@ def with_ends(
     inner: tokenizers.Tokenizer, path: Path, settings: Mapping[str, Any], *, framed: bool = False
 ) -> Tokenizer:
     """The tokenizer, with what a folder says of its beginnings and ends. framed: tokens of the folder's own stand
-    around every text, the first of which may be a language."""
+    around every text, the first of which may be a language. Raises ModelFileError for an end that is no token of it."""
     said = json_object(path / "tokenizer_config.json")
     generation = json_object(path / "generation_config.json")
     plain = Tokenizer(inner)
@@ -160,7 +171,12 @@ def with_ends(
     ends = [_special_id(plain, said.get("eos_token"))]
     for found in (generation.get("eos_token_id"), settings.get("eos_token_id")):
         ends += found if isinstance(found, list) else [found]
-    whole = [end for end in ends if isinstance(end, int) and not isinstance(end, bool) and 0 <= end < plain.vocab_size]
+    whole = [end for end in ends if isinstance(end, int) and not isinstance(end, bool) and end >= 0]  # -1: none
+    if max(whole, default=-1) >= plain.vocab_size:
+        raise ModelFileError(
+            f"{path} ends answers at token {max(whole)} (eos_token_id), and its tokenizer has {plain.vocab_size} "
+            "tokens: they are of different models. Fetch or copy the tokenizer and the settings again."
+        )
     starts = None if framed else plain.starts_with
     if bos_id is None and starts is not None:
         bos_id = starts

@@ -8,6 +8,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from ..errors import ModelFileError
+from ..lfs_pointer import refuse_pointer
 from ..progress import Counted
 from ..storage import file_digest
 from ..text.tokenizer import Tokenizer
@@ -127,6 +128,7 @@ def _check_tokenizer(path: Path, rows: int) -> None:
         added = [int(token["id"]) for token in described.get("added_tokens") or ()]
         last = max([max(ids, default=-1), *added])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        refuse_pointer(path)
         raise ModelFileError(f"{path} is not a tokenizer.json: {error!r}. Fetch or copy it again.") from error
     if last >= rows or last + 1 < _OWN_ROWS * rows:
         raise ModelFileError(

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..errors import ModelFileError, UnsupportedModelError
+from ..errors import ModelFileError, UnknownFamilyError, UnsupportedModelError
 from .decoder_families import FAMILIES, SILENT
 
 N = TypeVar("N", int, float)
@@ -30,14 +29,14 @@ class Settings:
             found = {**kept, "model_type": _TEXT_PARTS[kind], **inner}
             kind = found["model_type"]
         if not isinstance(kind, str):
-            raise _unknown(kind, path)
+            raise _unnamed(path)
         self.kind = kind
         for name, family in FAMILIES.items():
             if family.folder is not None and kind in family.folder.silent:
                 self.architecture, self.family, self.folder = name, family, family.folder
                 break
         else:
-            raise _unknown(kind, path)
+            raise _unknown(kind, path, found.get("is_encoder_decoder") is True)
         self.all = found
         self._silent = {**SILENT, **self.folder.silent[self.kind]}
 
@@ -71,15 +70,18 @@ class Settings:
         )
 
 
-def _unknown(kind: object, path: Path) -> UnsupportedModelError:
+def _unnamed(path: Path) -> ModelFileError:
+    return ModelFileError(
+        f"{path / 'config.json'} does not say which family of models the folder holds (model_type). Fetch or copy it "
+        "again."
+    )
+
+
+def _unknown(kind: str, path: Path, reads_first: bool) -> UnknownFamilyError:
+    """reads_first: it has an encoder, and no engine here opens such a model that is not exported."""
     known = ", ".join(name for family in FAMILIES.values() if family.folder for name in family.folder.silent)
-    if not isinstance(kind, str):
-        said = "which does not say its family (model_type in config.json)"
-    else:
-        said = f"of the family {kind!r}"
-    command = shlex.join(["pilotfish", "export", str(path), "-o", f"{path.name}-bundle"])
-    return UnsupportedModelError(
-        f"{path} is a Hugging Face folder {said}; families that are opened are {known}. Others: {command} "
-        "  if it knows the family (encoder-decoders, for example), or a .gguf file of "
-        "the model."
+    way_out = "" if reads_first else " A .gguf file of the model may run on the llamacpp engine."
+    return UnknownFamilyError(
+        f"{path} is a Hugging Face folder of the family {kind!r}, and families that are opened are {known}.{way_out}",
+        kind,
     )

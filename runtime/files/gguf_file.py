@@ -20,6 +20,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 
 from ..errors import ModelFileError, ModelNotFoundError, UnsupportedModelError
+from ..lfs_pointer import refuse_pointer
 from .gguf_parts import gguf_parts
 
 _MAX_DIMS = 4
@@ -91,6 +92,10 @@ class GgufFile:
     def in_halves(self) -> bool:
         return False
 
+    @property
+    def described_by(self) -> str:
+        return "its metadata"
+
     def called(self, tensor: str) -> str:
         """The name of a tensor, which is that of GGUF."""
         return tensor
@@ -139,6 +144,7 @@ def _read_one(path: Path) -> GgufFile:
             if begins == b"GGUF" and facts.st_size < 24:
                 raise ModelFileError(f"{path} is truncated: it ends in its header. Fetch it again.")
             if begins != b"GGUF":
+                refuse_pointer(path)
                 raise ModelFileError(f"{path} is not a GGUF file (it does not begin with GGUF); check what it is.")
             view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     except FileNotFoundError:

@@ -86,3 +86,11 @@ class Numbers:
     def _wrong(self, key: str, what: str) -> ModelFileError:
         value = self.file.metadata.get(self._prefix + key)
         return ModelFileError(f"{self.file.path}: {self._prefix}{key} is {value!r:.60}, but must be {what}.")
+
+
+def contradiction(file: DecoderFile, what: str) -> ModelFileError:
+    """The error for a file, or a folder, whose settings and tensors do not belong together."""
+    return ModelFileError(
+        f"{file.path} does not fit {file.described_by}: {what}. Some of it is damaged, or another model's: fetch or "
+        "copy all of it again."
+    )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ..errors import ModelFileError, UnsupportedModelError
+from ..errors import UnsupportedModelError
 from .decoder_families import Family
-from .gguf_numbers import Numbers
+from .gguf_numbers import Numbers, contradiction
 
 _LENGTHS = {"attention.value_length": "values"}
 _NEAR_LENGTHS = {
@@ -23,7 +23,7 @@ def near_head_dim(numbers: Numbers, family: Family, n_heads: int, head_dim: int)
         near = dict.fromkeys(_NEAR_LENGTHS, near_dim)
     for length in (head_dim, near_dim):
         if not 2 <= length <= _LONGEST_HEAD:
-            raise ModelFileError(f"{path}: {n_heads} heads of {length} numbers are no heads.")
+            raise contradiction(numbers.file, f"{n_heads} heads of {length} numbers are no heads")
     for key, expected in {**dict.fromkeys(_LENGTHS, head_dim), **near}.items():
         length, what = numbers.get(key, expected), {**_LENGTHS, **_NEAR_LENGTHS}[key]
         if length != expected:
@@ -40,7 +40,7 @@ def layer_sizes(numbers: Numbers, family: Family, n_layers: int, n_heads: int) -
     ffn_sizes = numbers.each("feed_forward_length", n_layers)
     for n in set(kv_heads):
         if n_heads % n:
-            raise ModelFileError(f"{file.path}: {n_heads} heads cannot share {n} key-value heads evenly.")
+            raise contradiction(file, f"{n_heads} heads cannot share {n} key-value heads evenly")
     if not family.uneven and (len(set(kv_heads)) > 1 or len(set(ffn_sizes)) > 1):
         raise UnsupportedModelError(
             f"{file.path} has layers of different sizes (attention.head_count_kv, feed_forward_length), which is not "
@@ -54,7 +54,7 @@ def cache_sources(numbers: Numbers, sliding: list[bool]) -> list[int | None]:
     key, n_layers = "attention.shared_kv_layers", len(sliding)
     first = n_layers - (numbers.optional(key, int) or 0)
     if first < 1:
-        raise ModelFileError(f"{numbers.file.path}: all {n_layers} layers share keys and values ({key}).")
+        raise contradiction(numbers.file, f"all {n_layers} layers share keys and values ({key})")
     found: list[int | None] = [None] * first
     for i in range(first, n_layers):
         source = next((j for j in reversed(range(first)) if sliding[j] == sliding[i]), None)

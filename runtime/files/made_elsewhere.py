@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ModelFileError, ModelNotFoundError
+from ..lfs_pointer import refuse_pointer
 from ..storage import file_digest
 from ..text.tokenizer import Tokenizer
 from .folder_files import chat_template_in, json_object, tokenizer_in
-from .generation_settings import Generating, checked_settings, numbers, said_by
+from .generation_settings import Generating, checked_settings, said_by
 from .model_file import ModelFile
 
 _LENGTHS = ("max_position_embeddings", "n_positions", "seq_length")
@@ -99,9 +100,12 @@ class MadeElsewhere(ModelFile):
 
     @property
     def weight_files(self) -> tuple[Path, ...]:
-        """The graph, and the files beside it that hold its weights."""
+        """The graph, and the files beside it that hold its weights. Raises ModelFileError for a Git LFS pointer."""
         beside = sorted(self.graph.parent.glob(f"{self.graph.name}*"))  # model.onnx.data, model.onnx_data_1
-        return tuple(path for path in beside if path.is_file())
+        files = tuple(path for path in beside if path.is_file())
+        for file in files:
+            refuse_pointer(file)
+        return files
 
     @cached_property
     def digest(self) -> str:
@@ -122,12 +126,9 @@ class MadeElsewhere(ModelFile):
 
     def _read_tokenizer(self) -> Tokenizer:
         tokenizer, vocab_size = tokenizer_in(self.path, self.settings), self.size("vocab_size")
-        said = (*numbers(self.settings.get("eos_token_id")), *numbers(self.said_of_generating().get("eos_token_id")))
-        end = max((token for token in said if isinstance(token, int)), default=0)
-        if tokenizer.plain_size > vocab_size or end >= max(tokenizer.vocab_size, 1):
-            ends = f", and an end of answers at token {end}" if end >= tokenizer.vocab_size else ""
+        if tokenizer.plain_size > vocab_size:
             raise ModelFileError(
                 f"{self.path / 'tokenizer.json'} is not this model's: it has {tokenizer.vocab_size} tokens, and the "
-                f"model {vocab_size}{ends}. Put the tokenizer there that the model was trained with."
+                f"model {vocab_size}. Put the tokenizer there that the model was trained with."
             )
         return tokenizer

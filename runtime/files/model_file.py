@@ -52,6 +52,11 @@ class ModelFile(ABC):
     def is_encoder_decoder(self) -> bool: ...
 
     @property
+    def hears(self) -> bool:
+        """Whether its source is a recording."""
+        return False
+
+    @property
     @abstractmethod
     def chat_template(self) -> str | None:
         """The jinja2 text."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import ModelFileError, ModelNotFoundError, OptionError, UnsupportedModelError
+from ..lfs_pointer import refuse_pointer
 from .bundle import Bundle, open_bundle
 from .folder_files import has_weights, json_object
 from .folder_model import FolderModel
@@ -29,6 +30,7 @@ def open_model(path: Path) -> ModelFile:
     """
     if path.is_file():
         if path.suffix.lower() != ".gguf" and not is_gguf(path):
+            refuse_pointer(path)
             raise ModelFileError(f"{path} is not a .gguf file; give one, or a folder with a model or a catalogue name.")
         return GgufModel(gguf_parts(path)[0])
     if path.is_dir():
@@ -76,6 +78,7 @@ def _in_folder(folder: Path) -> ModelFile:
         raise OptionError(f"{folder} holds {len(models)} .gguf files; name one: {', '.join(m.name for m in models)}.")
     made = _made_elsewhere(folder)
     if made is not None:
+        made.weight_files  # noqa: B018  # which looks at them
         return made
     graphs = sorted(path.name for path in (*folder.glob("*.onnx"), *folder.glob("*.ort")))
     if (folder / "config.json").exists() and not graphs:

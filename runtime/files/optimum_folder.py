@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from .onnx_folder import DecoderNames, OnnxFolder
 
 GRAPHS = ("model.onnx", "decoder_model_merged.onnx", "decoder_with_past_model.onnx")  # by optimum's age, newest first
+PLACES = ("", "onnx")  # below the folder
 
 
 class OptimumFolder(OnnxFolder):
@@ -38,10 +40,18 @@ def optimum_graph(folder: Path) -> Path | None:
 
     The hub's ONNX repositories keep graphs in a folder of their own.
     """
-    for place in (folder, folder / "onnx"):
-        found = sorted(path for path in place.glob("*.onnx") if path.is_file())
-        named = {path.name: path for path in found}
-        known = [named[name] for name in GRAPHS if name in named]
+    found = optimum_graph_among(
+        [path.relative_to(folder).as_posix() for place in PLACES for path in (folder / place).glob("*.onnx")]
+    )
+    return None if found is None else folder / found
+
+
+def optimum_graph_among(names: Iterable[str]) -> str | None:
+    """The same of the names of a folder's files."""
+    graphs = sorted(name for name in names if name.endswith(".onnx"))
+    for place in PLACES:
+        found = {name.rpartition("/")[2]: name for name in graphs if name.rpartition("/")[0] == place}
+        known = [found[name] for name in GRAPHS if name in found]
         if known or len(found) == 1:
-            return (known or found)[0]
+            return (known or [*found.values()])[0]
     return None

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ModelFileError, ModelNotFoundError, UnsupportedModelError
+from ..lfs_pointer import refuse_pointer
 
 _MAX_HEADER = 100_000_000  # bytes, as the format's own library has it
 _FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
@@ -25,7 +26,6 @@ _KINDS = {
     **_FLOATS,
     **{"I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1"},
 }
-_LFS = b"version https://git-lfs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +93,7 @@ def read_safetensors(path: Path) -> Mapping[str, SafeTensor]:
     try:
         with path.open("rb") as file:
             size = path.stat().st_size
-            if file.read(len(_LFS)) == _LFS:
-                raise ModelFileError(f"{path} is a pointer of Git LFS and no weights. Fetch them with: git lfs pull")
+            refuse_pointer(path)
             if size <= 8:
                 raise _damaged(path, "it ends before its header")
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

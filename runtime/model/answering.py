@@ -32,7 +32,7 @@ from .stream import Making
 class Answering:
     """One answer after another, over the caches of one model; whoever asks for pieces has the turn.
 
-    drafts: False is plain decoding.
+    drafts: False is plain decoding. narrow: as for loop.generate().
     explain: words the errors for weights without an answer, and for an ability that is missing.
     """
 
@@ -46,13 +46,15 @@ class Answering:
         *,
         info: ModelInfo,
         exact: bool,
+        narrow: bool,
         drafts: bool,
         explain: Callable[[PilotfishError], PilotfishError],
     ) -> None:
         self.sequence = sequence
         self._tokenizer = tokenizer
         self._drafters, self._drafting, self._rules = drafters, drafting, rules
-        self._info, self._exact, self._drafts = info, exact, drafts
+        self.lookups = drafters.lookups  # who drafts besides a model
+        self._info, self._exact, self._drafts, self._narrow = info, exact, drafts, narrow
         self._explain = explain
 
     def pieces(self, making: Making, asked: Request) -> Iterator[str]:
@@ -153,6 +155,7 @@ class Answering:
             proposers=self._drafters.of(task, sampling, seeds[1]) if self._drafts else (),
             limits=asked.limits,
             rng=np.random.default_rng(seeds[0]),
+            narrow=self._narrow,
         )
 
     def _search(self, asked: Request, task: Task, beams: Beams) -> Iterator[Round]:

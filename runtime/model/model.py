@@ -44,7 +44,8 @@ class Model:
     cache: compresses the target's cache whenever it is full, and its size is the policy's then; None keeps everything.
     quality: the agreement with the full cache at which that of `cache` takes its place; without `cache`, what the
         size of self_draft's cache holds.
-    exact: stay in one row class, so that plain and speculative text are the same bits by construction.
+    exact: the row class of a step follows from the text alone, so that drafts change no bit, by construction.
+    narrow: it is that of one row where the text repeats nothing; else that of wider steps throughout.
     rules: the model's own: tokens that no answer holds, and its settings for generating.
     explain: words the errors for weights whose logits are no numbers, and for abilities that their engine lacks.
     """
@@ -60,6 +61,7 @@ class Model:
         policy: DraftLengthPolicy | None = None,
         proposers: Sequence[Proposer] | None = None,
         exact: bool = True,
+        narrow: bool = False,
         self_draft: CachePolicy | None = None,
         cache: CachePolicy | None = None,
         quality: float | None = None,
@@ -69,13 +71,9 @@ class Model:
         explain: Callable[[PilotfishError], PilotfishError] = lambda error: error,
     ) -> None:
         self.choice = choice  # why this engine: what was tried, where anything was
-        self.tokenizer = tokenizer
-        self.template = template
-        self.calibration = calibration
-        self.exact = exact
-        self.policy = policy
-        self.cache = cache
-        self.quality = quality
+        self.tokenizer, self.template, self.calibration = tokenizer, template, calibration
+        self.exact, self.narrow = exact, exact and narrow
+        self.policy, self.cache, self.quality = policy, cache, quality
         self._target = target
         self._draft = draft
         self._rules = rules or Rules()
@@ -90,6 +88,7 @@ class Model:
             policy=policy,
             proposers=proposers,
             exact=exact,
+            narrow=self.narrow,
             self_draft=self_draft,
             cache=cache,
             quality=quality,
@@ -97,7 +96,7 @@ class Model:
             rules=self._rules,
             explain=explain,
         )
-        self._sequence = self._answering.sequence
+        self._sequence, self.lookups = self._answering.sequence, self._answering.lookups
         drafts = self._answering.drafts_with_model
         self._requests = Requests(
             tokenizer, template, self._rules, target.info, drafts=drafts, compressed=cache is not None
@@ -128,6 +127,7 @@ class Model:
             policy=policy,
             proposers=proposers,
             exact=self.exact if exact is None else exact,
+            narrow=self.narrow,
             self_draft=self._self_draft if draft else None,
             cache=self.cache,
             quality=self.quality if self.cache is not None or drafts_itself else None,

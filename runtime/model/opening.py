@@ -28,6 +28,7 @@ def open_answering(
     policy: DraftLengthPolicy | None,
     proposers: Sequence[Proposer] | None,
     exact: bool,
+    narrow: bool,
     self_draft: CachePolicy | None,
     cache: CachePolicy | None,
     quality: float | None,
@@ -42,7 +43,7 @@ def open_answering(
     sequence = open_sequence(
         target, rows, cache=cache, self_draft=drafts_itself, quality=quality, max_context=max_context
     )
-    drafters = Drafters(sequence, target, tokenizer, proposers, draft if drafts else None, drafts_itself)
+    drafters = Drafters(sequence, target, tokenizer, proposers, draft if drafts else None, drafts_itself, narrow)
     token_s = {SelfDraft.name: calibration.curve.seconds(1)}
     if draft is not None:
         token_s[DraftModel.name] = draft.token_s
@@ -54,6 +55,7 @@ def open_answering(
         rules,
         info=target.info,
         exact=exact,
+        narrow=narrow,
         drafts=drafts,
         explain=explain,
     )

@@ -125,9 +125,9 @@ class Rules:
         """So many beams, weighed as the settings say. Raises OptionError."""
         return Beams(size, self.generation.length_penalty, self.generation.early_stopping)
 
-    def asked(self, task: Task, options: AnswerOptions, hears: bool) -> Task:
-        """The task as the request wants it. hears: the source is a recording. Raises OptionError for what the model
-        cannot be asked for, with what it can."""
+    def require_known(self, options: AnswerOptions, hears: bool) -> None:
+        """Raise OptionError for what the model cannot be asked for, with what it can. hears: its source is a
+        recording."""
         said = self.generation
         for name, wanted, there in (
             ("language", options.language, said.languages),
@@ -139,9 +139,14 @@ class Rules:
         if hears:
             if options.source_language is not None:
                 raise OptionError("a recording's own language is asked for by language alone; drop source_language.")
-            return self._listening(task, options)
-        if options.timestamps:
+        elif options.timestamps:
             raise OptionError("timestamps are asked of models that listen, and this one reads text; drop them.")
+
+    def asked(self, task: Task, options: AnswerOptions, hears: bool) -> Task:
+        """The task as the request wants it. hears: the source is a recording. Raises what require_known() raises."""
+        self.require_known(options, hears)
+        if hears:
+            return self._listening(task, options)
         if options.source_language is not None:
             task = replace(task, source=self._from_language(task.words, options.source_language))
         return task if options.language is None else self._in_language(task, options.language)

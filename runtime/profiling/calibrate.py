@@ -23,7 +23,7 @@ from .cost_curve import (
     CostCurve,
     slower_than_wider,
 )
-from .row_classes import PROBED_WIDTHS, RowClasses, RowRule, classify, widest_of
+from .row_classes import PROBED_WIDTHS, RowClasses, RowRule, classify, narrow_pays, widest_of
 
 _N_TOGETHER = 8  # rows of the wider step whose first row is looked at
 
@@ -40,6 +40,12 @@ class Calibration:
     def price_of_exactness(self) -> float:
         """Time of the narrowest step of the class in use, over the engine's bare single-row step; 1.2 is 20 % more."""
         return self.curve.seconds(self.rows.rule().minimum) / self.curve.seconds(1)
+
+    @property
+    def narrow_pays(self) -> bool:
+        """Whether text that repeats nothing is better said in steps of one row than in the narrowest of the class."""
+        one, narrowest = self.curve.seconds(1), self.curve.seconds(self.rows.rule().minimum)
+        return narrow_pays(one, narrowest, self.curve.switch)
 
 
 def calibrate(session: Session, widths: tuple[int, ...] = PROBED_WIDTHS) -> Calibration:

@@ -15,6 +15,8 @@ import numpy as np
 
 from ..interfaces import Floats, ModelInfo, Tokens
 
+_DEAR = 1.15  # times a step of one row: below that, a guess in every step brings more than narrow steps save
+_TINY_S = 2e-3
 MAX_WIDTH = 33  # widest decode step: 32 drafts and the row before them
 PROBED_WIDTHS = (1, 2, 3, 4, 5, 8, 9, 16, 17, 32, 33)
 
@@ -95,6 +97,15 @@ class RowClasses:
             if low in best and high in best:
                 widths.update(range(low, high))
         return RowRule(tuple(sorted(widths)), trees=False)
+
+
+def narrow_pays(one_s: float | None, narrowest_s: float | None, switch_s: float) -> bool:
+    """Whether steps of one row are so much cheaper than the narrowest with room for a draft that text which repeats
+    nothing is better said in them. Not of tiny models, where other things take the time, nor where a change of width
+    costs all that is saved, nor on an engine that runs no such steps."""
+    if one_s is None or narrowest_s is None or one_s < _TINY_S:
+        return False
+    return narrowest_s >= _DEAR * one_s and narrowest_s - one_s > switch_s
 
 
 def widest_of(info: ModelInfo) -> int:

@@ -13,6 +13,7 @@ from ..profiling.cost_curve import CostCurve
 from ..profiling.row_classes import RowRule
 from .acceptance_rate import Acceptance, chain_chances, conditional, path_chances
 from .proposer_record import ProposerRecord
+from .repeats import Repeats
 
 _CHEAP_LOOKUP = 1.0  # plain steps: a lookup whose whole call takes less is asked first and judged by its draft,
 _CHEAP_MODEL = 0.1  # and so is a model that drafts token by token
@@ -94,9 +95,14 @@ class Drafting:
         """Whether nobody is to be asked in this round."""
         return self._round < self._rests_until
 
-    def propose(self, proposers: tuple[Proposer, ...], context: Tokens, max_tokens: int) -> Proposal:
+    def propose(
+        self, proposers: tuple[Proposer, ...], context: Tokens, max_tokens: int, repeats: Repeats | None = None
+    ) -> Proposal:
         """The draft of this round: the best of the cheap proposers' drafts, or a more expensive proposer's where that
-        promises more, cut to the length that pays. Tokens beyond it only fill rows that the row class costs anyway."""
+        promises more, cut to the length that pays. Tokens beyond it only fill rows that the row class costs anyway.
+
+        repeats: drafts end where the text repeats nothing, and none is sampled: to cut one by its tokens is a bias.
+        """
         began = time.perf_counter()
         k_max = min(max_tokens, self.rows.maximum - 1)
         if self.policy.plain_every is not None and self._since_plain >= self.policy.plain_every:
@@ -119,7 +125,7 @@ class Drafting:
                 if k == 0 or (self.policy.value(forecast, k) <= best_value and forecast.idle < _STALE):
                     record.passed_over(time.perf_counter() - thought, self._round, plain_s)
                     continue
-            draft, value = self._ask(proposer, record, context, k, plain_s)
+            draft, value = self._ask(proposer, record, context, k, plain_s, repeats)
             if not len(draft):
                 continue
             drawn = draft.distributions is not None
@@ -147,7 +153,8 @@ class Drafting:
         began: time.perf_counter() at the beginning of the round.
         """
         seconds = time.perf_counter() - began
-        self._account(proposal, width, n_tokens, verify_s)
+        if width >= self._minimum:  # a narrower step is what plain decoding takes there, too
+            self._account(proposal, width, n_tokens, verify_s)
         self.costs.observe(width, n_context, verify_s)
         self.policy.observe(n_tokens, seconds)
         self._count_switches(width)
@@ -225,12 +232,20 @@ class Drafting:
         return kept, self.policy.value(forecast, k), saved
 
     def _ask(
-        self, proposer: Proposer, record: ProposerRecord, context: Tokens, k: int, plain_s: float
+        self,
+        proposer: Proposer,
+        record: ProposerRecord,
+        context: Tokens,
+        k: int,
+        plain_s: float,
+        repeats: Repeats | None,
     ) -> tuple[Draft, float]:
         """The part of its draft of up to k tokens that pays, and what a round with it is worth."""
         began = time.perf_counter()
         budget: Budget = _RoundBudget(k, self, record, [])
         draft = proposer.propose(context, budget)
+        if repeats is not None and len(draft):
+            draft = _repeating(draft, context, repeats)
         record.observe_time(len(draft), time.perf_counter() - began, plain_s)
         kept, value, saved_s = self._cut(draft, record) if len(draft) else (EMPTY_DRAFT, -math.inf, 0.0)
         record.observe_asking(max(saved_s, 0.0), time.perf_counter() - began, plain_s)
@@ -244,3 +259,10 @@ class Drafting:
             cheap = _CHEAP_MODEL if name in self._token_s else _CHEAP_LOOKUP
             self._records[name] = ProposerRecord(token_s, token_s, cheap, Acceptance())
         return self._records[name]
+
+
+def _repeating(draft: Draft, context: Tokens, repeats: Repeats) -> Draft:
+    """The part of a draft in which the text goes on to repeat itself."""
+    if draft.distributions is not None or draft.parents is not None:
+        return EMPTY_DRAFT
+    return draft.head(repeats.reach(context, draft.tokens))

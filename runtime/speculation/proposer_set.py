@@ -35,11 +35,13 @@ class Drafters:
         lookups: Sequence[Proposer] | None,
         draft: DraftWeights | None,
         self_draft: CachePolicy | None,
+        narrow: bool = False,
     ) -> None:
         """Raises OptionError for a draft model that does not fit, AbilityError for a copy that cannot be had."""
         self._sequence = sequence
         self._vocab_size = target.info.vocab_size
-        self._lookups: tuple[Proposer, ...] = default_proposers(target.info) if lookups is None else several(lookups)
+        self.lookups: tuple[Proposer, ...]
+        self.lookups = default_proposers(target.info, narrow=narrow) if lookups is None else several(lookups)
         self._draft: CachedSequence | None = None
         self._translation: Translation | None = None
         if draft is not None:
@@ -69,7 +71,7 @@ class Drafters:
         """Who drafts for one answer."""
         words, start = task.words, len(task.context)
         found = [
-            p.reading(words, start) if words is not None and isinstance(p, SourceReader) else p for p in self._lookups
+            p.reading(words, start) if words is not None and isinstance(p, SourceReader) else p for p in self.lookups
         ]
         rng = np.random.default_rng(seed)
         if self._copy is not None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import tokenizers
 
 from ..errors import ModelFileError, ModelNotFoundError
+from ..lfs_pointer import refuse_pointer
 from .token_bytes import marked
 
 
@@ -19,6 +20,7 @@ def read_tokenizer(path: Path) -> tokenizers.Tokenizer:
     except FileNotFoundError:
         raise ModelNotFoundError(f"there is no file {path}.") from None
     except Exception as error:  # the library raises plain Exception for whatever is wrong with the text
+        refuse_pointer(path)
         raise ModelFileError(f"{path} is not a tokenizer.json: {error}.") from error
 
 

@@ -56,7 +56,10 @@ class Tokenizer:
         self.vocab_size = n_tokens if self._names is None else self._names.end
         for i in (*eos_ids, *([] if bos_id is None else [bos_id])):
             if not 0 <= i < self.vocab_size:
-                raise ModelFileError(f"token id {i} is named as special, but the vocabulary ends at {self.vocab_size}.")
+                raise ModelFileError(
+                    f"token id {i} is named as special, but the vocabulary ends at {self.vocab_size}. Fetch or copy "
+                    "the model again."
+                )
         self.bos_id = bos_id
         self.eos_id = eos_ids[0] if eos_ids else None
         self.eos_ids = ends_among({token.content: i for i, token in self._added.items()}, eos_ids)

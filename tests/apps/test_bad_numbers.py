@@ -60,12 +60,28 @@ def command_lines(tiny: Path) -> dict[str, list[str]]:
         ],
         "bench curve": [model, "--engines", "onnx", "--context", "8", "--repeats", "1", "--threads", "1"],
         "bench engines": [model, "--engines", "onnx", "--prompts", "1", *tokens, "--threads", "1"],
+        "bench peers": [model, "--peers", "pilotfish", "--sets", "code", "--per-set", "1", *tokens, *quick],
         "bench cache": [model, "--length", "96", "--needle-lengths", "", "--keys", "0", "--policy", "sinks", *quick],
         "bench long": [model, "--times", "", "--max-context", "512", "--segment", "32", *quick],
         "draft check": [model, model, "--engine", "onnx", "--threads", "1", "--tokens", "2", "--per-set", "1"],
         "draft make": [model, "-o", "made", "--threads", "1"],
         "draft speech": [model, "--tokens", "2", *quick],
     }
+
+
+class InstantWorker:
+    """A worker of `bench peers` that starts no process: what a number does to one is told apart from its own tests."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def ask(self, message: dict[str, Any]) -> dict[str, Any]:
+        if "open" in message:
+            return {"opened": "1", "seconds": 0.0}
+        return {"answer": {"tokens": [1, 2], "seconds": 2.0, "first_s": 1.0, "n_first": 1}}
+
+    def close(self) -> None:
+        pass
 
 
 BESIDE = {  # options that mean something beside others only
@@ -119,6 +135,7 @@ def test_an_option_takes_a_number_or_says_in_one_line_why_not(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("pilotfish.apps.bench.peers.measure.Worker", InstantWorker)
     command = dict(commands(typer.main.get_command(cli.app)))[name]
     for option in numeric(command):
         longest = max(option.opts, key=len)

@@ -133,7 +133,7 @@ def test_doctor_tries_the_engines_on_a_model(tiny: Path, pilotfish: Run) -> None
     assert facts["instruction_sets"] and facts["choice"]["job"] == {
         "prompt_tokens": 30,
         "new_tokens": 20,
-        "acceptance": 0.5,
+        "acceptance": None,
     }
     onnx = next(t for t in facts["choice"]["trials"] if t["engine"] == "onnx")
     assert onnx["usable"] and onnx["canary_error"] < 0.2 and onnx["job_s"] > 0 and set(onnx["step_s"]) == set("1248")
@@ -318,7 +318,7 @@ def test_foreign_truncated_and_empty_files(tiny: Path, tmp_path: Path, pilotfish
     assert pilotfish("run", other, "hi", "-n", 4).code == 0
     refused(pilotfish("run", tmp_path / "nowhere", "hi"), "no file or folder")
     (tmp_path / "hf").mkdir()
-    (tmp_path / "hf" / "config.json").write_text("{}")
+    (tmp_path / "hf" / "config.json").write_text('{"model_type": "bloom"}')
     refused(pilotfish("run", tmp_path / "hf", "hi"), "Hugging Face folder", ".gguf")
 
 
@@ -415,7 +415,20 @@ def test_a_draft_with_nothing_in_common_names_the_first_difference(
     other = tiny_gguf(tmp_path / "other.gguf")
     other.write_bytes(other.read_bytes().replace(b"<|endoftext|>", b"<|endofwork|>"))
     outcome = pilotfish("run", tiny, "hi", "--draft", other)
-    refused(outcome, "cannot draft", "token 269 is '<|endoftext|>'", "'<|endofwork|>'", "share 0 of 1")
+    refused(
+        outcome, "cannot draft", "token 269 is '<|endoftext|>'", "'<|endofwork|>'", "share 0 of 1", "no draft (--plain)"
+    )
+    assert "draft=None" not in outcome.err
+
+
+def test_what_a_model_cannot_be_asked_for_is_refused_before_it_is_measured(
+    tiny: Path, pilotfish: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pilotfish.loading.load.load_with", lambda *_: pytest.fail("it was loaded"))
+    refused(pilotfish("run", tiny, "hi", "--language", "fr"), "no token for the language 'fr'; it has none")
+    refused(pilotfish("run", tiny, "hi", "--source-language", "fr"), "source language 'fr'")
+    refused(pilotfish("run", tiny, "hi", "--task", "translate"), "no token for the task 'translate'")
+    refused(pilotfish("run", tiny, "hi", "--timestamps"), "timestamps are asked of models that listen")
 
 
 def test_missing_engine_names_the_command(tiny: Path, pilotfish: Run, monkeypatch: pytest.MonkeyPatch) -> None:

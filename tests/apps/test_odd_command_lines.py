@@ -138,6 +138,7 @@ def test_a_place_that_cannot_be_written_is_found_out_first(tiny: Path, refused: 
     for line in (
         ("bench", "run", tiny, "--out", "/proc/pilotfish/out"),
         ("bench", "curve", tiny, "--out", "/proc/pilotfish"),
+        ("bench", "peers", tiny, "--out", "/proc/pilotfish"),
         ("bench", "cache", tiny, "--out", "/proc/pilotfish"),
         ("bench", "long", tiny, "--out", "/proc/pilotfish"),
         ("chat", tiny, "--resume", "/proc/pilotfish.chat"),
@@ -191,7 +192,15 @@ def test_chat_and_benchmarks_check_before_a_model_is_opened(tiny: Path, refused:
 
 
 def test_a_model_that_is_no_name_and_no_path(refused: Said, tmp_path: Path) -> None:
-    for command in (("run",), ("chat",), ("inspect",), ("doctor",), ("bench", "run"), ("draft", "check", "")):
+    for command in (
+        ("run",),
+        ("chat",),
+        ("inspect",),
+        ("doctor",),
+        ("bench", "run"),
+        ("bench", "peers"),
+        ("draft", "check", ""),
+    ):
         assert "is empty" in refused(*command, "", *(["hi"] if command == ("run",) else [])), command
     assert "name is empty" in refused("run", "  ", "hi")
     assert "File name too long" in refused("run", LONG, "hi")

@@ -109,6 +109,8 @@ def test_every_long_command_tells_how_far_it_is(tiny: Path, tmp_path: Path, pilo
     talk = tmp_path / "talk"
     bench_run = ("bench", "run", tiny, "--sets", "code", "--per-set", 1, "--tokens", 2, "--repeats", 1)
     bench_curve = ("bench", "curve", tiny, "--engines", "onnx", "--context", 8, "--repeats", 1)
+    few = ("--sets", "code", "--per-set", 1, "--tokens", 2, "--repeats", 1)
+    bench_peers = ("bench", "peers", tiny, "--peers", "pilotfish", "--engine", "onnx", *few)
     bench_long = ("bench", "long", tiny, "--max-context", 640, "--segment", 64, "--times", 2, "--depths", 2)
     for outcome, said in (
         (pilotfish("run", tiny, long, "-n", 2), "reading the prompt: "),
@@ -117,6 +119,7 @@ def test_every_long_command_tells_how_far_it_is(tiny: Path, tmp_path: Path, pilo
         (pilotfish("doctor", tiny, "--again"), "trying onnx on cpu, "),
         (pilotfish(*bench_run), "measuring: "),
         (pilotfish(*bench_curve), "measuring: "),
+        (pilotfish(*bench_peers), "opening peers: "),
         (pilotfish(*bench_long), "finding a number in "),
     ):
         assert outcome.code == 0 and said in outcome.err and LINE.search(outcome.err), outcome.err

@@ -13,9 +13,10 @@ import pytest
 from pilotfish.apps import demo, doctor, draft, export, inspection, terminal
 from pilotfish.apps.bench import cache_report as bench_cache_report
 from pilotfish.apps.bench import curve as bench_curve
-from pilotfish.apps.bench import engines as bench_peers
+from pilotfish.apps.bench import engines as bench_engines
 from pilotfish.apps.bench import long as bench_long
 from pilotfish.apps.bench import run as bench
+from pilotfish.apps.bench.peers import report as bench_peers_report
 from pilotfish.runtime.profiling.engine_trial import Choice, EngineTrial, Job
 from pilotfish.testing.tiny_models import tiny_gguf
 
@@ -56,7 +57,19 @@ def show_engines() -> None:
     rows: list[dict[str, object]] = [
         {"engine": name, **dict.fromkeys(keys, 0.123), "same_text": 15, "texts": 15} for name in LONG
     ]
-    bench_peers._show({**MACHINE, "new_tokens": 96, "repeats": 3}, rows)
+    bench_engines._show({**MACHINE, "new_tokens": 96, "repeats": 3}, rows)
+
+
+def show_peers() -> None:
+    numbers = ("tokens_per_s", "times_fastest", "lowest_times_fastest", "ratio_of_means", "tokens_per_step", "first_s")
+    row: dict[str, Any] = {**dict.fromkeys(numbers, 12.345), "ceiling_times_fastest": 1.23, "joules_per_token": 1.2}
+    names = ("openvino-genai draft dynamic", "llama-cpp-python lookup")
+    rows = {name: {**row, "same_text": 10} for name in names}
+    peer = {"state": "ran", "version": LONG[0], "load_s": 12.3, "peak_bytes": 5 << 30}
+    peers = {names[0]: peer, names[1]: {**peer, "state": "failed: its process died of SIGKILL", "peak_bytes": None}}
+    facts = {**MACHINE, "instruction_sets": ["avx2", "fma"], "threads": 2, "new_tokens": 96, "repeats": 3}
+    sets = {"reasoning": {"prompts": 10, "fastest_plain": names[1], "rows": rows}}
+    bench_peers_report.show({**facts, "temperature": 0.7, "seed": 1, "peers": peers, "sets": sets})
 
 
 def show_cache() -> None:
@@ -138,6 +151,7 @@ TABLES: dict[str, Callable[[], None]] = {
     "bench curve": show_curve,
     "bench run": show_run,
     "bench engines": show_engines,
+    "bench peers": show_peers,
     "bench cache": show_cache,
     "bench long": show_long,
     "demo": show_demo,

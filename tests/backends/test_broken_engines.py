@@ -12,9 +12,9 @@ import pytest
 from command_line import Run, own_cache, pilotfish, refused, tiny
 
 from pilotfish import backends
-from pilotfish.apps.bench.genai_peer import OpenVinoGenAi
-from pilotfish.apps.bench.llamacpp_peer import LlamaCpp
-from pilotfish.apps.bench.onnx_peer import OnnxRuntime
+from pilotfish.apps.bench.bare_genai import OpenVinoGenAi
+from pilotfish.apps.bench.bare_llamacpp import LlamaCpp
+from pilotfish.apps.bench.bare_onnx import OnnxRuntime
 from pilotfish.backends.common import packages
 from pilotfish.backends.llamacpp import backend as llamacpp
 from pilotfish.backends.llamacpp.probe import Verdict

@@ -76,6 +76,7 @@ def test_the_command(tiny: Path) -> None:
 
 def test_an_encoder_decoder_has_no_speech_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PILOTFISH_CACHE", str(tmp_path))
+    monkeypatch.setattr(speech, "load", lambda *a, **k: pytest.fail("refused before it is loaded and measured"))
     with pytest.raises(OptionError, match="answers about a source"):
         learn_speech(Path(pilotfish.__file__).parents[1] / "apps/demos/correct", n_tokens=5, threads=1)
 

@@ -13,6 +13,7 @@ from tiny_families import save_tiny
 
 from pilotfish.exporters.open_source import open_source
 from pilotfish.exporting.export import export
+from pilotfish.fetching import by_name
 from pilotfish.loading.load import load
 from pilotfish.runtime.errors import ModelFileError, OptionError, UnsupportedModelError
 from pilotfish.runtime.files.bundle import open_bundle
@@ -59,6 +60,20 @@ def test_what_was_exported_is_loaded_and_answers(tmp_path: Path) -> None:
         assert len(plain) > 1 and model.generate(text, max_new_tokens=12).token_ids == plain
 
 
+def test_a_name_of_the_catalogue_is_exported_and_opened_by_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = save_encoder_decoder("flan", tmp_path / "source")
+    fetched: list[str] = []
+    monkeypatch.setattr(by_name, "hub_folder", lambda name, report: fetched.append(name) or source)
+    with pytest.raises(UnsupportedModelError, match="pilotfish export flan-t5-small -o flan-t5-small-bundle"):
+        load("flan-t5-small")
+    export("flan-t5-small", tmp_path / "out", to=("onnx",), weights="int8")
+    assert set(fetched) == {"google/flan-t5-small"}
+    with load(tmp_path / "out", engine="onnx", threads=1) as model:
+        assert model.generate("the pilot fish", max_new_tokens=4).token_ids
+
+
 def test_what_cannot_be_exported_is_refused_before(tmp_path: Path) -> None:
     source, out = save_encoder_decoder("bart", tmp_path / "source"), tmp_path / "out"
     for target in ("gguf", "ort"):
@@ -68,7 +83,7 @@ def test_what_cannot_be_exported_is_refused_before(tmp_path: Path) -> None:
         export(source, out, to=("onnx",), draft=save_tiny("llama", tmp_path / "draft"))
     config = json.loads((source / "config.json").read_text())
     for change, error in (
-        ({"model_type": "led"}, "'led'.*Families that are: .*marian"),
+        ({"model_type": "led"}, "'led'.*attends in blocks.*Families that can be exported: .*marian"),
         ({"quantization_config": {"bits": 4}}, "quantized already"),
         ({"is_encoder_decoder": False}, "one half of a bart"),
     ):

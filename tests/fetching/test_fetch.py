@@ -19,8 +19,9 @@ import pytest
 
 from pilotfish.fetching import fetch as fetching
 from pilotfish.fetching import wheels
-from pilotfish.fetching.catalogue import CATALOGUE, CatalogueModel, HubFile, Wheel
+from pilotfish.fetching.catalogue import CATALOGUE, NAMES, ON_HUB, SURE, CatalogueModel, HubFile, Wheel
 from pilotfish.fetching.fetch import fetch, model_path
+from pilotfish.fetching.hub import is_hub_name
 from pilotfish.fetching.wheels import Location
 from pilotfish.runtime.errors import CacheWriteError, DownloadError, ModelNotFoundError
 
@@ -346,3 +347,7 @@ def test_the_catalogue_is_sound() -> None:
         assert entry.wheels or entry.hub
         assert entry.file == Path(entry.file).name
     assert len({entry.file for entry in CATALOGUE.values()}) == len(CATALOGUE)
+    assert len({*NAMES}) == len(NAMES) == len(CATALOGUE) + len(ON_HUB) and SURE in CATALOGUE
+    for name, found in ON_HUB.items():
+        assert name == found.name and found.megabytes > 0 and found.license
+        assert is_hub_name(found.repository) and (found.filename is None or found.filename.endswith(".gguf"))

@@ -10,17 +10,23 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from family_files import random_family
 from folders import folder_of as save_folder
+from foreign_folders import optimum_folder
 
+import pilotfish
+from pilotfish.fetching.catalogue import ON_HUB
 from pilotfish.fetching.hub import chosen_files, folder_files, runnable_folders, weights_and_settings
+from pilotfish.fetching.reach import seconds_to_fetch
 from pilotfish.runtime.errors import ModelNotFoundError, OptionError
 from pilotfish.testing.tiny_models import tiny_gguf
 
 pytest.importorskip("huggingface_hub")
+pytest.importorskip("onnxruntime")
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 QUANTS = ["m-Q4_K_M.gguf", "m-Q8_0.gguf", "mmproj-m-f16.gguf", "README.md"]
 SPLIT = ["q/m-00001-of-00002.gguf", "q/m-00002-of-00002.gguf"]
@@ -67,6 +73,18 @@ def test_several_and_none_are_told() -> None:
         chosen_files(["model.safetensors"], "Q4_0", "org/name")
 
 
+def optimum_repository(place: Path) -> dict[str, bytes]:
+    """What the hub's ONNX repositories hold: settings, and a folder of graphs, the weights of one of them beside it."""
+    import onnx
+
+    folder = optimum_folder(tiny_gguf(place / "m.gguf", quant="F32", seed=10), place / "f")
+    (folder / "onnx").mkdir()
+    graph = onnx.load(folder / "model.onnx")
+    onnx.save(graph, folder / "onnx" / "model.onnx", save_as_external_data=True, location="model.onnx_data")
+    (folder / "model.onnx").rename(folder / "onnx" / "model_q4.onnx")
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a hub: a GGUF file beside its README, a folder of safetensors that says nothing, one that can be
@@ -76,11 +94,17 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     content = tiny_gguf(tmp_path_factory.mktemp("made") / "m.gguf", seed=10).read_bytes()
     held = {
         "org/tiny": {"m-Q4_0.gguf": content, "README.md": b"# Tiny"},
-        "org/folder": {"config.json": b"{}", "model.safetensors": bytes(16)},
+        "org/folder": {
+            "config.json": b'{"model_type": "t5", "is_encoder_decoder": true}',
+            "model.safetensors": bytes(16),
+        },
         "org/whole": {file.name: file.read_bytes() for file in whole.iterdir()} | {"consolidated.safetensors": b"x"},
+        "org/optimum": optimum_repository(tmp_path_factory.mktemp("optimum")),
+        "Qwen/Qwen3-0.6B-GGUF": {"Qwen3-0.6B-Q8_0.gguf": content, "README.md": b"# Qwen3"},
+        "google/flan-t5-small": {"config.json": b"{}", "model.safetensors": bytes(16), "pytorch_model.bin": b"x"},
         "org/ir": {
             "config.json": b"{}",
-            "openvino_model.xml": b"<net/>",
+            "openvino_model.xml": b'<net version="11"/>',
             "openvino_model.bin": b"",
             "openvino_detokenizer.bin": b"",
             "model.safetensors": bytes(16),
@@ -103,8 +127,8 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
                 files = [{"rfilename": file} for file in held[name]]
                 body = json.dumps({"id": name, "sha": COMMIT, "siblings": files}).encode()
                 headers = {"Content-Type": "application/json"}
-            elif parts[2:3] == ["resolve"] and parts[-1] in held.get("/".join(parts[:2]), {}):
-                body = held["/".join(parts[:2])][parts[-1]]
+            elif parts[2:3] == ["resolve"] and (file := "/".join(parts[4:])) in held.get("/".join(parts[:2]), {}):
+                body = held["/".join(parts[:2])][file]
                 headers = {"ETag": f'"{hashlib.sha256(body).hexdigest()}"', "X-Repo-Commit": COMMIT}
             else:
                 self.send_response(404)
@@ -183,6 +207,38 @@ def test_an_ir_is_fetched_with_its_weights_and_nothing_else_that_is_large(hub: s
     assert resolved("hf:org/ir", tmp_path, "http://127.0.0.1:9") == str(place)
 
 
+def test_a_name_of_the_catalogue_is_fetched_once_and_found_without_a_network(hub: str, tmp_path: Path) -> None:
+    nowhere = "http://127.0.0.1:9"
+    lacking = resolved("qwen3-0.6b", tmp_path, nowhere)
+    assert lacking.startswith("DownloadError qwen3-0.6b: hf:Qwen/Qwen3-0.6B-GGUF cannot be fetched")
+    assert lacking.endswith("What needs no hub is smollm2-135m, which comes from the package index.")
+    first = resolved("qwen3-0.6b", tmp_path, hub, "progress")
+    assert first.endswith(f"/snapshots/{COMMIT}/Qwen3-0.6B-Q8_0.gguf") and Path(first).read_bytes()[:4] == b"GGUF"
+    assert resolved("qwen3-0.6b", tmp_path, nowhere) == first == resolved("hf:Qwen/Qwen3-0.6B-GGUF", tmp_path, hub)
+    assert resolved("qwen3-0.6b", tmp_path, nowhere, "source") == first  # also what an export is made of
+
+
+def test_an_encoder_decoder_of_the_catalogue_is_exported_first(hub: str, tmp_path: Path) -> None:
+    said = resolved("flan-t5-small", tmp_path, hub)
+    assert said.startswith("UnsupportedModelError") and "pilotfish export flan-t5-small -o flan-t5-small-bundle" in said
+    found = Path(resolved("flan-t5-small", tmp_path, hub, "source"))
+    assert sorted(path.name for path in found.iterdir()) == ["config.json", "model.safetensors"]
+    assert resolved("whisper-tiny.en", tmp_path, hub, "source").startswith("DownloadError whisper-tiny.en: hf:openai/")
+
+
+def test_how_long_a_file_would_take_is_known_in_a_moment(hub: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    entry = ON_HUB["qwen3-0.6b"]
+    monkeypatch.setattr(constants, "ENDPOINT", hub)
+    found = seconds_to_fetch(entry, patience_s=60.0)
+    assert found is not None and found > 0
+    assert seconds_to_fetch(replace(entry, megabytes=entry.megabytes * 10_000), patience_s=60.0) > found  # type: ignore[operator]
+    assert seconds_to_fetch(ON_HUB["phi-4-mini"], patience_s=60.0) is None  # which this hub does not have
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert seconds_to_fetch(entry) is None
+
+
 def test_what_cannot_be_had_is_one_line(hub: str, tmp_path: Path) -> None:
     assert resolved("hf:org/none", tmp_path, hub).startswith("DownloadError hf:org/none cannot be fetched")
     assert resolved("hf:org/tiny:Q8_0", tmp_path, hub).startswith(
@@ -190,6 +246,28 @@ def test_what_cannot_be_had_is_one_line(hub: str, tmp_path: Path) -> None:
     )
     for odd in ("hf:", "hf:tiny", "hf:a/b/c", "hf:../x", "hf:org/:Q4"):
         assert "is no name on the hub" in resolved(odd, tmp_path, hub)
+
+
+def test_a_decoder_that_optimum_exported_is_fetched_and_runs(hub: str, tmp_path: Path) -> None:
+    said = resolved("hf:org/optimum", tmp_path, hub, "progress")
+    place = Path(said)
+    assert place.is_dir(), said
+    held = {path.relative_to(place).as_posix() for path in place.rglob("*") if path.is_file()}
+    assert {"config.json", "tokenizer.json", "onnx/model.onnx", "onnx/model.onnx_data"} <= held
+    assert "onnx/model_q4.onnx" not in held
+    assert resolved("hf:org/optimum", tmp_path, "http://127.0.0.1:9") == str(place)
+    with pilotfish.load(place, "onnx", threads=1) as model:
+        assert model.generate("hello the sea", raw=True, max_new_tokens=4).token_ids
+
+
+def test_a_graph_is_fetched_where_it_is_what_would_be_opened() -> None:
+    graphs = ["onnx/model.onnx", "onnx/model.onnx_data", "onnx/model.onnx_data_1", "onnx/model_q4.onnx"]
+    told = ["config.json", "tokenizer.json"]
+    assert set(folder_files([*told, *graphs], "")) == {*told, *graphs[:3]}
+    assert set(folder_files([*told, "model.safetensors", *graphs], "")) == {*told, "model.safetensors"}
+    assert set(folder_files([*told, "decoder_model_merged.onnx"], "")) == {*told, "decoder_model_merged.onnx"}
+    of_two = [*told, "onnx/decoder_model_merged.onnx", "onnx/encoder_model.onnx"]
+    assert set(folder_files(of_two, "")) == {*told}  # which is exported from its weights
 
 
 def test_a_folder_of_weights_says_how_to_open_it(hub: str, tmp_path: Path) -> None:

@@ -170,16 +170,27 @@ def flat_curve() -> CostCurve:
     return CostCurve(widths, 2e-3 + 1e-5 * widths)
 
 
-def run(rng: LazyRng, sampling: Sampling, proposers: str, policy: str, rows: RowRule, n_tokens: int) -> tuple[int, ...]:
+def run(
+    rng: LazyRng,
+    sampling: Sampling,
+    proposers: str,
+    policy: str,
+    rows: RowRule,
+    n_tokens: int,
+    *,
+    narrow: bool = False,
+    row_noise: float = 0.0,
+) -> tuple[int, ...]:
     made = PROPOSERS[proposers](rng, sampling)
     rounds = generate(
-        CachedSequence(ToyWeights(V).session(), rows),
+        CachedSequence(ToyWeights(V, row_noise=row_noise).session(), rows),
         PROMPT,
         sampling=sampling,
         drafting=Drafting(POLICIES[policy](), flat_curve(), rows),
         proposers=made,
         limits=Limits(max_new_tokens=n_tokens),
         rng=rng,  # type: ignore[arg-type]
+        narrow=narrow,
     )
     return tuple(t for r in rounds for t in r.tokens)
 

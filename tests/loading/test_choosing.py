@@ -22,7 +22,7 @@ from pilotfish.runtime.files.model_file import ModelFile
 from pilotfish.runtime.files.open_model import open_model
 from pilotfish.runtime.interfaces import Session, Step, Weights, as_tokens
 from pilotfish.runtime.profiling.canary import Canary, canary_error, make_canary
-from pilotfish.runtime.profiling.engine_trial import Choice, EngineTrial, Job
+from pilotfish.runtime.profiling.engine_trial import KINDS, Choice, EngineTrial, Job, TextKind
 from pilotfish.testing.tiny_models import tiny_gguf
 
 
@@ -311,17 +311,38 @@ def test_the_draft_may_run_on_another_engine(path: Path, monkeypatch: pytest.Mon
 
 
 def test_expected_seconds_of_a_job() -> None:
-    trial = EngineTrial("a", "1", "cpu", 1, {1: 1.0, 2: 1.2, 4: 2.0, 8: 6.0}, 0.01, 0.0, ((1,), (2, 4, 8)), 0.0)
+    trial = EngineTrial("a", "1", "cpu", 1, {1: 1.0, 2: 1.14, 4: 2.0, 8: 6.0}, 0.01, 0.0, ((1,), (2, 4, 8)), 0.0)
     assert trial.seconds(Job(100, 10, 0.0), exact=False) == pytest.approx(1.0 + 10 * 1.0)
-    assert trial.seconds(Job(100, 10, 0.0)) == pytest.approx(1.0 + 10 * 1.2)  # one row is of another class
-    assert trial.seconds(Job(1, 10, 0.5)) == pytest.approx(0.01 + 10 * 1.2 / 1.5)
+    assert trial.seconds(Job(100, 10, 0.0)) == pytest.approx(1.0 + 10 * 1.14)  # one row is of another class
+    assert trial.seconds(Job(1, 10, 0.5)) == pytest.approx(0.01 + 10 * 1.14 / 1.5)
     assert trial.seconds(Job(1, 10, 0.9)) == pytest.approx(0.01 + 10 * 2.0 / (1 + 0.9 + 0.81 + 0.729))
     slow_to_switch = replace(trial, switch_s=0.5)
-    assert slow_to_switch.seconds(Job(1, 10, 0.9)) == pytest.approx(0.01 + 10 * 1.2 / 1.9)
+    assert slow_to_switch.seconds(Job(1, 10, 0.9)) == pytest.approx(0.01 + 10 * 1.14 / 1.9)
     for bad in (Job, lambda: Job(-1), lambda: Job(0, 10), lambda: Job(10, 0), lambda: Job(acceptance=1.0)):
         if bad is not Job:
             with pytest.raises(OptionError):
                 bad()
+
+
+def test_expected_seconds_of_texts() -> None:
+    chat, code, copy = KINDS
+    dear = EngineTrial("a", "1", "cpu", 1, {1: 1.0, 2: 1.2, 4: 2.0, 8: 6.0}, 0.0, 0.0, ((1,), (2, 4, 8)), 0.0)
+    cheap = replace(dear, step_s={1: 1.0, 2: 1.1, 4: 2.0, 8: 6.0})
+    narrow = dear.token_s(TextKind("new", 0.0, 0.9, 0.13))
+    assert narrow == 1.0  # where nothing repeats, a step of one row and no draft
+    assert cheap.token_s(TextKind("new", 0.0, 0.9, 0.13)) == pytest.approx(1.1 / 1.13)  # else a guess in a spare row
+    assert dear.token_s(TextKind("old", 1.0, 0.9, 0.13)) == pytest.approx(2.0 / (1 + 0.9 + 0.81 + 0.729))
+    assert dear.token_s(chat) > dear.token_s(code) > dear.token_s(copy)
+    mean = (dear.token_s(chat) + dear.token_s(code) + dear.token_s(copy)) / 3
+    assert dear.seconds(Job(1, 10)) == pytest.approx(10 * mean)
+
+
+def test_a_faster_step_wins_chat_though_wide_steps_cost_it_more() -> None:
+    """With half of all drafts right, the engine with cheap wide steps would be chosen."""
+    plain = EngineTrial("a", "1", "cpu", 1, {1: 1.0, 2: 1.7, 4: 3.2}, 0.0, 0.0, ((1, 2, 4),), 0.0)
+    wide = EngineTrial("b", "1", "cpu", 1, {1: 1.3, 2: 1.4, 4: 2.6}, 0.0, 0.0, ((1,), (2, 4)), 0.0)
+    assert plain.token_s(KINDS[0]) < wide.token_s(KINDS[0])
+    assert plain.seconds(Job(1, 10, 0.5)) > wide.seconds(Job(1, 10, 0.5))
 
 
 def test_unusable_trials_come_last() -> None:

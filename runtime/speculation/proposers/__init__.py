@@ -11,10 +11,13 @@ from .suffix import Suffix
 __all__ = ["DraftModel", "NGram", "SelfDraft", "SourceCopy", "Suffix", "default_proposers"]
 
 
-def default_proposers(info: ModelInfo, speech: NGramTable | None = None) -> tuple[Proposer, ...]:
+def default_proposers(
+    info: ModelInfo, speech: NGramTable | None = None, *, narrow: bool = False
+) -> tuple[Proposer, ...]:
     """Who drafts for a model of this kind, at next to no cost, unless somebody else is named.
 
-    speech: what is known of what the model says.
+    speech: what is known of what the model says. narrow: only where the text repeats itself, which the text says best.
     """
-    copies = info.encoder is not None and info.encoder.source_kind == "text"  # of a sound nothing can be copied
-    return (SourceCopy(),) if copies else (Suffix(), NGram(speech))
+    if info.encoder is not None and info.encoder.source_kind == "text":  # of a sound nothing can be copied
+        return (SourceCopy(),)
+    return (Suffix(),) if narrow else (Suffix(), NGram(speech))

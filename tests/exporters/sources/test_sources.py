@@ -136,7 +136,7 @@ def test_the_digest_is_of_weights_and_configuration(folder: Path, tmp_path: Path
 
 
 def test_ends_and_beginnings(folder: Path) -> None:
-    settings(folder, "generation_config.json", eos_token_id=[4, 2, 9999, True])
+    settings(folder, "generation_config.json", eos_token_id=[4, 2, -1, True])
     settings(folder, "tokenizer_config.json", add_bos_token=False)
     source = open_source(folder)
     assert (source.eos_ids, source.add_bos) == ((2, 4), False)
@@ -221,13 +221,23 @@ def replaced(name: str, content: bytes) -> Callable[[Path], None]:
     return lambda folder: (folder / name).write_bytes(content) and None
 
 
+def pickled_pointer(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(POINTER)
+
+
 def pickled_only(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
 
 
 @pytest.mark.parametrize(
     ("damage", "error", "message"),
     [
+        (pickled_pointer, ModelFileError, "pytorch_model.bin is a Git LFS pointer"),
+        (replaced("tokenizer.json", POINTER), ModelFileError, "tokenizer.json is a Git LFS pointer"),
         (lambda folder: (folder / "config.json").unlink(), ModelNotFoundError, r"has no config\.json"),
         (replaced("config.json", b"{"), ModelFileError, "cannot be read as JSON"),
         (replaced("config.json", b"[" * 100_000), ModelFileError, "cannot be read as JSON"),
@@ -244,7 +254,7 @@ def pickled_only(folder: Path) -> None:
         (
             replaced("model.safetensors.index.json", b'{"weight_map": {"a": "../model.safetensors"}}'),
             ModelFileError,
-            "which is not there",
+            "points outside of the files beside it",
         ),
     ],
 )

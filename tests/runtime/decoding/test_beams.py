@@ -29,9 +29,9 @@ SOURCE = as_tokens([1, 2, 0, 2])
 START = as_tokens([2, 0])
 
 
-def toy(**options: Any) -> CachedSequence:
+def toy(rows: RowRule = ANY_WIDTH, **options: Any) -> CachedSequence:
     made = ToyWeights(3, encoder=EncoderInfo(decoder_start=(2, 0)), **options).session()
-    sequence = CachedSequence(made)  # type: ignore[arg-type]
+    sequence = CachedSequence(made, rows)  # type: ignore[arg-type]
     sequence.encode(SOURCE)
     sequence.cover(START[:-1])
     return sequence
@@ -96,8 +96,7 @@ def scored(model: Any, text: str, tokens: tuple[int, ...]) -> Iterator[tuple[int
 
 
 def test_beams_stay_in_the_row_class() -> None:
-    narrow, wide = (toy(row_noise=0.5) for _ in range(2))
-    wide.rows = RowRule((2, 3, 4))
+    narrow, wide = toy(row_noise=0.5), toy(RowRule((2, 3, 4)), row_noise=0.5)
     ours = beam_search(wide, START, Beams(3), 6, frozenset({1}))
     quiet = beam_search(toy(), START, Beams(3), 6, frozenset({1}))
     noisy = beam_search(narrow, START, Beams(3), 6, frozenset({1}))

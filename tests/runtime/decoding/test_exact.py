@@ -47,6 +47,24 @@ def test_output_distribution_in_a_class_of_wide_steps(proposers: str) -> None:
     assert total_variation(distribution, target_distribution(ToyWeights(V), SETTINGS["plain"], 3)) <= 1e-12
 
 
+@pytest.mark.parametrize("policy", ["fixed", "renewal"])
+@pytest.mark.parametrize("proposers", ["suffix", "n-grams", "draft model", "both", "one-hot tree", "wrong"])
+@pytest.mark.parametrize("settings", ["plain", "greedy"])
+def test_steps_of_one_row_where_nothing_repeats_change_no_distribution(
+    settings: str, proposers: str, policy: str
+) -> None:
+    """The toy remembers which of its entries a one-row step has written: a draft that moves one is seen."""
+    sampling, rows = SETTINGS[settings], RowRule((2, 3, 4), trees=False)
+
+    def answer(rng: LazyRng, who: str, narrow: bool) -> tuple[int, ...]:
+        return run(rng, sampling, who, policy, rows, 3, narrow=narrow, row_noise=0.7)
+
+    plain = distribution_of(lambda rng: answer(rng, "none", True))
+    assert total_variation(distribution_of(lambda rng: answer(rng, proposers, True)), plain) <= 1e-12
+    if settings != "greedy":
+        assert total_variation(distribution_of(lambda rng: answer(rng, "none", False)), plain) > 0.05
+
+
 def test_dropping_a_sampled_token_for_its_own_probability_would_be_seen() -> None:
     """The trap of value-dependent truncation: this harness must be able to fail."""
     p, q = Distribution(np.array([0.5, 0.3, 0.2])), Distribution(np.array([0.2, 0.3, 0.5]))

@@ -15,6 +15,9 @@ from folders import floats_of, folder_of, settings_of, write_safetensors
 from tiers import quick
 
 from pilotfish.backends import get
+from pilotfish.exporters.sources.encoder_decoder_families import NOT_YET
+from pilotfish.exporters.sources.families import text_settings
+from pilotfish.loading.opening import resolve
 from pilotfish.runtime.errors import (
     ModelFileError,
     ModelNotFoundError,
@@ -236,6 +239,25 @@ def cut_short(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1000])
 
 
+def not_fetched(name: str) -> Callable[[Path], None]:
+    """A file that Git LFS has left its pointer for."""
+
+    def change(folder: Path) -> None:
+        if name == "pytorch_model.bin":
+            (folder / "model.safetensors").unlink()
+        (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+
+    return change
+
+
+def index_to(place: str) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        (folder / "model.safetensors").rename(folder.parent / "model.safetensors")
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": place}}))
+
+    return change
+
+
 def two_models(folder: Path) -> None:
     whole = (folder / "model.safetensors").read_bytes()
     split(folder)
@@ -292,6 +314,12 @@ ODD: list[tuple[Callable[[Path], None], type[PilotfishError], str]] = [
     (one_shard_missing, ModelFileError, r"names model-00002-of-00002\.safetensors, which is not there"),
     (still_fetched, ModelFileError, r"still being fetched.*model-00002-of-00002\.safetensors is not whole"),
     (cut_short, ModelFileError, r"model\.safetensors is truncated or damaged, or still being fetched"),
+    *(
+        (not_fetched(name), ModelFileError, rf"{name} is a Git LFS pointer.*git lfs pull.*hf:ORG/NAME")
+        for name in ("model.safetensors", "tokenizer.json", "pytorch_model.bin", "config.json")
+    ),
+    (index_to("../model.safetensors"), ModelFileError, r"points outside of the files beside it, to '\.\./model"),
+    (index_to("/etc/model.safetensors"), ModelFileError, r"points outside of the files beside it, to '/etc/model"),
     (two_models, OptionError, r"holds two models, model\.safetensors and the one that"),
     (two_files, OptionError, r"2 safetensors files \(a\.safetensors, b\.safetensors\)"),
     (beside_a_gguf, OptionError, r"holds two models, x\.gguf and one in safetensors"),
@@ -303,11 +331,15 @@ ODD: list[tuple[Callable[[Path], None], type[PilotfishError], str]] = [
     (tokens(400), ModelFileError, r"tokenizer\.json has 400 tokens, and the weights beside it have rows for 272"),
     (tokens(100), ModelFileError, r"tokenizer\.json has 100 tokens, and the weights beside it have rows for 272"),
     (changed(vocab_size=300), ModelFileError, r"says vocab_size = 300, and model\.embed_tokens\.weight has 272 rows"),
-    (changed(num_attention_heads=8), ModelFileError, r"o_proj\.weight has shape \(64, 128\), but \(64, 256\)"),
+    (
+        changed(num_attention_heads=8),
+        ModelFileError,
+        r"not fit config\.json: .* has shape \(64, 128\), but \(64, 256\).*again",
+    ),
     (changed(num_key_value_heads=4), ModelFileError, r"k_proj\.weight has shape"),
-    (changed(num_key_value_heads=3), ModelFileError, "cannot share 3 key-value heads"),
+    (changed(num_key_value_heads=3), ModelFileError, r"not fit config\.json: .*cannot share 3 key-value heads"),
     (changed(hidden_size=128), ModelFileError, r"has shape \(64,\), but \(128,\) was expected|has shape"),
-    (changed(num_hidden_layers=4), ModelFileError, r"has no tensor model\.layers\.3\."),
+    (changed(num_hidden_layers=4), ModelFileError, r"not fit config\.json: it has no tensor model\.layers\.3\..*again"),
     (changed(num_hidden_layers=2), UnsupportedModelError, r"has the tensor model\.layers\.2\..* would ignore"),
     (changed(num_hidden_layers=-1), ModelFileError, "num_hidden_layers is -1"),
     (without("num_attention_heads"), ModelFileError, "num_attention_heads is None"),
@@ -317,8 +349,12 @@ ODD: list[tuple[Callable[[Path], None], type[PilotfishError], str]] = [
     (changed(rope_parameters={"rope_type": "yarn", "factor": "4"}), ModelFileError, "factor is '4'"),
     (changed(rope_scaling=[4]), ModelFileError, r"rope_scaling is \[4\]"),
     (changed(hidden_act="relu"), UnsupportedModelError, "its activation is 'relu'"),
-    (changed(model_type="bloom"), UnsupportedModelError, r"of the family 'bloom'; .* qwen3, .*pilotfish export .*gguf"),
-    (changed(model_type="t5"), UnsupportedModelError, "of the family 't5'.*encoder-decoders"),
+    (
+        changed(model_type="bloom"),
+        UnsupportedModelError,
+        r"of the family 'bloom', .* qwen3, .*\.gguf file of the model",
+    ),
+    (without("model_type"), ModelFileError, r"does not say which family .*model_type"),
     (lambda folder: (folder / "config.json").write_text("[]") and None, ModelFileError, "not hold a JSON object"),
     (lacking("model.norm.weight"), ModelFileError, r"has no tensor model\.norm\.weight"),
     (lacking("model.embed_tokens.weight"), ModelFileError, r"has no tensor model\.embed_tokens\.weight"),
@@ -337,6 +373,43 @@ def test_what_is_odd_is_said_in_a_line(
     with pytest.raises(error, match=words) as caught:
         open_model(folder)
     assert "\n" not in str(caught.value) and sorted(folder.rglob("*")) == before
+
+
+def test_what_an_unknown_family_is_told_works(folder: Path) -> None:
+    """A decoder cannot be exported either; an encoder-decoder has no .gguf file here, and some can be exported."""
+    for kind, pair, words in (
+        ("bloom", None, {".gguf"}),
+        ("t5", True, {"pilotfish export"}),
+        ("fsmt", True, set()),
+    ):
+        changed(model_type=kind, is_encoder_decoder=pair)(folder)
+        with pytest.raises(UnsupportedModelError, match=kind) as caught:
+            resolve(folder)
+        assert {word for word in (".gguf", "pilotfish export") if word in str(caught.value)} == words
+
+
+def test_an_encoder_decoder_that_cannot_be_exported_says_why(folder: Path) -> None:
+    for kind, why in NOT_YET.items():
+        changed(model_type=kind, is_encoder_decoder=True)(folder)
+        with pytest.raises(UnsupportedModelError) as caught:
+            resolve(folder)
+        assert str(caught.value).endswith(f"It cannot be exported either: not yet, because {why}.")
+        assert "pilotfish export" not in str(caught.value) and ".gguf" not in str(caught.value)
+        with pytest.raises(UnsupportedModelError) as caught:
+            text_settings({"model_type": kind, "is_encoder_decoder": True}, folder)
+        assert f"not yet, because {why}." in str(caught.value) and ".gguf" not in str(caught.value)
+
+
+def test_an_end_outside_of_the_vocabulary_is_refused(folder: Path) -> None:
+    """Minus one is how some say that there is none."""
+    changed(eos_token_id=-1)(folder)
+    ends = open_model(folder).tokenizer.eos_ids
+    for settings in ({"eos_token_id": 5000}, {"eos_token_id": [1, 5000]}):
+        (folder / "generation_config.json").write_text(json.dumps(settings))
+        with pytest.raises(ModelFileError, match=r"ends answers at token 5000.*tokenizer has 272 tokens"):
+            open_model(folder).tokenizer  # noqa: B018
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [1]}))
+    assert open_model(folder).tokenizer.eos_ids >= {1} and ends
 
 
 @pytest.mark.parametrize("name", quick(["gemma3", "phi3 longrope", "mistral3", "smollm3", "granite"], "gemma3"))

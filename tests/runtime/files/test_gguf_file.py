@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pilotfish.runtime.errors import ModelFileError, ModelNotFoundError, PilotfishError, UnsupportedModelError
 from pilotfish.runtime.files.decoder_shape import decoder_shape
 from pilotfish.runtime.files.gguf_file import GgufFile, read_gguf
+from pilotfish.runtime.files.open_model import open_model
 from pilotfish.runtime.text.tokenizer_gguf import tokenizer_from_gguf
 from pilotfish.testing.tiny_models import MERGES, Sizes, tiny_gguf
 
@@ -234,6 +235,13 @@ def test_what_is_not_built_is_refused_by_name(
     path = tiny_gguf(tmp_path / "m.gguf", sizes=Sizes(layers=1), metadata=metadata)
     with pytest.raises(UnsupportedModelError, match=what):
         decoder_shape(read_gguf(path))
+
+
+def test_a_pointer_of_git_lfs_is_no_damaged_file(tmp_path: Path) -> None:
+    for name in ("m.gguf", "sha256-abc"):
+        (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+        with pytest.raises(ModelFileError, match=r"Git LFS pointer.*git lfs pull"):
+            open_model(tmp_path / name).tokenizer  # noqa: B018
 
 
 def test_other_architectures_and_unknown_tensors_are_refused(tmp_path: Path) -> None:

@@ -114,6 +114,24 @@ def test_a_graph_is_found_where_the_hub_keeps_it(source: Path, tmp_path: Path) -
     assert opened(folder).graph == folder / "onnx" / "decoder_model_merged.onnx"
 
 
+def test_graphs_of_which_git_lfs_has_left_a_pointer(source: Path, tmp_path: Path) -> None:
+    """Those that are not asked for may be pointers: a folder on the hub has a graph for each way to store numbers."""
+    folder = optimum_folder(source, tmp_path / "folder")
+    (folder / "model_q4.onnx").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    assert opened(folder).graph == folder / "model.onnx"
+    (folder / "model.onnx").write_text((folder / "model_q4.onnx").read_text())
+    with pytest.raises(ModelFileError, match=r"model\.onnx is a Git LFS pointer.*git lfs pull.*hf:ORG/NAME"):
+        opened(folder)
+
+
+def test_an_ir_without_state_is_called_that(source: Path, tmp_path: Path) -> None:
+    folder = ir_folder(source, tmp_path / "folder")
+    assert opened(folder).kind.endswith("its past as state")
+    graph = folder / "openvino_model.xml"
+    graph.write_text(graph.read_text().replace('type="ReadValue"', 'type="Parameter"'))
+    assert "without state" in opened(folder).kind
+
+
 def asked(path: Path) -> None:
     """Everything that loading asks of a model before its weights are opened."""
     model = opened(path)
@@ -136,6 +154,14 @@ def other_xml(folder: Path, source: Path) -> None:
 
 def another_vocabulary(folder: Path, source: Path) -> None:
     write_settings(read_gguf(source), folder, vocab_size=200)
+
+
+def weights_not_fetched(folder: Path, source: Path) -> None:
+    (folder / "openvino_model.bin").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+
+
+def graph_not_fetched(folder: Path, source: Path) -> None:
+    (folder / "openvino_model.xml").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
 
 
 def another_end(folder: Path, source: Path) -> None:
@@ -179,7 +205,9 @@ BAD = [
     (other_xml, ModelFileError, r"openvino_model\.xml is no IR of OpenVINO"),
     (cut_weights, ModelFileError, r"openvino_model\.bin is truncated: it has \d+ bytes, and .* names \d+"),
     (another_vocabulary, ModelFileError, r"tokenizer\.json is not this model's: it has 272 tokens, and the model 200"),
-    (another_end, ModelFileError, r"it has 272 tokens, .*an end of answers at token 5000"),
+    (another_end, ModelFileError, r"ends answers at token 5000.*its tokenizer has 272 tokens"),
+    (weights_not_fetched, ModelFileError, r"openvino_model\.bin is a Git LFS pointer.*git lfs pull"),
+    (graph_not_fetched, ModelFileError, r"openvino_model\.xml is a Git LFS pointer.*git lfs pull"),
     (no_tokenizer, UnsupportedModelError, r"no tokenizer\.json.*AutoTokenizer.*save_pretrained\(\) writes the file"),
     (no_settings, ModelNotFoundError, r"has no config\.json, which says what the graph"),
     (no_length, ModelFileError, r"config\.json does not say max_position_embeddings"),

@@ -82,7 +82,7 @@ def test_a_folder_with_one_file_is_that_file(gguf: Path, tmp_path: Path) -> None
     ("made", "error", "words"),
     [
         ("model.bin", ModelFileError, "not a .gguf file"),
-        ("folder/config.json", UnsupportedModelError, "pilotfish export"),
+        ("folder/config.json", ModelFileError, "does not say which family"),
         ("folder/decoder.onnx", UnsupportedModelError, "made elsewhere"),
         ("folder/readme", ModelNotFoundError, "holds no model"),
         (None, ModelNotFoundError, "no file or folder"),

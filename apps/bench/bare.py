@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Protocol
 
 from ...runtime.files.model_file import ModelFile
+from .bare_genai import OpenVinoGenAi
+from .bare_llamacpp import LlamaCpp
+from .bare_onnx import OnnxRuntime
 from .curve import engines_of
-from .genai_peer import OpenVinoGenAi
-from .llamacpp_peer import LlamaCpp
-from .onnx_peer import OnnxRuntime
 
 
 class Peer(Protocol):
