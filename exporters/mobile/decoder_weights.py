@@ -32,6 +32,8 @@ def beyond_llama(family: Family) -> str | None:
         "it normalizes queries and keys": family.query_key_norm is not None,
         "its projections lie in one matrix": family.packed,
         "its norms lie elsewhere": (family.norms_before, family.norms_after) != (True, False),
+        "it is a mixture of experts": family.mixture is not None and family.mixture.always,
+        "its attention has sinks": family.sinks,
         "its activation is another": family.activation != llama.activation,
         "not all of its layers rotate": family.unrotated_every is not None,
         "it scales or caps what others do not": family.embedding_root or bool(family.scalars),

@@ -17,6 +17,7 @@ import numpy as np
 from ...runtime.progress import Share
 from ..quantize.blocks import Blocks, Floats
 from .decoder import Decoder, Layer, Linear
+from .experts_graph import ExpertsGraph
 from .products import Products, pack, pack_zero_points
 from .writer import OnnxWriter
 
@@ -30,6 +31,7 @@ class DecoderGraph:
     def __init__(self, writer: OnnxWriter, decoder: Decoder, accuracy_level: int) -> None:
         self._w, self._decoder = writer, decoder
         self._products = Products(writer, accuracy_level)
+        self._experts = ExpertsGraph(writer, self._products, decoder.shape)
         self._tables: dict[int, list[str]] = {}  # cos and sin of a rotation, by its id
 
     def build(self, progress: Share | None = None) -> None:
@@ -146,6 +148,7 @@ class DecoderGraph:
         where = [*turned, "position_ids"] if rotates else ["", "", ""]
         bias = "bias" if kind.window is None else "sliding_bias"
         inputs = [query, key, value, *cache, "last_entry", "total_length", *where, bias]
+        inputs += [] if layer.sinks is None else [w.weight(f"l{i}.sinks", layer.sinks)]
         present = [f"present_{kind}_{i}" for kind in ("key", "value")]
         more: dict[str, float] = {} if s.attention_scale is None else {"scale": s.attention_scale}
         more |= {} if s.attention_softcap is None else {"softcap": s.attention_softcap}
@@ -224,14 +227,14 @@ class DecoderGraph:
 
     def _mlp(self, i: int, layer: Layer, x: str) -> str:
         w, s = self._w, self._decoder.shape
-        both = self._products.fused(f"l{i}.gate_up", x, [layer.gate, layer.up])
-        sizes = w.weight("gate_up.sizes", np.array([s.ffn_size, s.ffn_size], dtype=np.int64))
-        gate, up = w.nodes("Split", [both, sizes], [f"l{i}.gate", f"l{i}.up"], axis=-1)
-        if s.family.activation == "silu":
-            active = w.node("QuickGelu", [gate], contrib=True, alpha=1.0)  # alpha 1: SiLU
-        else:
-            active = w.node("Gelu", [gate], approximate="tanh")
-        return self._products.linear(f"l{i}.down", w.node("Mul", [active, up]), layer.down)
+        every = "" if layer.mlp is None else self._products.mlp(f"l{i}.", x, layer.mlp, s.family.activation)
+        if layer.experts is None:
+            return every
+        picked = self._experts.layer(f"l{i}.", x, layer.experts)
+        if layer.experts.shared_gate is not None:
+            weighed = w.node("Sigmoid", [self._products.linear(f"l{i}.shared_gate", x, layer.experts.shared_gate)])
+            every = w.node("Mul", [every, weighed])
+        return w.node("Add", [picked, every]) if every else picked
 
     def _head(self, x: str) -> None:
         decoder, w = self._decoder, self._w

@@ -21,6 +21,7 @@ Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 
 _REQUANTIZED_BLOCK = 32
+_TWICE_FP4 = np.array([128 + sign * x for sign in (1, -1) for x in (0, 1, 2, 3, 4, 6, 8, 12)], dtype=np.uint8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +209,20 @@ def _q6_k(rows: Bytes) -> Blocks:
     return Blocks(flat, 8, scales, 128, None)
 
 
+def mxfp4_blocks(nibbles: Bytes, exponents: Bytes) -> Blocks:
+    """Blocks of numbers of four bits, (rows, n_blocks, block), and powers of two, (rows, n_blocks), with 127 for 1.
+
+    Twice a number is whole and at most 12, so codes need five bits: they become 8, and no number changes.
+    """
+    scale = np.ldexp(np.float32(0.5), exponents.astype(np.int32) - 127).astype(np.float32)
+    return Blocks(_TWICE_FP4[nibbles], 8, scale, 128, None)
+
+
+def _mxfp4(rows: Bytes) -> Blocks:
+    b = _split(rows, 17)
+    return mxfp4_blocks(_nibbles(b[..., 1:]), b[..., 0])
+
+
 _READERS: dict[str, Callable[[Bytes], Blocks]] = {
     "Q4_0": _q4_0,
     "Q4_1": _q4_1,
@@ -217,4 +232,5 @@ _READERS: dict[str, Callable[[Bytes], Blocks]] = {
     "Q4_K": _q4_k,
     "Q5_K": _q5_k,
     "Q6_K": _q6_k,
+    "MXFP4": _mxfp4,
 }

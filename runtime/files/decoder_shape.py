@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from ..errors import ModelFileError, UnsupportedModelError
-from .decoder_description import DecoderShape, LayerKind, Temperature
+from .decoder_description import DecoderShape, ExpertSizes, LayerKind, Temperature
 from .decoder_families import FAMILIES, Family, Windows
 from .decoder_file import DecoderFile
 from .gguf_numbers import Numbers
@@ -30,8 +30,7 @@ _REFUSED = {  # metadata (without prefix) that changes the computation in ways n
     "nextn_predict_layers": "layers that predict several tokens",
 }
 _IDLE = {  # metadata that decoders are not computed from
-    *("vocab_size", "tensor_data_layout", "attention.layer_norm_epsilon", "rope.scaling.finetuned"),
-    "expert_used_count",
+    *("vocab_size", "expert_used_count", "tensor_data_layout", "attention.layer_norm_epsilon", "rope.scaling.finetuned"),
 }
 _LENGTHS = {
     "attention.value_length": "values",
@@ -39,6 +38,7 @@ _LENGTHS = {
     "attention.value_length_swa": "values in layers with a window",
 }
 _LONGEST_HEAD = 1 << 16
+_MAX_EXPERTS = 1 << 10
 _MAX_CONTEXT = 1 << 20  # rotary tables of so many positions are still made in seconds
 
 
@@ -94,6 +94,7 @@ def _read(numbers: Numbers, family: Family) -> DecoderShape:
     attention_scale = _scalar(numbers, family, "attention.scale")
     if n_layers == family.wide_scale_layers:
         attention_scale = (hidden // n_heads) ** -0.5
+    experts = _experts(numbers, family)
     return DecoderShape(
         architecture=file.architecture,
         n_layers=n_layers,
@@ -101,12 +102,13 @@ def _read(numbers: Numbers, family: Family) -> DecoderShape:
         n_heads=n_heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
-        ffn_size=numbers.need("feed_forward_length", int),
+        ffn_size=_ffn_size(numbers, experts),
         vocab_size=file.tensors["token_embd.weight"].shape[0],
         context_length=trained,
         norm_epsilon=numbers.need("attention.layer_norm_rms_epsilon", float),
         layers=layers,
         family=family,
+        experts=experts,
         attention_scale=attention_scale,
         attention_softcap=_scalar(numbers, family, "attn_logit_softcapping"),
         temperature=None if temperature is None else Temperature(temperature, length),
@@ -115,6 +117,26 @@ def _read(numbers: Numbers, family: Family) -> DecoderShape:
         logit_scale=1.0 if logits is None else 1.0 / logits,
         logit_softcap=_scalar(numbers, family, "final_logit_softcapping"),
     )
+
+
+def _experts(numbers: Numbers, family: Family) -> ExpertSizes | None:
+    """What a mixture of experts consists of; None where the model is none."""
+    mixture, path = family.mixture, numbers.file.path
+    if mixture is None or (not mixture.always and not numbers.optional("expert_count", int)):
+        return None
+    count, used = numbers.need("expert_count", int), numbers.need("expert_used_count", int)
+    if not used <= count <= _MAX_EXPERTS:
+        raise ModelFileError(f"{path}: {used} of {count} experts are no choice (of at most {_MAX_EXPERTS}).")
+    size = numbers.optional("expert_feed_forward_length", int)
+    return ExpertSizes(count, used, size or numbers.need("feed_forward_length", int))
+
+
+def _ffn_size(numbers: Numbers, experts: ExpertSizes | None) -> int:
+    """Of the MLP that every token passes; of a mixture, that beside the experts."""
+    if experts is None:
+        return numbers.need("feed_forward_length", int)
+    whole = numbers.get("feed_forward_length", experts.size)
+    return numbers.get("expert_shared_feed_forward_length", whole)
 
 
 def _scalar(numbers: Numbers, family: Family, key: str) -> float | None:
@@ -218,16 +240,38 @@ _ROPE_TENSORS = {FACTORS: "factors", SHORT: "longrope", LONG: "longrope"}
 def _layer_tensors(file: DecoderFile, s: DecoderShape, i: int) -> dict[str, tuple[int, ...]]:
     """Shapes of a layer's tensors, of biases those that the file has."""
     at, queries, keys = f"blk.{i}.", s.n_heads * s.head_dim, s.kv_heads * s.head_dim
-    matrices = {"attn_output": (s.hidden_size, queries), "ffn_down": (s.hidden_size, s.ffn_size)}
+    matrices = {"attn_output": (s.hidden_size, queries)}
+    if s.mlp_suffix is not None:
+        matrices[f"ffn_down{s.mlp_suffix}"] = (s.hidden_size, s.ffn_size)
     if s.family.packed:
         rows = {"attn_qkv": queries + 2 * keys, "ffn_up": 2 * s.ffn_size}
     else:
-        rows = {"attn_q": queries, "attn_k": keys, "attn_v": keys, "ffn_gate": s.ffn_size, "ffn_up": s.ffn_size}
+        rows = {"attn_q": queries, "attn_k": keys, "attn_v": keys}
+        rows |= {f"ffn_{name}{s.mlp_suffix}": s.ffn_size for name in ("gate", "up") if s.mlp_suffix is not None}
     matrices |= {name: (n, s.hidden_size) for name, n in rows.items()}
     expected: dict[str, tuple[int, ...]] = {f"{at}{name}.weight": shape for name, shape in matrices.items()}
     for name in s.family.biases:
         if f"{at}{name}.bias" in file.tensors:
             expected[f"{at}{name}.bias"] = matrices[name][:1]
+    expected |= {f"{at}{name}": shape for name, shape in _mixture_tensors(s).items()}
+    if s.family.sinks:
+        expected[f"{at}attn_sinks.weight"] = (s.n_heads,)
     per_head = s.family.query_key_norm == "head"
     widths = {"query_norm": s.head_dim if per_head else queries, "key_norm": s.head_dim if per_head else keys}
     return expected | {tensor: (widths.get(what, s.hidden_size),) for what, tensor in s.norms(i).items()}
+
+
+def _mixture_tensors(s: DecoderShape) -> dict[str, tuple[int, ...]]:
+    """Shapes of the router and of the experts, without their layer's name."""
+    experts, mixture = s.experts, s.family.mixture
+    if experts is None or mixture is None:
+        return {}
+    n, inside, hidden = experts.count, experts.size, s.hidden_size
+    found: dict[str, tuple[int, ...]] = {"ffn_gate_inp": (n, hidden), "ffn_down_exps": (n, hidden, inside)}
+    found |= {f"ffn_{name}_exps": (n, inside, hidden) for name in ("gate", "up")}
+    shapes = {f"{name}.weight": shape for name, shape in found.items()}
+    if mixture.biased:
+        shapes |= {f"{name}.bias": shape[:-1] for name, shape in found.items()}
+    if mixture.shared:
+        shapes["ffn_gate_inp_shexp.weight"] = (hidden,)
+    return shapes

@@ -12,6 +12,7 @@ from ..errors import ModelFileError, UnsupportedModelError
 from .gguf_numbers import Numbers
 
 FACTORS, SHORT, LONG = "rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight"
+TRUNCATED = "rope.scaling.yarn_truncated"  # of folders alone: GGUF has no word for it, and its readers truncate
 _BASE = 10000.0
 
 
@@ -103,8 +104,10 @@ def _yarn(
         pair = n * math.log(trained / (times * 2 * math.pi)) / (2 * math.log(base))
         return min(max(pair, 0.0), n - 1.0)
 
-    low = math.floor(pair_that_turns(numbers.get("rope.scaling.yarn_beta_fast", 32.0)))
-    high = math.ceil(pair_that_turns(numbers.get("rope.scaling.yarn_beta_slow", 1.0)))
+    low = pair_that_turns(numbers.get("rope.scaling.yarn_beta_fast", 32.0))
+    high = pair_that_turns(numbers.get("rope.scaling.yarn_beta_slow", 1.0))
+    if numbers.flag(TRUNCATED, True):
+        low, high = math.floor(low), math.ceil(high)
     stretched = np.clip((np.arange(n // 2) - low) / max(high - low, 0.001), 0.0, 1.0)
     amplitude = _amplitude(factor, 1.0)
     weight = numbers.optional("rope.scaling.yarn_log_multiplier", float)
