@@ -53,7 +53,7 @@ class ExpertsGraph:
             shares = w.node("Softmax", [shares], axis=-1)
         picks = self._picks(picked)
         given = self._given(name, x, experts, picks, sizes.count)
-        back = w.nodes("TopK", [picks.order, self._n_picks], ["", w.fresh("back")], largest=0)[1]
+        back = self._sorted(picks.order)
         shape = self._ints("experts.shape", -1, sizes.used, self._shape.hidden_size)
         by_row = w.node("Reshape", [w.node("Gather", [given, back], axis=0), shape])
         weighed = w.node("Mul", [by_row, w.node("Unsqueeze", [shares, self._ints("axis2", 2)])])
@@ -76,9 +76,14 @@ class ExpertsGraph:
         zero, one = (w.weight(f"experts.{x}", np.array(x, dtype=np.int64)) for x in (0, 1))
         numbers = w.node("Range", [zero, w.node("Squeeze", [self._n_picks]), one])
         key = w.node("Add", [w.node("Mul", [experts, self._n_picks]), numbers])
-        order = w.nodes("TopK", [key, self._n_picks], ["", w.fresh("order")], largest=0)[1]
+        order = self._sorted(key)
         rows = w.node("Div", [order, "experts.used"])
         return _Picks(experts, order, w.node("Concat", [rows, self._ints("axis0", 0)], axis=0))
+
+    def _sorted(self, numbers: str) -> str:
+        """Where the smallest lies, the next one, ..."""
+        outputs = [self._w.fresh("sorted"), self._w.fresh("places")]
+        return self._w.nodes("TopK", [numbers, self._n_picks], outputs, largest=0)[1]
 
     def _given(self, name: str, x: str, experts: Experts, picks: _Picks, count: int) -> str:
         """What each pick gives, (n * used, hidden_size), in their order."""
