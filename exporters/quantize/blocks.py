@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from ...runtime.files.decoder_file import StoredTensor
 from ...runtime.files.folder_blocks import PackedTensor
+from ...runtime.files.fused_tensors import Mxfp4Matrix
 from ...runtime.files.gguf_file import GgufTensor
 
 Bytes = npt.NDArray[np.uint8]
@@ -85,6 +86,8 @@ def unpack(tensor: StoredTensor) -> Blocks | Floats:
     8 bits with the loss recorded."""
     if isinstance(tensor, PackedTensor):
         return Blocks(tensor.codes(), tensor.packing.bits, tensor.scale(), tensor.zero_points(), None)
+    if isinstance(tensor, Mxfp4Matrix):
+        return mxfp4_blocks(tensor.nibbles(), tensor.exponents())
     if not isinstance(tensor, GgufTensor) or tensor.type_name in ("F32", "F16", "BF16", "F64"):
         return floats(tensor)
     rows = tensor.data.reshape(-1, tensor.data.shape[-1])

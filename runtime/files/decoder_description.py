@@ -10,7 +10,6 @@ import numpy.typing as npt
 from .decoder_families import Family
 from .rotation import Rotation
 
-
 MLP = ("gate", "up", "down")
 
 

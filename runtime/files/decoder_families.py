@@ -101,6 +101,16 @@ class Family:
     scalars: Mapping[str, float | None] = field(default_factory=dict)
     folder: Folder | None = None
 
+    @property
+    def biased(self) -> tuple[str, ...]:
+        """Tensors that may have a bias, those of experts too."""
+        experts = self.mixture is not None and self.mixture.biased
+        return (
+            (*self.biases, "ffn_gate_inp", *(f"ffn_{x}_exps" for x in ("gate", "up", "down")))
+            if experts
+            else self.biases
+        )
+
 
 _CAPS: Mapping[str, object] = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
 _GEMMA3: Mapping[str, object] = {  # whose folders say little beside their sizes
@@ -131,6 +141,10 @@ _GPT_OSS: Mapping[str, object] = {
     "rope_theta": 150000.0,
     "sliding_window": 128,
     "num_local_experts": 128,
+    "rope_parameters": {
+        **{"rope_type": "yarn", "rope_theta": 150000.0, "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0},
+        **{"truncate": False, "original_max_position_embeddings": 4096},
+    },
     "num_experts_per_tok": 4,
 }
 
@@ -246,7 +260,15 @@ FAMILIES: Mapping[str, Family] = {
         scalings=_YARN,
         mixture=Mixture(whole=False, shared=True),
         folder=Folder(
-            {"qwen2_moe": {"num_key_value_heads": 16, **_PICKED, "num_experts_per_tok": 4, **_FULL}},
+            {
+                "qwen2_moe": {
+                    "num_key_value_heads": 16,
+                    "sliding_window": 0,
+                    **_PICKED,
+                    "num_experts_per_tok": 4,
+                    **_FULL,
+                }
+            },
             experts_size="moe_intermediate_size",
         ),
     ),

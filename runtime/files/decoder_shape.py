@@ -30,7 +30,13 @@ _REFUSED = {  # metadata (without prefix) that changes the computation in ways n
     "nextn_predict_layers": "layers that predict several tokens",
 }
 _IDLE = {  # metadata that decoders are not computed from
-    *("vocab_size", "expert_used_count", "tensor_data_layout", "attention.layer_norm_epsilon", "rope.scaling.finetuned"),
+    *(
+        "vocab_size",
+        "expert_used_count",
+        "tensor_data_layout",
+        "attention.layer_norm_epsilon",
+        "rope.scaling.finetuned",
+    ),
 }
 _LENGTHS = {
     "attention.value_length": "values",

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ModelFileError, UnsupportedModelError
+from .decoder_file import DecoderFile
 from .gguf_numbers import Numbers
 
 FACTORS, SHORT, LONG = "rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight"
@@ -78,6 +79,11 @@ def read_rotation(numbers: Numbers, head_dim: int, scalings: frozenset[str]) -> 
         _factors(numbers, LONG, len(frequencies))
         frequencies = frequencies / _factors(numbers, SHORT, len(frequencies))
     return Rotation(frequencies, amplitude)
+
+
+def exact_range(file: DecoderFile) -> bool:
+    """Whether its YaRN is one that GGUF files cannot say."""
+    return file.metadata.get(f"{file.architecture}.{TRUNCATED}") is False
 
 
 def known_length(numbers: Numbers) -> int:

@@ -33,9 +33,41 @@ def experts_of(parameter: str, array: npt.NDArray[np.float32], *, turned: bool) 
     return {f"{at}{name}_exps.{end}": np.ascontiguousarray(x) for name, x in (("gate", gate), ("up", up))}
 
 
-def random_experts(
-    mixture: Mixture, metadata: Mapping[str, Any], hidden: int, ffn: int
-) -> dict[str, tuple[int, ...]]:
+def of_experts(kind: str, name: str, values: npt.NDArray[np.float32]) -> Arrays:
+    """The tensors of a folder that one of expert_names() is."""
+    if "*" not in name:
+        return {name.removesuffix(".weight"): values} if name.endswith("sinks.weight") else {name: values[None]}
+    if kind in _FUSED:
+        return {name: values}  # which fused() puts together
+    return {name.replace("*", str(i)): np.ascontiguousarray(x) for i, x in enumerate(values)}
+
+
+_FUSED = {  # the names of gate and up together, and of down
+    "granitemoe": ("block_sparse_moe.input_linear", "block_sparse_moe.output_linear"),
+    "gpt_oss": ("mlp.experts.gate_up_proj", "mlp.experts.down_proj"),
+}
+
+
+def fused(kind: str, tensors: Arrays) -> Arrays:
+    """The tensors with those of experts as this model_type stores them."""
+    found = {name: x for name, x in tensors.items() if "*" not in name}
+    for name, gate in tensors.items():
+        if "*" not in name or "gate_proj" not in name:
+            continue
+        up, down = (tensors[name.replace("gate_proj", x)] for x in ("up_proj", "down_proj"))
+        at, bias, (both, single) = ".".join(name.split(".")[:3]), name.endswith("bias"), _FUSED[kind]
+        if kind == "granitemoe":
+            pair = {f"{both}.weight": np.concatenate([gate, up], axis=1), f"{single}.weight": down}
+        else:
+            turns = np.stack([gate, up], axis=2).reshape(len(gate), -1, *gate.shape[2:])
+            end = "_bias" if bias else ""
+            pair = {f"{both}{end}": turns, f"{single}{end}": down}
+            pair = pair if bias else {key: x.swapaxes(1, 2) for key, x in pair.items()}
+        found |= {f"{at}.{key}": np.ascontiguousarray(x) for key, x in pair.items()}
+    return found
+
+
+def random_experts(mixture: Mixture, metadata: Mapping[str, Any], hidden: int, ffn: int) -> dict[str, tuple[int, ...]]:
     """Shapes of the tensors of a layer's experts, by their names without the layer's."""
     n, size = metadata["expert_count"], metadata.get("expert_feed_forward_length", ffn)
     shapes: dict[str, tuple[int, ...]] = {"ffn_gate_inp": (n, hidden), "ffn_down_exps": (n, hidden, size)}
