@@ -52,6 +52,13 @@ class Heads:
         """(n, kv_heads * head_dim)"""
         return self._flat(projected(value, self._shape.kv_heads, self._shape), self._shape.kv_heads)
 
+    def sinks(self, layer: int) -> Node | None:
+        """(1, n_heads, 1, 1); None where there are none."""
+        from openvino import opset13 as op
+
+        tensor = self._shape.sinks(layer)
+        return None if tensor is None else op.constant(self._file.tensors[tensor].values().reshape(1, -1, 1, 1))
+
     def _flat(self, x: Node | Output, heads: int) -> Node:
         from openvino import opset13 as op
 

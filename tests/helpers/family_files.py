@@ -334,7 +334,8 @@ def _write(
     for key, value in {**sizes, **made.metadata}.items():
         _add(writer, f"{made.architecture}.{key}", value)
     for tensor, array in tensors.items():
-        kind = gguf.GGMLQuantizationType[quant if array.ndim > 1 and not tensor.endswith("bias") else "F32"]
+        plain = array.ndim < 2 or tensor.endswith(("bias", "ffn_gate_inp.weight"))
+        kind = gguf.GGMLQuantizationType["F32" if plain else quant]
         writer.add_tensor(tensor, gguf.quants.quantize(array, kind), raw_dtype=kind)
     for tensor, numbers in made.tensors.items():
         writer.add_tensor(tensor, np.array(numbers, dtype=np.float32))

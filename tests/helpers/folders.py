@@ -43,9 +43,7 @@ def floats_of(name: str, gguf: Path) -> dict[str, npt.NDArray[np.float32]]:
     made, file = MADE[name], read_gguf(gguf)
     family, metadata = FAMILIES[made.architecture], file.metadata
     more = expert_names(made.model_type) if "expert_count" in made.metadata else {}
-    names = TensorNames(
-        packed=family.packed, norms_after=family.norms_after, mlp_norm=family.mlp_norm, more=more
-    )
+    names = TensorNames(packed=family.packed, norms_after=family.norms_after, mlp_norm=family.mlp_norm, more=more)
     heads = {key: metadata[f"{made.architecture}.attention.head_count{end}"] for key, end in (("q", ""), ("k", "_kv"))}
     found = {}
     for gguf_name, tensor in file.tensors.items():
