@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -84,8 +85,8 @@ class ReferenceModel:
         biases = {f"{name}_bias": self._bias(parts[name], len(matrices[name])) for name in _BIASED}
         norms = {name: self._tensor(tensor) for name, tensor in self.shape.norms(i).items()}
         sinks = self.shape.sinks(i)
-        own = {"mlp": mlp, "experts": self._experts(i), "sinks": None if sinks is None else self._tensor(sinks)}
-        return Layer(self.shape.layers[i], **matrices, **biases, **norms, **own)
+        made: dict[str, Any] = {**matrices, **biases, **norms, "mlp": mlp, "experts": self._experts(i)}
+        return Layer(self.shape.layers[i], **made, sinks=None if sinks is None else self._tensor(sinks))
 
     def _experts(self, i: int) -> Experts | None:
         sizes, mixture = self.shape.experts, self.shape.family.mixture

@@ -11,7 +11,7 @@ from ...runtime.errors import UnsupportedModelError
 from ...runtime.files.decoder_description import DecoderShape, LayerKind
 from ...runtime.files.decoder_families import Family
 from ...runtime.files.rotation import Rotation
-from ..onnx.decoder import Decoder, Layer, Linear
+from ..onnx.decoder import Decoder, Layer, Linear, Mlp
 from ..quantize.blocks import Blocks, Floats
 from ..quantize.nearest import quantize
 from ..quantize.weight_form import Stored, WeightForm
@@ -85,9 +85,7 @@ def torch_decoder(model: PreTrainedModel, form: WeightForm) -> Decoder:
             value=linear("self_attn.v_proj"),
             output=linear("self_attn.o_proj"),
             mlp_norm=floats(f"{at}post_attention_layernorm.weight"),
-            gate=linear("mlp.gate_proj"),
-            up=linear("mlp.up_proj"),
-            down=linear("mlp.down_proj"),
+            mlp=Mlp(linear("mlp.gate_proj"), linear("mlp.up_proj"), linear("mlp.down_proj")),
         )
 
     shared = parameters["lm_head.weight"] is parameters["model.embed_tokens.weight"]
