@@ -216,7 +216,7 @@ MADE: dict[str, Made] = {
     "olmoe": Made(
         "olmoe",
         "olmoe",
-        {"num_experts": 5, "num_experts_per_tok": 2, "norm_topk_prob": False},
+        {"num_experts": 5, "num_experts_per_tok": 2, "norm_topk_prob": False, "num_key_value_heads": 4},
         _EXPERTS,
     ),
     "llama with biases": Made("llama", "llama", {"attention_bias": True}, pairs=True),
@@ -269,7 +269,7 @@ def write_family(name: str, model: PreTrainedModel, path: Path) -> Path:
     return _write(made, sizes, tensors, path)
 
 
-def random_family(name: str, path: Path, *, quant: str = "F32", seed: int = 0, kv_heads: int = 2) -> Path:
+def random_family(name: str, path: Path, *, quant: str = "F32", seed: int = 0, kv_heads: int | None = None) -> Path:
     """A random .gguf file of this family, made without transformers. quant: type of the matrices."""
     made, rng = MADE[name], np.random.default_rng(seed)
     family, chosen = FAMILIES[made.architecture], {**_SIZES, **made.settings}
@@ -279,6 +279,7 @@ def random_family(name: str, path: Path, *, quant: str = "F32", seed: int = 0, k
         chosen["num_attention_heads"],
         _SIZES["max_position_embeddings"],
     )
+    kv_heads = kv_heads or int(chosen["num_key_value_heads"])
     queries, keys = heads * head_dim, kv_heads * head_dim
     matrices = {"attn_output": (hidden, queries), "ffn_down": (hidden, ffn)}
     mixture = family.mixture if made.metadata.get("expert_count") else None
@@ -294,7 +295,10 @@ def random_family(name: str, path: Path, *, quant: str = "F32", seed: int = 0, k
     if family.query_key_norm is not None:
         per_head = family.query_key_norm == "head"
         norms |= {"attn_q_norm": head_dim if per_head else queries, "attn_k_norm": head_dim if per_head else keys}
+    tensors: dict[str, tuple[int, ...]]
     tensors = {"token_embd.weight": (VOCAB_SIZE, hidden), "output_norm.weight": (hidden,)}
+    if mixture is not None:  # of which several must have one, for llama.cpp
+        tensors["output.weight"] = (VOCAB_SIZE, hidden)
     for i in range(layers):
         tensors |= {f"blk.{i}.{tensor}.weight": shape for tensor, shape in matrices.items()}
         tensors |= {f"blk.{i}.{tensor}.weight": (width,) for tensor, width in norms.items()}

@@ -18,7 +18,7 @@ from pilotfish.runtime.files.folder_names import TensorNames
 from pilotfish.runtime.files.gguf_file import read_gguf
 from pilotfish.runtime.text.tokenizer_gguf import tokenizer_from_gguf
 
-_KINDS = {"float32": "F32", "float16": "F16", "int32": "I32"}
+_KINDS = {"float32": "F32", "float16": "F16", "int32": "I32", "uint8": "U8"}
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, npt.NDArray[Any]], *, bf16: bool = False) -> Path:

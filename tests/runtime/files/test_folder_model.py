@@ -41,7 +41,7 @@ def reference_logits(path: Path) -> Floats:
 
 
 def family_file(name: str, path: Path) -> Path:
-    return random_family(name, path, kv_heads=MADE[name].settings.get("num_key_value_heads", 2))
+    return random_family(name, path)
 
 
 @pytest.fixture(scope="module")
