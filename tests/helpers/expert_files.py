@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from pilotfish.runtime.files.decoder_families import Mixture
 
+MIXTURES = ("qwen3moe", "gpt-oss", "mixtral", "qwen2moe", "granitemoe", "olmoe")  # in family_files.MADE
 Arrays = dict[str, npt.NDArray[np.float32]]
 
 

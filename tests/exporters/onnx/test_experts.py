@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from expert_files import MIXTURES
 from family_files import VOCAB_SIZE, random_family
 from folders import folder_of, write_safetensors
 from gguf import GGMLQuantizationType
@@ -27,7 +28,6 @@ from pilotfish.runtime.interfaces import Floats, Session
 from pilotfish.runtime.speculation.draft_length import Fixed
 
 pytestmark = pytest.mark.usefixtures("module_cache")
-MIXTURES = ("qwen3moe", "gpt-oss", "mixtral", "qwen2moe", "granitemoe", "olmoe")
 TOKENS = np.random.default_rng(0).integers(0, VOCAB_SIZE, 200)
 
 

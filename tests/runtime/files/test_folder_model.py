@@ -312,7 +312,9 @@ def test_what_is_odd_is_said_in_a_line(
     assert "\n" not in str(caught.value) and sorted(folder.rglob("*")) == before
 
 
-@pytest.mark.parametrize("name", quick(["gemma3", "phi3 longrope", "mistral3", "smollm3", "granite"], "gemma3"))
+@pytest.mark.parametrize(
+    "name", quick(["gemma3", "phi3 longrope", "mistral3", "smollm3", "granite", "gpt-oss", "qwen2moe"], "gemma3")
+)
 def test_damaged_settings_are_refused_and_never_crash(name: str, tmp_path: Path) -> None:
     """Every entry, also of rotary embeddings, replaced by what it cannot be."""
     folder = folder_of(name, family_file(name, tmp_path / "m.gguf"), tmp_path / "f")
