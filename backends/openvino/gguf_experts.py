@@ -16,13 +16,15 @@ def mend_shares(model: Model, shape: DecoderShape) -> None:
     """Make the shares of the experts of each token one. Raises ForeignGraphError for a graph that is not known."""
     from openvino import opset13 as op
 
-    if shape.experts is None:
+    if shape.experts is None or shape.family.mixture is None:
         return
     picked = [node for node in model.get_ordered_ops() if node.get_type_name() == "GatherElements"]
     expect(len(picked) == shape.n_layers, f"{len(picked)} choices of experts for {shape.n_layers} layers")
     for node in picked:
         scores = node.input_value(0).get_node()
         of_all = walk(scores, {"Reshape"}).get_type_name() == "Softmax"
+        if of_all and not shape.family.mixture.whole:
+            continue
         users = list(node.output(0).get_target_inputs())
         made = op.divide(node, op.reduce_sum(node, np.array([-1]), True)) if of_all else op.softmax(node, -1)
         for user in users:

@@ -19,7 +19,7 @@ from .graph import ForeignGraphError, Model, Node, Output, choose_rows, expect, 
 
 _PAGING = ("past_lens", "subsequence_begins", "block_indices", "block_indices_begins")
 # Compared with the reference engine by tests.
-_PROVEN = ("llama", "qwen2", "qwen3", "gemma", "gemma3", "phi3", "mistral3", "smollm3", "qwen3moe", "gpt-oss")
+_PROVEN = ("llama", "qwen2", "qwen3", "gemma", "gemma3", "phi3", "mistral3", "smollm3", "qwen3moe", "olmoe", "gpt-oss")
 
 
 def read_gguf_graph(file: GgufFile, shape: DecoderShape, q4_k_minima: str) -> Model:
