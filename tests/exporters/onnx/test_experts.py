@@ -17,7 +17,6 @@ from tiers import quick
 
 import pilotfish
 from pilotfish.backends import get
-from pilotfish.exporters.onnx.experts_graph import ExpertsGraph
 from pilotfish.exporters.onnx.import_model import Activations, import_model
 from pilotfish.exporters.quantize.blocks import Blocks, unpack
 from pilotfish.runtime.files.gguf_file import read_gguf
@@ -75,21 +74,6 @@ def test_a_row_does_not_depend_on_who_else_picks_its_experts(
     for width in (2, 3, 129, 130, 150, 170):
         opened.truncate(0)
         assert np.array_equal(opened.forward(TOKENS[:width], n_logits=width).logits, widest[:width]), width
-
-
-def test_without_the_spare_row_it_would(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = random_family("qwen3moe", tmp_path / "m.gguf", quant="Q8_0")
-    prepare = ExpertsGraph._prepare
-
-    def without(self: ExpertsGraph, used: int) -> None:
-        prepare(self, used)
-        self._spare, self._end = self._ints("experts.zero", 0), self._ints("experts.all", 1 << 60)
-
-    monkeypatch.setattr(ExpertsGraph, "_prepare", without)
-    opened = session(path)
-    widest = opened.forward(TOKENS[:40], n_logits=40).logits.copy()
-    opened.truncate(0)
-    assert not np.array_equal(opened.forward(TOKENS[:3], n_logits=3).logits, widest[:3])
 
 
 @pytest.mark.parametrize("engine", ["onnx", "openvino", "llamacpp"])
