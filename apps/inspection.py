@@ -11,6 +11,7 @@ from .. import backends
 from ..loading.load import resolve
 from ..runtime.errors import PilotfishError
 from ..runtime.files.bundle import Bundle
+from ..runtime.files.decoder_file import DecoderFile
 from ..runtime.files.gguf_model import GgufModel
 from ..runtime.files.made_elsewhere import MadeElsewhere
 from ..runtime.files.manifest import DraftEntry, Manifest
@@ -172,6 +173,12 @@ def _found(model: GgufModel) -> dict[str, str]:
     }
 
 
+def _experts(file: DecoderFile) -> dict[str, str]:
+    """How many there are, and how many of them a token passes."""
+    count, used = (file.metadata.get(f"{file.architecture}.expert_{x}") for x in ("count", "used_count"))
+    return {"experts": f"{used} of {count} in a layer are computed for a token"} if count and used else {}
+
+
 def _file_facts(model: DecoderModel) -> dict[str, object]:
     file, path = model.file, model.path
     types = Counter(t.type_name for t in file.tensors.values())
@@ -180,6 +187,7 @@ def _file_facts(model: DecoderModel) -> dict[str, object]:
         "path": str(path),
         "bytes": sum(part.stat().st_size for part in model.weight_files),
         "architecture": file.architecture,
+        **_experts(file),
         **(_found(model) if isinstance(model, GgufModel) else {}),
         "tensors": len(file.tensors),
         "tensor_types": dict(types.most_common()),

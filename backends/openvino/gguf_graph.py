@@ -13,12 +13,13 @@ from ...runtime.errors import UnsupportedModelError
 from ...runtime.files.decoder_description import DecoderShape
 from ...runtime.files.gguf_file import GgufFile
 from ..common.environment import environment
+from .gguf_experts import mend_shares
 from .gguf_heads import Heads
 from .graph import ForeignGraphError, Model, Node, Output, choose_rows, expect, parameter, reason, source, walk
 
 _PAGING = ("past_lens", "subsequence_begins", "block_indices", "block_indices_begins")
 # Compared with the reference engine by tests.
-_PROVEN = ("llama", "qwen2", "qwen3", "gemma", "gemma3", "phi3", "mistral3", "smollm3")
+_PROVEN = ("llama", "qwen2", "qwen3", "gemma", "gemma3", "phi3", "mistral3", "smollm3", "qwen3moe", "olmoe", "gpt-oss")
 
 
 def read_gguf_graph(file: GgufFile, shape: DecoderShape, q4_k_minima: str) -> Model:
@@ -43,6 +44,7 @@ def read_gguf_graph(file: GgufFile, shape: DecoderShape, q4_k_minima: str) -> Mo
             f"OpenVINO cannot read {path}: {reason(error)}. Open it with another engine."
         ) from error
     try:
+        mend_shares(model, shape)
         _page(model, file, shape)
         choose_rows(model)
     except (ForeignGraphError, RuntimeError) as error:
@@ -121,8 +123,9 @@ def _replace_attention(
         written.append(_above(_above(update, 2, "Reshape"), 0, "Convert").input_value(0))
     rows = [heads.query(query, layer), heads.key(written[0], layer), heads.value(written[1])]
     caches = tuple(parameter(f"{kind}_cache.{layer}", [-1] * 4, Type.dynamic) for kind in ("key", "value"))
+    scale, window = shape.head_dim**-0.5, shape.layers[layer].window or 0
     paged = openvino.op._PagedAttentionExtension(
-        _attention_inputs([*rows, *caches], shape.head_dim**-0.5, shape.layers[layer].window or 0, shared)
+        _attention_inputs([*rows, *caches], scale, window, heads.sinks(layer), shared)
     )
     for kind in "kv":
         paged.get_rt_info()[f"num_{kind}_heads"] = shape.kv_heads
@@ -133,7 +136,9 @@ def _replace_attention(
     return caches[0], caches[1]
 
 
-def _attention_inputs(given: list[Node], scale: float, window: int, shared: dict[str, Node]) -> list[Output]:
+def _attention_inputs(
+    given: list[Node], scale: float, window: int, sinks: Node | None, shared: dict[str, Node]
+) -> list[Output]:
     """The 28 inputs of PagedAttention in OpenVINO 2026.4, of which most belong to things that are not used.
 
     Source: the order that paged_attention_transformation writes.
@@ -150,7 +155,7 @@ def _attention_inputs(given: list[Node], scale: float, window: int, shared: dict
     inputs += [none(ints)]  # score aggregation window
     inputs += [none(ints), none(ints), none(floats)]  # rotation of cached keys
     inputs += [none(floats), zero, zero]  # sparse attention
-    inputs += [none(floats, 4)]  # attention sinks
+    inputs += [none(floats, 4) if sinks is None else sinks]
     inputs += [zero, none(ints), none(ints), none(ints)]  # diversity of keys
     inputs += [none(ints)]  # types of tokens
     inputs += [shared["qq_bias"], shared["qq_bias_begins"]]

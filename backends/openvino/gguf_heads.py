@@ -52,6 +52,13 @@ class Heads:
         """(n, kv_heads * head_dim)"""
         return self._flat(projected(value, self._shape.kv_heads, self._shape), self._shape.kv_heads)
 
+    def sinks(self, layer: int) -> Node | None:
+        """(1, n_heads, 1, 1); None where there are none."""
+        from openvino import opset13 as op
+
+        tensor = self._shape.sinks(layer)
+        return None if tensor is None else op.constant(self._file.tensors[tensor].values().reshape(1, -1, 1, 1))
+
     def _flat(self, x: Node | Output, heads: int) -> Node:
         from openvino import opset13 as op
 
@@ -66,9 +73,11 @@ class Heads:
         flat = projected(value, heads, s)
         if s.family.pairs:
             _permute_rows(flat.get_node(), s.half_order(heads))
+        tensor, by_row = s.norms(layer).get(norm), s.family.query_key_norm == "row"
+        if tensor is not None and by_row:
+            flat = _normed(flat, self._file.tensors[tensor].values(), s.norm_epsilon)
         x = op.reshape(flat, np.array([-1, heads, 1, s.head_dim]), False)
-        tensor = s.norms(layer).get(norm)
-        if tensor is not None:
+        if tensor is not None and not by_row:
             x = _normed(x, self._file.tensors[tensor].values(), s.norm_epsilon)
         if kind.rotation is None:
             return x
@@ -85,7 +94,7 @@ class Heads:
         return made if whole else op.concat([made, part(2 * half, s.head_dim)], -1)
 
 
-def _normed(x: Node, gain: npt.NDArray[np.float32], epsilon: float) -> Node:
+def _normed(x: Node | Output, gain: npt.NDArray[np.float32], epsilon: float) -> Node:
     """RMS norm along the last axis."""
     from openvino import opset13 as op
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TypeAlias
+from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,7 @@ from ...runtime.files.decoder_description import (
     INPUT_PROJECTION,
     INPUT_TABLE,
     LAYER_SCALE,
+    MLP,
     DecoderShape,
     LayerKind,
     Part,
@@ -22,10 +24,10 @@ from ...runtime.files.decoder_file import DecoderFile, StoredTensor
 from ...runtime.files.decoder_shape import decoder_shape
 from ...runtime.files.gguf_file import GgufTensor
 from ...runtime.files.safetensors_file import SafeTensor
+from ...runtime.files.stacked_tensor import one_of
 from ...runtime.interfaces import ModelInfo
 from ..common.weights import still_open
-
-Matrix: TypeAlias = npt.NDArray[np.float32]
+from .mlp import Experts, Matrix, Mlp
 
 _BIASED = ("query", "key", "value", "output")
 
@@ -40,9 +42,6 @@ class Layer:
     kind: LayerKind
     query: Matrix
     output: Matrix
-    gate: Matrix
-    up: Matrix
-    down: Matrix
     query_bias: Matrix
     output_bias: Matrix
     key: Matrix | None = None  # None: it attends to the keys and values of another layer
@@ -52,6 +51,9 @@ class Layer:
     input_gate: Matrix | None = None
     input_projection: Matrix | None = None
     scale: float = 1.0
+    mlp: Mlp | None = None
+    experts: Experts | None = None
+    sinks: Matrix | None = None  # (n_heads,)
     attention_norm: Matrix | None = None
     attention_post_norm: Matrix | None = None
     mlp_norm: Matrix | None = None
@@ -126,13 +128,40 @@ class ReferenceModel:
     def _layer(self, i: int) -> Layer:
         parts = self.shape.projections(i)
         matrices = {name: self._part(part, ".weight") for name, part in parts.items()}
+        mlp = Mlp(*(matrices.pop(name) for name in MLP)) if "gate" in matrices else None
         biases = {f"{name}_bias": self._bias(parts[name], len(matrices[name])) for name in _BIASED if name in parts}
         norms = {name: self._tensor(tensor) for name, tensor in self.shape.norms(i).items()}
         scale = float(self._tensor(LAYER_SCALE.format(i))[0]) if self.shape.family.layer_scale else 1.0
-        return Layer(self.shape.layers[i], **matrices, **biases, **norms, scale=scale)
+        sinks = self.shape.sinks(i)
+        made: dict[str, Any] = {**matrices, **biases, **norms, "mlp": mlp, "experts": self._experts(i)}
+        return Layer(self.shape.layers[i], **made, scale=scale, sinks=None if sinks is None else self._tensor(sinks))
+
+    def _experts(self, i: int) -> Experts | None:
+        sizes, mixture = self.shape.experts, self.shape.family.mixture
+        if sizes is None or mixture is None:
+            return None
+        router, gate = self.shape.router(i), self.shape.shared_gate(i)
+        expert: Callable[[int], Mlp] = partial(self._expert, i)
+        if not self._stream:
+            expert = [expert(number) for number in range(sizes.count)].__getitem__
+        return Experts(
+            self._part(router, ".weight"),
+            self._part(router, ".bias") if mixture.biased else None,
+            expert,
+            used=sizes.used,
+            whole=mixture.whole,
+            shared_gate=None if gate is None else self._tensor(gate).reshape(1, -1),
+        )
+
+    def _expert(self, layer: int, i: int) -> Mlp:
+        parts, mixture = self.shape.expert(layer, i), self.shape.family.mixture
+        made = {name: self._part(part, ".weight") for name, part in parts.items()}
+        if mixture is not None and mixture.biased:
+            made |= {f"{name}_bias": self._part(part, ".bias") for name, part in parts.items()}
+        return Mlp(**made)
 
     def _part(self, part: Part, kind: str) -> Matrix:
-        values = self._tensor(part.tensor + kind)
+        values = one_of(self._file.tensors[part.tensor + kind], part.member).values()
         return values if part.rows is None else values[part.rows]
 
     def _bias(self, part: Part, size: int) -> Matrix:

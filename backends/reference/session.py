@@ -14,6 +14,7 @@ from ..common.decoder_only import DecoderOnly
 from ..common.kv_rows import ONE_SIZE, WHY_ONE_SIZE, Rows, ancestors, room_for
 from ..common.saved_cache import Layout, pack, unpack
 from .loaded_model import Layer, ReferenceModel
+from .mlp import active, mlp_of
 
 _ABILITIES: frozenset[Ability] = frozenset(
     {"tree", "evict_tokens", "evict_heads", "attend", "keys", "hidden", "queries", "attention", "fork", "save"}
@@ -76,15 +77,21 @@ class ReferenceSession(DecoderOnly):
                 self._values[at] = np.concatenate([self._values[at], new[1]], axis=1)
             near = True if window is None else positions[:, None] - places < window
             attended, shares = _attend(
-                q, self._keys[at], self._values[at], visible & near, s.score_scale, s.attention_softcap
+                q,
+                self._keys[at],
+                self._values[at],
+                visible & near,
+                s.score_scale,
+                s.attention_softcap,
+                layer.sinks,
             )
             h = attended @ layer.output.T + layer.output_bias
             x = x + self._normed(h, layer.attention_post_norm) * np.float32(s.residual_scale)
             h = self._normed(x, layer.mlp_norm)
-            h = (_ACTIVATIONS[s.family.activation](h @ layer.gate.T) * (h @ layer.up.T)) @ layer.down.T
+            h = mlp_of(h, layer.mlp, layer.experts, s.family.activation)
             x = x + self._normed(h, layer.mlp_post_norm) * np.float32(s.residual_scale)
             if inputs is not None and layer.input_gate is not None and layer.input_projection is not None:
-                h = _ACTIVATIONS[s.family.activation](np.asarray(x @ layer.input_gate.T)) * inputs[i]
+                h = active(np.asarray(x @ layer.input_gate.T), s.family.activation) * inputs[i]
                 x = x + self._normed(h @ layer.input_projection.T, layer.input_post_norm)
             x = np.asarray(x * np.float32(layer.scale), dtype=np.float32)
             if not even:
@@ -222,37 +229,35 @@ def _rotated(x: Floats, cos: Floats, sin: Floats) -> Floats:
     return np.concatenate([a * cos - b * sin, b * cos + a * sin, rest], axis=-1)
 
 
-def _silu(x: Floats) -> Floats:
-    with np.errstate(over="ignore"):
-        return np.asarray(x / (1.0 + np.exp(-x)), dtype=np.float32)
-
-
-def _gelu(x: Floats) -> Floats:
-    """The form with tanh. Source: Hendrycks and Gimpel 2016."""
-    inner = np.float32(np.sqrt(2 / np.pi)) * (x + np.float32(0.044715) * x**3)
-    return np.asarray(np.float32(0.5) * x * (1 + np.tanh(inner)), dtype=np.float32)
-
-
-_ACTIVATIONS = {"silu": _silu, "gelu": _gelu}
-
-
 def _capped(x: Floats, cap: float) -> Floats:
     return np.asarray(np.float32(cap) * np.tanh(x / np.float32(cap)), dtype=np.float32)
 
 
 def _attend(
-    q: Floats, k: Floats, v: Floats, visible: npt.NDArray[np.bool_], scale: float, cap: float | None
+    q: Floats,
+    k: Floats,
+    v: Floats,
+    visible: npt.NDArray[np.bool_],
+    scale: float,
+    cap: float | None,
+    sinks: Floats | None,
 ) -> tuple[Floats, Floats]:
     """Grouped-query attention.
 
     q: (heads, n, head_dim); k, v: (kv_heads, n_entries, head_dim); visible: (n, n_entries).
-    Returns (n, heads * head_dim) and the softmax (heads, n, n_entries).
+    sinks: (heads,), scores that take their share and give nothing.
+    Returns (n, heads * head_dim) and the softmax (heads, n, n_entries), without the sinks' share.
     """
     group = len(q) // len(k)
     scores = q @ np.repeat(k, group, axis=0).swapaxes(1, 2) * np.float32(scale)
     scores = scores if cap is None else _capped(scores, cap)
     scores = np.where(visible, scores, np.float32(-np.inf))
-    shares = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    shares /= shares.sum(axis=-1, keepdims=True)
-    mixed = shares @ np.repeat(v, group, axis=0)
+    largest = scores.max(axis=-1, keepdims=True)
+    if sinks is not None:
+        largest = np.maximum(largest, sinks[:, None, None])
+    shares = np.exp(scores - largest)
+    total = shares.sum(axis=-1, keepdims=True)
+    whole = total if sinks is None else total + np.exp(sinks[:, None, None] - largest)
+    mixed = (shares / whole) @ np.repeat(v, group, axis=0)
+    shares /= total
     return mixed.swapaxes(0, 1).reshape(q.shape[1], -1), shares

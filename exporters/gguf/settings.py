@@ -39,6 +39,11 @@ def settings_of(file: GgufFile) -> dict[str, Any]:
             "The llamacpp engine may open the file itself."
         )
     shape, numbers = decoder_shape(file), Numbers(file)
+    if shape.experts is not None:
+        raise UnsupportedModelError(
+            f"{file.path} holds a mixture of experts ({arch}.expert_count), which is not exported yet. "
+            "It opens as it is: pilotfish run, or pilotfish.load."
+        )
     settings: dict[str, Any] = {
         "model_type": kinds[arch],
         "vocab_size": shape.vocab_size,

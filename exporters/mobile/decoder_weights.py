@@ -11,7 +11,7 @@ from ...runtime.errors import UnsupportedModelError
 from ...runtime.files.decoder_description import DecoderShape, LayerKind
 from ...runtime.files.decoder_families import Family
 from ...runtime.files.rotation import Rotation
-from ..onnx.decoder import Decoder, Layer, Linear
+from ..onnx.decoder import Decoder, Layer, Linear, Mlp
 from ..quantize.blocks import Blocks, Floats
 from ..quantize.nearest import quantize
 from ..quantize.weight_form import Stored, WeightForm
@@ -32,6 +32,8 @@ def beyond_llama(family: Family) -> str | None:
         "it normalizes queries and keys": family.query_key_norm is not None,
         "its projections lie in one matrix": family.packed,
         "its norms lie elsewhere": (family.norms_before, family.norms_after) != (True, False),
+        "it is a mixture of experts": family.mixture is not None and family.mixture.always,
+        "its attention has sinks": family.sinks,
         "its activation is another": family.activation != llama.activation,
         "not all of its layers rotate": family.unrotated_every is not None,
         "it scales or caps what others do not": family.embedding_root or bool(family.scalars),
@@ -83,9 +85,7 @@ def torch_decoder(model: PreTrainedModel, form: WeightForm) -> Decoder:
             value=linear("self_attn.v_proj"),
             output=linear("self_attn.o_proj"),
             mlp_norm=floats(f"{at}post_attention_layernorm.weight"),
-            gate=linear("mlp.gate_proj"),
-            up=linear("mlp.up_proj"),
-            down=linear("mlp.down_proj"),
+            mlp=Mlp(linear("mlp.gate_proj"), linear("mlp.up_proj"), linear("mlp.down_proj")),
         )
 
     shared = parameters["lm_head.weight"] is parameters["model.embed_tokens.weight"]

@@ -18,16 +18,34 @@ class Linear:
 
 
 @dataclass(frozen=True, slots=True)
+class Mlp:
+    """A gated MLP."""
+
+    gate: Linear
+    up: Linear
+    down: Linear
+
+
+@dataclass(frozen=True, slots=True)
+class Experts:
+    """MLPs that are picked from, made when they are asked for, and the weights (rows are experts) that pick."""
+
+    router: Linear
+    expert: Callable[[int], Mlp]
+    shared_gate: Linear | None = None  # one row, whose sigmoid weighs the layer's own MLP
+
+
+@dataclass(frozen=True, slots=True)
 class Layer:
     """Weights of one decoder layer; q and k in halves, not in pairs. What it does not have is None."""
 
     query: Linear
     output: Linear
-    gate: Linear
-    up: Linear
-    down: Linear
     key: Linear | None = None  # None: it attends to what another layer keeps
     value: Linear | None = None  # None: its keys are its values
+    mlp: Mlp | None = None
+    experts: Experts | None = None
+    sinks: Floats | None = None  # (n_heads,)
     input_gate: Linear | None = None
     input_projection: Linear | None = None
     scale: float = 1.0

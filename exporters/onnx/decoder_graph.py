@@ -20,6 +20,7 @@ from ...runtime.files.rotation import Rotation
 from ...runtime.progress import Share
 from ..quantize.blocks import Blocks, Floats
 from .decoder import Decoder, Layer, Linear
+from .experts_graph import ExpertsGraph
 from .products import Products, looked_up
 from .writer import OnnxWriter
 
@@ -33,6 +34,7 @@ class DecoderGraph:
     def __init__(self, writer: OnnxWriter, decoder: Decoder, accuracy_level: int) -> None:
         self._w, self._decoder = writer, decoder
         self._products = Products(writer, accuracy_level)
+        self._experts = ExpertsGraph(writer, self._products, decoder.shape)
         self._tables: dict[int, list[str]] = {}  # cos and sin of a rotation, by its id
         self._kept: dict[int, list[str]] = {}  # the new keys and values of a layer
         self._shared = {x.cache_of for x in decoder.shape.layers}  # layers that others attend to
@@ -112,7 +114,8 @@ class DecoderGraph:
     def _input(self, i: int, layer: Layer, x: str, given: str) -> str:
         """What a layer makes of what it is given beside x."""
         assert layer.input_gate is not None and layer.input_projection is not None
-        gate = self._active(self._products.linear(f"l{i}.input_gate", x, layer.input_gate))
+        gate = self._products.linear(f"l{i}.input_gate", x, layer.input_gate)
+        gate = self._products.active(gate, self._decoder.shape.family.activation)
         made = self._products.linear(
             f"l{i}.input_projection", self._w.node("Mul", [gate, given]), layer.input_projection
         )
@@ -171,6 +174,7 @@ class DecoderGraph:
         where = [*turned, "position_ids"] if rotates else ["", "", ""]
         bias = "bias" if kind.window is None else "sliding_bias"
         inputs = [query, key, value, *cache, "last_entry", "total_length", *where, bias]
+        inputs += [] if layer.sinks is None else [w.weight(f"l{i}.sinks", layer.sinks)]
         more: dict[str, float] = {} if s.attention_scale is None else {"scale": s.attention_scale}
         more |= {} if s.attention_softcap is None else {"softcap": s.attention_softcap}
         out = w.nodes(
@@ -262,16 +266,14 @@ class DecoderGraph:
 
     def _mlp(self, i: int, layer: Layer, x: str) -> str:
         w, s = self._w, self._decoder.shape
-        both = self._products.fused(f"l{i}.gate_up", x, [layer.gate, layer.up])
-        size = s.sizes(i).ffn_size
-        sizes = w.weight(f"gate_up.sizes_{size}", np.array([size, size], dtype=np.int64))
-        gate, up = w.nodes("Split", [both, sizes], [f"l{i}.gate", f"l{i}.up"], axis=-1)
-        return self._products.linear(f"l{i}.down", w.node("Mul", [self._active(gate), up]), layer.down)
-
-    def _active(self, gate: str) -> str:
-        if self._decoder.shape.family.activation == "silu":
-            return self._w.node("QuickGelu", [gate], contrib=True, alpha=1.0)  # alpha 1: SiLU
-        return self._w.node("Gelu", [gate], approximate="tanh")
+        every = "" if layer.mlp is None else self._products.mlp(f"l{i}.", x, layer.mlp, s.family.activation)
+        if layer.experts is None:
+            return every
+        picked = self._experts.layer(f"l{i}.", x, layer.experts)
+        if layer.experts.shared_gate is not None:
+            weighed = w.node("Sigmoid", [self._products.linear(f"l{i}.shared_gate", x, layer.experts.shared_gate)])
+            every = w.node("Mul", [every, weighed])
+        return w.node("Add", [picked, every]) if every else picked
 
     def _head(self, x: str) -> None:
         decoder, w = self._decoder, self._w

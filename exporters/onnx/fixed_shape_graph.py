@@ -157,11 +157,12 @@ class StaticGraph:
         return w.node("Add", [w.node("Mul", [x, "cos"]), w.node("Mul", [crossed, "sin"])])
 
     def _mlp(self, i: int, layer: Layer, x: str) -> str:
-        w, size = self._w, self._decoder.shape.ffn_size
-        both = self._fused(f"l{i}.gate_up", x, [layer.gate, layer.up])
+        w, size, mlp = self._w, self._decoder.shape.ffn_size, layer.mlp
+        assert mlp is not None  # mixtures are refused
+        both = self._fused(f"l{i}.gate_up", x, [mlp.gate, mlp.up])
         gate, up = w.nodes("Split", [both, self._ints("ffn", size, size)], [f"l{i}.gate", f"l{i}.up"], axis=1)
         active = w.node("Mul", [w.node("Mul", [gate, w.node("Sigmoid", [gate])]), up])
-        return self._linear(f"l{i}.down", active, layer.down)
+        return self._linear(f"l{i}.down", active, mlp.down)
 
     def _fused(self, name: str, x: str, parts: list[Linear]) -> str:
         """Several projections of one input, in one multiplication where their forms allow it."""

@@ -62,6 +62,8 @@ def _build(file: DecoderFile, activations: Activations, form: Form, folder: Path
     source = StoredDecoder(file)
     types = sorted({t.type_name for t in file.tensors.values()})
     recipe = {"weights": "+".join(types), "n_heads": str(source.shape.n_heads)}
+    if source.shape.experts is not None:
+        recipe["experts"] = f"{source.shape.experts.used} of {source.shape.experts.count}"
     with (folder / "model.onnx.data").open("wb") as data:
         writer = OnnxWriter(data, "model.onnx.data")
         if form == "onnx":

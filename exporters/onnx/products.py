@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from ...runtime.files.decoder_families import CLAMP, CLAMPED_SLOPE, Activation
 from ..quantize.blocks import Blocks, Floats, Halves, stack
-from .decoder import Linear
+from .decoder import Linear, Mlp
 from .writer import OnnxWriter
 
 
@@ -39,6 +40,26 @@ class Products:
                 [np.zeros(n, np.float32) if p.bias is None else p.bias for p, n in zip(parts, sizes, strict=True)]
             )
         return self.linear(name, x, Linear(fused, bias))
+
+    def mlp(self, name: str, x: str, mlp: Mlp, activation: Activation) -> str:
+        """A gated MLP. name: of its weights."""
+        w, size = self._w, mlp.gate.weight.shape[0]
+        both = self.fused(f"{name}gate_up", x, [mlp.gate, mlp.up])
+        sizes = w.weight(f"gate_up.sizes.{size}", np.array([size, size], dtype=np.int64))
+        gate, up = w.nodes("Split", [both, sizes], [f"{name}gate", f"{name}up"], axis=-1)
+        if activation != "clamped":
+            active = self.active(gate, activation)
+        else:
+            low, high, one = (w.weight(f"mlp.{x:g}", np.array(x, np.float32)) for x in (-CLAMP, CLAMP, 1.0))
+            active = w.node("QuickGelu", [w.node("Clip", [gate, "", high])], contrib=True, alpha=CLAMPED_SLOPE)
+            up = w.node("Add", [w.node("Clip", [up, low, high]), one])
+        return self.linear(f"{name}down", w.node("Mul", [active, up]), mlp.down)
+
+    def active(self, x: str, activation: Activation) -> str:
+        """GELU or SiLU of x."""
+        if activation == "gelu":
+            return self._w.node("Gelu", [x], approximate="tanh")
+        return self._w.node("QuickGelu", [x], contrib=True, alpha=1.0)  # alpha 1: SiLU
 
     def linear(self, name: str, x: str, linear: Linear, output: str = "", like: str | None = None) -> str:
         w, weight = self._w, linear.weight

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from ...runtime.files.decoder_description import (
@@ -9,13 +10,15 @@ from ...runtime.files.decoder_description import (
     INPUT_PROJECTION,
     INPUT_TABLE,
     LAYER_SCALE,
+    MLP,
     DecoderShape,
     Part,
 )
 from ...runtime.files.decoder_file import DecoderFile
 from ...runtime.files.decoder_shape import decoder_shape
+from ...runtime.files.stacked_tensor import one_of
 from ..quantize.blocks import Blocks, Floats, floats, halves, unpack
-from .decoder import Decoder, Layer, LayerInputs, Linear
+from .decoder import Decoder, Experts, Layer, LayerInputs, Linear, Mlp
 
 
 class StoredDecoder:
@@ -47,20 +50,34 @@ class StoredDecoder:
         parts |= {name: self._floats(tensor) for name, tensor in self.shape.norms(i).items()}
         if self.shape.family.layer_scale:
             parts["scale"] = float(self._floats(LAYER_SCALE.format(i))[0])
-        return Layer(**parts)
+        if "gate" in parts:
+            parts["mlp"] = Mlp(*(parts.pop(name) for name in MLP))
+        sinks = self.shape.sinks(i)
+        return Layer(**parts, experts=self._experts(i), sinks=None if sinks is None else self._floats(sinks))
+
+    def _experts(self, i: int) -> Experts | None:
+        if self.shape.experts is None:
+            return None
+        gate = self.shape.shared_gate(i)
+        shared = None if gate is None else Linear(self._floats(gate).reshape(1, -1))
+        return Experts(self._linear(self.shape.router(i)), partial(self._expert, i), shared)
+
+    def _expert(self, layer: int, i: int) -> Mlp:
+        return Mlp(**{name: self._linear(part) for name, part in self.shape.expert(layer, i).items()})
 
     def _linear(self, part: Part) -> Linear:
-        weight = self._matrix(f"{part.tensor}.weight")
-        bias = self._floats(f"{part.tensor}.bias") if f"{part.tensor}.bias" in self._file.tensors else None
+        weight = self._matrix(f"{part.tensor}.weight", part.member)
+        named = f"{part.tensor}.bias"
+        bias = one_of(self._file.tensors[named], part.member).values() if named in self._file.tensors else None
         if part.rows is not None:
             weight = weight.rows(part.rows) if isinstance(weight, Blocks) else weight[part.rows]
             bias = None if bias is None else bias[part.rows]
         return Linear(weight, bias)
 
-    def _matrix(self, name: str) -> Blocks | Floats:
-        made = unpack(self._file.tensors[name])
+    def _matrix(self, name: str, member: int | None = None) -> Blocks | Floats:
+        made = unpack(one_of(self._file.tensors[name], member))
         if isinstance(made, Blocks) and made.loss:
-            self.losses[name] = made.loss
+            self.losses[name] = max(made.loss, self.losses.get(name, 0.0))
         return made
 
     def _floats(self, name: str) -> Floats:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
@@ -118,6 +118,22 @@ class OnnxWriter:
         node.attribute.extend(helper.make_attribute(key, value) for key, value in attributes.items())
         self._nodes.append(node)
         return outputs
+
+    def choice(self, condition: str, then: Callable[[], str], otherwise: str, shape: list[int | str]) -> str:
+        """The float32 value that then() adds nodes for, which run where the condition, one truth value, holds; the
+        value `otherwise` elsewhere. Weights that then() adds are constants like any other."""
+        outside, self._nodes = self._nodes, []
+        made = then()
+        inside, self._nodes = self._nodes, outside
+        branches = {}
+        kept = helper.make_node("Identity", [otherwise], [f"{made}.otherwise"])
+        for name, nodes, value in (("then", inside, made), ("else", [kept], kept.output[0])):
+            info = helper.make_tensor_value_info(value, TensorProto.FLOAT, shape)
+            branches[f"{name}_branch"] = helper.make_graph(nodes, f"{made}.{name}", [], [info])
+        node = helper.make_node("If", [condition], [self.fresh("If")])
+        node.attribute.extend(helper.make_attribute(name, graph) for name, graph in branches.items())
+        self._nodes.append(node)
+        return str(node.output[0])
 
     def save(self, path: Path, *, observing: bool = False) -> None:
         """Write a model file over the data file; observing: with the nodes and outputs of extra()."""

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from ...runtime.files.decoder_file import StoredTensor
 from ...runtime.files.folder_blocks import PackedTensor
+from ...runtime.files.fused_tensors import Mxfp4Matrix
 from ...runtime.files.gguf_file import GgufTensor
 from ...runtime.files.safetensors_file import SafeTensor
 
@@ -25,6 +26,7 @@ Floats = npt.NDArray[np.float32]
 
 _REQUANTIZED_BLOCK = 32
 _AT_ONCE = 1 << 26  # numbers of a matrix that are taken apart at once
+_TWICE_FP4 = np.array([128 + sign * x for sign in (1, -1) for x in (0, 1, 2, 3, 4, 6, 8, 12)], dtype=np.uint8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +98,8 @@ def unpack(tensor: StoredTensor) -> Blocks | Floats:
     8 bits with the loss recorded."""
     if isinstance(tensor, PackedTensor):
         return Blocks(tensor.codes(), tensor.packing.bits, tensor.scale(), tensor.zero_points(), None)
+    if isinstance(tensor, Mxfp4Matrix):
+        return mxfp4_blocks(tensor.nibbles(), tensor.exponents())
     if not isinstance(tensor, GgufTensor) or tensor.type_name in ("F32", "F16", "BF16", "F64"):
         return floats(tensor)
     rows = tensor.data.reshape(-1, tensor.data.shape[-1])
@@ -270,6 +274,20 @@ def _q6_k(rows: Bytes) -> Blocks:
     return Blocks(flat, 8, scales, 128, None)
 
 
+def mxfp4_blocks(nibbles: Bytes, exponents: Bytes) -> Blocks:
+    """Blocks of numbers of four bits, (rows, n_blocks, block), and powers of two, (rows, n_blocks), with 127 for 1.
+
+    Twice a number is whole and at most 12, so codes need five bits: they become 8, and no number changes.
+    """
+    scale = np.ldexp(np.float32(0.5), exponents.astype(np.int32) - 127).astype(np.float32)
+    return Blocks(_TWICE_FP4[nibbles], 8, scale, 128, None)
+
+
+def _mxfp4(rows: Bytes) -> Blocks:
+    b = _split(rows, 17)
+    return mxfp4_blocks(_nibbles(b[..., 1:]), b[..., 0])
+
+
 _HALVES: dict[str, Literal["float16", "bfloat16"]] = {"F16": "float16", "BF16": "bfloat16"}
 _READERS: dict[str, Callable[[Bytes], Blocks]] = {
     "Q4_0": _q4_0,
@@ -280,4 +298,5 @@ _READERS: dict[str, Callable[[Bytes], Blocks]] = {
     "Q4_K": _q4_k,
     "Q5_K": _q5_k,
     "Q6_K": _q6_k,
+    "MXFP4": _mxfp4,
 }

@@ -10,6 +10,8 @@ import numpy.typing as npt
 from .decoder_families import Family
 from .rotation import Rotation
 
+MLP = ("gate", "up", "down")
+
 
 @dataclass(frozen=True, slots=True)
 class LayerSizes:
@@ -37,6 +39,16 @@ class Part:
 
     tensor: str
     rows: npt.NDArray[np.int64] | None = None  # None: all, as they lie
+    member: int | None = None  # which matrix of a tensor of several
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertSizes:
+    """How many experts a layer has, how many of them a token passes, and how wide each is inside."""
+
+    count: int
+    used: int
+    size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +82,7 @@ class DecoderShape:
     norm_epsilon: float
     layers: tuple[LayerKind, ...]
     family: Family = field(default_factory=Family)
+    experts: ExpertSizes | None = None  # None: no mixture; then ffn_size is of the one MLP, otherwise of the shared one
     attention_scale: float | None = None  # of scores; None: 1 / sqrt(head_dim)
     attention_softcap: float | None = None  # scores become cap * tanh(scores / cap)
     temperature: Temperature | None = None
@@ -120,6 +133,8 @@ class DecoderShape:
             "its layers are given more than what the last one gave": f.layer_inputs or f.layer_scale,
             "not all of its layers rotate alike": any(x.rotation is not first.rotation for x in self.layers),
             "it does not rotate whole heads": first.rotation is None or first.rotation.rotated != self.head_dim,
+            "it is a mixture of experts": self.experts is not None,
+            "its attention has sinks": f.sinks,
             "its activation is another": f.activation != "silu",
             "it scales or caps what others do not": (
                 (self.attention_scale, self.attention_softcap, self.temperature, self.logit_softcap) != (None,) * 4
@@ -134,12 +149,16 @@ class DecoderShape:
         return rows.swapaxes(1, 2).reshape(-1)
 
     def projections(self, layer: int) -> dict[str, Part]:
-        """Where the query, key, value, output, gate, up and down of a layer lie, rows of q and k in halves."""
+        """Where the query, key, value, output, gate, up and down of a layer lie, rows of q and k in halves.
+
+        A mixture has no gate, up and down but those of its shared MLP.
+        """
         at, kind, sizes = f"blk.{layer}.", self.layers[layer], self.sizes(layer)
         queries, keys = self.n_heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim
-        found = {"output": Part(f"{at}attn_output"), "down": Part(f"{at}ffn_down")}
+        found = {"output": Part(f"{at}attn_output")}
         if self.family.packed:
             found |= _slices(f"{at}attn_qkv", {"query": queries, "key": keys, "value": keys})
+            found |= {"down": Part(f"{at}ffn_down")}
             return found | _slices(f"{at}ffn_up", {"gate": sizes.ffn_size, "up": sizes.ffn_size})
         pairs = self.family.pairs
         found["query"] = Part(f"{at}attn_q", self.half_order(self.n_heads) if pairs else None)
@@ -149,13 +168,36 @@ class DecoderShape:
                 found["value"] = Part(f"{at}attn_v")
         if self.layer_input_size is not None:
             found |= {"input_gate": Part(f"{at}inp_gate"), "input_projection": Part(f"{at}proj")}
-        return found | {"gate": Part(f"{at}ffn_gate"), "up": Part(f"{at}ffn_up")}
+        return found | {name: Part(f"{at}ffn_{name}{self.mlp_suffix}") for name in MLP if self.mlp_suffix is not None}
+
+    @property
+    def mlp_suffix(self) -> str | None:
+        """What the names of the tensors of the MLP that every token passes end with; None where there is none."""
+        if self.experts is None:
+            return ""
+        return "_shexp" if self.family.mixture is not None and self.family.mixture.shared else None
+
+    def expert(self, layer: int, i: int) -> dict[str, Part]:
+        """Where the gate, up and down of one expert lie."""
+        return {name: Part(f"blk.{layer}.ffn_{name}_exps", member=i) for name in MLP}
+
+    def router(self, layer: int) -> Part:
+        """Where what picks the experts lies, a row for each."""
+        return Part(f"blk.{layer}.ffn_gate_inp")
+
+    def shared_gate(self, layer: int) -> str | None:
+        """The tensor, one row, that weighs the MLP that every token passes beside the experts."""
+        return f"blk.{layer}.ffn_gate_inp_shexp.weight" if self.experts and self.mlp_suffix else None
+
+    def sinks(self, layer: int) -> str | None:
+        """The tensor of the sinks, (n_heads,)."""
+        return f"blk.{layer}.attn_sinks.weight" if self.family.sinks else None
 
     def norms(self, layer: int) -> dict[str, str]:
         """The tensors of the norms that a layer has, by what they normalize."""
         f, found = self.family, dict[str, str]()
         if f.norms_before:
-            found |= {"attention_norm": "attn_norm", "mlp_norm": "ffn_norm"}
+            found |= {"attention_norm": "attn_norm", "mlp_norm": f.mlp_norm}
         if f.norms_after:
             found |= {"attention_post_norm": "post_attention_norm", "mlp_post_norm": "post_ffw_norm"}
         if f.query_key_norm is not None:

@@ -10,8 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-Activation: TypeAlias = Literal["silu", "gelu"]
-"""Of the gate. "gelu" is the form with tanh."""
+Activation: TypeAlias = Literal["silu", "gelu", "clamped"]
+"""Of the gate. "gelu" is the form with tanh; "clamped" is gate * sigmoid(CLAMPED_SLOPE * gate) times up + 1, where
+neither is more than CLAMP and up not less than -CLAMP (gpt-oss)."""
+CLAMP, CLAMPED_SLOPE = 7.0, 1.702
 
 _QKV = ("attn_q", "attn_k", "attn_v")
 _LINEAR, _YARN = frozenset({"linear"}), frozenset({"linear", "yarn"})
@@ -39,6 +41,7 @@ class Folder:
 
     silent: by model_type, what transformers takes where config.json is silent; what is not in it is as in SILENT.
     norm_offset: what a GGUF file's norm weights are larger by.
+    experts_size: the setting that says how wide an expert is; None: the family has none.
     settings: the names in config.json of the family's scalars, where they are entries of their own.
     score_scale: the setting that scores are scaled by the root of; GGUF files do not say it.
     full_last: the last layer sees everything, whatever is said.
@@ -46,9 +49,26 @@ class Folder:
 
     silent: Mapping[str, Mapping[str, object]]
     norm_offset: float = 0.0
+    experts_size: str | None = None
     settings: Mapping[str, str] = field(default_factory=dict)
     score_scale: str | None = None
     full_last: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Mixture:
+    """MLPs, the experts, of which a router picks some for each token, and adds up what they give by shares.
+
+    whole: the shares of those that are picked make one; otherwise they are their shares of all.
+    always: every model of the architecture is one; otherwise those whose files count experts.
+    biased: the router and the experts have biases.
+    shared: beside them there is an MLP that every token passes, weighed by a gate of its own.
+    """
+
+    whole: bool
+    always: bool = True
+    biased: bool = False
+    shared: bool = False
 
 
 SILENT: Mapping[str, object] = {
@@ -77,6 +97,9 @@ class Family:
     unrotated_every: int | None = None  # every so manieth layer does not rotate
     rotates_if_finetuned: bool = False  # rope.scaling.finetuned = false is no rotation at all
     windows: Windows | None = None
+    mixture: Mixture | None = None
+    sinks: bool = False  # each head has a score of its own that takes a share of attention and gives nothing
+    mlp_norm: str = "ffn_norm"  # the tensor of the norm before the MLP
     wide_scale_layers: int | None = None  # the model of so many layers scales scores by hidden_size / n_heads
     score_scale: float | None = None  # of all its models; None: 1 / sqrt(head_dim), or what the file says
     value_norm: bool = False  # of each head, without weights
@@ -88,6 +111,16 @@ class Family:
     # Scalars that a file may have, with the value where it is silent; None: then there is no such thing.
     scalars: Mapping[str, float | None] = field(default_factory=dict)
     folder: Folder | None = None
+
+    @property
+    def biased(self) -> tuple[str, ...]:
+        """Tensors that may have a bias, those of experts too."""
+        experts = self.mixture is not None and self.mixture.biased
+        return (
+            (*self.biases, "ffn_gate_inp", *(f"ffn_{x}_exps" for x in ("gate", "up", "down")))
+            if experts
+            else self.biases
+        )
 
 
 _CAPS: Mapping[str, object] = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
@@ -125,12 +158,36 @@ _GRANITE: Mapping[str, str] = {
     "attention.scale": "attention_multiplier",
 }
 
+_PICKED: Mapping[str, object] = {"norm_topk_prob": False, "decoder_sparse_step": 1}
+_GPT_OSS: Mapping[str, object] = {
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 150000.0,
+    "sliding_window": 128,
+    "num_local_experts": 128,
+    "rope_parameters": {
+        **{"rope_type": "yarn", "rope_theta": 150000.0, "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0},
+        **{"truncate": False, "original_max_position_embeddings": 4096},
+    },
+    "num_experts_per_tok": 4,
+}
+
 FAMILIES: Mapping[str, Family] = {
     "llama": Family(
         pairs=True,
         biases=(*_QKV, "attn_output"),
         scalings=_YARN | {"factors"},
-        folder=Folder({"llama": {}, "mistral": {"num_key_value_heads": 8, "sliding_window": 4096}}),
+        mixture=Mixture(whole=True, always=False),
+        folder=Folder(
+            {
+                "llama": {},
+                "mistral": {"num_key_value_heads": 8, "sliding_window": 4096},
+                "mixtral": {"num_key_value_heads": 8, "rms_norm_eps": 1e-5, "rope_theta": 1e6, "num_local_experts": 8}
+                | {"num_experts_per_tok": 2},
+            },
+            experts_size="intermediate_size",
+        ),
     ),
     "qwen2": Family(biases=_QKV, scalings=_YARN, folder=Folder({"qwen2": {"num_key_value_heads": 32, **_FULL}})),
     "qwen3": Family(
@@ -235,5 +292,61 @@ FAMILIES: Mapping[str, Family] = {
         query_key_norm="row",
         scalings=_YARN,
         folder=Folder({"olmo2": {"rms_norm_eps": 1e-5}}),
+    ),
+    "qwen3moe": Family(
+        query_key_norm="head",
+        scalings=_YARN,
+        mixture=Mixture(whole=True),
+        folder=Folder(
+            {"qwen3_moe": {"num_key_value_heads": 4, **_PICKED, "num_experts_per_tok": 8, **_FULL}},
+            experts_size="moe_intermediate_size",
+        ),
+    ),
+    "qwen2moe": Family(
+        biases=_QKV,
+        scalings=_YARN,
+        mixture=Mixture(whole=False, shared=True),
+        folder=Folder(
+            {
+                "qwen2_moe": {
+                    "num_key_value_heads": 16,
+                    "sliding_window": 0,
+                    **_PICKED,
+                    "num_experts_per_tok": 4,
+                    **_FULL,
+                }
+            },
+            experts_size="moe_intermediate_size",
+        ),
+    ),
+    "olmoe": Family(
+        query_key_norm="row",
+        mixture=Mixture(whole=False),
+        folder=Folder(
+            {"olmoe": {"rms_norm_eps": 1e-5, "norm_topk_prob": False, "num_experts_per_tok": 8}},
+            experts_size="intermediate_size",
+        ),
+    ),
+    "granitemoe": Family(
+        pairs=True,
+        scalings=_LINEAR | {"factors"},
+        rotates_if_finetuned=True,
+        mixture=Mixture(whole=True),
+        scalars=dict.fromkeys(_GRANITE),
+        folder=Folder(
+            {"granitemoe": {**dict.fromkeys(_GRANITE.values(), 1.0), "num_local_experts": 8, "num_experts_per_tok": 2}},
+            experts_size="intermediate_size",
+            settings=_GRANITE,
+        ),
+    ),
+    "gpt-oss": Family(
+        biases=(*_QKV, "attn_output"),
+        activation="clamped",
+        scalings=_YARN,
+        windows=Windows(full_every=2),
+        mixture=Mixture(whole=True, biased=True),
+        sinks=True,
+        mlp_norm="post_attention_norm",
+        folder=Folder({"gpt_oss": _GPT_OSS}, experts_size="intermediate_size"),
     ),
 }

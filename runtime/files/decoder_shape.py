@@ -15,6 +15,7 @@ from .decoder_description import (
     INPUT_TABLE,
     LAYER_SCALE,
     DecoderShape,
+    ExpertSizes,
     LayerKind,
     LayerSizes,
     Temperature,
@@ -40,11 +41,17 @@ _REFUSED = {  # metadata (without prefix) that changes the computation in ways n
     "nextn_predict_layers": "layers that predict several tokens",
 }
 _IDLE = {  # metadata that decoders are not computed from
-    *("vocab_size", "tensor_data_layout", "attention.layer_norm_epsilon", "rope.scaling.finetuned"),
-    "expert_used_count",
+    *(
+        "vocab_size",
+        "expert_used_count",
+        "tensor_data_layout",
+        "attention.layer_norm_epsilon",
+        "rope.scaling.finetuned",
+    ),
 }
 # What Ollama's files hold beside the decoder: parts that see and hear, which no text meets.
 _OTHER_KEYS, _OTHER_TENSORS = ("vision.", "audio.", "mm."), ("v.", "a.", "mm.")
+_MAX_EXPERTS = 1 << 10
 _MAX_CONTEXT = 1 << 20  # rotary tables of so many positions are still made in seconds
 
 
@@ -82,7 +89,8 @@ def _read(numbers: Numbers, family: Family) -> DecoderShape:
     if n_layers > len(file.tensors):
         raise contradiction(file, f"it claims {n_layers} layers, but holds {len(file.tensors)} tensors")
     near_dim = near_head_dim(numbers, family, n_heads, head_dim)
-    sizes = layer_sizes(numbers, family, n_layers, n_heads)
+    experts = _experts(numbers, family)
+    sizes = layer_sizes(numbers, family, n_layers, n_heads, None if experts is None else experts.size)
     if not numbers.flag("attention.causal", True):
         raise UnsupportedModelError(f"{file.path} is no model that continues text: its attention is not causal.")
     layers = tuple(_layers(numbers, family, sizes, head_dim, near_dim))
@@ -102,12 +110,13 @@ def _read(numbers: Numbers, family: Family) -> DecoderShape:
         n_heads=n_heads,
         kv_heads=first.kv_heads,
         head_dim=first.head_dim,
-        ffn_size=first.ffn_size,
+        ffn_size=numbers.get("expert_shared_feed_forward_length", first.ffn_size) if experts else first.ffn_size,
         vocab_size=file.tensors["token_embd.weight"].shape[0],
         context_length=trained,
         norm_epsilon=numbers.need("attention.layer_norm_rms_epsilon", float),
         layers=layers,
         family=family,
+        experts=experts,
         attention_scale=family.score_scale or attention_scale,
         attention_softcap=_scalar(numbers, family, "attn_logit_softcapping"),
         temperature=None if temperature is None else Temperature(temperature, length),
@@ -117,6 +126,18 @@ def _read(numbers: Numbers, family: Family) -> DecoderShape:
         logit_softcap=_scalar(numbers, family, "final_logit_softcapping"),
         layer_input_size=numbers.optional("embedding_length_per_layer_input", int) if family.layer_inputs else None,
     )
+
+
+def _experts(numbers: Numbers, family: Family) -> ExpertSizes | None:
+    """What a mixture of experts consists of; None where the model is none."""
+    mixture, path = family.mixture, numbers.file.path
+    if mixture is None or (not mixture.always and not numbers.optional("expert_count", int)):
+        return None
+    count, used = numbers.need("expert_count", int), numbers.need("expert_used_count", int)
+    if not used <= count <= _MAX_EXPERTS:
+        raise ModelFileError(f"{path}: {used} of {count} experts are no choice (of at most {_MAX_EXPERTS}).")
+    size = numbers.optional("expert_feed_forward_length", int)
+    return ExpertSizes(count, used, size or numbers.need("feed_forward_length", int))
 
 
 def _scalar(numbers: Numbers, family: Family, key: str) -> float | None:
@@ -253,11 +274,14 @@ def _layer_tensors(file: DecoderFile, s: DecoderShape, i: int) -> dict[str, tupl
     """Shapes of a layer's tensors, of biases those that the file has."""
     at, kind, sizes = f"blk.{i}.", s.layers[i], s.sizes(i)
     queries, keys, ffn = s.n_heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim, sizes.ffn_size
-    matrices = {"attn_output": (s.hidden_size, queries), "ffn_down": (s.hidden_size, ffn)}
+    matrices = {"attn_output": (s.hidden_size, queries)}
+    if s.mlp_suffix is not None:
+        matrices[f"ffn_down{s.mlp_suffix}"] = (s.hidden_size, ffn)
     if s.family.packed:
         rows = {"attn_qkv": queries + 2 * keys, "ffn_up": 2 * ffn}
     else:
-        rows = {"attn_q": queries, "ffn_gate": ffn, "ffn_up": ffn}
+        rows = {"attn_q": queries}
+        rows |= {f"ffn_{name}{s.mlp_suffix}": ffn for name in ("gate", "up") if s.mlp_suffix is not None}
         if kind.cache_of is None:
             rows |= {"attn_k": keys} if kind.keys_as_values else {"attn_k": keys, "attn_v": keys}
     if s.layer_input_size is not None:
@@ -268,8 +292,27 @@ def _layer_tensors(file: DecoderFile, s: DecoderShape, i: int) -> dict[str, tupl
     for name in s.family.biases:
         if f"{at}{name}.bias" in file.tensors:
             expected[f"{at}{name}.bias"] = matrices[name][:1]
+    expected |= {f"{at}{name}": shape for name, shape in _mixture_tensors(s).items()}
+    if s.family.sinks:
+        expected[f"{at}attn_sinks.weight"] = (s.n_heads,)
     per_head = s.family.query_key_norm == "head"
     widths = {"query_norm": sizes.head_dim if per_head else queries, "key_norm": sizes.head_dim if per_head else keys}
     if s.family.layer_scale:
         expected[LAYER_SCALE.format(i)] = (1,)
     return expected | {tensor: (widths.get(what, s.hidden_size),) for what, tensor in s.norms(i).items()}
+
+
+def _mixture_tensors(s: DecoderShape) -> dict[str, tuple[int, ...]]:
+    """Shapes of the router and of the experts, without their layer's name."""
+    experts, mixture = s.experts, s.family.mixture
+    if experts is None or mixture is None:
+        return {}
+    n, inside, hidden = experts.count, experts.size, s.hidden_size
+    found: dict[str, tuple[int, ...]] = {"ffn_gate_inp": (n, hidden), "ffn_down_exps": (n, hidden, inside)}
+    found |= {f"ffn_{name}_exps": (n, inside, hidden) for name in ("gate", "up")}
+    shapes = {f"{name}.weight": shape for name, shape in found.items()}
+    if mixture.biased:
+        shapes |= {f"{name}.bias": shape[:-1] for name, shape in found.items()}
+    if mixture.shared:
+        shapes["ffn_gate_inp_shexp.weight"] = (hidden,)
+    return shapes

@@ -49,6 +49,8 @@ def packing_of(settings: Mapping[str, Any], path: Path) -> Packing | None:
         return None
     if not isinstance(said, dict):
         raise ModelFileError(f"{path}: quantization_config is {said!r:.60}, but must be an object.")
+    if said.get("quant_method") == "mxfp4":
+        return None  # of experts, whose tensors say so by their names
     method, bits = said.get("quant_method"), said.get("bits", said.get("w_bit"))
     if method not in ("gptq", "awq"):
         raise _not_read(path, f"its weights are quantized by {method!r}; GPTQ and AWQ are read")

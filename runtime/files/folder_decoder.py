@@ -13,6 +13,7 @@ import numpy.typing as npt
 from ..errors import ModelFileError, UnsupportedModelError
 from .decoder_file import StoredTensor
 from .folder_blocks import PARTS, packed_tensor, packing_of
+from .folder_experts import expert_names, gathered, is_mixture
 from .folder_files import text_name, weight_files
 from .folder_metadata import metadata_of
 from .folder_names import TensorNames
@@ -104,11 +105,19 @@ def read_folder_decoder(path: Path, settings: Mapping[str, Any]) -> FolderDecode
         stored.pop(_HEAD, None)
     elif s.get("tie_word_embeddings") is False and _HEAD not in stored and "lm_head.qweight" not in stored:
         raise ModelFileError(f"{path} has no tensor {_HEAD}. Fetch or copy the model again.")
-    names = TensorNames(packed=s.family.packed, norms_after=s.family.norms_after, norms_before=s.family.norms_before)
-    tensors = dict(_placed(s, names, _assembled(s, stored)))
+    names, found = _names(s), _assembled(s, stored)
+    tensors = dict(_placed(s, names, gathered(s, found) if is_mixture(s) else found))
     tensors |= {name: MadeTensor(name, numbers) for name, numbers in factors.items()}
     _check_vocabulary(s, tensors)
     return FolderDecoder(path, metadata, tensors, s.architecture, tuple(files), names)
+
+
+def _names(s: Settings) -> TensorNames:
+    f = s.family
+    more = expert_names(s.kind) if is_mixture(s) else {}
+    return TensorNames(
+        packed=f.packed, norms_after=f.norms_after, norms_before=f.norms_before, mlp_norm=f.mlp_norm, more=more
+    )
 
 
 def _assembled(s: Settings, stored: Mapping[str, SafeTensor]) -> Iterator[tuple[str, StoredTensor]]:
@@ -133,7 +142,7 @@ def _placed(
     for name, tensor in found:
         own = names.gguf(name)
         inner = "" if own is None else own.removesuffix(".bias").rpartition(".")[2]
-        if name.endswith(".bias") and inner not in s.family.biases:
+        if name.endswith(".bias") and inner not in s.family.biased:
             if not tensor.values().any():  # which quantizers write whatever the family
                 continue
             own = None

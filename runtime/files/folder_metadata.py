@@ -8,15 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from .decoder_families import Family, Folder
+from .folder_experts import experts_metadata
 from .folder_rope import Factors, rope_metadata
 from .folder_settings import Settings
 
-_ACTIVATIONS = {"silu": ("silu", "swish"), "gelu": ("gelu_pytorch_tanh",)}
+_ACTIVATIONS = {"silu": ("silu", "swish"), "gelu": ("gelu_pytorch_tanh",), "clamped": ("silu",)}
 _REFUSED = {  # entries that, where they are set, change the computation in ways not built yet
     "use_bidirectional_attention": "its attention looks ahead",
     "is_encoder_decoder": "it is an encoder-decoder",
-    "num_local_experts": "it is a mixture of experts",
-    "num_experts": "it is a mixture of experts",
     "enable_moe_block": "it is a mixture of experts",
 }
 _OF_PICTURES = {"use_bidirectional_attention": "vision"}  # values that change nothing where all is text
@@ -50,7 +49,7 @@ def metadata_of(s: Settings) -> tuple[dict[str, object], Factors]:
         "attention.key_length": head_dim,
         "attention.value_length": head_dim,
     }
-    found |= _windows(s, s.family, context)
+    found |= _windows(s, s.family, context) | experts_metadata(s)
     found |= _uneven(s, found, near_dim)
     rope, tensors = rope_metadata(s, s.family, head_dim, context)
     found |= rope | _scalars(s, s.folder)

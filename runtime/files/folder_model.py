@@ -27,6 +27,7 @@ from .folder_files import (
 )
 from .generation_settings import Generating, checked_settings, said_by
 from .model_file import DecoderModel
+from .rotation import exact_range
 
 _OWN_ROWS = 0.75  # of the rows of a table that its tokenizer has tokens for; what pads it is less
 
@@ -53,7 +54,8 @@ class FolderModel(DecoderModel):
     @property
     def imported_formats(self) -> tuple[str, ...]:
         packed = any(isinstance(tensor, PackedTensor) for tensor in self._file.tensors.values())
-        return ("onnx", "onnx-static") if packed else ("onnx", "onnx-static", "gguf")
+        of_gguf = not packed and self._shape.experts is None and not exact_range(self._file)
+        return ("onnx", "onnx-static", "gguf") if of_gguf else ("onnx", "onnx-static")
 
     @property
     def file(self) -> FolderDecoder:

@@ -41,12 +41,25 @@ _NORMS_BEFORE = {"input_layernorm", "pre_feedforward_layernorm"}
 
 
 class TensorNames:
-    """Names of a family's tensors. packed: q, k and v are one; norms_after, norms_before: of attention and MLP."""
+    """Names of a family's tensors.
 
-    def __init__(self, *, packed: bool, norms_after: bool, norms_before: bool = True) -> None:
+    packed: q, k and v are one; norms_after, norms_before: of attention and MLP; mlp_norm: the GGUF name of that before
+    the MLP; more: of layers, as transformers and GGUF have them.
+    """
+
+    def __init__(
+        self,
+        *,
+        packed: bool,
+        norms_after: bool,
+        norms_before: bool = True,
+        mlp_norm: str = "ffn_norm",
+        more: Mapping[str, str] | None = None,
+    ) -> None:
         apart = {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj"}
         left_out = apart if packed else {"self_attn.qkv_proj", "mlp.gate_up_proj"}
         layer = {hf: gguf for hf, gguf in _LAYER.items() if hf not in left_out}
+        layer |= {"post_attention_layernorm": mlp_norm, **(more or {})}
         if norms_after:
             layer |= _NORMS_AFTER
         self._layer: Mapping[str, str] = {

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from ..errors import ModelFileError
 from .decoder_families import Family
 from .folder_settings import Settings
-from .rotation import FACTORS, LONG, SHORT
+from .rotation import FACTORS, LONG, SHORT, TRUNCATED
 
 Factors = dict[str, npt.NDArray[np.float32]]
 
@@ -113,8 +113,6 @@ def _kind(s: Settings, rope: Mapping[str, Any]) -> str:
 
 
 def _yarn(s: Settings, rope: Mapping[str, Any], length: int, context: int) -> dict[str, object]:
-    if rope.get("truncate") is False:
-        raise s.not_built("the range of its YaRN is not rounded (truncate)")
     factor = _number(s, rope, "factor", context / length)
     stretch, all_dim = _stretch(factor, 1.0), rope.get("mscale_all_dim")
     wanted = stretch
@@ -123,6 +121,7 @@ def _yarn(s: Settings, rope: Mapping[str, Any], length: int, context: int) -> di
     elif rope.get("mscale") and all_dim:
         wanted = _stretch(factor, _number(s, rope, "mscale")) / _stretch(factor, _number(s, rope, "mscale_all_dim"))
     return {
+        **({TRUNCATED: False} if rope.get("truncate") is False else {}),
         "rope.scaling.type": "yarn",
         "rope.scaling.factor": factor,
         "rope.scaling.original_context_length": length,

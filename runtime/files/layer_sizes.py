@@ -33,11 +33,13 @@ def near_head_dim(numbers: Numbers, family: Family, n_heads: int, head_dim: int)
     return near_dim
 
 
-def layer_sizes(numbers: Numbers, family: Family, n_layers: int, n_heads: int) -> list[tuple[int, int]]:
-    """The key-value heads of each layer, and the size of its MLP."""
+def layer_sizes(
+    numbers: Numbers, family: Family, n_layers: int, n_heads: int, expert_size: int | None
+) -> list[tuple[int, int]]:
+    """The key-value heads of each layer, and the size of its MLP. expert_size: of a mixture that names no other."""
     file = numbers.file
     kv_heads = numbers.each("attention.head_count_kv", n_layers, n_heads)
-    ffn_sizes = numbers.each("feed_forward_length", n_layers)
+    ffn_sizes = numbers.each("feed_forward_length", n_layers, expert_size)
     for n in set(kv_heads):
         if n_heads % n:
             raise contradiction(file, f"{n_heads} heads cannot share {n} key-value heads evenly")

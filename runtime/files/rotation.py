@@ -9,9 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ModelFileError, UnsupportedModelError
+from .decoder_file import DecoderFile
 from .gguf_numbers import Numbers
 
 FACTORS, SHORT, LONG = "rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight"
+TRUNCATED = "rope.scaling.yarn_truncated"  # of folders alone: GGUF has no word for it, and its readers truncate
 _BASE = 10000.0
 _AT_ONCE = 4096  # positions whose angles are computed in f64 at once
 _STILL = 1e20  # factors of frequencies that shall not turn at all: files have 1e30
@@ -87,6 +89,11 @@ def read_rotation(numbers: Numbers, head_dim: int, scalings: frozenset[str]) -> 
     return Rotation(frequencies, amplitude)
 
 
+def exact_range(file: DecoderFile) -> bool:
+    """Whether its YaRN is one that GGUF files cannot say."""
+    return file.metadata.get(f"{file.architecture}.{TRUNCATED}") is False
+
+
 def known_length(numbers: Numbers) -> int:
     """How many positions one rotation is right for.
 
@@ -111,8 +118,10 @@ def _yarn(
         pair = n * math.log(trained / (times * 2 * math.pi)) / (2 * math.log(base))
         return min(max(pair, 0.0), n - 1.0)
 
-    low = math.floor(pair_that_turns(numbers.get("rope.scaling.yarn_beta_fast", 32.0)))
-    high = math.ceil(pair_that_turns(numbers.get("rope.scaling.yarn_beta_slow", 1.0)))
+    low = pair_that_turns(numbers.get("rope.scaling.yarn_beta_fast", 32.0))
+    high = pair_that_turns(numbers.get("rope.scaling.yarn_beta_slow", 1.0))
+    if numbers.flag(TRUNCATED, True):
+        low, high = math.floor(low), math.ceil(high)
     stretched = np.clip((np.arange(n // 2) - low) / max(high - low, 0.001), 0.0, 1.0)
     amplitude = _amplitude(factor, 1.0)
     weight = numbers.optional("rope.scaling.yarn_log_multiplier", float)

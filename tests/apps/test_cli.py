@@ -119,6 +119,12 @@ def test_inspect_and_doctor(tiny: Path, pilotfish: Run) -> None:
     found = json.loads(pilotfish("inspect", tiny, "--json").out)
     assert found["general.architecture"] == "llama" and found["tensors"] > 0
     assert "general.architecture" in pilotfish("inspect", tiny).out
+    assert "experts" not in found
+    mixture = random_family("qwen3moe", tiny.parent / "mixture.gguf")
+    assert (
+        "2 of 5 in a layer are computed for a token"
+        in json.loads(pilotfish("inspect", mixture, "--json").out)["experts"]
+    )
     bundle = imported(tiny)
     assert json.loads(pilotfish("inspect", bundle, "--json").out)["source"]["name"] == "tiny.gguf"
     pilotfish("run", tiny, PROMPT, "-n", 2)

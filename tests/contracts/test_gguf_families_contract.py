@@ -26,7 +26,8 @@ from pilotfish.testing import CHECKS, Subject
 CLASSES = ((1,), (*range(2, 18), 32, 33))
 F32 = 2e-5  # sums in another order
 ROUNDED, ROUNDED_MODEL = 0.05, 0.3  # activations in int8: between widths, and from f32
-OPENVINO = tuple(name for name in MADE if MADE[name].architecture not in ("gemma2", "gemma4", "granite", "olmo2"))
+_NOT_OPENVINO = ("gemma2", "gemma4", "granite", "olmo2", "qwen2moe", "granitemoe")
+OPENVINO = tuple(name for name in MADE if MADE[name].architecture not in _NOT_OPENVINO)
 
 
 @pytest.fixture(scope="module")
@@ -97,9 +98,12 @@ def test_queries_carry_a_scale_of_scores(files: dict[str, Path], monkeypatch: py
 
 @pytest.mark.slow
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-@pytest.mark.parametrize("name", ["qwen3", "gemma3", "gemma4", "phi3"])
+@pytest.mark.parametrize("name", ["qwen3", "gemma3", "gemma4", "phi3", "qwen3moe", "gpt-oss"])
 def test_onnx_runtime_as_it_comes(name: str, check: Callable[[Subject], None], files: dict[str, Path]) -> None:
-    check(onnx(files[name], "int8"))
+    subject = onnx(files[name], "int8")
+    if FAMILIES[MADE[name].architecture].mixture is not None:  # rounded activations may pick another expert
+        subject = replace(subject, reference=None)
+    check(subject)
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)

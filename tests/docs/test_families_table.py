@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("tokenizers")
 
 import tiny_foreign
+from expert_files import MIXTURES
 from family_files import MADE
 from tiny_encoder_decoders import CONFIGS
 from tiny_families import families_of
@@ -40,6 +41,12 @@ NAMES = {  # by model_type of transformers, as people call them
     "granite": "Granite",
     "smollm3": "SmolLM3",
     "olmo2": "OLMo 2",
+    "mixtral": "Mixtral",
+    "qwen3_moe": "Qwen3-MoE",
+    "qwen2_moe": "Qwen2-MoE",
+    "olmoe": "OLMoE",
+    "granitemoe": "Granite-MoE",
+    "gpt_oss": "gpt-oss",
     "t5": "T5",
     "mt5": "mT5",
     "umt5": "UMT5",
@@ -56,9 +63,11 @@ NAMES = {  # by model_type of transformers, as people call them
 REAL = {"llama"}  # families of the decoders that tests marked `real` read
 HELD = {"llama", "qwen2"}  # architectures that the llamacpp engine passes the contract with, in tests/contracts
 AGAINST_TRANSFORMERS = {made.architecture for made in MADE.values()}
-READ = {  # families that are opened and not exported: their architecture
-    kind: name for name, one in FAMILIES.items() if one.folder for kind in one.folder.silent if kind not in SUPPORTED
+OPENED = {  # families that are opened, and the name of their architecture
+    kind: arch for arch, family in FAMILIES.items() if family.folder for kind in family.folder.silent
 }
+UNEXPORTED = [kind for kind in OPENED if kind not in SUPPORTED]
+COMPARED = {MADE[name].model_type for name in MIXTURES}  # with llama.cpp on the same files, in tests/backends/llamacpp
 WRITTEN = {SUPPORTED[family].architecture for family in families_of("gguf")}  # and read by llama.cpp
 
 
@@ -68,12 +77,13 @@ def cell(how: str | None, evicts: bool = True) -> str:
 
 def from_gguf(kind: str, engine: str) -> str:
     """A family's .gguf files on an engine."""
-    arch = SUPPORTED[kind].architecture if kind in SUPPORTED else READ[kind]
-    family, tried = FAMILIES[arch], arch in tiny_foreign.FAMILIES
-    proven = arch in WRITTEN if engine == "llamacpp" else arch in AGAINST_TRANSFORMERS
+    arch, family = OPENED[kind], FAMILIES[OPENED[kind]]
+    tried = arch in tiny_foreign.FAMILIES
+    written = arch in WRITTEN if kind in SUPPORTED else kind in COMPARED
+    proven = written if engine == "llamacpp" else arch in AGAINST_TRANSFORMERS
     how = "R" if kind in REAL else "T" if proven else "P" if tried and engine == "llamacpp" else None
     if engine == "llamacpp":
-        return cell(how, evicts=arch in HELD or (tried and arch not in tiny_foreign.STATES))
+        return cell(how, evicts=arch in HELD or kind in COMPARED or (tried and arch not in tiny_foreign.STATES))
     if engine == "openvino":
         return cell(how if arch in _PROVEN else None, evicts=family.windows is None)
     return cell(how)
@@ -81,7 +91,7 @@ def from_gguf(kind: str, engine: str) -> str:
 
 def exported(kind: str, form: str) -> str:
     """A family exported to a format, on the engine of that format."""
-    how = None if kind not in families_of(form) else "R" if kind in REAL else "T"
+    how = None if kind not in SUPPORTED or kind not in families_of(form) else "R" if kind in REAL else "T"
     return cell(how, evicts=form != "openvino" or kind not in WINDOWS)
 
 
@@ -95,7 +105,7 @@ def encoder_decoder(kind: str) -> list[str]:
 def rows() -> Iterator[str]:
     yield f"| family | .gguf on {' | '.join(ENGINES)} | exported: {' | '.join(FORMATS)} |"
     yield f"|---|{'---|' * (len(ENGINES) + len(FORMATS))}"
-    for kind in (*SUPPORTED, *READ):
+    for kind in (*SUPPORTED, *UNEXPORTED):
         files = [from_gguf(kind, engine) for engine in ENGINES]
         yield f"| {NAMES[kind]} | {' | '.join([*files, *(exported(kind, form) for form in FORMATS)])} |"
     for kind in ENCODER_DECODERS:
@@ -126,8 +136,9 @@ def test_the_table_is_what_the_lists_say() -> None:
 
 def test_every_family_is_proven_somewhere() -> None:
     """None is claimed that no test has made a model of, and none that is made is missing."""
-    assert set(NAMES) == {*SUPPORTED, *READ, *ENCODER_DECODERS}
-    assert {one.architecture for one in SUPPORTED.values()} | {*READ.values()} == set(FAMILIES) == AGAINST_TRANSFORMERS
+    assert set(NAMES) == {*SUPPORTED, *UNEXPORTED, *ENCODER_DECODERS}
+    assert {one.architecture for one in SUPPORTED.values()} | {OPENED[kind] for kind in UNEXPORTED} == set(FAMILIES)
+    assert set(FAMILIES) == AGAINST_TRANSFORMERS
     assert set(tiny_foreign.STATES.values()) == {0, 4}
     assert {family for family, _ in CONFIGS.values()} == set(ENCODER_DECODERS)
 
@@ -140,7 +151,7 @@ def test_every_engine_has_a_column() -> None:
 def test_the_readme_names_the_same_families() -> None:
     section = (ROOT / "README.md").read_text("utf-8").partition("\n## Engines and models\n")[2].partition("\n## ")[0]
     text = " ".join(section.split())
-    for start, kinds in (("Decoders: ", (*SUPPORTED, *READ)), ("Encoder-decoders: ", ENCODER_DECODERS)):
+    for start, kinds in (("Decoders: ", (*SUPPORTED, *UNEXPORTED)), ("Encoder-decoders: ", ENCODER_DECODERS)):
         found = re.search(rf"{start}(.*?)\.", text)
         assert found is not None, f"no sentence that begins with {start!r}"
         assert sorted(re.split(r", (?:and )?| \(", found[1])) == sorted(NAMES[kind] for kind in kinds)

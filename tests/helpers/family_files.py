@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import gguf
 import numpy as np
 import numpy.typing as npt
+from expert_files import experts_of, random_experts
 from gemma4_files import LARGE, LARGE_KEYS, PROPORTIONAL, SMALL, SMALL_KEYS, gemma4_layer, usual_layer
 from tiny_families import random_decoder
 
@@ -44,6 +45,8 @@ _YARN_KEYS = {
     "rope.scaling.factor": 4.0,
     "rope.scaling.original_context_length": 64,
 }
+_EXPERTS = {"expert_count": 5, "expert_used_count": 2}
+_LOCAL_EXPERTS = {"num_local_experts": 5, "num_experts_per_tok": 2}
 _SHORT, _LONG = np.linspace(1.0, 1.5, 6).tolist(), np.linspace(1.0, 8.0, 6).tolist()
 
 
@@ -172,6 +175,54 @@ MADE: dict[str, Made] = {
     ),
     "smollm3": Made("smollm3", "smollm3", {"num_hidden_layers": 5}, pairs=True),
     "olmo2": Made("olmo2", "olmo2"),
+    "qwen3moe": Made(
+        "qwen3_moe",
+        "qwen3moe",
+        {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 96, "norm_topk_prob": True},
+        {**_EXPERTS, "expert_feed_forward_length": 96},
+    ),
+    "gpt-oss": Made(
+        "gpt_oss",
+        "gpt-oss",
+        {
+            **_LOCAL_EXPERTS,
+            "head_dim": 32,
+            "sliding_window": 8,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            "rope_parameters": {**_YARN, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": True},
+        },
+        {**_EXPERTS, **_YARN_KEYS, "expert_feed_forward_length": 128, "attention.sliding_window": 8},
+    ),
+    "mixtral": Made("mixtral", "llama", _LOCAL_EXPERTS, _EXPERTS, pairs=True),
+    "qwen2moe": Made(
+        "qwen2_moe",
+        "qwen2moe",
+        {
+            **{"num_experts": 5, "num_experts_per_tok": 2, "norm_topk_prob": False},
+            **{"moe_intermediate_size": 64, "shared_expert_intermediate_size": 96},
+        },
+        {**_EXPERTS, "expert_feed_forward_length": 64, "expert_shared_feed_forward_length": 96},
+    ),
+    "granitemoe": Made(
+        "granitemoe",
+        "granitemoe",
+        {
+            **_LOCAL_EXPERTS,
+            **{"embedding_multiplier": 3.0, "residual_multiplier": 0.5},
+            **{"attention_multiplier": 0.4, "logits_scaling": 4.0},
+        },
+        {
+            **_EXPERTS,
+            **{"embedding_scale": 3.0, "residual_scale": 0.5, "attention.scale": 0.4, "logit_scale": 4.0},
+        },
+        pairs=True,
+    ),
+    "olmoe": Made(
+        "olmoe",
+        "olmoe",
+        {"num_experts": 5, "num_experts_per_tok": 2, "norm_topk_prob": False, "num_key_value_heads": 4},
+        _EXPERTS,
+    ),
     "llama with biases": Made("llama", "llama", {"attention_bias": True}, pairs=True),
     "llama yarn": Made("llama", "llama", {"rope_parameters": _YARN}, _YARN_KEYS, pairs=True),
 }
@@ -192,10 +243,17 @@ def write_family(name: str, model: PreTrainedModel, path: Path) -> Path:
     tensors = {}
     scales = ((f"{name}.weight", x) for name, x in model.named_buffers() if name.endswith("layer_scalar"))
     for parameter, values in (*model.named_parameters(), *scales):
+        array = values.detach().numpy().astype(np.float32)
+        if experts := experts_of(parameter, array, turned=made.model_type == "gpt_oss"):
+            tensors |= experts
+            continue
         tensor = names.get_name(parameter, try_suffixes=(".weight", ".bias"))
         assert tensor is not None, parameter
+        if parameter.endswith("sinks"):
+            tensor = f"{tensor}.weight"
+        if parameter.endswith("shared_expert_gate.weight"):
+            array = array[0]
         stem = tensor.split(".")[-2]
-        array = values.detach().numpy().astype(np.float32)
         if made.pairs and stem in heads:
             array = _pairs(array, heads[stem])
         tensors[tensor] = array + np.float32(made.norm_offset) if "norm" in parameter else array
@@ -216,7 +274,7 @@ def write_family(name: str, model: PreTrainedModel, path: Path) -> Path:
     return _write(made, sizes, tensors, path)
 
 
-def random_family(name: str, path: Path, *, quant: str = "F32", seed: int = 0, kv_heads: int = 2) -> Path:
+def random_family(name: str, path: Path, *, quant: str = "F32", seed: int = 0, kv_heads: int | None = None) -> Path:
     """A random .gguf file of this family, made without transformers. quant: type of the matrices."""
     made, rng = MADE[name], np.random.default_rng(seed)
     family, chosen = FAMILIES[made.architecture], {**_SIZES, **made.settings}
@@ -226,7 +284,11 @@ def random_family(name: str, path: Path, *, quant: str = "F32", seed: int = 0, k
         chosen["num_attention_heads"],
         _SIZES["max_position_embeddings"],
     )
+    kv_heads = kv_heads or int(chosen["num_key_value_heads"])
+    mixture = family.mixture if made.metadata.get("expert_count") else None
     tensors: dict[str, tuple[int, ...]] = {"token_embd.weight": (VOCAB_SIZE, hidden), "output_norm.weight": (hidden,)}
+    if mixture is not None:  # of which several must have one, for llama.cpp
+        tensors["output.weight"] = (VOCAB_SIZE, hidden)
     if chosen.get("hidden_size_per_layer_input"):
         size = chosen["hidden_size_per_layer_input"]
         tensors |= {"per_layer_token_embd.weight": (VOCAB_SIZE, layers * size), "per_layer_proj_norm.weight": (size,)}
@@ -236,15 +298,22 @@ def random_family(name: str, path: Path, *, quant: str = "F32", seed: int = 0, k
             matrices, norms = gemma4_layer(chosen, i, kv_heads)
         else:
             matrices, norms = usual_layer(family, chosen, kv_heads)
+        if mixture is not None:
+            matrices = {tensor: shape for tensor, shape in matrices.items() if not tensor.startswith("ffn")}
         tensors |= {f"blk.{i}.{tensor}.weight": shape for tensor, shape in matrices.items()}
         tensors |= {f"blk.{i}.{tensor}.weight": (width,) for tensor, width in norms.items()}
         tensors |= {f"blk.{i}.{tensor}.bias": matrices[tensor][:1] for tensor in family.biases}
+        if mixture is not None:
+            own = random_experts(mixture, made.metadata, hidden, ffn)
+            tensors |= {f"blk.{i}.{tensor}": shape for tensor, shape in own.items()}
+        if family.sinks:
+            tensors[f"blk.{i}.attn_sinks.weight"] = (heads,)
     made_up = {}
     for tensor, shape in tensors.items():
-        if len(shape) == 2:  # wide enough for answers to depend on what is attended to
-            made_up[tensor] = rng.normal(0.0, 2.0 / np.sqrt(shape[1]), shape).astype(np.float32)
-        elif tensor.endswith("bias"):
+        if tensor.endswith("bias") or tensor.endswith(("sinks.weight", "inp_shexp.weight")):
             made_up[tensor] = rng.normal(0.0, 0.5, shape).astype(np.float32)
+        elif len(shape) >= 2:  # wide enough for answers to depend on what is attended to
+            made_up[tensor] = rng.normal(0.0, 2.0 / np.sqrt(shape[-1]), shape).astype(np.float32)
         else:
             made_up[tensor] = rng.uniform(0.5, 1.5, shape).astype(np.float32)
     sizes = {
@@ -269,7 +338,8 @@ def _write(
     for key, value in {**sizes, **made.metadata}.items():
         _add(writer, f"{made.architecture}.{key}", value)
     for tensor, array in tensors.items():
-        kind = gguf.GGMLQuantizationType[quant if array.ndim > 1 else "F32"]
+        plain = array.ndim < 2 or tensor.endswith(("bias", "ffn_gate_inp.weight"))
+        kind = gguf.GGMLQuantizationType["F32" if plain else quant]
         writer.add_tensor(tensor, gguf.quants.quantize(array, kind), raw_dtype=kind)
     for tensor, numbers in made.tensors.items():
         writer.add_tensor(tensor, np.array(numbers, dtype=np.float32))

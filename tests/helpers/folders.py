@@ -9,14 +9,16 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from expert_files import fused, of_experts
 from family_files import _SIZES, MADE
 
 from pilotfish.runtime.files.decoder_families import FAMILIES
+from pilotfish.runtime.files.folder_experts import expert_names
 from pilotfish.runtime.files.folder_names import TensorNames
 from pilotfish.runtime.files.gguf_file import read_gguf
 from pilotfish.runtime.text.tokenizer_gguf import tokenizer_from_gguf
 
-_KINDS = {"float32": "F32", "float16": "F16", "int32": "I32"}
+_KINDS = {"float32": "F32", "float16": "F16", "int32": "I32", "uint8": "U8"}
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, npt.NDArray[Any]], *, bf16: bool = False) -> Path:
@@ -40,7 +42,8 @@ def floats_of(name: str, gguf: Path) -> dict[str, npt.NDArray[np.float32]]:
     """The tensors of a .gguf file of a family (MADE), as transformers has them."""
     made, file = MADE[name], read_gguf(gguf)
     family, metadata = FAMILIES[made.architecture], file.metadata
-    names = TensorNames(packed=family.packed, norms_after=family.norms_after)
+    more = expert_names(made.model_type) if "expert_count" in made.metadata else {}
+    names = TensorNames(packed=family.packed, norms_after=family.norms_after, mlp_norm=family.mlp_norm, more=more)
     heads = {key: metadata[f"{made.architecture}.attention.head_count{end}"] for key, end in (("q", ""), ("k", "_kv"))}
     found = {}
     for gguf_name, tensor in file.tensors.items():
@@ -51,8 +54,11 @@ def floats_of(name: str, gguf: Path) -> dict[str, npt.NDArray[np.float32]]:
         if made.pairs and stem in ("attn_q", "attn_k"):
             n = heads[stem[-1]]
             values = values.reshape(n, -1, 2, *values.shape[1:]).swapaxes(1, 2).reshape(values.shape)
+        if "*" in own or own.endswith(("sinks.weight", "shared_expert_gate.weight")):
+            found |= of_experts(made.model_type, own, values)
+            continue
         found[own] = np.ascontiguousarray(values - np.float32(made.norm_offset) if "norm" in own else values)
-    return found
+    return fused(made.model_type, found)
 
 
 def settings_of(name: str, **changes: Any) -> dict[str, Any]:

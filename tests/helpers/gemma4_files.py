@@ -73,7 +73,7 @@ def usual_layer(family: Family, chosen: dict[str, Any], kv_heads: int) -> Shapes
     else:
         matrices |= {"attn_q": (queries, hidden), "attn_k": (keys, hidden), "attn_v": (keys, hidden)}
         matrices |= {"ffn_gate": (ffn, hidden), "ffn_up": (ffn, hidden)}
-    norms = {"attn_norm": hidden, "ffn_norm": hidden} if family.norms_before else {}
+    norms = {"attn_norm": hidden, family.mlp_norm: hidden} if family.norms_before else {}
     norms |= {"post_attention_norm": hidden, "post_ffw_norm": hidden} if family.norms_after else {}
     if family.query_key_norm is not None:
         per_head = family.query_key_norm == "head"

@@ -268,8 +268,8 @@ def test_a_bundle_is_built_once_and_damage_is_mended(tmp_path: Path, own_cache: 
 
 
 def test_what_cannot_be_imported_leaves_nothing(tmp_path: Path, own_cache: Path) -> None:
-    gguf = tiny_gguf(tmp_path / "m.gguf", metadata={"expert_count": 4})
-    with pytest.raises(UnsupportedModelError, match="mixtures of experts"):
+    gguf = tiny_gguf(tmp_path / "m.gguf", metadata={"nextn_predict_layers": 1})
+    with pytest.raises(UnsupportedModelError, match="layers that predict several tokens"):
         imported(gguf)
     assert not list(own_cache.glob("bundles/*"))
 

@@ -67,6 +67,17 @@ def test_a_large_matrix_is_taken_apart_part_by_part(type_name: str, monkeypatch:
     assert np.array_equal(parted.dequantized(), whole.dequantized()) and bool(parted.loss) == bool(whole.loss)
 
 
+def test_numbers_of_four_bits_become_codes_of_eight() -> None:
+    """MXFP4: every number, every power of two that an f32 has, in a file's own bytes."""
+    data = np.random.default_rng(0).integers(0, 256, (40, 8, 17), dtype=np.uint8)
+    data[..., 0] = np.arange(40 * 8).reshape(40, 8) % 252 + 1
+    t = GgufTensor("t", "MXFP4", (40, 256), data.reshape(40, -1))
+    made = blocks(t)
+    assert (made.bits, made.loss) == (8, 0)
+    assert np.array_equal(made.dequantized(), dequantize(t.data, GGMLQuantizationType.MXFP4))
+    assert np.array_equal(from_packed(made), made.dequantized())
+
+
 @pytest.mark.parametrize("type_name", EXACT)
 def test_bit_equal_at_the_edges(type_name: str) -> None:
     """All codes 0, all codes highest, scales zero, minima far outside what a zero point can be."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from family_files import random_family
 from real_weights import smollm2
 
 torch = pytest.importorskip("torch")
@@ -331,7 +332,7 @@ def test_a_gguf_file_is_what_the_reference_engine_computes(architecture: str, qu
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"expert_count": 4}, "mixtures of experts"),
+        ({"nextn_predict_layers": 1}, "layers that predict several tokens"),
         ({"rope.scaling.type": "longrope"}, "'longrope'"),
         ({"rope.dimension_count": 8}, "rotates 8 of 16"),
         ({"attention.value_length": 8}, "values of 8 numbers and keys of 16"),
@@ -340,6 +341,11 @@ def test_a_gguf_file_is_what_the_reference_engine_computes(architecture: str, qu
 def test_gguf_files_that_cannot_be_expressed(more: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModelError, match=message):
         open_source(tiny_gguf(tmp_path / "m.gguf", metadata=more))
+
+
+def test_a_mixture_of_experts_is_not_exported(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match=r"a mixture of experts \(llama\.expert_count\).*pilotfish run"):
+        open_source(random_family("mixtral", tmp_path / "m.gguf"))
 
 
 def test_rotary_factors_of_a_gguf_file(tmp_path: Path) -> None:

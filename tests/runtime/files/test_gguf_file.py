@@ -219,7 +219,7 @@ def test_no_metadata_breaks_the_shape(sound: Path, changes: dict[str, object]) -
 @pytest.mark.parametrize(
     ("metadata", "what"),
     [
-        ({"expert_count": 8}, "mixtures of experts"),
+        ({"nextn_predict_layers": 1}, "layers that predict several tokens"),
         ({"attention.sliding_window": 4096}, "sliding-window"),
         ({"rope.scaling.type": "longrope", "rope.scaling.factor": 4.0}, "'longrope'"),
         ({"rope.scaling.type": "yarn", "rope.scaling.yarn_ext_factor": 0.5}, "a YaRN of its own"),
