@@ -9,7 +9,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from ...runtime.files.decoder_families import CLAMP, CLAMPED_SLOPE, Activation
+from ...runtime.files.decoder_family import CLAMP, CLAMPED_SLOPE, Activation
 
 Matrix: TypeAlias = npt.NDArray[np.float32]
 

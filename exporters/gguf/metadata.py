@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...runtime.errors import UnsupportedModelError
-from ...runtime.files.decoder_families import Family, Windows
+from ...runtime.files.decoder_family import Family, Windows
 from ...runtime.files.folder_rope import llama3_factors
 from ..sources.families import SCALARS, SUPPORTED, window_of
 from ..sources.model_source import ModelSource

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from ...runtime.errors import UnsupportedModelError
 from ...runtime.files.decoder_description import DecoderShape, Temperature
-from ...runtime.files.decoder_families import Windows
+from ...runtime.files.decoder_family import Windows
 from ...runtime.files.decoder_file import DecoderFile
 from ...runtime.files.decoder_shape import decoder_shape
 from ...runtime.files.folder_rope import llama3_factors

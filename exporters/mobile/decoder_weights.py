@@ -9,7 +9,7 @@ import numpy as np
 
 from ...runtime.errors import UnsupportedModelError
 from ...runtime.files.decoder_description import DecoderShape, LayerKind
-from ...runtime.files.decoder_families import Family
+from ...runtime.files.decoder_family import Family
 from ...runtime.files.rotation import Rotation
 from ..onnx.decoder import Decoder, Layer, Linear, Mlp
 from ..quantize.blocks import Blocks, Floats

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from ...runtime.files.decoder_families import CLAMP, CLAMPED_SLOPE, Activation
+from ...runtime.files.decoder_family import CLAMP, CLAMPED_SLOPE, Activation
 from ..quantize.blocks import Blocks, Floats, Halves, stack
 from .decoder import Linear, Mlp
 from .writer import OnnxWriter

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ...runtime.errors import ModelFileError, UnsupportedModelError
-from ...runtime.files.decoder_families import FAMILIES, Activation, Family
+from ...runtime.files.decoder_families import FAMILIES
+from ...runtime.files.decoder_family import Activation, Family
 from .encoder_decoder_families import ENCODER_DECODERS, NOT_YET
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from .decoder_families import Family
+from .decoder_family import Family
 from .rotation import Rotation
 
 MLP = ("gate", "up", "down")

@@ -20,7 +20,8 @@ from .decoder_description import (
     LayerSizes,
     Temperature,
 )
-from .decoder_families import FAMILIES, Family, Windows
+from .decoder_families import FAMILIES
+from .decoder_family import Family, Windows
 from .decoder_file import DecoderFile
 from .gguf_numbers import Numbers, contradiction
 from .layer_sizes import cache_sources, layer_sizes, near_head_dim

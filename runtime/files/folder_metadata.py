@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from .decoder_families import Family, Folder
+from .decoder_family import Family, Folder
 from .folder_experts import experts_metadata
 from .folder_rope import Factors, rope_metadata
 from .folder_settings import Settings

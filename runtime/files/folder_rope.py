@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ModelFileError
-from .decoder_families import Family
+from .decoder_family import Family
 from .folder_settings import Settings
 from .rotation import FACTORS, LONG, SHORT, TRUNCATED
 

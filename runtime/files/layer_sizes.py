@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..errors import UnsupportedModelError
-from .decoder_families import Family
+from .decoder_family import Family
 from .gguf_numbers import Numbers, contradiction
 
 _LENGTHS = {"attention.value_length": "values"}

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pilotfish.runtime.files.decoder_families import Mixture
+from pilotfish.runtime.files.decoder_family import Mixture
 
 MIXTURES = ("qwen3moe", "gpt-oss", "mixtral", "qwen2moe", "granitemoe", "olmoe")  # in family_files.MADE
 Arrays = dict[str, npt.NDArray[np.float32]]

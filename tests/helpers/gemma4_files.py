@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from pilotfish.runtime.files.decoder_families import FAMILIES, Family
+from pilotfish.runtime.files.decoder_families import FAMILIES
+from pilotfish.runtime.files.decoder_family import Family
 
 _NEAR, _FULL = "sliding_attention", "full_attention"
 _GEMMA4: dict[str, Any] = {

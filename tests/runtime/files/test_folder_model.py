@@ -412,7 +412,6 @@ def test_an_end_outside_of_the_vocabulary_is_refused(folder: Path) -> None:
     assert open_model(folder).tokenizer.eos_ids >= {1} and ends
 
 
-@pytest.mark.parametrize("name", quick(["gemma3", "phi3 longrope", "mistral3", "smollm3", "granite"], "gemma3"))
 @pytest.mark.parametrize(
     "name", quick(["gemma3", "phi3 longrope", "mistral3", "smollm3", "granite", "gpt-oss", "qwen2moe"], "gemma3")
 )
