@@ -71,15 +71,16 @@ class ToyWeights:
 
     def logits(self, visible: tuple[_Entry, ...], width: int, source: tuple[int, ...] = ()) -> Floats:
         words = [self.seed, *source, *(x for e in visible for x in (e.position, e.token))]
-        if self.row_noise:
-            words += [i for i, e in enumerate(visible) if e.lone]
         rng = np.random.default_rng(words)
         logits = rng.normal(0.0, self.scale, self.info.vocab_size).astype(np.float32)
-        noise = rng.normal(0.0, self.row_noise, len(logits)).astype(np.float32)
         if self.encoder is not None and self.copying:
             at = visible[-1].position + 1 - len(self.encoder.decoder_start)
             logits[list(source[max(at, 0) :][:1])] += np.float32(self.copying)
-        return logits + noise if width == 1 else logits
+        lone = [i for i, e in enumerate(visible) if e.lone]
+        if not self.row_noise or (width > 1 and not lone):
+            return logits
+        noise = np.random.default_rng([*words, width == 1, *lone]).normal(0.0, self.row_noise, len(logits))
+        return logits + noise.astype(np.float32)
 
     def vectors(self, paths: Sequence[tuple[_Entry, ...]]) -> Floats:
         """(len(paths), head_dim), each from all that a path holds."""
