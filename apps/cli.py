@@ -164,6 +164,9 @@ _TYPED = {  # what the library's messages name as its callers write it: what is 
     "speculate=False": "--plain",
     "exact=False": "--no-exact",
     "exact=True": "--exact",
+    "narrow=True": "--narrow",
+    "narrow=False": "--no-narrow",
+    "quality=": "--quality",
     "raw=True": "--raw",
     "special=True": "--special",
 }

@@ -51,6 +51,9 @@ def choose(model: ModelFile, wish: Wish, report: Progress, *, again: bool = Fals
     done.sort(key=lambda x: order[id(x[1])])
     found = [place for place, trial in done if trial.usable]
     if not found:
+        said = {t.problem or "gave a wrong answer" for t in choice.trials}
+        if len(said) == 1:
+            raise UnsupportedModelError(f"no engine here can run {model}: {said.pop()}")
         reasons = "; ".join(f"{t}: {t.problem or 'gave a wrong answer'}" for t in choice.trials)
         raise UnsupportedModelError(f"no engine here can run {model}. {reasons}")
     return found, choice

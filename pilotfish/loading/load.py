@@ -157,7 +157,7 @@ def load_with(path: str | os.PathLike[str], options: LoadOptions, progress: Prog
             warnings.warn(f"{target} is decoded without drafts: {why}", PilotfishWarning, stacklevel=3)
         narrow = _narrow(options, weights, measured)
         named = isinstance(options.draft, NamedDraft)
-        if narrow and (isinstance(options.draft, DraftModel | SelfCopy)):
+        if narrow and not options.narrow and isinstance(options.draft, DraftModel | SelfCopy):
             warnings.warn(_hardly_drafts(weights.info, measured), PilotfishWarning, stacklevel=3)
         if named and narrow:
             draft = None
@@ -261,13 +261,13 @@ def _narrow(options: LoadOptions, weights: Weights, measured: Calibration) -> bo
 
     The draft has no say in it: what is drafted would change the answer otherwise, if only by its last bits.
     """
-    gated = options.cache is not None and options.quality is not None  # compares two caches, step by step
-    can = options.exact and weights.info.encoder is None and not gated and 1 in measured.curve.measured
-    if options.narrow and not can:
-        raise OptionError(
-            "narrow is True, but that is for exact answers of decoders, without quality=, on engines that run steps of "
-            "one row; leave it out."
-        )
+    has_single = 1 in measured.curve.measured
+    if options.narrow and weights.info.encoder is not None:
+        raise OptionError("narrow=True is for decoders, and this model is an encoder-decoder; leave it out.")
+    if options.narrow and not has_single:
+        info = weights.info
+        raise OptionError(f"narrow=True needs steps of one row, which {info.engine} on {info.device} does not run.")
+    can = options.exact and not options.gated and weights.info.encoder is None and has_single
     if not can or options.narrow is False or measured.rows.rule().minimum == 1:
         return False
     return options.narrow or narrow_steps(weights, measured)
@@ -276,9 +276,9 @@ def _narrow(options: LoadOptions, weights: Weights, measured: Calibration) -> bo
 def _hardly_drafts(info: ModelInfo, measured: Calibration) -> str:
     """What is said to whoever gave a draft model where it has little to do."""
     return (
-        f"on {info.engine} two rows take {measured.price_of_exactness:.2f} times as long as one here, so that this "
-        "model drafts only where the text repeats itself; narrow=False (--no-narrow) lets it draft everywhere, in "
-        "steps whose last bits may differ"
+        f"on {info.engine} two rows take {measured.price_of_exactness:.2f} times as long as one here, so that the "
+        "draft model drafts only where the text repeats itself; narrow=False (--no-narrow) lets it draft everywhere, "
+        "in steps whose last bits may differ"
     )
 
 

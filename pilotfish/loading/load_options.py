@@ -73,12 +73,21 @@ class LoadOptions:
             whole("max_context", self.max_context, 2)
         if self.speculate is False and isinstance(self.draft, DraftModel | SelfCopy):
             raise OptionError("a draft model is given together with speculate=False; drop one of the two.")
+        if self.narrow and self.gated:
+            raise OptionError(
+                "narrow=True is not for answers with quality=, which compares two caches; drop one of the two."
+            )
         if self.narrow is not None and not self.exact:
             raise OptionError(
-                "narrow is for exact answers, and exact is False, which runs steps of any width; drop one."
+                f"narrow={self.narrow} is for exact answers, and exact=False runs steps of any width; drop one of them."
             )
         if self.quality is not None:
             tried_policy(self.cache, self.self_draft)
+
+    @property
+    def gated(self) -> bool:
+        """Whether a smaller cache is compared with the full one, step by step."""
+        return self.cache is not None and self.quality is not None
 
     @property
     def length_policy(self) -> DraftLengthPolicy | None:

@@ -313,6 +313,9 @@ def test_ctrl_c_ends_everything_that_was_started(tiny: Path, server: Callable[[s
 
 
 def test_what_cannot_be_measured_is_one_line(tiny: Path, tmp_path: Path, pilotfish: Run) -> None:
+    other = tmp_path / "other"
+    other.write_text(f"#!{sys.executable}\n")  # a program that does not look at `-c`
+    other.chmod(0o755)
     for line, words in (
         ([tiny, "--peers", "toaster"], "there is no peer 'toaster'; there are pilotfish, openvino-genai"),
         ([tiny, "--sets", "toaster"], "there is no prompt set 'toaster'"),
@@ -320,6 +323,8 @@ def test_what_cannot_be_measured_is_one_line(tiny: Path, tmp_path: Path, pilotfi
         ([tiny, "--weights", "ctranslate2=nowhere"], "there is no file or folder nowhere"),
         ([tiny, "--weights", f"openvino-genai={tmp_path}"], "is not what openvino-genai reads"),
         ([tiny, "--python", "transformers=nowhere"], "there is no program nowhere"),
+        ([tiny, "--python", f"transformers={other}"], f"{other} is no Python"),
+        ([tiny, "--tokens", 1], "--tokens is 1, but a speed takes 2 or more"),
         ([tiny, "--limit", "nan"], "--limit is nan"),
         ([tiny, "--limit", "1e20"], "--limit is 1e+20"),
         ([tiny, "--tokens", 10**6], "--tokens is 1000000"),

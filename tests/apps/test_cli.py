@@ -134,6 +134,17 @@ def test_inspect_and_doctor(tiny: Path, pilotfish: Run) -> None:
     assert "onnx" in pilotfish("doctor").out
 
 
+def test_narrow_is_refused_in_the_words_of_the_command_line(tiny: Path, pilotfish: Run) -> None:
+    for line, words in (
+        (("--narrow", "--no-exact"), "--narrow is for exact answers, and --no-exact runs steps of any width"),
+        (("--narrow", "--cache", "sinks:budget=64", "--quality", 0.9), "--narrow is not for answers with --quality"),
+    ):
+        outcome = pilotfish("run", tiny, PROMPT, "-n", 2, *line)
+        assert outcome.code == 2 and words in outcome.err and "measuring" not in outcome.err
+    outcome = pilotfish("run", "--demo", "correct", "a text", "-n", 2, "--narrow")
+    assert outcome.code == 2 and "--narrow is for decoders" in outcome.err
+
+
 def test_doctor_tries_the_engines_on_a_model(tiny: Path, pilotfish: Run) -> None:
     facts = json.loads(pilotfish("doctor", tiny, "--job", "30x20", "--json").out)
     assert facts["instruction_sets"] and facts["choice"]["job"] == {

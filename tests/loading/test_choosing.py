@@ -345,6 +345,13 @@ def test_a_faster_step_wins_chat_though_wide_steps_cost_it_more() -> None:
     assert plain.seconds(Job(1, 10, 0.5)) > wide.seconds(Job(1, 10, 0.5))
 
 
+def test_what_all_engines_say_of_a_file_is_said_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, Engine("a", broken=("cpu",)), Engine("b", broken=("cpu",)))
+    with pytest.raises(UnsupportedModelError) as caught:
+        load(path)
+    assert str(caught.value).count("the driver of cpu does not answer") == 1
+
+
 def test_unusable_trials_come_last() -> None:
     fast = EngineTrial("a", "1", "cpu", 1, {1: 0.1}, canary_error=0.9)
     slow = EngineTrial("b", "1", "cpu", 1, {1: 1.0}, canary_error=0.0)

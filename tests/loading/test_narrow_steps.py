@@ -102,9 +102,9 @@ def test_a_draft_model_has_no_say_in_it_and_its_owner_is_told(tiny: Path, monkey
 
 def test_what_cannot_be_narrow_is_refused(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     measured(DEAR, monkeypatch)
-    with pytest.raises(OptionError, match="exact is False"):
+    with pytest.raises(OptionError, match=r"narrow=True .* exact=False"):
         load(tiny, engine="reference", narrow=True, exact=False)
-    with pytest.raises(OptionError, match="narrow is True"):
+    with pytest.raises(OptionError, match=r"narrow=True .* quality="):
         load(tiny, engine="reference", narrow=True, cache="sinks:budget=64", quality=0.9)
     with load(tiny, engine="reference", cache="sinks:budget=64", quality=0.9) as model:
         assert not model.narrow

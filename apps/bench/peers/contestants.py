@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -14,6 +16,8 @@ from .contract import Engine
 from .process import command_of
 
 OURS, PLAIN = "pilotfish", "plain"
+_PYTHON = "Give the Python interpreter of the environment that has this peer."
+_ANSWER_S = 20.0  # for an interpreter that is asked what it is
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +75,25 @@ def named_paths(option: str, given: Sequence[str], families: Sequence[Family]) -
 
 
 def interpreters(given: Mapping[str, str]) -> dict[str, str]:
-    """The interpreters by family, each a file that runs. Raises OptionError."""
+    """The interpreters by family, each one that runs. Raises OptionError."""
+    found = {}
     for name, path in given.items():
-        if shutil.which(path) is None:
-            raise OptionError(f"--python {name}={path}: there is no program {path}. Give a Python interpreter.")
-    return {name: str(shutil.which(path)) for name, path in given.items()}
+        program = shutil.which(path)
+        if program is None:
+            raise OptionError(f"--python {name}={path}: there is no program {path} that can be run. {_PYTHON}")
+        if not _is_python(program):
+            raise OptionError(f"--python {name}={path}: {path} is no Python. {_PYTHON}")
+        found[name] = program
+    return found
+
+
+def _is_python(program: str) -> bool:
+    """Whether it computes what an interpreter does."""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        asked = [program, "-c", "print(6 * 7)"]
+        said = subprocess.run(asked, capture_output=True, stdin=subprocess.DEVNULL, timeout=_ANSWER_S, check=False)
+        return said.stdout.strip() == b"42"
+    return False
 
 
 def weights(given: Mapping[str, str], encoder_decoder: bool, families: Sequence[Family]) -> dict[str, str]:

@@ -14,10 +14,10 @@ from .contestants import OURS
 _MIB = 1 << 20
 _HEADS = ("", "tok/s", "x", "low", "means", "ceil", "step", "same", "first")
 _NOTES = (
-    "x: speed over the fastest other runtime's plain decoding, median of the prompts; low: the lowest; means: ratio of "
-    "mean tokens/s, prompt included, as Spec-Bench has it; ceil: x if these steps took what T(n) says and nothing else "
-    "took time; step: tokens for each pass of the large model; same: prompts with the text of its own plain decoding; "
-    "first: seconds until the first token"
+    "x: speed over the fastest plain decoding of another runtime, or ours where there is none, median of the prompts; "
+    "low: the lowest; means: ratio of mean tokens/s, prompt included, as Spec-Bench has it; ceil: x if these steps "
+    "took what T(n) says and nothing else took time; step: tokens for each pass of the large model; same: prompts with "
+    "the text of its own plain decoding; first: seconds until the first token"
 )
 _ENERGY = "; J: joules per token of the whole processor"
 

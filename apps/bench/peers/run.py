@@ -75,6 +75,8 @@ def _measured(model: str, options: Options) -> dict[str, object]:
     pythons = interpreters(named_paths("--python", options.pythons, FAMILIES))
     wish = Wish(engine=options.engine, threads=options.threads)
     Sampling(temperature=options.temperature)  # checks the number
+    if options.n_tokens < 2:
+        raise OptionError(f"--tokens is {options.n_tokens}, but a speed takes 2 or more: the first is the prompt's.")
     if not 0 < options.limit_s <= _DAY_S:
         raise OptionError(f"--limit is {options.limit_s:g}, but must be seconds above 0, and no more than {_DAY_S}.")
     asked = choose_prompts(read_prompts(options.prompts), options.sets, options.per_set)
