@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -180,12 +181,18 @@ class LoadProgress:
         self._bars: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
         self._began: dict[str, float] = {}
-        self._step: str | None = None  # the last one that was reported
+        self._step: str | None = None  # the last one that was reported,
+        self._share = 0.0  # and how far it was
+        self._ended = False
+        self._timer: threading.Timer | None = None  # tells of a step that says nothing for long
 
     def __enter__(self) -> Callable[[str, float], None]:
         return self._report
 
     def __exit__(self, *exc: object) -> None:
+        self._ended = True
+        if self._timer is not None:
+            self._timer.cancel()
         self._end_step()
         if self._bars is not None:
             self._bars.stop()
@@ -198,13 +205,33 @@ class LoadProgress:
         if self._keep and what != self._step:
             self._end_step()
             self._began.pop(what, None)
-        began, self._step = self._began.setdefault(what, _now()), what
+        began, self._step, self._share = self._began.setdefault(what, _now()), what, share
         took = _now() - began
         if not self._out.is_terminal:
-            if self._ticker.due():
-                self._out.print(f"{what}: {share:.0%} after {took:.0f} s", soft_wrap=True)
+            self._tell()
+            if self._timer is None:
+                self._wait()
         elif took >= self._patience_s:
             self._draw(what, share)
+
+    def _tell(self) -> None:
+        """A line about the step, if one is due."""
+        if self._step is not None and self._ticker.due():
+            took = _now() - self._began[self._step]
+            self._out.print(f"{self._step}: {self._share:.0%} after {took:.0f} s", soft_wrap=True)
+
+    def _wait(self) -> None:
+        """Look again in a while, whether the step says anything or not."""
+        self._timer = threading.Timer(_LINE_S, self._look)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def _look(self) -> None:
+        if self._ended:
+            return
+        if self._share < 1.0:
+            self._tell()
+        self._wait()
 
     def _draw(self, what: str, share: float) -> None:
         if self._bars is None:

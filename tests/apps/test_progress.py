@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Iterator
 from itertools import count, pairwise
 from pathlib import Path
@@ -48,6 +49,22 @@ def test_a_pipe_gets_a_line_every_few_seconds(clock: Clock, capsys: pytest.Captu
             clock.now += 1
         report("writing", 0.0)
     assert capsys.readouterr().err.splitlines() == ["reading: 42% after 5 s", "reading: 83% after 10 s"]
+
+
+def test_a_step_that_says_nothing_for_long_is_told_of(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An engine that is tried says that it begins, and nothing until it is done."""
+    told = threading.Event()
+    monkeypatch.setattr(terminal, "_LINE_S", 0.01)
+    with LoadProgress() as report:
+        tell = report.__self__._tell  # type: ignore[attr-defined]
+        monkeypatch.setattr(report.__self__, "_tell", lambda: (tell(), told.set()))  # type: ignore[attr-defined]
+        report("trying onnx on cpu", 0.0)
+        told.clear()
+        assert told.wait(10)
+        assert told.clear() is None and told.wait(10)
+    assert "trying onnx on cpu: 0% after" in capsys.readouterr().err
 
 
 def test_what_takes_long_is_told_more_seldom(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
