@@ -171,10 +171,11 @@ def idle_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     def layer(self: StoredDecoder, i: int) -> Layer:
         whole = made(self, i)
-        nothing = {name: Linear(np.zeros(getattr(whole, name).weight.shape, np.float32)) for name in ("output", "down")}
-        output = nothing["output"] if i == 1 else whole.output
-        down = nothing["down"] if i == 2 else whole.down
-        return replace(whole, output=output, down=down)
+        assert whole.mlp is not None
+        output, down = (Linear(np.zeros(x.weight.shape, np.float32)) for x in (whole.output, whole.mlp.down))
+        if i == 1:
+            return replace(whole, output=output)
+        return replace(whole, mlp=replace(whole.mlp, down=down)) if i == 2 else whole
 
     monkeypatch.setattr(StoredDecoder, "_layer", layer)
     return imported(path, activations="f32")

@@ -33,6 +33,7 @@ from pilotfish.runtime.model.rules import Frame, Rules
 from pilotfish.runtime.profiling.row_classes import ANY_WIDTH
 from pilotfish.runtime.speculation.draft_length import Fixed
 from pilotfish.runtime.speculation.proposers import NGram, SourceCopy, Suffix, default_proposers
+from pilotfish.testing.tiny_models import tiny_gguf
 from pilotfish.testing.toy import ToyWeights
 from pilotfish.testing.toy_model import toy_model, toy_weights
 
@@ -131,7 +132,7 @@ def test_ids_that_are_no_tokens_are_refused(tmp_path: Path) -> None:
     assert rules_of(model, 8) == Rules((4,), (7,))
     with pytest.raises(ModelFileError, match="name the token 7, and the model has 7"):
         rules_of(model, 7)
-    assert rules_of(GgufModel(tmp_path / "model.gguf"), 7) == Rules()
+    assert rules_of(GgufModel(tiny_gguf(tmp_path / "model.gguf")), 7) == Rules()
 
 
 def test_who_drafts_for_a_model_that_listens() -> None:
