@@ -74,11 +74,7 @@ def _measured(model: str, options: Options) -> dict[str, object]:
     given = named_paths("--weights", options.weights, FAMILIES)
     pythons = interpreters(named_paths("--python", options.pythons, FAMILIES))
     wish = Wish(engine=options.engine, threads=options.threads)
-    Sampling(temperature=options.temperature)  # checks the number
-    if options.n_tokens < 2:
-        raise OptionError(f"--tokens is {options.n_tokens}, but a speed takes 2 or more: the first is the prompt's.")
-    if not 0 < options.limit_s <= _DAY_S:
-        raise OptionError(f"--limit is {options.limit_s:g}, but must be seconds above 0, and no more than {_DAY_S}.")
+    _check_numbers(options)
     asked = choose_prompts(read_prompts(options.prompts), options.sets, options.per_set)
     with LoadProgress() as progress:
         file = resolve(model, progress)
@@ -141,6 +137,15 @@ def _measured(model: str, options: Options) -> dict[str, object]:
         "peers": _peers(found, without),
         "sets": figures(found, [each.set for each in asked], greedy=options.temperature == 0),
     }
+
+
+def _check_numbers(options: Options) -> None:
+    """Raises OptionError for numbers with which nothing can be measured."""
+    Sampling(temperature=options.temperature)
+    if options.n_tokens < 2:
+        raise OptionError(f"--tokens is {options.n_tokens}, but a speed takes 2 or more: the first is the prompt's.")
+    if not 0 < options.limit_s <= _DAY_S:
+        raise OptionError(f"--limit is {options.limit_s:g}, but must be seconds above 0, and no more than {_DAY_S}.")
 
 
 def _questions(file: ModelFile, prompts: Sequence[str], n_tokens: int) -> tuple[list[Question], tuple[int, ...]]:
