@@ -94,7 +94,7 @@ def _show(out: Console, stats: dict[str, list[Stats]]) -> None:
     base = median(s.decode_tok_s for s in stats["plain"])
     rows = []
     labels = {
-        "plain": "plain (two-row steps)",
+        "plain": "plain (exact, no drafts)",
         "speculative": "speculative (the same bits)",
         "one row": "plain, one-row steps (bits may differ)",
     }
