@@ -1,7 +1,7 @@
 """Mixtures of experts in the decoder graph: a branch for each expert, which runs where some row has picked it.
 
-Only the weights of experts that are picked are read. Branches inside branches would be fewer to ask for, and were a
-hundred times slower: ONNX Runtime 1.32 arranges weights for its products one level deep only. It has an operator for
+Only the weights of experts that are picked are read. Branches inside branches would be fewer to ask for, and were
+many times slower: ONNX Runtime 1.32 arranges weights for its products one level deep only. It has an operator for
 all of this, QMoE; there the bits of a row depend on which other rows pick the same expert, and it has no place for the
 minima of Q4_K.
 """

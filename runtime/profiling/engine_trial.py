@@ -23,7 +23,7 @@ class TextKind:
     elsewhere: float
 
 
-# Of answers of SmolLM2-135M to 50 questions and 30 functions to complete, drafts by default; copying is nearly certain.
+# Chat and code: answers of SmolLM2-135M to 50 questions and 30 functions to complete. Copying is assumed.
 KINDS = (
     TextKind("chat", 0.27, 0.69, 0.13),
     TextKind("code", 0.61, 0.84, 0.28),
